@@ -1,0 +1,272 @@
+// Protobuf's parser stops at its first type error and reports places one token late. So the text is also cut into tokens here: they
+// correct the place, say in which message it lies, and let the faulty statement be blanked out so that the parser can go on behind it.
+#include "configs/text_parser.h"
+
+#include <absl/strings/match.h>
+#include <absl/strings/str_cat.h>
+#include <absl/strings/str_split.h>
+#include <google/protobuf/io/tokenizer.h>
+#include <google/protobuf/io/zero_copy_stream_impl_lite.h>
+#include <google/protobuf/text_format.h>
+
+#include <map>
+#include <utility>
+
+#include "configs/suggest.h"
+
+namespace trireme {
+namespace {
+
+using google::protobuf::Descriptor;
+using google::protobuf::FieldDescriptor;
+using google::protobuf::io::Tokenizer;
+
+constexpr int kMaxRepairs = 64;
+constexpr int kMaxProblems = 40;
+constexpr int kMaxDepth = 32;
+
+struct Complaint {
+  int line;
+  int column;
+  std::string message;
+  bool is_error;
+};
+
+class Complaints : public google::protobuf::io::ErrorCollector {
+ public:
+  void AddError(int line, int column, const std::string& message) override { list.push_back({line, column, message, true}); }
+  void AddWarning(int line, int column, const std::string& message) override { list.push_back({line, column, message, false}); }
+  std::vector<Complaint> list;
+};
+
+struct Token {
+  std::string text;
+  Tokenizer::TokenType type;
+  int line, column;   // as protobuf counts: from 0, tabs reach to multiples of 8
+  size_t begin, end;  // bytes
+  std::string path;   // of the message it stands in, relative to the text
+};
+
+// The tokens of a text. Stops at the first character that cannot be one.
+class Tokens {
+ public:
+  explicit Tokens(const std::string& text) : text_(text) {
+    google::protobuf::io::ArrayInputStream stream(text.data(), static_cast<int>(text.size()));
+    Complaints ignored;
+    Tokenizer tokenizer(&stream, &ignored);
+    tokenizer.set_allow_f_after_float(true);
+    tokenizer.set_comment_style(Tokenizer::SH_COMMENT_STYLE);
+    tokenizer.set_require_space_after_number(false);
+    tokenizer.set_allow_multiline_strings(true);
+    while (tokenizer.Next()) {
+      const Tokenizer::Token& token = tokenizer.current();
+      const size_t begin = Offset(token.line, token.column);
+      list_.push_back({token.text, token.type, token.line, token.column, begin, begin + token.text.size(), ""});
+    }
+    FillPaths();
+  }
+
+  int size() const { return static_cast<int>(list_.size()); }
+  const Token& operator[](int index) const { return list_[index]; }
+  bool Is(int index, const char* text) const { return index >= 0 && index < size() && list_[index].text == text; }
+  bool IsName(int index) const { return index >= 0 && index < size() && list_[index].type == Tokenizer::TYPE_IDENTIFIER; }
+  bool IsOpen(int index) const { return Is(index, "{") || Is(index, "<") || Is(index, "["); }
+  bool IsClose(int index) const { return Is(index, "}") || Is(index, ">") || Is(index, "]"); }
+
+  // The last token that starts at or before a place; -1 if none does.
+  int At(int line, int column) const {
+    int found = -1;
+    for (int i = 0; i < size() && std::pair(list_[i].line, list_[i].column) <= std::pair(line, column); ++i) found = i;
+    return found;
+  }
+
+  // The last token at or before `index` with this text, bare or quoted; `index` itself if there is none.
+  int Back(int index, const std::string& text) const {
+    for (int i = index; i >= 0; --i) {
+      if (list_[i].text == text) return i;
+      if (list_[i].type == Tokenizer::TYPE_STRING && list_[i].text.size() == text.size() + 2 && absl::StrContains(list_[i].text, text)) return i;
+    }
+    return index;
+  }
+
+  // The name whose value stands, or should stand, at `index`; -1 if that is no value.
+  int NameOfValue(int index) const {
+    int before = index - 1;
+    if (Is(before, "-")) --before;
+    if (Is(before, ":")) return IsName(before - 1) ? before - 1 : -1;
+    return IsOpen(index) && IsName(before) ? before : -1;
+  }
+
+  // Bytes of the statement that starts with the name at `index`.
+  std::pair<size_t, size_t> Statement(int index) const {
+    int last = index;
+    if (Is(last + 1, ":")) ++last;
+    if (IsOpen(last + 1)) {
+      int depth = 0;
+      do {
+        ++last;
+        depth += IsOpen(last) - IsClose(last);
+      } while (depth > 0 && last + 1 < size());
+    } else if (last > index && last + 1 < size() && !IsClose(last + 1) && !Is(last + 2, ":")) {
+      ++last;
+      if (Is(last, "-") && last + 1 < size()) ++last;
+      while (list_[last].type == Tokenizer::TYPE_STRING && last + 1 < size() && list_[last + 1].type == Tokenizer::TYPE_STRING) ++last;
+    }
+    return {list_[index].begin, list_[last].end};
+  }
+
+  size_t Offset(int line, int column) const {
+    while (static_cast<int>(line_starts_.size()) <= line) {
+      const size_t newline = text_.find('\n', line_starts_.back());
+      if (newline == std::string::npos) return text_.size();
+      line_starts_.push_back(newline + 1);
+    }
+    size_t offset = line_starts_[line];
+    for (int at = 0; at < column && offset < text_.size() && text_[offset] != '\n'; ++offset) at = text_[offset] == '\t' ? at / 8 * 8 + 8 : at + 1;
+    return offset;
+  }
+  size_t LineStart(int line) const { return line < static_cast<int>(line_starts_.size()) ? line_starts_[line] : Offset(line, 0); }
+
+ private:
+  void FillPaths() {
+    std::vector<std::string> paths = {""};
+    std::vector<std::string> names;  // of the open braces
+    std::string name;                // the field that the next brace opens
+    for (int i = 0; i < size(); ++i) {
+      list_[i].path = paths.back();
+      if (IsName(i) && (Is(i + 1, ":") || IsOpen(i + 1))) name = list_[i].text;
+      if (Is(i, "{") || Is(i, "<")) {
+        names.push_back(name);
+        paths.push_back(paths.back().empty() ? name : absl::StrCat(paths.back(), ".", name));
+      } else if ((Is(i, "}") || Is(i, ">")) && !names.empty()) {
+        name = names.back();
+        names.pop_back();
+        paths.pop_back();
+      }
+    }
+  }
+
+  const std::string& text_;
+  std::vector<Token> list_;
+  mutable std::vector<size_t> line_starts_ = {0};
+};
+
+// The strings in double quotes in one of protobuf's messages.
+std::vector<std::string> Quoted(const std::string& message) {
+  std::vector<std::string> parts = absl::StrSplit(message, '"');
+  std::vector<std::string> quoted;
+  for (size_t i = 1; i + 1 < parts.size(); i += 2) quoted.push_back(parts[i]);
+  return quoted;
+}
+
+const Descriptor* MessageAt(const Descriptor* message, const std::string& path) {
+  for (absl::string_view name : absl::StrSplit(path, '.', absl::SkipEmpty())) {
+    const FieldDescriptor* field = message == nullptr ? nullptr : message->FindFieldByName(std::string(name));
+    message = field == nullptr ? nullptr : field->message_type();
+  }
+  return message;
+}
+
+std::string Join(const std::string& path, const std::string& name) { return path.empty() ? name : absl::StrCat(path, ".", name); }
+
+std::string TypeName(const FieldDescriptor& field) {
+  if (field.message_type() != nullptr) return field.message_type()->name();
+  if (field.enum_type() != nullptr) return field.enum_type()->name();
+  return field.type_name();
+}
+
+// A complaint in our words, and what to leave out so that parsing gets past it.
+struct Finding {
+  int line = 0, column = 0;
+  std::string what;
+  int statement = -1;  // token index of the name it starts with; -1: unknown
+};
+
+Finding Explain(const Complaint& complaint, const Tokens& tokens, const TextSource& source, const Descriptor* root) {
+  Finding finding{complaint.line, complaint.column, complaint.message, -1};
+  int token = tokens.At(complaint.line, complaint.column);
+  if (token < 0) return finding;
+  const std::vector<std::string> quoted = Quoted(complaint.message);
+  const auto starts = [&](const char* prefix) { return absl::StartsWith(complaint.message, prefix); };
+  const auto message = [&] { return MessageAt(root, tokens[token].path); };
+  const auto message_path = [&] { return tokens[token].path.empty() ? source.context : Join(source.context, tokens[token].path); };
+  const auto move_to = [&](const std::string& text) {
+    token = tokens.Back(token, text);
+    finding.line = tokens[token].line;
+    finding.column = tokens[token].column;
+  };
+  if (starts("Message type ") && quoted.size() == 2) {
+    move_to(quoted[1]);
+    if (message() != nullptr) finding.what = UnknownField(*message(), message_path(), quoted[1]);
+  } else if (starts("Unknown enumeration value of ") && quoted.size() == 2) {
+    move_to(quoted[0]);
+    const FieldDescriptor* field = message() == nullptr ? nullptr : message()->FindFieldByName(quoted[1]);
+    finding.what = absl::StrCat("\"", quoted[0], "\" is no value of ", Join(message_path(), quoted[1]));
+    if (field != nullptr && field->enum_type() != nullptr) finding.what += Suggestion(quoted[0], ValueNames(*field->enum_type()));
+    finding.statement = tokens.NameOfValue(token);
+  } else if (starts("Invalid value for boolean field ") && quoted.size() == 2) {
+    move_to(quoted[1]);
+    finding.what = absl::StrCat(Join(message_path(), quoted[0]), " (bool): expected true or false, got ", quoted[1]);
+    finding.statement = tokens.NameOfValue(token);
+  } else if (starts("Non-repeated field ") && !quoted.empty()) {
+    move_to(quoted[0]);
+    finding.what = absl::StrCat(Join(message_path(), quoted[0]), " is given more than once; keep one");
+    finding.statement = token;
+  } else if (starts("Field ") && quoted.size() == 3) {
+    move_to(quoted[0]);
+    finding.what = absl::StrCat(Join(message_path(), quoted[0]), " and ", Join(message_path(), quoted[1]), " exclude each other; keep one");
+    finding.statement = token;
+  } else if (const int name = tokens.NameOfValue(token); name >= 0) {
+    token = name;
+    const FieldDescriptor* field = message() == nullptr ? nullptr : message()->FindFieldByName(tokens[name].text);
+    if (field != nullptr) {
+      finding.what = absl::StrCat(Join(message_path(), field->name()), " (", TypeName(*field), "): ", complaint.message,
+                                  absl::EndsWith(complaint.message, "got: ") ? "nothing" : "");
+    }
+    finding.statement = name;
+  }
+  return finding;
+}
+
+}  // namespace
+
+void ParseConfigText(const TextSource& source, google::protobuf::Message* message, std::vector<std::string>* problems) {
+  std::map<std::pair<int, int>, std::string> found;  // by line and byte column, so that they are listed in order and once
+  std::string text = source.text;
+  for (int repair = 0; repair < kMaxRepairs; ++repair) {
+    Complaints complaints;
+    google::protobuf::TextFormat::Parser parser;
+    parser.RecordErrorsTo(&complaints);
+    parser.AllowUnknownField(true);  // They become warnings, so that all are seen; Complaints makes them errors again.
+    parser.SetRecursionLimit(kMaxDepth);
+    if (parser.ParseFromString(text, message) && complaints.list.empty()) break;
+    const Tokens tokens(text);
+    std::string repaired = text;
+    bool stopped = false;
+    for (const Complaint& complaint : complaints.list) {
+      const Finding finding = Explain(complaint, tokens, source, message->GetDescriptor());
+      const int column = static_cast<int>(tokens.Offset(finding.line, finding.column) - tokens.LineStart(finding.line));
+      found.try_emplace({finding.line, column}, finding.what);
+      if (!complaint.is_error) continue;
+      stopped = true;
+      if (finding.statement < 0) continue;
+      const auto [begin, end] = tokens.Statement(finding.statement);
+      for (size_t i = begin; i < end; ++i) {
+        if (repaired[i] != '\n') repaired[i] = ' ';
+      }
+    }
+    if (!stopped || repaired == text) break;
+    text = repaired;
+  }
+  int listed = 0;
+  for (const auto& [place, what] : found) {
+    if (++listed > kMaxProblems) {
+      problems->push_back(absl::StrCat(source.label, ": and ", found.size() - kMaxProblems, " more"));
+      break;
+    }
+    const int column = place.second + (place.first == 0 ? source.first_column : 0);
+    problems->push_back(absl::StrCat(source.label, ":", place.first + 1, ":", column + 1, ": ", what));
+  }
+}
+
+}  // namespace trireme

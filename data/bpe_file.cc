@@ -1,0 +1,242 @@
+#include "data/bpe_file.h"
+
+#include <algorithm>
+#include <nlohmann/json.hpp>
+#include <unordered_set>
+#include <utility>
+
+#include "data/bpe_bytes.h"
+
+namespace trireme {
+namespace {
+
+using nlohmann::json;
+
+constexpr int kMaxDepth = 32;
+constexpr int32_t kMaxId = (1 << 24) - 1;
+
+template <typename... Args>
+absl::Status Bad(const Args&... args) {
+  return Error(ExitCode::kData, args...);
+}
+
+// At most 60 bytes of a name from the file, for messages.
+std::string Shown(absl::string_view text) {
+  return text.size() <= 60 ? absl::StrCat("\"", text, "\"") : absl::StrCat("\"", text.substr(0, 60), "...\"");
+}
+
+// Refuses nesting that no tokenizer needs and keys that stand twice, of which JSON readers would silently pick one.
+absl::StatusOr<json> ParseJson(absl::string_view contents) {
+  bool too_deep = false;
+  std::string twice;
+  std::vector<std::unordered_set<std::string>> keys(1);  // seen in each open object
+  auto callback = [&](int depth, json::parse_event_t event, json& parsed) {
+    if (depth > kMaxDepth) too_deep = true;
+    if (too_deep) return false;
+    if (event == json::parse_event_t::object_start) keys.emplace_back();
+    if (event == json::parse_event_t::object_end) keys.pop_back();
+    if (event == json::parse_event_t::key && !keys.back().insert(parsed.get<std::string>()).second)
+      twice = parsed.get<std::string>();
+    return true;
+  };
+  json parsed = json::parse(contents.begin(), contents.end(), callback, /*allow_exceptions=*/false);
+  if (too_deep) return Bad("nested deeper than ", kMaxDepth, " levels");
+  if (parsed.is_discarded()) return Bad("not valid JSON");
+  if (!twice.empty()) return Bad("the key ", Shown(twice), " stands twice in one object");
+  if (!parsed.is_object()) return Bad("not a JSON object");
+  return parsed;
+}
+
+// Absent and null are the same.
+const json& Field(const json& object, const char* name) {
+  static const json absent;
+  const auto field = object.find(name);
+  return field == object.end() ? absent : *field;
+}
+
+absl::StatusOr<bool> Flag(const json& object, const char* name) {
+  const json& field = Field(object, name);
+  if (field.is_null()) return false;
+  if (!field.is_boolean()) return Bad(name, " is not true or false");
+  return field.get<bool>();
+}
+
+absl::StatusOr<int32_t> Id(const json& value, absl::string_view token) {
+  if (!value.is_number_unsigned() || value.get<uint64_t>() > kMaxId) {
+    return Bad("the id of token ", Shown(token), " is not a whole number from 0 to ", kMaxId);
+  }
+  return static_cast<int32_t>(value.get<uint64_t>());
+}
+
+absl::Status CheckModelOptions(const json& model) {
+  const json& type = Field(model, "type");
+  if (!type.is_null() && type != "BPE")
+    return Bad("the model is ", type.is_string() ? Shown(type.get<std::string>()) : "of no type",
+               "; only BPE is supported");
+  const json& dropout = Field(model, "dropout");
+  if (!dropout.is_null() && dropout != 0.0) return Bad("the model has dropout, which is not reproduced");
+  for (const char* name : {"continuing_subword_prefix", "end_of_word_suffix"}) {
+    const json& affix = Field(model, name);
+    if (!affix.is_null() && affix != "") return Bad("the model has ", name, ", which is not supported");
+  }
+  return absl::OkStatus();
+}
+
+absl::Status ReadVocabulary(const json& vocabulary, BpeFile* file) {
+  if (!vocabulary.is_object() || vocabulary.empty()) return Bad("model.vocab is not an object with tokens");
+  file->id_of_token.reserve(vocabulary.size());
+  int32_t largest = 0;
+  for (const auto& [token, value] : vocabulary.items()) {
+    ASSIGN_OR_RETURN(const int32_t id, Id(value, token));
+    file->id_of_token.emplace(token, id);
+    largest = std::max(largest, id);
+  }
+  if (static_cast<size_t>(largest) / 8 > vocabulary.size() + 4096)
+    return Bad("the largest id is ", largest, " but there are only ", vocabulary.size(), " tokens");
+  file->bytes_of_id.resize(largest + 1);
+  std::vector<bool> taken(largest + 1);
+  for (const auto& [token, id] : file->id_of_token) {
+    if (taken[id]) return Bad("id ", id, " belongs to two tokens, ", Shown(token), " is one of them");
+    taken[id] = true;
+    std::string bytes;
+    file->bytes_of_id[id] = UnspellBytes(token, &bytes) ? bytes : token;
+  }
+  return absl::OkStatus();
+}
+
+// Splits "a b", the older form of a merge.
+absl::StatusOr<std::pair<std::string, std::string>> MergeParts(const json& merge, size_t rank) {
+  if (merge.is_array() && merge.size() == 2 && merge[0].is_string() && merge[1].is_string()) {
+    return std::make_pair(merge[0].get<std::string>(), merge[1].get<std::string>());
+  }
+  if (merge.is_string()) {
+    const auto& text = merge.get_ref<const std::string&>();
+    const size_t space = text.find(' ');
+    if (space != std::string::npos && text.find(' ', space + 1) == std::string::npos) {
+      return std::make_pair(text.substr(0, space), text.substr(space + 1));
+    }
+  }
+  return Bad("merge ", rank, " is neither \"a b\" nor [\"a\", \"b\"]");
+}
+
+absl::StatusOr<std::vector<BpeModel::Merge>> ReadMerges(const json& list, const BpeFile& file) {
+  if (!list.is_array()) return Bad("model.merges is not a list");
+  std::vector<BpeModel::Merge> merges;
+  merges.reserve(list.size());
+  for (const json& item : list) {
+    if (item.is_string() && item.get_ref<const std::string&>().rfind("#version", 0) == 0) continue;
+    ASSIGN_OR_RETURN(const auto parts, MergeParts(item, merges.size()));
+    BpeModel::Merge merge;
+    for (const auto& [text, id] : {std::pair<std::string, int32_t*>{parts.first, &merge.left},
+                                   {parts.second, &merge.right},
+                                   {parts.first + parts.second, &merge.result}}) {
+      const auto found = file.id_of_token.find(text);
+      if (found == file.id_of_token.end())
+        return Bad("merge ", merges.size(), " speaks of ", Shown(text), ", which is not in model.vocab");
+      *id = found->second;
+    }
+    merges.push_back(merge);
+  }
+  return merges;
+}
+
+absl::Status ReadModel(const json& model, BpeFile* file) {
+  if (!model.is_object()) return Bad("model is missing");
+  RETURN_IF_ERROR(CheckModelOptions(model));
+  RETURN_IF_ERROR(ReadVocabulary(Field(model, "vocab"), file));
+  ASSIGN_OR_RETURN(const std::vector<BpeModel::Merge> merges, ReadMerges(Field(model, "merges"), *file));
+  std::array<int32_t, 256> byte_ids;
+  for (int byte = 0; byte < 256; ++byte) {
+    const char c = static_cast<char>(byte);
+    const auto found = file->id_of_token.find(SpellBytes(absl::string_view(&c, 1)));
+    byte_ids[byte] = found == file->id_of_token.end() ? -1 : found->second;
+    const bool in_utf8 = byte != 0xC0 && byte != 0xC1 && byte < 0xF5;
+    if (byte_ids[byte] < 0 && in_utf8)
+      return Bad("model.vocab has no token for byte ", byte, "; only byte-level BPE with all bytes is supported");
+  }
+  ASSIGN_OR_RETURN(const bool ignore_merges, Flag(model, "ignore_merges"));
+  absl::flat_hash_map<std::string, int32_t> whole_words;
+  if (ignore_merges) {
+    std::string bytes;
+    for (const auto& [token, id] : file->id_of_token) {
+      if (UnspellBytes(token, &bytes)) whole_words.emplace(bytes, id);
+    }
+  }
+  file->model = std::make_unique<BpeModel>(byte_ids, merges, std::move(whole_words));
+  return absl::OkStatus();
+}
+
+absl::Status ReadAddedTokens(const json& list, BpeFile* file) {
+  if (list.is_null()) return absl::OkStatus();
+  if (!list.is_array()) return Bad("added_tokens is not a list");
+  // The reference numbers tokens that the model lacks itself, in this way; a file that says otherwise is not one it
+  // wrote.
+  auto next_id = static_cast<int32_t>(file->id_of_token.size());
+  std::unordered_set<std::string> seen;
+  for (const json& item : list) {
+    AddedToken token;
+    const json& content = item.is_object() ? Field(item, "content") : item;
+    if (!item.is_object() || !content.is_string()) return Bad("added_tokens: an entry has no content");
+    token.content = content.get<std::string>();
+    if (token.content.empty()) return Bad("added_tokens: an entry has empty content");
+    if (!seen.insert(token.content).second) return Bad("added_tokens: ", Shown(token.content), " stands twice");
+    ASSIGN_OR_RETURN(token.id, Id(Field(item, "id"), token.content));
+    ASSIGN_OR_RETURN(token.lstrip, Flag(item, "lstrip"));
+    ASSIGN_OR_RETURN(token.rstrip, Flag(item, "rstrip"));
+    ASSIGN_OR_RETURN(token.normalized, Flag(item, "normalized"));
+    ASSIGN_OR_RETURN(token.special, Flag(item, "special"));
+    ASSIGN_OR_RETURN(const bool single_word, Flag(item, "single_word"));
+    if (single_word) return Bad("added_tokens: ", Shown(token.content), " has single_word, which is not supported");
+    const auto known = file->id_of_token.find(token.content);
+    const int32_t expected = known != file->id_of_token.end() ? known->second : next_id++;
+    if (token.id != expected) {
+      return Bad("added_tokens: ", Shown(token.content), " has id ", token.id, " where the reference gives it ",
+                 expected);
+    }
+    if (known == file->id_of_token.end()) {
+      if (static_cast<size_t>(token.id) >= file->bytes_of_id.size()) file->bytes_of_id.resize(token.id + 1);
+      if (!file->bytes_of_id[token.id].empty())
+        return Bad("added_tokens: id ", token.id, " of ", Shown(token.content), " belongs to another token");
+      std::string bytes;
+      file->bytes_of_id[token.id] = UnspellBytes(token.content, &bytes) ? bytes : token.content;
+      file->id_of_token.emplace(token.content, token.id);
+    }
+    file->added_tokens.push_back(std::move(token));
+  }
+  return absl::OkStatus();
+}
+
+// Normalizers: none, NFC, or a Sequence of nothing else.
+absl::Status ReadNormalizer(const json& normalizer, BpeFile* file) {
+  if (normalizer.is_null()) return absl::OkStatus();
+  const json& type = normalizer.is_object() ? Field(normalizer, "type") : normalizer;
+  if (type == "NFC") {
+    file->normalize_nfc = true;
+    return absl::OkStatus();
+  }
+  if (type == "Sequence" && Field(normalizer, "normalizers").is_array()) {
+    for (const json& member : Field(normalizer, "normalizers")) RETURN_IF_ERROR(ReadNormalizer(member, file));
+    return absl::OkStatus();
+  }
+  return Bad("the normalizer ", type.is_string() ? Shown(type.get<std::string>()) : "without type",
+             " is not supported (NFC is)");
+}
+
+}  // namespace
+
+absl::StatusOr<BpeFile> ParseBpeFile(absl::string_view contents) {
+  ASSIGN_OR_RETURN(const json root, ParseJson(contents));
+  const json& version = Field(root, "version");
+  if (!version.is_null() && version != "1.0") return Bad("an unknown version of tokenizer.json");
+  BpeFile file;
+  RETURN_IF_ERROR(ReadModel(Field(root, "model"), &file));
+  RETURN_IF_ERROR(ReadAddedTokens(Field(root, "added_tokens"), &file));
+  RETURN_IF_ERROR(ReadNormalizer(Field(root, "normalizer"), &file));
+  ASSIGN_OR_RETURN(file.pre_tokenizer, PreTokenizer::FromJson(Field(root, "pre_tokenizer")));
+  const json& decoder = Field(root, "decoder");
+  if (!decoder.is_object() || Field(decoder, "type") != "ByteLevel")
+    return Bad("the decoder is not ByteLevel; only byte-level BPE is supported");
+  return file;
+}
+
+}  // namespace trireme

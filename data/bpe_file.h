@@ -1,0 +1,35 @@
+// data/bpe_file.h
+// Reading a tokenizer.json, which may come from anyone.
+#ifndef TRIREME_DATA_BPE_FILE_H_
+#define TRIREME_DATA_BPE_FILE_H_
+
+#include <absl/container/flat_hash_map.h>
+#include <absl/strings/string_view.h>
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "data/bpe_added_tokens.h"
+#include "data/bpe_model.h"
+#include "data/pretokenizer.h"
+
+namespace trireme {
+
+// What a tokenizer.json says, checked.
+struct BpeFile {
+  std::vector<AddedToken> added_tokens;
+  bool normalize_nfc = false;
+  PreTokenizer pre_tokenizer;
+  std::unique_ptr<BpeModel> model;
+  absl::flat_hash_map<std::string, int32_t> id_of_token;  // by token string, added tokens too
+  std::vector<std::string> bytes_of_id;                   // what each id decodes to; empty where no token has the id
+};
+
+// Refuses (ExitCode::kData) what is malformed and what this program would not reproduce exactly. Ignores truncation,
+// padding and post_processor.
+absl::StatusOr<BpeFile> ParseBpeFile(absl::string_view contents);
+
+}  // namespace trireme
+
+#endif  // TRIREME_DATA_BPE_FILE_H_

@@ -1,0 +1,57 @@
+// data/bpe_model.h
+// Byte-pair encoding of one piece of text.
+#ifndef TRIREME_DATA_BPE_MODEL_H_
+#define TRIREME_DATA_BPE_MODEL_H_
+
+#include <absl/container/flat_hash_map.h>
+#include <absl/strings/string_view.h>
+
+#include <array>
+#include <cstdint>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "launch/status.h"
+
+namespace trireme {
+
+// Immutable, so thread-safe.
+class BpeModel {
+ public:
+  struct Merge {
+    int32_t left;
+    int32_t right;
+    int32_t result;
+  };
+
+  // `byte_ids`: the token of each byte, -1 where there is none (allowed for bytes that UTF-8 never holds). `merges` in
+  // order of rank; where a pair is listed twice, the later one counts, as in the reference. `whole_words`: pieces that
+  // are tokens as they are, whatever the merges say (the file's ignore_merges); empty otherwise.
+  BpeModel(const std::array<int32_t, 256>& byte_ids, const std::vector<Merge>& merges,
+           absl::flat_hash_map<std::string, int32_t> whole_words);
+
+  // Appends the ids of `piece`. Joins the pair of lowest rank, the leftmost among equals, until none is left.
+  void Encode(absl::string_view piece, std::vector<int32_t>* ids) const;
+
+ private:
+  struct Entry {
+    uint64_t pair = kNoPair;
+    int32_t rank = 0;
+    int32_t result = 0;
+  };
+  static constexpr uint64_t kNoPair = ~uint64_t{0};
+
+  const Entry* Find(int32_t left, int32_t right) const;
+  void EncodeShort(absl::string_view piece, std::vector<int32_t>* ids) const;
+  void EncodeLong(absl::string_view piece, std::vector<int32_t>* ids) const;
+
+  std::array<int32_t, 256> byte_ids_;
+  std::vector<Entry> table_;  // open addressing, at most half full; size a power of two
+  int shift_ = 0;
+  absl::flat_hash_map<std::string, int32_t> whole_words_;
+};
+
+}  // namespace trireme
+
+#endif  // TRIREME_DATA_BPE_MODEL_H_

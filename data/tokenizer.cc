@@ -1,0 +1,130 @@
+#include "data/tokenizer.h"
+
+#include <mutex>
+#include <utility>
+
+#include "data/bpe_cache.h"
+#include "data/bpe_file.h"
+#include "data/unicode.h"
+#include "data/unicode_nfc.h"
+
+namespace trireme {
+namespace {
+
+constexpr uint64_t kMaxFileBytes = uint64_t{256} << 20;
+
+// Caches for one thread at a time each: taking one costs a lock per text, not per word.
+class CachePool {
+ public:
+  std::unique_ptr<BpeCache> Take() {
+    std::lock_guard<std::mutex> lock(mutex_);
+    if (idle_.empty()) return std::make_unique<BpeCache>();
+    std::unique_ptr<BpeCache> cache = std::move(idle_.back());
+    idle_.pop_back();
+    return cache;
+  }
+  void Return(std::unique_ptr<BpeCache> cache) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    idle_.push_back(std::move(cache));
+  }
+
+ private:
+  std::mutex mutex_;
+  std::vector<std::unique_ptr<BpeCache>> idle_;
+};
+
+class EncodingSink : public PieceSink {
+ public:
+  EncodingSink(const BpeModel& model, BpeCache* cache, std::vector<int32_t>* ids)
+      : model_(model), cache_(cache), ids_(ids) {}
+  void OnPiece(absl::string_view piece) override { cache_->Encode(model_, piece, ids_); }
+
+ private:
+  const BpeModel& model_;
+  BpeCache* cache_;
+  std::vector<int32_t>* ids_;
+};
+
+std::vector<AddedToken> Select(const std::vector<AddedToken>& tokens, bool normalized) {
+  std::vector<AddedToken> selected;
+  for (const AddedToken& token : tokens) {
+    if (token.normalized == normalized) selected.push_back(token);
+  }
+  return selected;
+}
+
+class BpeTokenizer : public Tokenizer {
+ public:
+  BpeTokenizer(BpeFile file, Digest digest)
+      : file_(std::move(file)),
+        digest_(std::move(digest)),
+        verbatim_(Select(file_.added_tokens, /*normalized=*/false)),
+        normalized_(Select(file_.added_tokens, /*normalized=*/true)) {
+    // What the families call the token between documents; a base model's comes before a chat model's.
+    for (const char* name : {"<|endoftext|>", "<|end_of_text|>", "<|end▁of▁sentence|>", "</s>", "<eos>"}) {
+      if (end_of_document_ < 0) end_of_document_ = TokenId(name);
+    }
+  }
+
+  void Encode(absl::string_view text, std::vector<int32_t>* ids) const override {
+    std::string repaired;
+    if (!IsValidUtf8(text)) {
+      repaired = RepairUtf8(text);
+      text = repaired;
+    }
+    std::unique_ptr<BpeCache> cache = caches_.Take();
+    EncodingSink sink(*file_.model, cache.get(), ids);
+    const auto on_token = [ids](int32_t id) { ids->push_back(id); };
+    const auto on_plain = [&](absl::string_view plain) { file_.pre_tokenizer.Split(plain, &sink); };
+    const auto on_text = [&](absl::string_view part) {
+      std::string composed;
+      if (file_.normalize_nfc) part = NormalizeNfc(part, &composed);
+      if (normalized_.empty()) {
+        on_plain(part);
+      } else {
+        normalized_.Split(part, on_plain, on_token);
+      }
+    };
+    if (verbatim_.empty()) {
+      on_text(text);
+    } else {
+      verbatim_.Split(text, on_text, on_token);
+    }
+    caches_.Return(std::move(cache));
+  }
+
+  std::string Decode(const std::vector<int32_t>& ids) const override {
+    std::string bytes;
+    for (const int32_t id : ids) {
+      if (id >= 0 && id < vocab_size()) bytes += file_.bytes_of_id[id];
+    }
+    return bytes;
+  }
+
+  int32_t vocab_size() const override { return static_cast<int32_t>(file_.bytes_of_id.size()); }
+  int32_t end_of_document() const override { return end_of_document_; }
+  int32_t TokenId(absl::string_view token) const override {
+    const auto found = file_.id_of_token.find(token);
+    return found == file_.id_of_token.end() ? -1 : found->second;
+  }
+  const Digest& digest() const override { return digest_; }
+
+ private:
+  BpeFile file_;
+  Digest digest_;
+  AddedTokenFinder verbatim_;
+  AddedTokenFinder normalized_;
+  int32_t end_of_document_ = -1;
+  mutable CachePool caches_;
+};
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<Tokenizer>> Tokenizer::Load(const std::string& path) {
+  ASSIGN_OR_RETURN(const std::string contents, ReadFile(path, kMaxFileBytes));
+  absl::StatusOr<BpeFile> file = ParseBpeFile(contents);
+  if (!file.ok()) return Annotate(file.status(), absl::StrCat("tokenizer: ", path));
+  return std::unique_ptr<Tokenizer>(new BpeTokenizer(*std::move(file), HashBytes(contents.data(), contents.size())));
+}
+
+}  // namespace trireme

@@ -1,0 +1,41 @@
+// data/tokenizer.h
+// Byte-level BPE from Hugging Face's tokenizer.json.
+#ifndef TRIREME_DATA_TOKENIZER_H_
+#define TRIREME_DATA_TOKENIZER_H_
+
+#include <absl/strings/string_view.h>
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "launch/file.h"
+#include "launch/status.h"
+
+namespace trireme {
+
+// Thread-safe after loading.
+class Tokenizer {
+ public:
+  // Refuses (ExitCode::kData), naming the construct, what it cannot reproduce exactly; the reference is the
+  // `tokenizers` package.
+  static absl::StatusOr<std::unique_ptr<Tokenizer>> Load(const std::string& path);
+  virtual ~Tokenizer() = default;
+
+  // Appends the ids of `text`. Special tokens written out in the text are recognized as the file says. Nothing is added
+  // before or after the text, nothing is cut: the file's post_processor, truncation and padding are not applied.
+  // Invalid UTF-8 is read as Python's bytes.decode(errors="replace") reads it: U+FFFD for every maximal invalid part.
+  virtual void Encode(absl::string_view text, std::vector<int32_t>* ids) const = 0;
+  // The bytes of all tokens, special ones included. Not valid UTF-8 when the ids begin or end within a character.
+  // Unknown ids give nothing.
+  virtual std::string Decode(const std::vector<int32_t>& ids) const = 0;
+  virtual int32_t vocab_size() const = 0;       // largest id + 1
+  virtual int32_t end_of_document() const = 0;  // id of <|endoftext|> or the family's equivalent; -1 when there is none
+  virtual int32_t TokenId(absl::string_view token) const = 0;  // -1 when unknown
+  virtual const Digest& digest() const = 0;                    // of the file
+};
+
+}  // namespace trireme
+
+#endif  // TRIREME_DATA_TOKENIZER_H_

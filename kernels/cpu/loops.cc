@@ -1,0 +1,363 @@
+// Compiled once per instruction set with TRIREME_LOOPS naming the function that returns the table. Everything else is
+// in an anonymous namespace, and no standard library template is used, so that no code for a newer processor can be
+// linked into another file.
+#include "kernels/cpu/loops.h"
+
+#include "kernels/philox.h"
+
+namespace trireme {
+namespace {
+
+inline float Load(float value) { return value; }
+inline double Load(double value) { return value; }
+inline float Load(Bf16 value) { return ToFloat(value); }
+inline void Store(float* out, float value) { *out = value; }
+inline void Store(double* out, double value) { *out = value; }
+inline void Store(Bf16* out, float value) { *out = RoundToBf16(value); }
+
+inline float RootOf(float x) { return sqrtf(x); }
+inline double RootOf(double x) { return sqrt(x); }
+inline float LogOf(float x) { return logf(x); }
+inline double LogOf(double x) { return log(x); }
+
+template <typename C>
+inline C Infinity() {
+  return static_cast<C>(__builtin_inf());
+}
+
+template <typename T, typename C>
+void RmsNorm(int64_t rows, int64_t width, const T* x, const T* delta, const T* weight, C eps, T* h, T* y, C* rstd) {
+  for (int64_t r = 0; r < rows; ++r) {
+    const T* source = x + r * width;
+    C sum = 0;
+    if (delta != nullptr) {
+      T* h_row = h + r * width;
+      const T* d = delta + r * width;
+#pragma omp simd
+      for (int64_t i = 0; i < width; ++i) Store(&h_row[i], Load(source[i]) + Load(d[i]));
+      source = h_row;
+    }
+#pragma omp simd reduction(+ : sum)
+    for (int64_t i = 0; i < width; ++i) sum += Load(source[i]) * Load(source[i]);
+    const C scale = C(1) / RootOf(sum / static_cast<C>(width) + eps);
+    rstd[r] = scale;
+    T* out = y + r * width;
+#pragma omp simd
+    for (int64_t i = 0; i < width; ++i) Store(&out[i], Load(source[i]) * scale * Load(weight[i]));
+  }
+}
+
+template <typename T, typename C>
+void RmsNormAgain(int64_t rows, int64_t width, const T* h, const C* rstd, const T* weight, T* y) {
+  for (int64_t r = 0; r < rows; ++r) {
+    const C scale = rstd[r];
+    const T* source = h + r * width;
+    T* out = y + r * width;
+#pragma omp simd
+    for (int64_t i = 0; i < width; ++i) Store(&out[i], Load(source[i]) * scale * Load(weight[i]));
+  }
+}
+
+template <typename T, typename C>
+void RmsNormBackward(int64_t rows, int64_t width, const T* h, const C* rstd, const T* weight, const T* dy, const T* d_h,
+                     T* dx, C* d_weight) {
+  for (int64_t r = 0; r < rows; ++r) {
+    const C scale = rstd[r];
+    const T* source = h + r * width;
+    const T* gradient = dy + r * width;
+    C dot = 0;
+#pragma omp simd reduction(+ : dot)
+    for (int64_t i = 0; i < width; ++i) dot += Load(gradient[i]) * Load(weight[i]) * Load(source[i]);
+    const C correction = dot * scale * scale / static_cast<C>(width);
+    T* out = dx + r * width;
+    if (d_h != nullptr) {
+      const T* residual = d_h + r * width;
+#pragma omp simd
+      for (int64_t i = 0; i < width; ++i) {
+        Store(&out[i],
+              Load(residual[i]) + scale * (Load(gradient[i]) * Load(weight[i]) - Load(source[i]) * correction));
+      }
+    } else {
+#pragma omp simd
+      for (int64_t i = 0; i < width; ++i) {
+        Store(&out[i], scale * (Load(gradient[i]) * Load(weight[i]) - Load(source[i]) * correction));
+      }
+    }
+    if (d_weight != nullptr) {
+#pragma omp simd
+      for (int64_t i = 0; i < width; ++i) d_weight[i] += Load(gradient[i]) * Load(source[i]) * scale;
+    }
+  }
+}
+
+template <typename T, typename C>
+void SwiGluRows(int64_t rows, int64_t width, const T* gate_up, T* out) {
+  for (int64_t r = 0; r < rows; ++r) {
+    const T* gate = gate_up + r * 2 * width;
+    const T* up = gate + width;
+    T* result = out + r * width;
+#pragma omp simd
+    for (int64_t i = 0; i < width; ++i) Store(&result[i], SwiGlu<C>(Load(gate[i]), Load(up[i])));
+  }
+}
+
+template <typename T, typename C>
+void SwiGluRowsBackward(int64_t rows, int64_t width, const T* gate_up, const T* d_out, T* d_gate_up) {
+  for (int64_t r = 0; r < rows; ++r) {
+    const T* gate = gate_up + r * 2 * width;
+    const T* up = gate + width;
+    const T* gradient = d_out + r * width;
+    T* d_gate = d_gate_up + r * 2 * width;
+    T* d_up = d_gate + width;
+#pragma omp simd
+    for (int64_t i = 0; i < width; ++i) {
+      C dg, du;
+      SwiGluBackward<C>(Load(gate[i]), Load(up[i]), Load(gradient[i]), &dg, &du);
+      Store(&d_gate[i], dg);
+      Store(&d_up[i], du);
+    }
+  }
+}
+
+template <typename T, typename C>
+void Rope(int64_t rows, int64_t heads, int64_t head_dim, int64_t stride, T* x, const int64_t* positions,
+          const C* cosine, const C* sine, C direction) {
+  const int64_t half = head_dim / 2;
+  for (int64_t r = 0; r < rows; ++r) {
+    const C* c = cosine + positions[r] * half;
+    const C* s = sine + positions[r] * half;
+    for (int64_t head = 0; head < heads; ++head) {
+      T* a = x + r * stride + head * head_dim;
+      T* b = a + half;
+#pragma omp simd
+      for (int64_t i = 0; i < half; ++i) {
+        C first = Load(a[i]), second = Load(b[i]);
+        Rotate<C>(&first, &second, c[i], s[i] * direction);
+        Store(&a[i], first);
+        Store(&b[i], second);
+      }
+    }
+  }
+}
+
+// The visible columns of row i: [*begin, *end).
+inline void Visible(int64_t i, int64_t columns, int64_t first_limit, int64_t window, int64_t* begin, int64_t* end) {
+  int64_t limit = first_limit + i;
+  int64_t hidden = window > 0 ? limit - window : 0;
+  *end = limit < 0 ? 0 : (limit > columns ? columns : limit);
+  *begin = hidden < 0 ? 0 : (hidden > *end ? *end : hidden);
+}
+
+template <typename C>
+void SoftmaxBlock(int64_t rows, int64_t columns, int64_t ld, int64_t first_limit, int64_t window, C scale, C* scores,
+                  C* row_max, C* row_sum, C* shrink) {
+  for (int64_t r = 0; r < rows; ++r) {
+    int64_t begin, end;
+    Visible(r, columns, first_limit, window, &begin, &end);
+    C* row = scores + r * ld;
+    C largest = -Infinity<C>();
+#pragma omp simd reduction(max : largest)
+    for (int64_t i = begin; i < end; ++i) largest = row[i] > largest ? row[i] : largest;
+    largest *= scale;
+    const C old_max = row_max[r];
+    const C new_max = largest > old_max ? largest : old_max;
+    const C base = new_max == -Infinity<C>() ? C(0) : new_max;
+    C sum = 0;
+#pragma omp simd reduction(+ : sum)
+    for (int64_t i = begin; i < end; ++i) {
+      row[i] = Exp(row[i] * scale - base);
+      sum += row[i];
+    }
+    for (int64_t i = 0; i < begin; ++i) row[i] = 0;
+    for (int64_t i = end; i < columns; ++i) row[i] = 0;
+    const C factor = old_max == -Infinity<C>() ? C(0) : Exp(old_max - base);
+    shrink[r] = factor;
+    row_sum[r] = row_sum[r] * factor + sum;
+    row_max[r] = new_max;
+  }
+}
+
+template <typename C>
+void SoftmaxAgain(int64_t rows, int64_t columns, int64_t ld, int64_t first_limit, int64_t window, C scale, C* scores,
+                  const C* lse) {
+  for (int64_t r = 0; r < rows; ++r) {
+    int64_t begin, end;
+    Visible(r, columns, first_limit, window, &begin, &end);
+    C* row = scores + r * ld;
+    const C base = lse[r];
+#pragma omp simd
+    for (int64_t i = begin; i < end; ++i) row[i] = Exp(row[i] * scale - base);
+    for (int64_t i = 0; i < begin; ++i) row[i] = 0;
+    for (int64_t i = end; i < columns; ++i) row[i] = 0;
+  }
+}
+
+template <typename C>
+void SoftmaxBackward(int64_t rows, int64_t columns, int64_t ld, C scale, const C* probabilities, const C* delta,
+                     C* d_probabilities) {
+  for (int64_t r = 0; r < rows; ++r) {
+    const C* p = probabilities + r * ld;
+    C* d = d_probabilities + r * ld;
+    const C offset = delta[r];
+#pragma omp simd
+    for (int64_t i = 0; i < columns; ++i) d[i] = p[i] * (d[i] - offset) * scale;
+  }
+}
+
+template <typename C>
+void ScaleRows(int64_t rows, int64_t columns, int64_t ld, const C* factor, C* x) {
+  for (int64_t r = 0; r < rows; ++r) {
+    const C f = factor[r];
+    if (f == C(1)) continue;
+#pragma omp simd
+    for (int64_t i = 0; i < columns; ++i) x[r * ld + i] *= f;
+  }
+}
+
+template <typename C>
+void RowDots(int64_t rows, int64_t columns, int64_t ld_a, const C* a, int64_t ld_b, const C* b, C* out) {
+  for (int64_t r = 0; r < rows; ++r) {
+    C sum = 0;
+#pragma omp simd reduction(+ : sum)
+    for (int64_t i = 0; i < columns; ++i) sum += a[r * ld_a + i] * b[r * ld_b + i];
+    out[r] = sum;
+  }
+}
+
+template <typename C>
+C CrossEntropy(int64_t vocab, const C* logits, int64_t target, C* lse) {
+  C largest = -Infinity<C>();
+#pragma omp simd reduction(max : largest)
+  for (int64_t i = 0; i < vocab; ++i) largest = logits[i] > largest ? logits[i] : largest;
+  C sum = 0;
+#pragma omp simd reduction(+ : sum)
+  for (int64_t i = 0; i < vocab; ++i) sum += Exp(logits[i] - largest);
+  *lse = largest + LogOf(sum);
+  return target < 0 ? C(0) : *lse - logits[target];
+}
+
+template <typename C>
+void CrossEntropyBackward(int64_t vocab, C* logits, int64_t target, C lse, C scale, C z_loss) {
+  if (target < 0) {
+    for (int64_t i = 0; i < vocab; ++i) logits[i] = 0;
+    return;
+  }
+  const C factor = scale * (C(1) + C(2) * z_loss * lse);
+#pragma omp simd
+  for (int64_t i = 0; i < vocab; ++i) logits[i] = Exp(logits[i] - lse) * factor;
+  logits[target] -= scale;
+}
+
+template <typename T>
+void Add(int64_t n, T* a, const T* b) {
+#pragma omp simd
+  for (int64_t i = 0; i < n; ++i) Store(&a[i], Load(a[i]) + Load(b[i]));
+}
+
+template <typename T, typename C>
+void Accumulate(int64_t n, C* a, const T* b) {
+#pragma omp simd
+  for (int64_t i = 0; i < n; ++i) a[i] += Load(b[i]);
+}
+
+template <typename T, typename C>
+void Widen(int64_t n, const T* in, C* out) {
+#pragma omp simd
+  for (int64_t i = 0; i < n; ++i) out[i] = Load(in[i]);
+}
+
+template <typename T, typename C>
+void Narrow(int64_t n, const C* in, T* out) {
+#pragma omp simd
+  for (int64_t i = 0; i < n; ++i) Store(&out[i], in[i]);
+}
+
+void AdamW(int64_t n, const AdamWStep& step, float keep, float* p, const float* g, float* m, float* v, Bf16* copy) {
+  const AdamWStep s = step;
+  if (copy == nullptr) {
+#pragma omp simd
+    for (int64_t i = 0; i < n; ++i) p[i] = AdamWElement(s, keep, p[i], g[i], &m[i], &v[i]);
+    return;
+  }
+#pragma omp simd
+  for (int64_t i = 0; i < n; ++i) {
+    p[i] = AdamWElement(s, keep, p[i], g[i], &m[i], &v[i]);
+    copy[i] = RoundToBf16(p[i]);
+  }
+}
+
+void AdamWBf16(int64_t n, const AdamWStep& step, float keep, Bf16* p, const float* g, float* m, float* v,
+               const uint16_t* random_bits) {
+  const AdamWStep s = step;
+#pragma omp simd
+  for (int64_t i = 0; i < n; ++i)
+    p[i] = StochasticRoundToBf16(AdamWElement(s, keep, ToFloat(p[i]), g[i], &m[i], &v[i]), random_bits[i]);
+}
+
+void SgdStep(int64_t n, float scale, float lr, float momentum, float keep, float* p, const float* g, float* velocity,
+             Bf16* copy) {
+  for (int64_t i = 0; i < n; ++i) {
+    float step = g[i] * scale;
+    if (velocity != nullptr) {
+      step += momentum * velocity[i];
+      velocity[i] = step;
+    }
+    p[i] = p[i] * keep - lr * step;
+    if (copy != nullptr) copy[i] = RoundToBf16(p[i]);
+  }
+}
+
+double SquaredNorm(int64_t n, const float* x) {
+  double sum = 0;
+#pragma omp simd reduction(+ : sum)
+  for (int64_t i = 0; i < n; ++i) sum += static_cast<double>(x[i]) * static_cast<double>(x[i]);
+  return sum;
+}
+
+void PhiloxBits(int64_t first, int64_t n, uint32_t key_low, uint32_t key_high, uint16_t* out) {
+  for (int64_t i = 0; i < n;) {
+    const int64_t element = first + i;
+    const Random4 random = Philox({key_low, key_high}, static_cast<uint64_t>(element / 8), 0);
+    for (int64_t lane = element % 8; lane < 8 && i < n; ++lane, ++i) {
+      out[i] = static_cast<uint16_t>(random.word[lane / 2] >> (16 * (lane % 2)));
+    }
+  }
+}
+
+template <typename T, typename C>
+TypedLoops<T, C> MakeTyped() {
+  return {&RmsNorm<T, C>,
+          &RmsNormAgain<T, C>,
+          &RmsNormBackward<T, C>,
+          &SwiGluRows<T, C>,
+          &SwiGluRowsBackward<T, C>,
+          &Rope<T, C>,
+          &SoftmaxBlock<C>,
+          &SoftmaxAgain<C>,
+          &SoftmaxBackward<C>,
+          &ScaleRows<C>,
+          &RowDots<C>,
+          &CrossEntropy<C>,
+          &CrossEntropyBackward<C>,
+          &Add<T>,
+          &Accumulate<T, C>,
+          &Widen<T, C>,
+          &Narrow<T, C>};
+}
+
+}  // namespace
+
+const CpuLoops& TRIREME_LOOPS() {
+  static const CpuLoops loops = {TRIREME_LOOPS_NAME,
+                                 MakeTyped<float, float>(),
+                                 MakeTyped<double, double>(),
+                                 MakeTyped<Bf16, float>(),
+                                 &AdamW,
+                                 &AdamWBf16,
+                                 &SgdStep,
+                                 &SquaredNorm,
+                                 &PhiloxBits};
+  return loops;
+}
+
+}  // namespace trireme

@@ -1,0 +1,116 @@
+// kernels/cpu/loops.h
+// The inner loops of the CPU kernels: single-threaded, raw pointers, row-major. loops.cc is compiled once per
+// instruction set (portable, AVX2, AVX-512); Loops() picks the best one this processor has. T: storage type; arithmetic
+// in float, or double when T is double.
+#ifndef TRIREME_KERNELS_CPU_LOOPS_H_
+#define TRIREME_KERNELS_CPU_LOOPS_H_
+
+#include <stdint.h>
+
+#include "kernels/element_math.h"
+
+namespace trireme {
+
+// T = float, double, Bf16; C = the arithmetic type of T.
+template <typename T, typename C>
+struct TypedLoops {
+  // h = x + delta (when delta is not null), else h is not written; y = h * rstd * weight, rstd[row] = 1 /
+  // sqrt(mean(h^2) + eps).
+  void (*rms_norm)(int64_t rows, int64_t width, const T* x, const T* delta, const T* weight, C eps, T* h, T* y,
+                   C* rstd);
+  // y = h * rstd * weight, from what rms_norm left.
+  void (*rms_norm_again)(int64_t rows, int64_t width, const T* h, const C* rstd, const T* weight, T* y);
+  // dx = d_h (when not null) + the norm's gradient; d_weight [width] += this part's weight gradient (when not null).
+  void (*rms_norm_backward)(int64_t rows, int64_t width, const T* h, const C* rstd, const T* weight, const T* dy,
+                            const T* d_h, T* dx, C* d_weight);
+  // gate_up [rows, 2 * width] (gate first), out [rows, width].
+  void (*swiglu)(int64_t rows, int64_t width, const T* gate_up, T* out);
+  void (*swiglu_backward)(int64_t rows, int64_t width, const T* gate_up, const T* d_out, T* d_gate_up);
+  // Rotates `heads` heads of head_dim each, in place, in rows `stride` apart; cosine, sine [positions, head_dim / 2];
+  // direction 1 or -1.
+  void (*rope)(int64_t rows, int64_t heads, int64_t head_dim, int64_t stride, T* x, const int64_t* positions,
+               const C* cosine, const C* sine, C direction);
+  // Attention, one block of scores [rows, columns] with row stride ld, columns [0, limit_i) visible where limit_i =
+  // min(columns, first_limit + i) and columns below first_hidden_i = max(0, first_limit + i - window) hidden (window 0:
+  // none). Turns scores into probabilities relative to the running maximum; updates max and sum; writes the factor by
+  // which earlier output shrinks.
+  void (*softmax_block)(int64_t rows, int64_t columns, int64_t ld, int64_t first_limit, int64_t window, C scale,
+                        C* scores, C* row_max, C* row_sum, C* shrink);
+  // Probabilities again from scores and lse; hidden columns become 0.
+  void (*softmax_again)(int64_t rows, int64_t columns, int64_t ld, int64_t first_limit, int64_t window, C scale,
+                        C* scores, const C* lse);
+  // scores (probabilities) and d_probabilities -> d_scores = p * (dp - delta[row]) * scale, in place of
+  // d_probabilities.
+  void (*softmax_backward)(int64_t rows, int64_t columns, int64_t ld, C scale, const C* probabilities, const C* delta,
+                           C* d_probabilities);
+  // Rows of C scaled by factor[row].
+  void (*scale_rows)(int64_t rows, int64_t columns, int64_t ld, const C* factor, C* x);
+  // sum over columns of a * b, per row.
+  void (*row_dots)(int64_t rows, int64_t columns, int64_t ld_a, const C* a, int64_t ld_b, const C* b, C* out);
+  // Cross-entropy of one row of logits [vocab] (arithmetic type): returns lse - logits[target]; *lse is set. target <
+  // 0: no loss.
+  C (*cross_entropy)(int64_t vocab, const C* logits, int64_t target, C* lse);
+  // logits -> their gradient in place: (softmax * (1 + 2 z_loss lse) - onehot(target)) * scale; all zero when target <
+  // 0.
+  void (*cross_entropy_backward)(int64_t vocab, C* logits, int64_t target, C lse, C scale, C z_loss);
+  // a += b, and a += b with a in the arithmetic type.
+  void (*add)(int64_t n, T* a, const T* b);
+  void (*accumulate)(int64_t n, C* a, const T* b);
+  // Conversions.
+  void (*widen)(int64_t n, const T* in, C* out);
+  void (*narrow)(int64_t n, const C* in, T* out);
+};
+
+struct CpuLoops {
+  const char* name;  // "portable", "avx2", "avx512"
+  TypedLoops<float, float> f32;
+  TypedLoops<double, double> f64;
+  TypedLoops<Bf16, float> bf16;
+
+  // p, m, v [n]; g [n]; keep = 1 - lr * weight_decay; copy: bf16 copy of p, or null.
+  void (*adamw)(int64_t n, const AdamWStep& step, float keep, float* p, const float* g, float* m, float* v, Bf16* copy);
+  // The same on bf16 weights without master; random_bits [n]: 16 random bits each.
+  void (*adamw_bf16)(int64_t n, const AdamWStep& step, float keep, Bf16* p, const float* g, float* m, float* v,
+                     const uint16_t* random_bits);
+  // velocity = momentum * velocity + scale * g; p = p * keep - lr * velocity. velocity null: plain.
+  void (*sgd)(int64_t n, float scale, float lr, float momentum, float keep, float* p, const float* g, float* velocity,
+              Bf16* copy);
+  double (*squared_norm)(int64_t n, const float* x);
+  void (*philox_bits)(int64_t first, int64_t n, uint32_t key_low, uint32_t key_high,
+                      uint16_t* out);  // 16 bits for elements [first, first + n)
+};
+
+// The best loops for this processor. TRIREME_CPU=portable|avx2|avx512 in the environment chooses lower ones.
+const CpuLoops& Loops();
+
+const CpuLoops& PortableLoops();
+const CpuLoops& Avx2Loops();
+const CpuLoops& Avx512Loops();
+
+template <typename T>
+struct ArithmeticOf {
+  using Type = float;
+};
+template <>
+struct ArithmeticOf<double> {
+  using Type = double;
+};
+
+template <typename T>
+const TypedLoops<T, typename ArithmeticOf<T>::Type>& LoopsFor();
+template <>
+inline const TypedLoops<float, float>& LoopsFor<float>() {
+  return Loops().f32;
+}
+template <>
+inline const TypedLoops<double, double>& LoopsFor<double>() {
+  return Loops().f64;
+}
+template <>
+inline const TypedLoops<Bf16, float>& LoopsFor<Bf16>() {
+  return Loops().bf16;
+}
+
+}  // namespace trireme
+
+#endif  // TRIREME_KERNELS_CPU_LOOPS_H_

@@ -1,0 +1,168 @@
+// Updates of flat arrays, a pack of elements per thread. Shards begin at multiples of 256 elements, so the 16-byte path is the usual one.
+#include "kernels/cuda/device.cuh"
+
+namespace trireme::cuda {
+namespace {
+
+constexpr int kThreads = 256;
+constexpr int kRandomsPerCall = 8;          // 16-bit numbers that one Philox call gives.
+constexpr int64_t kElementsPerPart = 65536;  // of the squared norm
+
+unsigned Blocks(int64_t n, int per_thread) {
+  const int64_t per_block = static_cast<int64_t>(kThreads) * per_thread;
+  return static_cast<unsigned>((n + per_block - 1) / per_block);
+}
+
+// Runs body(i) once per element of this thread's pack, or of the rest of the array.
+template <int kCount, typename Body>
+__device__ inline void ForOwnElements(int64_t n, Body body) {
+  const int64_t begin = (static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x) * kCount;
+  for (int64_t i = begin; i < begin + kCount && i < n; ++i) body(i);
+}
+
+template <int kCount>
+__device__ inline bool OwnsWholePack(int64_t n, int64_t* begin) {
+  *begin = (static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x) * kCount;
+  return *begin + kCount <= n;
+}
+
+template <bool kVector>
+__global__ void AdamWKernel(AdamWStep s, float keep, int64_t n, float* p, const float* g, float* m, float* v, Bf16* copy) {
+  int64_t i;
+  if (kVector && OwnsWholePack<4>(n, &i)) {
+    Pack<float, 4> weights = LoadPack<float, 4>(p + i), first = LoadPack<float, 4>(m + i), second = LoadPack<float, 4>(v + i);
+    const Pack<float, 4> gradients = LoadPack<float, 4>(g + i);
+    Pack<Bf16, 4> rounded;
+    for (int j = 0; j < 4; ++j) {
+      weights.value[j] = AdamWElement(s, keep, weights.value[j], gradients.value[j], &first.value[j], &second.value[j]);
+      Store(&rounded.value[j], weights.value[j]);
+    }
+    StorePack(p + i, weights);
+    StorePack(m + i, first);
+    StorePack(v + i, second);
+    if (copy != nullptr) StorePack(copy + i, rounded);
+    return;
+  }
+  ForOwnElements<kVector ? 4 : 1>(n, [&](int64_t k) {
+    p[k] = AdamWElement(s, keep, p[k], g[k], &m[k], &v[k]);
+    if (copy != nullptr) Store(&copy[k], p[k]);
+  });
+}
+
+// The 16 random bits of a global element index, as on the CPU: eight numbers from each call.
+__device__ inline uint32_t RandomBits(const Random4& random, int lane) { return random.word[lane / 2] >> (16 * (lane % 2)); }
+
+// kVector: first_index is a multiple of 8, so that a pack of 8 needs one Philox call.
+template <bool kVector>
+__global__ void AdamWBf16Kernel(AdamWStep s, float keep, int64_t n, Bf16* p, const float* g, float* m, float* v, RandomKey key,
+                                int64_t first_index) {
+  int64_t i;
+  if (kVector && OwnsWholePack<8>(n, &i)) {
+    const Random4 random = Philox(key, static_cast<uint64_t>((first_index + i) / kRandomsPerCall), 0);
+    Pack<Bf16, 8> weights = LoadPack<Bf16, 8>(p + i);
+    for (int part = 0; part < 8; part += 4) {
+      const int64_t at = i + part;
+      Pack<float, 4> first = LoadPack<float, 4>(m + at), second = LoadPack<float, 4>(v + at);
+      const Pack<float, 4> gradients = LoadPack<float, 4>(g + at);
+      for (int j = 0; j < 4; ++j) {
+        Bf16& weight = weights.value[part + j];
+        const float updated = AdamWElement(s, keep, ToFloat(weight), gradients.value[j], &first.value[j], &second.value[j]);
+        weight = StochasticRoundToBf16(updated, RandomBits(random, part + j));
+      }
+      StorePack(m + at, first);
+      StorePack(v + at, second);
+    }
+    StorePack(p + i, weights);
+    return;
+  }
+  ForOwnElements<kVector ? 8 : 1>(n, [&](int64_t k) {
+    const int64_t element = first_index + k;
+    const Random4 random = Philox(key, static_cast<uint64_t>(element / kRandomsPerCall), 0);
+    const float updated = AdamWElement(s, keep, ToFloat(p[k]), g[k], &m[k], &v[k]);
+    p[k] = StochasticRoundToBf16(updated, RandomBits(random, static_cast<int>(element % kRandomsPerCall)));
+  });
+}
+
+__global__ void SgdKernel(float scale, float lr, float momentum, float keep, int64_t n, float* p, const float* g, float* velocity, Bf16* copy) {
+  ForOwnElements<1>(n, [&](int64_t i) {
+    float step = g[i] * scale;
+    if (velocity != nullptr) {
+      step += momentum * velocity[i];
+      velocity[i] = step;
+    }
+    p[i] = p[i] * keep - lr * step;
+    if (copy != nullptr) Store(&copy[i], p[i]);
+  });
+}
+
+template <int kCount>
+__global__ void SquaredNormKernel(int64_t n, const float* x, double* partial) {
+  __shared__ double shared[33];
+  const int64_t begin = static_cast<int64_t>(blockIdx.x) * kElementsPerPart;
+  const int64_t end = begin + kElementsPerPart < n ? begin + kElementsPerPart : n;
+  const int64_t whole_end = begin + (end - begin) / kCount * kCount;
+  double sum = 0;
+  for (int64_t i = begin + static_cast<int64_t>(threadIdx.x) * kCount; i < whole_end; i += static_cast<int64_t>(blockDim.x) * kCount) {
+    const Pack<float, kCount> pack = LoadPack<float, kCount>(x + i);
+    for (int j = 0; j < kCount; ++j) sum += static_cast<double>(pack.value[j]) * static_cast<double>(pack.value[j]);
+  }
+  for (int64_t i = whole_end + threadIdx.x; i < end; i += blockDim.x) sum += static_cast<double>(x[i]) * static_cast<double>(x[i]);
+  sum = BlockSum(sum, shared);
+  if (threadIdx.x == 0) partial[blockIdx.x] = sum;
+}
+
+__global__ void SumPartsKernel(int64_t parts, const double* partial, double* sum) {
+  __shared__ double shared[33];
+  double own = 0;
+  for (int64_t i = threadIdx.x; i < parts; i += blockDim.x) own += partial[i];
+  own = BlockSum(own, shared);
+  if (threadIdx.x == 0) *sum = own;
+}
+
+}  // namespace
+
+void LaunchAdamW(const AdamWStep& step, float keep, int64_t n, float* p, const float* g, float* m, float* v, Bf16* copy, Stream stream) {
+  if (n == 0) return;
+  if (Aligned(0, p, g, m, v, copy)) {
+    AdamWKernel<true><<<Blocks(n, 4), kThreads, 0, StreamOf(stream)>>>(step, keep, n, p, g, m, v, copy);
+  } else {
+    AdamWKernel<false><<<Blocks(n, 1), kThreads, 0, StreamOf(stream)>>>(step, keep, n, p, g, m, v, copy);
+  }
+  CheckLaunch("adamw");
+}
+
+void LaunchAdamWBf16(const AdamWStep& step, float keep, int64_t n, Bf16* p, const float* g, float* m, float* v, RandomKey key,
+                     int64_t first_index, Stream stream) {
+  if (n == 0) return;
+  if (Aligned(0, p, g, m, v) && first_index % kRandomsPerCall == 0) {
+    AdamWBf16Kernel<true><<<Blocks(n, 8), kThreads, 0, StreamOf(stream)>>>(step, keep, n, p, g, m, v, key, first_index);
+  } else {
+    AdamWBf16Kernel<false><<<Blocks(n, 1), kThreads, 0, StreamOf(stream)>>>(step, keep, n, p, g, m, v, key, first_index);
+  }
+  CheckLaunch("adamw_bf16");
+}
+
+void LaunchSgd(float gradient_scale, float lr, float momentum, float keep, int64_t n, float* p, const float* g, float* velocity, Bf16* copy,
+               Stream stream) {
+  if (n == 0) return;
+  SgdKernel<<<Blocks(n, 1), kThreads, 0, StreamOf(stream)>>>(gradient_scale, lr, momentum, keep, n, p, g, velocity, copy);
+  CheckLaunch("sgd");
+}
+
+int64_t SquaredNormParts(int64_t n) { return (n + kElementsPerPart - 1) / kElementsPerPart; }
+
+void LaunchSquaredNorm(int64_t n, const float* x, double* scratch, double* sum, Stream stream) {
+  const unsigned parts = static_cast<unsigned>(SquaredNormParts(n));
+  if (parts > 0) {
+    if (Aligned(0, x)) {
+      SquaredNormKernel<4><<<parts, kThreads, 0, StreamOf(stream)>>>(n, x, scratch);
+    } else {
+      SquaredNormKernel<1><<<parts, kThreads, 0, StreamOf(stream)>>>(n, x, scratch);
+    }
+    CheckLaunch("squared_norm");
+  }
+  SumPartsKernel<<<1, kThreads, 0, StreamOf(stream)>>>(parts, scratch, sum);
+  CheckLaunch("squared_norm, sum");
+}
+
+}  // namespace trireme::cuda

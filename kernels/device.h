@@ -1,0 +1,36 @@
+// kernels/device.h
+// The processor a rank computes on. device_cuda.cc and device_no_cuda.cc are siblings.
+#ifndef TRIREME_KERNELS_DEVICE_H_
+#define TRIREME_KERNELS_DEVICE_H_
+
+#include <ATen/core/Tensor.h>
+
+#include <string>
+
+#include "launch/status.h"
+
+namespace trireme {
+
+// GPUs this process can use; 0 in a build without CUDA. An error names a driver that is too old for this binary.
+absl::StatusOr<int> CudaDeviceCount();
+
+// This rank's GPU, made current, with libtorch's allocator set up; ranks of a machine beyond its number of GPUs share
+// them.
+absl::StatusOr<at::Device> UseCudaDevice(int local_rank);
+
+// "NVIDIA H200", or the CPU's model name.
+std::string DeviceName(at::Device device);
+
+// Most memory this process ever held: allocated device memory on a GPU, resident memory on a CPU.
+int64_t PeakMemoryBytes(at::Device device);
+
+// Waits until everything issued to the device is done.
+void Synchronize(at::Device device);
+
+// Dense bfloat16 (or float32) matrix-product peak in operations per second. On a CPU measured now (takes some 0.3 s);
+// on a GPU the published figure of its model, 0 when unknown.
+double PeakFlops(at::Device device, at::ScalarType dtype);
+
+}  // namespace trireme
+
+#endif  // TRIREME_KERNELS_DEVICE_H_

@@ -1,0 +1,35 @@
+// Matrix products by OpenBLAS from its wheel, whose symbols carry the prefix scipy_ (so libtorch keeps its own BLAS).
+#include "kernels/gemm.h"
+
+extern "C" {
+void scipy_cblas_sgemm(int order, int transa, int transb, int m, int n, int k, float alpha, const float* a, int lda,
+                       const float* b, int ldb, float beta, float* c, int ldc);
+void scipy_cblas_dgemm(int order, int transa, int transb, int m, int n, int k, double alpha, const double* a, int lda,
+                       const double* b, int ldb, double beta, double* c, int ldc);
+void scipy_openblas_set_num_threads(int threads);
+const char* scipy_openblas_get_config();
+}
+
+namespace trireme {
+namespace {
+
+constexpr int kRowMajor = 101;
+int Code(Transpose transpose) { return transpose == Transpose::kNo ? 111 : 112; }
+
+}  // namespace
+
+void Gemm(Transpose transpose_a, Transpose transpose_b, int64_t m, int64_t n, int64_t k, float alpha, const float* a,
+          int64_t lda, const float* b, int64_t ldb, float beta, float* c, int64_t ldc) {
+  scipy_cblas_sgemm(kRowMajor, Code(transpose_a), Code(transpose_b), m, n, k, alpha, a, lda, b, ldb, beta, c, ldc);
+}
+
+void Gemm(Transpose transpose_a, Transpose transpose_b, int64_t m, int64_t n, int64_t k, double alpha, const double* a,
+          int64_t lda, const double* b, int64_t ldb, double beta, double* c, int64_t ldc) {
+  scipy_cblas_dgemm(kRowMajor, Code(transpose_a), Code(transpose_b), m, n, k, alpha, a, lda, b, ldb, beta, c, ldc);
+}
+
+void SetBlasThreads(int threads) { scipy_openblas_set_num_threads(threads); }
+
+const char* BlasName() { return scipy_openblas_get_config(); }
+
+}  // namespace trireme

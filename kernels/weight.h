@@ -1,0 +1,39 @@
+// kernels/weight.h
+// What an operation may know of a parameter: its values for the moment, and where its gradient goes. Parameters are not
+// autograd leaves.
+#ifndef TRIREME_KERNELS_WEIGHT_H_
+#define TRIREME_KERNELS_WEIGHT_H_
+
+#include <ATen/core/Tensor.h>
+
+#include <functional>
+
+namespace trireme {
+
+// The whole parameter as this rank's operation needs it. Only kernels/matmul.h looks inside forms other than plain
+// values.
+struct Gathered {
+  at::Tensor data;  // [rows, columns] or [width], compute dtype
+};
+
+// Adds one contribution into the gradient accumulator (fp32, or fp64 for fp64 weights), shaped as Gathered::data.
+using GradientTask = std::function<void(at::Tensor& accumulator)>;
+
+class Weight {
+ public:
+  virtual ~Weight() = default;
+
+  // Valid until the operation returns; no operation saves it for backward, it asks again.
+  virtual Gathered full() const = 0;
+
+  // False: AddGradient must not be called.
+  virtual bool trainable() const = 0;
+
+  // The gradient sink: runs `task` now or later, once. The task may keep what it needs alive. Each call is one
+  // contribution.
+  virtual void AddGradient(GradientTask task) = 0;
+};
+
+}  // namespace trireme
+
+#endif  // TRIREME_KERNELS_WEIGHT_H_

@@ -1,0 +1,23 @@
+#!/usr/bin/env bash
+# launch/build.sh [PRESET [TARGET]] [-DNAME=VALUE ...]
+# Configures and builds one preset of CMakePresets.json: cpu (default; build/), cuda (build-cuda/), asan (build-asan/). Needs launch/setup.sh.
+set -euo pipefail
+source "$(dirname "$0")/env.sh"
+
+preset=cpu
+if [[ "${1:-}" =~ ^(cpu|cuda|asan)$ ]]; then
+  preset=$1
+  shift
+fi
+target=all
+if [ $# -gt 0 ] && [[ "$1" != -* ]]; then
+  target=$1
+  shift
+fi
+if [ "$preset" = cuda ] && ! command -v nvcc >/dev/null; then fail "build.sh: no nvcc on PATH or in /usr/local/cuda/bin; install CUDA 13"; fi
+
+folder=build
+[ "$preset" = cpu ] || folder=build-$preset
+# Ninja configures again by itself when a CMake file changed; options given here always do.
+if [ $# -gt 0 ] || [ ! -f "$folder/build.ninja" ]; then cmake --preset "$preset" "$@"; fi
+cmake --build --preset "$preset" --target "$target"

@@ -1,0 +1,32 @@
+# shellcheck shell=bash
+# launch/env.sh
+# What the scripts of this folder share; sourced, never run. Leaves the shell in the root of the checkout.
+
+cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit
+
+# A CUDA toolkit is often installed without being on PATH.
+if ! command -v nvcc >/dev/null && [ -x /usr/local/cuda/bin/nvcc ]; then
+  PATH=$PATH:/usr/local/cuda/bin
+fi
+
+# Open MPI: root may run jobs, a stopped job gets time to save (its default is 1 s), and shared memory works in containers that forbid ptrace.
+export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
+export OMPI_MCA_odls_base_sigkill_timeout=60
+export OMPI_MCA_btl_vader_single_copy_mechanism=none
+
+say() { echo "== $*"; }
+fail() {
+  echo "error: $*" >&2
+  exit 1
+}
+
+# as_root COMMAND...: runs it as root, with sudo when this is another user.
+as_root() {
+  if [ "$(id -u)" -eq 0 ]; then
+    "$@"
+  elif command -v sudo >/dev/null; then
+    sudo "$@"
+  else
+    fail "this needs root and there is no sudo; as root, run: $*"
+  fi
+}

@@ -1,0 +1,35 @@
+// models/decoder.h
+// The decoder all families share: embedding, blocks, head, as units.
+#ifndef TRIREME_MODELS_DECODER_H_
+#define TRIREME_MODELS_DECODER_H_
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "kernels/attention.h"
+#include "kernels/ops.h"
+#include "models/decoder_spec.h"
+#include "parallel/sharding/unit.h"
+
+namespace trireme {
+
+struct DecoderUnits {
+  std::vector<std::unique_ptr<Unit>> units;               // embedding, block 0 .. n-1, head
+  std::vector<std::unique_ptr<ParameterBuffer>> buffers;  // one per unit; a tied matrix is one of its own
+};
+
+// `options` gives everything of a buffer but its name and uses. Parameters have Llama's checkpoint names. Not
+// collective.
+DecoderUnits BuildDecoder(const DecoderSpec& spec, const BufferOptions& options, const AttentionBackend& attention);
+
+// Cosines and sines of position x frequency for positions below `positions`, in float64 rounded to `dtype` as
+// Transformers computes them in float32.
+RopeTable MakeRopeTable(const DecoderSpec& spec, int64_t positions, at::ScalarType dtype, at::Device device);
+
+// An example of what the decoder asks of attention, to choose a backend by.
+AttentionArguments ExampleAttention(const DecoderSpec& spec, at::ScalarType compute, at::Device device);
+
+}  // namespace trireme
+
+#endif  // TRIREME_MODELS_DECODER_H_

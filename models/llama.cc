@@ -1,0 +1,60 @@
+#include "models/family.h"
+
+namespace trireme {
+namespace {
+
+DecoderSpec Specify(const ModelConfig& c, std::vector<std::string>* problems) {
+  DecoderSpec spec;
+  const auto positive = [&](const char* field, bool set, int64_t value) {
+    if (!set || value < 1)
+      problems->push_back(absl::StrCat("model.", field, ": ", set ? absl::StrCat("is ", value) : "not set",
+                                       "; give a positive number"));
+    return value < 1 ? 1 : value;
+  };
+  spec.num_layers = positive("num_hidden_layers", c.has_num_hidden_layers(), c.num_hidden_layers());
+  spec.hidden_size = positive("hidden_size", c.has_hidden_size(), c.hidden_size());
+  spec.num_heads = positive("num_attention_heads", c.has_num_attention_heads(), c.num_attention_heads());
+  spec.num_kv_heads =
+      c.has_num_key_value_heads() ? positive("num_key_value_heads", true, c.num_key_value_heads()) : spec.num_heads;
+  spec.intermediate_size = positive("intermediate_size", c.has_intermediate_size(), c.intermediate_size());
+  spec.vocab_size = positive("vocab_size", c.has_vocab_size(), c.vocab_size());
+  spec.max_positions =
+      positive("max_position_embeddings", c.has_max_position_embeddings(), c.max_position_embeddings());
+  if (c.has_head_dim()) {
+    spec.head_dim = positive("head_dim", true, c.head_dim());
+  } else {
+    if (spec.hidden_size % spec.num_heads != 0) {
+      problems->push_back(absl::StrCat("model.num_attention_heads: ", spec.num_heads, " does not divide hidden_size ",
+                                       spec.hidden_size, "; change one of them or set model.head_dim"));
+    }
+    spec.head_dim = std::max<int64_t>(1, spec.hidden_size / spec.num_heads);
+  }
+  if (spec.head_dim % 2 != 0) {
+    problems->push_back(
+        absl::StrCat("model.head_dim: ", spec.head_dim, " is odd; rotary positions turn pairs, make it even"));
+  }
+  if (spec.num_heads % spec.num_kv_heads != 0) {
+    problems->push_back(absl::StrCat("model.num_key_value_heads: ", spec.num_kv_heads,
+                                     " does not divide num_attention_heads ", spec.num_heads));
+  }
+  if (c.has_rope_scaling()) {
+    spec.rope_scaling = c.rope_scaling();
+    if (!c.rope_scaling().has_rope_type())
+      problems->push_back("model.rope_scaling.rope_type: not set; give LLAMA3 or remove rope_scaling");
+  }
+  if (c.sliding_window() < 0)
+    problems->push_back(absl::StrCat("model.sliding_window: is ", c.sliding_window(), "; give 0 for none"));
+  spec.rope_theta = c.rope_theta();
+  spec.rms_norm_eps = c.rms_norm_eps();
+  spec.tied_embeddings = c.tie_word_embeddings();
+  spec.initializer_range = c.initializer_range();
+  spec.scaled_residual_init = c.scaled_residual_init();
+  spec.sliding_window = c.sliding_window();
+  return spec;
+}
+
+}  // namespace
+
+ModelFamily LlamaFamily() { return {"llama", &Specify}; }
+
+}  // namespace trireme

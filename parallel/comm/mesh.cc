@@ -1,0 +1,88 @@
+#include "parallel/comm/mesh.h"
+
+#include "parallel/comm/mpi_group.h"
+#include "parallel/comm/nccl_group.h"
+
+namespace trireme {
+
+const char* AxisName(Axis axis) {
+  static constexpr const char* kNames[] = {"pipeline", "data_replicate", "data_shard", "context", "tensor"};
+  return kNames[static_cast<int>(axis)];
+}
+
+int MeshShape::world() const {
+  int world = 1;
+  for (int axis_size : size) world *= axis_size;
+  return world;
+}
+
+std::string MeshShape::ToString() const {
+  std::string text;
+  for (int axis = 0; axis < kNumAxes; ++axis) {
+    absl::StrAppend(&text, axis == 0 ? "" : " x ", AxisName(static_cast<Axis>(axis)), " ", size[axis]);
+  }
+  return text;
+}
+
+absl::StatusOr<std::unique_ptr<Mesh>> Mesh::Create(const Process& process, const MeshShape& shape, at::Device device) {
+  if (shape.world() != process.size()) {
+    return Error(ExitCode::kConfig, "mesh: ", shape.ToString(), " = ", shape.world(), " ranks, but the job has ",
+                 process.size());
+  }
+  std::unique_ptr<Mesh> mesh(new Mesh);
+  mesh->shape_ = shape;
+  mesh->device_ = device;
+  int rest = process.rank();
+  for (int axis = kNumAxes - 1; axis >= 0; --axis) {
+    mesh->coordinates_[axis] = rest % shape.size[axis];
+    rest /= shape.size[axis];
+  }
+  mesh->control_ = MakeWorldGroup(mesh->log_.get());
+  return mesh;
+}
+
+std::shared_ptr<ProcessGroup> Mesh::group(std::initializer_list<Axis> axes) { return Get(axes, Kind::kDevice); }
+
+std::shared_ptr<ProcessGroup> Mesh::host_group(std::initializer_list<Axis> axes) {
+  return Get(axes, device_.is_cuda() ? Kind::kHost : Kind::kDevice);
+}
+
+std::shared_ptr<ProcessGroup> Mesh::second_group(std::initializer_list<Axis> axes) {
+  return Get(axes, device_.is_cuda() ? Kind::kSecond : Kind::kDevice);
+}
+
+std::shared_ptr<ProcessGroup> Mesh::Get(std::initializer_list<Axis> axes, Kind kind) {
+  unsigned set = 0;
+  for (Axis axis : axes) set |= 1u << static_cast<int>(axis);
+  std::shared_ptr<ProcessGroup>& group = groups_[{set, kind}];
+  if (group != nullptr) return group;
+  std::string name;
+  int size = 1, color = 0, key = 0;
+  for (int axis = 0; axis < kNumAxes; ++axis) {
+    if ((set >> axis & 1) != 0) {
+      absl::StrAppend(&name, name.empty() ? "" : "+", AxisName(static_cast<Axis>(axis)));
+      size *= shape_.size[axis];
+      key = key * shape_.size[axis] + coordinates_[axis];
+    } else {
+      color = color * shape_.size[axis] + coordinates_[axis];
+    }
+  }
+  if (kind == Kind::kHost) absl::StrAppend(&name, "(host)");
+  if (kind == Kind::kSecond) absl::StrAppend(&name, "(2)");
+  if (size == 1) {
+    group = MakeSelfGroup(name);
+    return group;
+  }
+  MPI_Comm communicator;
+  MPI_Comm_split(MPI_COMM_WORLD, color, key, &communicator);
+  group = device_.is_cuda() && kind != Kind::kHost ? MakeNcclGroup(name, communicator, device_.index(), log_.get())
+                                                   : MakeMpiGroup(name, communicator, log_.get());
+  return group;
+}
+
+int Mesh::data_rank() const {
+  return coordinate(Axis::kDataReplicate) * shape_[Axis::kDataShard] + coordinate(Axis::kDataShard);
+}
+int Mesh::num_data_ranks() const { return shape_[Axis::kDataReplicate] * shape_[Axis::kDataShard]; }
+
+}  // namespace trireme

@@ -1,0 +1,77 @@
+// parallel/comm/mesh.h
+// The ranks of a job as a grid with named axes.
+#ifndef TRIREME_PARALLEL_COMM_MESH_H_
+#define TRIREME_PARALLEL_COMM_MESH_H_
+
+#include <array>
+#include <initializer_list>
+#include <map>
+#include <memory>
+#include <string>
+
+#include "launch/process.h"
+#include "parallel/comm/operation_log.h"
+#include "parallel/comm/process_group.h"
+
+namespace trireme {
+
+// Outermost first: tensor ranks are neighbours, so they stay in one machine.
+enum class Axis { kPipeline, kDataReplicate, kDataShard, kContext, kTensor };
+inline constexpr int kNumAxes = 5;
+const char* AxisName(Axis axis);
+
+struct MeshShape {
+  std::array<int, kNumAxes> size = {1, 1, 1, 1, 1};
+  int operator[](Axis axis) const { return size[static_cast<int>(axis)]; }
+  int& operator[](Axis axis) { return size[static_cast<int>(axis)]; }
+  int world() const;
+  std::string ToString() const;  // "pipeline 1 x data_replicate 1 x data_shard 2 x context 1 x tensor 1"
+};
+
+class Mesh {
+ public:
+  // Collective over the job. shape.world() must equal the number of ranks. Groups talk over MPI for a CPU `device`,
+  // over NCCL for a GPU.
+  static absl::StatusOr<std::unique_ptr<Mesh>> Create(const Process& process, const MeshShape& shape,
+                                                      at::Device device);
+
+  const MeshShape& shape() const { return shape_; }
+  int coordinate(Axis axis) const { return coordinates_[static_cast<int>(axis)]; }
+
+  // The ranks that differ from this one along these axes only, in mesh order. Collective over the job on first use (all
+  // ranks ask for the same sets in the same order). Never null.
+  std::shared_ptr<ProcessGroup> group(std::initializer_list<Axis> axes);
+
+  // The same ranks over MPI, for CPU tensors on GPU runs (counts, norms, statuses). On CPU runs it is group() itself.
+  std::shared_ptr<ProcessGroup> host_group(std::initializer_list<Axis> axes);
+
+  // A second communicator over the same ranks, so that two operations can be under way at once. On CPU runs it is
+  // group() itself.
+  std::shared_ptr<ProcessGroup> second_group(std::initializer_list<Axis> axes);
+
+  // All ranks, for control messages on CPU tensors: MPI on GPU runs too.
+  ProcessGroup& control() { return *control_; }
+
+  // Rank among the data-parallel ranks (replicate x shard) and their number: who reads which samples.
+  int data_rank() const;
+  int num_data_ranks() const;
+
+  OperationLog& log() { return *log_; }
+  at::Device device() const { return device_; }
+
+ private:
+  Mesh() = default;
+  enum class Kind { kDevice, kHost, kSecond };
+  std::shared_ptr<ProcessGroup> Get(std::initializer_list<Axis> axes, Kind kind);
+
+  MeshShape shape_;
+  std::array<int, kNumAxes> coordinates_ = {};
+  at::Device device_ = at::kCPU;
+  std::unique_ptr<OperationLog> log_ = std::make_unique<OperationLog>();
+  std::shared_ptr<ProcessGroup> control_;
+  std::map<std::pair<unsigned, Kind>, std::shared_ptr<ProcessGroup>> groups_;  // by set of axes (one bit each) and kind
+};
+
+}  // namespace trireme
+
+#endif  // TRIREME_PARALLEL_COMM_MESH_H_

@@ -1,0 +1,82 @@
+#include "parallel/comm/operation_log.h"
+
+#include <absl/strings/str_cat.h>
+#include <absl/strings/str_format.h>
+
+#include <algorithm>
+#include <vector>
+
+#include "launch/log.h"
+
+namespace trireme {
+
+int64_t OperationLog::Start(const std::string& group, const std::string& operation, int64_t bytes, int64_t sent_bytes) {
+  std::lock_guard<std::mutex> lock(mutex_);
+  last_progress_ = MonotonicSeconds();
+  OperationCount& count = counts_[{group, operation}];
+  ++count.calls;
+  count.bytes += sent_bytes;
+  OperationRecord record;
+  record.group = group;
+  record.operation = operation;
+  record.sequence = ++sequence_[group];
+  record.bytes = bytes;
+  record.started = last_progress_;
+  ring_.push_back(std::move(record));
+  if (ring_.size() > kCapacity) {
+    ring_.pop_front();
+    ++first_ticket_;
+  }
+  return first_ticket_ + static_cast<int64_t>(ring_.size()) - 1;
+}
+
+void OperationLog::Finish(int64_t ticket) {
+  std::lock_guard<std::mutex> lock(mutex_);
+  last_progress_ = MonotonicSeconds();
+  if (ticket >= first_ticket_) ring_[ticket - first_ticket_].finished = last_progress_;
+}
+
+void OperationLog::Beat(const std::string& phase) {
+  std::lock_guard<std::mutex> lock(mutex_);
+  phase_ = phase;
+  last_progress_ = MonotonicSeconds();
+}
+
+double OperationLog::SecondsSilent() const {
+  std::lock_guard<std::mutex> lock(mutex_);
+  return last_progress_ == 0 ? 0 : MonotonicSeconds() - last_progress_;
+}
+
+std::string OperationLog::Describe(int finished) const {
+  std::lock_guard<std::mutex> lock(mutex_);
+  const double now = MonotonicSeconds();
+  std::string text = absl::StrCat("in ", phase_, ", silent for ", HumanSeconds(now - last_progress_), "\n");
+  std::vector<std::string> lines;
+  bool waiting = false;
+  for (auto record = ring_.rbegin(); record != ring_.rend() && (finished > 0 || record->finished == 0); ++record) {
+    std::string line = absl::StrFormat("  %s #%d on group %s, %s", record->operation, record->sequence, record->group, HumanBytes(record->bytes));
+    if (record->finished == 0) {
+      waiting = true;
+      absl::StrAppend(&line, ": WAITING for ", HumanSeconds(now - record->started), "\n");
+    } else {
+      --finished;
+      absl::StrAppend(&line, ": done ", HumanSeconds(now - record->finished), " ago\n");
+    }
+    lines.push_back(line);
+  }
+  if (!waiting) absl::StrAppend(&text, "  in no communication\n");
+  for (auto line = lines.rbegin(); line != lines.rend(); ++line) text += *line;
+  return text;
+}
+
+std::map<std::pair<std::string, std::string>, OperationCount> OperationLog::counts() const {
+  std::lock_guard<std::mutex> lock(mutex_);
+  return counts_;
+}
+
+void OperationLog::ResetCounts() {
+  std::lock_guard<std::mutex> lock(mutex_);
+  counts_.clear();
+}
+
+}  // namespace trireme

@@ -1,0 +1,81 @@
+// parallel/comm/process_group.h
+// Collectives over an ordered set of ranks.
+#ifndef TRIREME_PARALLEL_COMM_PROCESS_GROUP_H_
+#define TRIREME_PARALLEL_COMM_PROCESS_GROUP_H_
+
+#include <ATen/core/Tensor.h>
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "parallel/comm/operation_log.h"
+
+namespace trireme {
+
+enum class ReduceOp { kSum, kMax };
+
+// One part of a batched exchange.
+struct PeerTransfer {
+  enum Direction { kSend, kReceive } direction;
+  at::Tensor tensor;  // contiguous
+  int peer;           // rank in the group
+};
+
+// A collective under way; owns its tensors until waited for. Waiting orders the current stream after it (GPU) or
+// completes it (CPU). A failure of the network or a peer ends the process with ExitCode::kPeerLost: no rank can go on
+// alone. Destroying it waits.
+class Work {
+ public:
+  Work() = default;  // Already done.
+  explicit Work(std::function<void()> wait) : wait_(std::move(wait)) {}
+  Work(Work&& other) noexcept : wait_(std::move(other.wait_)) { other.wait_ = nullptr; }
+  Work& operator=(Work&& other) {
+    Wait();
+    wait_ = std::move(other.wait_);
+    other.wait_ = nullptr;
+    return *this;
+  }
+  ~Work() { Wait(); }
+
+  void Wait() {
+    if (!wait_) return;
+    const std::function<void()> wait = std::move(wait_);
+    wait_ = nullptr;
+    wait();
+  }
+
+ private:
+  std::function<void()> wait_;
+};
+
+// All ranks of the group call the same operations in the same order with matching sizes. Operations start in program
+// order; several may be under way. Tensors are contiguous; float32, float64, bfloat16, float16, integers and bytes
+// (sums: floating point and integers). CPU sums add in rank order, so every rank gets the same bits. A group of one
+// copies, or does nothing.
+class ProcessGroup {
+ public:
+  virtual ~ProcessGroup() = default;
+
+  virtual int rank() const = 0;  // of this process within the group
+  virtual int size() const = 0;
+  virtual const std::string& name() const = 0;  // its axes, as in "data_shard"
+
+  // output [size * n] = every rank's input [n], in rank order. output may contain input at this rank's place.
+  virtual Work AllGather(at::Tensor output, at::Tensor input) = 0;
+  // output [n] = this rank's part of the sum over ranks of input [size * n]. output may be float32 with bfloat16 input.
+  virtual Work ReduceScatter(at::Tensor output, at::Tensor input) = 0;
+  virtual Work AllReduce(at::Tensor tensor, ReduceOp op) = 0;  // In place.
+  virtual Work Broadcast(at::Tensor tensor, int root) = 0;     // In place.
+  // output part r = rank r's input part for this rank; both [size * n].
+  virtual Work AllToAll(at::Tensor output, at::Tensor input) = 0;
+  // All sends and receives together, without deadlock. Between two ranks, sends match receives in order.
+  virtual Work Exchange(std::vector<PeerTransfer> transfers) = 0;
+  virtual void Barrier() = 0;
+};
+
+}  // namespace trireme
+
+#endif  // TRIREME_PARALLEL_COMM_PROCESS_GROUP_H_

@@ -1,0 +1,148 @@
+// parallel/sharding/parameter_buffer.h
+// The parameters of one unit that are stored and moved together.
+#ifndef TRIREME_PARALLEL_SHARDING_PARAMETER_BUFFER_H_
+#define TRIREME_PARALLEL_SHARDING_PARAMETER_BUFFER_H_
+
+#include <ATen/core/Tensor.h>
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "configs/run_config.pb.h"
+#include "kernels/weight.h"
+#include "parallel/comm/process_group.h"
+#include "parallel/sharding/rectangle.h"
+
+namespace trireme {
+
+enum class Initialization { kNormal, kOnes, kZeros };
+
+struct ParameterSpec {
+  std::string name;            // canonical, as in a Llama checkpoint: "model.layers.0.self_attn.q_proj.weight"
+  std::vector<int64_t> shape;  // global; one or two dimensions
+  Initialization initialization = Initialization::kNormal;
+  double standard_deviation = 0.02;
+  bool decay = true;  // weight decay applies
+  bool trainable = true;
+  bool fused_with_previous =
+      false;  // multiplied as one matrix with the parameter before: lies unpadded after it, same columns
+};
+
+// Where elements of this rank's part of a buffer belong.
+struct Segment {
+  int parameter = 0;      // index into specs()
+  int64_t own_begin = 0;  // first element, within the own tensors
+  int64_t numel = 0;
+  int64_t parameter_begin = 0;  // index of that element in the flattened parameter
+};
+
+struct BufferOptions {
+  std::string name;  // of the unit: "model.layers.3"
+  ParallelConfig::Shard shard = ParallelConfig::PARAMETERS;
+  bool reduce_every_microbatch = true;
+  at::ScalarType compute = at::kFloat;         // of gathered values
+  bool master_weights = true;                  // keep float32 beside a bfloat16 compute type
+  at::ScalarType reduce = at::kFloat;          // on the wire when gradients are summed
+  std::shared_ptr<ProcessGroup> gather_group;  // over which shards are cut (data_shard x context)
+  std::shared_ptr<ProcessGroup>
+      reduce_group;  // the same ranks; another communicator on GPUs, so that both can be under way
+  std::shared_ptr<ProcessGroup> replicate_group;  // copies of the sharded model
+  at::Device device = at::kCPU;
+  int uses = 1;                   // units that use it (2: tied embedding and head)
+  bool poison_resharded = false;  // tests: fill the slab with NaN on Reshard(), so that a use after it shows
+};
+
+// Parameters lie one after another (each fused group from a multiple of 256 elements) and are cut into equal contiguous
+// shards over the gather group, at multiples of 256 elements. What a rank owns of a parameter is at most three
+// rectangles. With one shard rank, stored, gathered and (in one dtype) compute values are one tensor and nothing moves.
+// Slabs come from the reusing allocators. Level: NONE owns everything on every rank; OPTIMIZER and GRADIENTS keep the
+// gathered values; PARAMETERS gathers them per use.
+class ParameterBuffer {
+ public:
+  ParameterBuffer(std::vector<ParameterSpec> specs, BufferOptions options);
+  ~ParameterBuffer();
+  ParameterBuffer(const ParameterBuffer&) = delete;
+  ParameterBuffer& operator=(const ParameterBuffer&) = delete;
+
+  const std::string& name() const { return options_.name; }
+  const std::vector<ParameterSpec>& specs() const { return specs_; }
+  const BufferOptions& options() const { return options_; }
+  int64_t numel() const { return numel_; }  // with padding
+  int64_t num_parameters() const;           // elements without padding
+
+  // The weight that starts with parameter `index` (the first of its fused group): [sum of rows, columns] or [width].
+  Weight& weight(int index);
+
+  // ---- Values. Collective over the gather group; idempotent. ----
+  void StartUnshard();   // Begins gathering.
+  void FinishUnshard();  // Weight::full() is valid from here (on the current stream)
+  void Reshard();        // ... to here.
+
+  // ---- Gradients. Between BeginStep and FinishGradients, weights add their gradients. ----
+  void BeginStep();
+  // Collective over the reduce group: sums this microbatch's gradient into own_gradient(), if due. Until FinishReduce
+  // the sum is under way.
+  void StartReduce(bool last_microbatch);
+  void FinishReduce();
+  // Collective over the replicate group, after the last FinishReduce. CHECKs that every trainable parameter got exactly
+  // uses x num_microbatches contributions.
+  void FinishGradients(int num_microbatches);
+
+  // ---- What the optimizer and checkpoints see: this rank's part. ----
+  const at::Tensor& own_weights() const {
+    return own_weights_;
+  }  // [own_numel] float32, or bfloat16 without master weights
+  const at::Tensor& own_gradient() const {
+    return own_gradient_;
+  }  // [own_numel] float32; undefined before FinishReduce and when frozen
+  const at::Tensor& own_compute() const {
+    return own_compute_;
+  }  // [own_numel] compute dtype; the same tensor where dtypes agree
+  const std::vector<Segment>& segments() const { return segments_; }
+
+  // The part of the own tensors that no other rank of the gather group counts or saves: [begin, begin + numel).
+  int64_t unique_begin() const;
+  int64_t unique_numel() const { return shard_numel_; }
+
+  // Called after own_weights() changed (an update or a load): makes compute and gathered values follow. Collective over
+  // the gather group. `converted`: own_compute() was already written.
+  void Publish(bool converted);
+
+  // Fills own weights: element e of a parameter depends on (seed, name, e) only. Publish() must follow.
+  void Initialize(uint64_t seed);
+
+  int64_t MemoryBytes()
+      const;  // Held between steps on this rank: weights, compute copies, gradients; not optimizer state.
+
+ private:
+  class GroupWeight;
+
+  void AccumulateGradient(GroupWeight& weight, const GradientTask& task);
+  bool sharded() const { return options_.gather_group->size() > 1; }
+  bool owns_all() const { return options_.shard == ParallelConfig::NONE || !sharded(); }
+
+  std::vector<ParameterSpec> specs_;
+  std::vector<int64_t> offsets_;  // of each parameter in the buffer
+  BufferOptions options_;
+  int64_t numel_ = 0, shard_numel_ = 0, own_numel_ = 0, own_offset_ = 0;
+  std::vector<std::unique_ptr<GroupWeight>> weights_;
+  std::vector<int> weight_of_parameter_;
+  std::vector<Segment> segments_;
+
+  at::Tensor own_weights_, own_compute_;
+  at::Tensor gathered_;  // [numel], compute dtype; undefined while resharded
+  bool unsharded_ = false, unsharding_ = false;
+  Work unshard_work_;
+
+  at::Tensor gradient_;  // [numel] float32: what weights add into; undefined while none was added
+  at::Tensor own_gradient_;
+  at::Tensor reduced_;  // result of the reduction under way
+  Work reduce_work_;
+  bool reducing_ = false;
+  bool gradient_fresh_ = true;  // nothing was added in this step yet
+};
+
+}  // namespace trireme
+
+#endif  // TRIREME_PARALLEL_SHARDING_PARAMETER_BUFFER_H_

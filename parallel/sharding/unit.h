@@ -1,0 +1,54 @@
+// parallel/sharding/unit.h
+// The smallest piece of a model that parallelism may touch.
+#ifndef TRIREME_PARALLEL_SHARDING_UNIT_H_
+#define TRIREME_PARALLEL_SHARDING_UNIT_H_
+
+#include <ATen/core/Tensor.h>
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "parallel/sharding/parameter_buffer.h"
+
+namespace trireme {
+
+// What flows from unit to unit: a short list of tensors of fixed shapes, [tokens, hidden] first.
+using Carry = std::vector<at::Tensor>;
+
+// One microbatch on the device: a flat stream of T tokens cut into segments.
+struct MicrobatchTensors {
+  at::Tensor tokens;      // [T] int64
+  at::Tensor targets;     // [T] int64; negative: no loss
+  at::Tensor positions;   // [T] int64, within the segment
+  at::Tensor cu_seqlens;  // [segments + 1] int32
+  int64_t max_seqlen = 0;
+};
+
+enum class Phase { kTrain, kEvaluate };
+
+struct UnitContext {
+  const MicrobatchTensors* batch = nullptr;
+  Phase phase = Phase::kTrain;
+  double loss_scale = 1;  // 1 / targets in the global batch: enters the loss head's gradient
+  double z_loss = 0;
+  int64_t loss_chunk_tokens = 512;
+  at::Tensor* loss_sums = nullptr;  // [2] float64: the loss head adds sum of cross-entropy and sum of lse^2
+};
+
+// Units hold no state between calls. The first unit gets an empty carry, the last returns a scalar to be seeded with
+// one (training).
+class Unit {
+ public:
+  virtual ~Unit() = default;
+  virtual const std::string& name() const = 0;
+  virtual const std::vector<ParameterBuffer*>& buffers() const = 0;
+  // Whether running it twice to save memory makes sense (blocks do; embedding and head do not).
+  virtual bool recomputable() const = 0;
+  // anchor: an empty tensor that requires grad.
+  virtual Carry Forward(const UnitContext& context, Carry input, const at::Tensor& anchor) = 0;
+};
+
+}  // namespace trireme
+
+#endif  // TRIREME_PARALLEL_SHARDING_UNIT_H_

@@ -1,0 +1,73 @@
+"""What the PyTorch contenders share: the Transformers model of a shape, its optimizer, and measuring."""
+
+import statistics
+import time
+
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from shapes import BETAS, EPS, LEARNING_RATE, WEIGHT_DECAY
+
+
+def build(shape):
+    config = LlamaConfig(
+        vocab_size=shape.vocab,
+        hidden_size=shape.hidden,
+        intermediate_size=shape.intermediate,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.kv_heads,
+        max_position_embeddings=max(2048, shape.length),
+        tie_word_embeddings=shape.tied,
+        use_cache=False,
+    )
+    torch.manual_seed(1)
+    return LlamaForCausalLM(config).float().train()
+
+
+def optimizer_of(model):
+    """Fused AdamW that decays matrices only, as Trireme does."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": WEIGHT_DECAY},
+        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=LEARNING_RATE, betas=BETAS, eps=EPS, fused=True)
+
+
+def batches(shape, count, sequences):
+    generator = torch.Generator().manual_seed(2)
+    return [torch.randint(shape.vocab, (sequences, shape.length), generator=generator) for _ in range(count)]
+
+
+def memory(field):
+    """VmRSS (resident now) or VmHWM (the most since reset_peak) of this process, in bytes."""
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) * 1024 for line in status if line.startswith(field + ":"))
+
+
+def reset_peak():
+    with open("/proc/self/clear_refs", "w") as file:
+        file.write("5")
+
+
+def timed(step, count):
+    """Seconds of each of `count` calls."""
+    seconds = []
+    for i in range(count):
+        start = time.perf_counter()
+        step(i)
+        seconds.append(time.perf_counter() - start)
+    return seconds
+
+
+def report(name, shape_name, shape, seconds, idle_bytes):
+    median = statistics.median(seconds)
+    return {
+        "contender": name,
+        "shape": shape_name,
+        "tokens_per_second": shape.tokens_per_step / median,
+        "step_ms": {"median": 1e3 * median, "min": 1e3 * min(seconds)},
+        "peak_memory_bytes": memory("VmHWM") - idle_bytes,
+        "steps": len(seconds),
+    }

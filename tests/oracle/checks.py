@@ -1,0 +1,23 @@
+"""Counts and prints checks: what was measured, what is allowed."""
+
+
+class Checks:
+    def __init__(self):
+        self.total = 0
+        self.failed = []
+
+    def within(self, name, measured, allowed):
+        """Passes when measured <= allowed; a NaN fails."""
+        self._record(name, measured <= allowed, f"{measured:.3g} (allowed {allowed:.3g})")
+
+    def above(self, name, measured, bound):
+        self._record(name, measured > bound, f"{measured:.3g} (must exceed {bound:.3g})")
+
+    def equal(self, name, measured, expected):
+        self._record(name, measured == expected, f"{measured} (expected {expected})")
+
+    def _record(self, name, passed, text):
+        self.total += 1
+        if not passed:
+            self.failed.append(name)
+        print(f"{'ok  ' if passed else 'FAIL'}  {name}: {text}", flush=True)

@@ -1,0 +1,292 @@
+// Runs a recipe's model on weights and tokens given by files and writes what independent software can check.
+//   probe CONFIG... --folder DIR                 trains on DIR/batches.safetensors, one optimizer step per step in it
+//   probe CONFIG... --folder DIR --evaluate      the loss of every step's tokens, without training
+//   probe CONFIG... --folder DIR --save          and saves a checkpoint into the config's run_dir
+//   probe CONFIG... --folder DIR --tokens N      writes the tokens that `trireme train CONFIG` reads in steps 1..N; trains nothing
+// Reads DIR/weights/*.safetensors (float32, canonical names; absent: initialized from the seed) and DIR/batches.safetensors: for step s and
+// microbatch m (of all ranks, in order), from 0, I64 [T] "s.m.tokens", "s.m.targets", "s.m.positions" and I32 "s.m.cu_seqlens".
+// Writes DIR/result.json, and when training DIR/gradients and DIR/updated (of the first step, after the last), in checkpoints' sharded form,
+// and DIR/rope.safetensors. Runs under mpirun too.
+#include <absl/strings/str_split.h>
+
+#include <CLI/CLI.hpp>
+#include <cstring>
+#include <map>
+#include <nlohmann/json.hpp>
+
+#include "configs/config_loader.h"
+#include "data/loader.h"
+#include "launch/file.h"
+#include "models/decoder.h"
+#include "models/formats/safetensors.h"
+#include "parallel/comm/mpi_group.h"
+#include "trainer/agreement.h"
+#include "trainer/checkpointer.h"
+#include "trainer/corpora.h"
+#include "trainer/model.h"
+#include "trainer/optimizer.h"
+#include "trainer/sharded_tensors.h"
+#include "trainer/train.h"
+
+namespace trireme {
+namespace {
+
+struct Flags {
+  std::vector<std::string> configs, overrides;
+  std::string folder;
+  bool evaluate = false, save = false;
+  int64_t tokens = 0;
+};
+
+template <typename T>
+absl::StatusOr<std::vector<T>> Values(const SafetensorsFile& file, const SafetensorsEntry& entry, const char* dtype) {
+  if (entry.dtype != dtype) return Error(ExitCode::kData, file.path(), ": ", entry.name, " is ", entry.dtype, "; write it as ", dtype);
+  std::vector<T> values((entry.end - entry.begin) / sizeof(T));
+  std::memcpy(values.data(), file.data(entry), values.size() * sizeof(T));
+  return values;
+}
+
+absl::Status SetField(const SafetensorsFile& file, const SafetensorsEntry& entry, const std::string& field, Microbatch* microbatch) {
+  if (field == "cu_seqlens") {
+    ASSIGN_OR_RETURN(microbatch->cu_seqlens, Values<int32_t>(file, entry, "I32"));
+    return absl::OkStatus();
+  }
+  ASSIGN_OR_RETURN(std::vector<int64_t> values, Values<int64_t>(file, entry, "I64"));
+  if (field == "tokens") {
+    microbatch->tokens = std::move(values);
+  } else if (field == "targets") {
+    microbatch->targets = std::move(values);
+  } else if (field == "positions") {
+    microbatch->positions = std::move(values);
+  } else {
+    return Error(ExitCode::kData, file.path(), ": \"", entry.name, "\" names no field of a microbatch");
+  }
+  return absl::OkStatus();
+}
+
+// This rank's microbatches of every step.
+absl::StatusOr<std::vector<StepBatch>> ReadBatches(const std::string& path, int data_rank, int num_data_ranks) {
+  ASSIGN_OR_RETURN(const std::unique_ptr<SafetensorsFile> file, SafetensorsFile::Open(path));
+  std::map<int, std::map<int, Microbatch>> steps;
+  for (const SafetensorsEntry& entry : file->entries()) {
+    const std::vector<std::string> parts = absl::StrSplit(entry.name, '.');
+    if (parts.size() != 3) return Error(ExitCode::kData, path, ": \"", entry.name, "\" is not STEP.MICROBATCH.FIELD");
+    RETURN_IF_ERROR(SetField(*file, entry, parts[2], &steps[std::stoi(parts[0])][std::stoi(parts[1])]));
+  }
+  std::vector<StepBatch> batches;
+  for (auto& [step, microbatches] : steps) {
+    const int count = static_cast<int>(microbatches.size());
+    if (count % num_data_ranks != 0) {
+      return Error(ExitCode::kData, path, ": step ", step, " has ", count, " microbatches, which ", num_data_ranks, " data ranks cannot share");
+    }
+    StepBatch batch;
+    const int own = count / num_data_ranks;
+    for (int m = data_rank * own; m < (data_rank + 1) * own; ++m) {
+      Microbatch& microbatch = microbatches[m];
+      for (int64_t target : microbatch.targets) microbatch.num_targets += target >= 0;
+      for (size_t s = 1; s < microbatch.cu_seqlens.size(); ++s) {
+        microbatch.max_seqlen = std::max(microbatch.max_seqlen, microbatch.cu_seqlens[s] - microbatch.cu_seqlens[s - 1]);
+      }
+      batch.microbatches.push_back(std::move(microbatch));
+    }
+    batches.push_back(std::move(batch));
+  }
+  return batches;
+}
+
+std::vector<TensorPart> OwnParts(Model& model, Mesh& mesh, bool gradients, bool unique) {
+  std::vector<TensorPart> parts;
+  if (unique && mesh.coordinate(Axis::kDataReplicate) != 0) return parts;
+  for (ParameterBuffer* buffer : model.buffers()) {
+    const at::Tensor& own = gradients ? buffer->own_gradient() : buffer->own_weights();
+    for (TensorPart& part : PartsOf(*buffer, own, "", unique)) parts.push_back(std::move(part));
+  }
+  return parts;
+}
+
+absl::Status LoadWeights(const std::string& folder, Model& model, Mesh& mesh) {
+  ASSIGN_OR_RETURN(const ShardedTensorReader reader, ShardedTensorReader::Open(folder));
+  for (const TensorPart& part : OwnParts(model, mesh, /*gradients=*/false, /*unique=*/false)) RETURN_IF_ERROR(reader.Read(part));
+  for (ParameterBuffer* buffer : model.buffers()) buffer->Publish(/*converted=*/false);
+  return absl::OkStatus();
+}
+
+absl::Status WriteFolder(const std::string& folder, Mesh& mesh, const std::vector<TensorPart>& parts) {
+  RETURN_IF_ERROR(MakeDirectories(folder));
+  return WriteParts(folder, mesh.control().rank(), parts).status();
+}
+
+absl::Status WriteRope(const std::string& path, const Recipe& recipe) {
+  const RopeTable table = MakeRopeTable(recipe.model, recipe.model.max_positions, at::kFloat, at::kCPU);
+  const std::vector<int64_t> shape = table.cosine.sizes().vec();
+  const auto produce = [&](const SafetensorsEntry& entry, FileWriter& writer) {
+    const at::Tensor& tensor = entry.name == "cosine" ? table.cosine : table.sine;
+    return writer.Append(tensor.const_data_ptr(), tensor.nbytes());
+  };
+  SafetensorsEntry cosine, sine;
+  cosine.name = "cosine";
+  sine.name = "sine";
+  cosine.dtype = sine.dtype = "F32";
+  cosine.shape = sine.shape = shape;
+  return WriteSafetensors(path, {cosine, sine}, {}, produce).status();
+}
+
+absl::Status TrainSteps(const Flags& flags, const Recipe& recipe, Mesh& mesh, Model& model, Optimizer& optimizer,
+                        const std::vector<StepBatch>& batches, nlohmann::json* result) {
+  for (size_t i = 0; i < batches.size(); ++i) {
+    const int64_t step = static_cast<int64_t>(i) + 1;
+    ASSIGN_OR_RETURN(const Loss loss, model.ForwardBackward(batches[i]));
+    const GradNorm norm = model.ClipGradNorm(recipe.config.lr_schedule().clip_grad_norm());
+    if (step == 1) RETURN_IF_ERROR(WriteFolder(flags.folder + "/gradients", mesh, OwnParts(model, mesh, /*gradients=*/true, /*unique=*/true)));
+    optimizer.Step(step, recipe.LearningRate(step), norm.clip_factor);
+    (*result)["loss"].push_back(loss.mean);
+    (*result)["z_loss"].push_back(loss.z_loss);
+    (*result)["targets"].push_back(loss.targets);
+    (*result)["grad_norm"].push_back(norm.total);
+    (*result)["learning_rate"].push_back(recipe.LearningRate(step));
+  }
+  return WriteFolder(flags.folder + "/updated", mesh, OwnParts(model, mesh, /*gradients=*/false, /*unique=*/true));
+}
+
+absl::Status RunModel(const Flags& flags, const Recipe& recipe, Mesh& mesh, const Extensions& extensions) {
+  ASSIGN_OR_RETURN(const std::unique_ptr<Model> model, Model::Create(recipe, mesh, extensions));
+  Optimizer optimizer(recipe.config.optimizer(), model->buffers(), recipe.config.seed());
+  if (SafetensorsFile::Open(flags.folder + "/weights/model.safetensors").ok()) {
+    RETURN_IF_ERROR(LoadWeights(flags.folder + "/weights", *model, mesh));
+  } else {
+    model->Initialize();
+  }
+  ASSIGN_OR_RETURN(const std::vector<StepBatch> batches,
+                   ReadBatches(flags.folder + "/batches.safetensors", mesh.data_rank(), mesh.num_data_ranks()));
+  nlohmann::json result = {{"ranks", mesh.control().size()}, {"attention", model->attention().name}};
+  if (flags.evaluate) {
+    for (const StepBatch& batch : batches) {
+      const Model::EvaluationSums sums = model->Evaluate(batch.microbatches);
+      result["loss_sum"].push_back(sums.loss_sum);
+      result["targets"].push_back(sums.targets);
+    }
+  } else {
+    RETURN_IF_ERROR(TrainSteps(flags, recipe, mesh, *model, optimizer, batches, &result));
+  }
+  if (flags.save) {
+    RETURN_IF_ERROR(MakeDirectories(recipe.config.run_dir() + "/checkpoints"));
+    TrainProgress progress;
+    progress.set_step(flags.evaluate ? 0 : static_cast<int64_t>(batches.size()));
+    RETURN_IF_ERROR(Checkpointer(recipe, mesh, *model, optimizer, {}).Save(progress));
+    result["checkpoint"] = Checkpointer::FolderFor(recipe.config.run_dir(), progress.step());
+  }
+  if (mesh.control().rank() != 0) return absl::OkStatus();
+  RETURN_IF_ERROR(WriteRope(flags.folder + "/rope.safetensors", recipe));
+  return WriteFileAtomically(flags.folder + "/result.json", result.dump(1) + "\n");
+}
+
+// What a second program needs to repeat the run: the model in Hugging Face's terms, the update rule, each step's learning rate.
+nlohmann::json Describe(const Recipe& recipe, int64_t steps) {
+  const DecoderSpec& m = recipe.model;
+  const AdamW& adamw = recipe.config.optimizer().adamw();
+  nlohmann::json rates = nlohmann::json::array();
+  for (int64_t step = 1; step <= steps; ++step) rates.push_back(recipe.LearningRate(step));
+  return {{"model",
+           {{"num_hidden_layers", m.num_layers},
+            {"hidden_size", m.hidden_size},
+            {"num_attention_heads", m.num_heads},
+            {"num_key_value_heads", m.num_kv_heads},
+            {"head_dim", m.head_dim},
+            {"intermediate_size", m.intermediate_size},
+            {"vocab_size", m.vocab_size},
+            {"max_position_embeddings", m.max_positions},
+            {"rms_norm_eps", m.rms_norm_eps},
+            {"rope_theta", m.rope_theta},
+            {"tie_word_embeddings", m.tied_embeddings},
+            {"initializer_range", m.initializer_range}}},
+          {"adamw",
+           {{"betas", {adamw.beta1(), adamw.beta2()}}, {"eps", adamw.eps()}, {"weight_decay", adamw.weight_decay()}}},
+          {"clip_grad_norm", recipe.config.lr_schedule().clip_grad_norm()},
+          {"total_steps", recipe.total_steps},
+          {"learning_rate", rates}};
+}
+
+// What repeating the run with plain Transformers cannot express.
+absl::Status CheckPlain(const Recipe& recipe) {
+  const bool plain = recipe.config.optimizer().has_adamw() && !recipe.model.rope_scaling.has_value() && recipe.model.sliding_window == 0 &&
+                     !recipe.model.scaled_residual_init && recipe.config.loss().z_loss() == 0 &&
+                     recipe.config.precision().compute() == PrecisionConfig::FP32;
+  if (plain) return absl::OkStatus();
+  return Error(ExitCode::kConfig, "probe --tokens: only plain fp32 recipes with adamw (no rope_scaling, sliding_window, scaled_residual_init, z_loss)");
+}
+
+// The microbatches that training and evaluation read, as "train.tokens" [steps, batch, length] and so on, and "validation.tokens"
+// [windows, length]; segments show in the positions. The recipe's numbers go to result.json.
+absl::Status WriteTokens(const Flags& flags, const Recipe& recipe, const Corpora& corpora) {
+  const RunConfig& config = recipe.config;
+  const int64_t length = config.data().sequence_length(), batch = config.global_batch_size();
+  std::map<std::string, std::vector<int64_t>> values;
+  const auto append = [&](const std::string& split, const Sampler& sampler, int64_t index) -> absl::Status {
+    ASSIGN_OR_RETURN(const Sample sample, sampler.Get(index));
+    Microbatch microbatch;
+    AppendSequence(sample, config.data().document_mask(), &microbatch);
+    for (const auto& [field, from] : {std::pair("tokens", &microbatch.tokens), {"targets", &microbatch.targets}, {"positions", &microbatch.positions}}) {
+      std::vector<int64_t>& to = values[absl::StrCat(split, ".", field)];
+      to.insert(to.end(), from->begin(), from->end());
+    }
+    return absl::OkStatus();
+  };
+  RETURN_IF_ERROR(CheckPlain(recipe));
+  for (int64_t i = 0; i < flags.tokens * batch; ++i) RETURN_IF_ERROR(append("train", *corpora.train, i));
+  int64_t windows = 0;
+  if (corpora.validation != nullptr) {
+    windows = corpora.validation->num_windows();
+    if (config.evaluation().max_sequences() > 0) windows = std::min<int64_t>(windows, config.evaluation().max_sequences());
+    for (int64_t i = 0; i < windows; ++i) RETURN_IF_ERROR(append("validation", *corpora.validation, i));
+  }
+  std::vector<SafetensorsEntry> entries;
+  for (const auto& [name, tensor] : values) {
+    SafetensorsEntry entry;
+    entry.name = name;
+    entry.dtype = "I64";
+    entry.shape = name[0] == 't' ? std::vector<int64_t>{flags.tokens, batch, length} : std::vector<int64_t>{windows, length};
+    entries.push_back(entry);
+  }
+  const auto produce = [&](const SafetensorsEntry& entry, FileWriter& writer) {
+    const std::vector<int64_t>& tensor = values[entry.name];
+    return writer.Append(tensor.data(), tensor.size() * sizeof(int64_t));
+  };
+  RETURN_IF_ERROR(WriteSafetensors(flags.folder + "/tokens.safetensors", entries, {}, produce).status());
+  return WriteFileAtomically(flags.folder + "/result.json", Describe(recipe, flags.tokens).dump(1) + "\n");
+}
+
+absl::Status Run(const Flags& flags, const Extensions& extensions, const Process& process) {
+  ASSIGN_OR_RETURN(const RunConfig config, LoadConfig(flags.configs, flags.overrides));
+  Corpora corpora;
+  if (flags.tokens > 0) {
+    ASSIGN_OR_RETURN(corpora, OpenCorpora(config));
+  }
+  std::vector<std::string> attention;
+  for (const AttentionBackend& backend : extensions.attention_backends) attention.push_back(backend.name);
+  ASSIGN_OR_RETURN(const Recipe recipe, MakeRecipe(config, process.size(), extensions.families, attention, corpora.facts));
+  if (flags.tokens > 0) return WriteTokens(flags, recipe, corpora);
+  ASSIGN_OR_RETURN(const at::Device device, SetUpDevice(config.launch(), process));
+  ASSIGN_OR_RETURN(const std::unique_ptr<Mesh> mesh, Mesh::Create(process, recipe.mesh, device));
+  return RunModel(flags, recipe, *mesh, extensions);
+}
+
+}  // namespace
+}  // namespace trireme
+
+int main(int argc, char** argv) {
+  trireme::Flags flags;
+  CLI::App app("What independent software can check");
+  app.add_option("CONFIG", flags.configs, "Textproto files")->required();
+  app.add_option("--set", flags.overrides, "Override a field")->allow_extra_args(false);
+  app.add_option("--folder", flags.folder, "Inputs and outputs")->required();
+  app.add_flag("--evaluate", flags.evaluate, "Losses only");
+  app.add_flag("--save", flags.save, "Save a checkpoint into run_dir");
+  app.add_option("--tokens", flags.tokens, "Write the tokens of so many steps");
+  CLI11_PARSE(app, argc, argv);
+  auto process = trireme::Process::Start(/*expected_ranks=*/0);
+  if (!process.ok()) trireme::FailProcess(process.status());
+  const trireme::Extensions extensions;
+  const absl::Status status = trireme::Run(flags, extensions, **process);
+  if (!status.ok()) trireme::FailProcess(status);
+  return 0;
+}

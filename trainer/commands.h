@@ -1,0 +1,24 @@
+// trainer/commands.h
+// The verbs of the `trireme` command line. Each Add...Command adds one CLI11 subcommand to `app`; when the user chose
+// it, its callback runs the verb and stores the outcome in `*result` (Main() prints the error and exits with its code).
+#ifndef TRIREME_TRAINER_COMMANDS_H_
+#define TRIREME_TRAINER_COMMANDS_H_
+
+#include <CLI/CLI.hpp>
+
+#include "launch/status.h"
+#include "trainer/extensions.h"
+
+namespace trireme {
+
+void AddPrepareCommand(CLI::App& app, absl::Status* result);
+void AddTokenizerCommand(CLI::App& app, absl::Status* result);
+void AddInspectCommand(CLI::App& app, absl::Status* result);
+void AddTrainCommand(CLI::App& app, const Extensions& extensions, absl::Status* result);
+void AddValidateCommand(CLI::App& app, const Extensions& extensions, absl::Status* result);
+void AddConfigCommand(CLI::App& app, absl::Status* result);
+void AddBenchCommand(CLI::App& app, const Extensions& extensions, absl::Status* result);
+
+}  // namespace trireme
+
+#endif  // TRIREME_TRAINER_COMMANDS_H_

@@ -1,0 +1,22 @@
+#include "trainer/bench.h"
+
+#include <memory>
+
+#include "trainer/commands.h"
+
+namespace trireme {
+
+void AddBenchCommand(CLI::App& app, const Extensions& extensions, absl::Status* result) {
+  auto options = std::make_shared<BenchOptions>();
+  CLI::App* command = app.add_subcommand("bench", "Time the training step on synthetic tokens; prints one JSON line");
+  command->add_option("CONFIG", options->configs, "Textproto files, merged left to right")->required();
+  command->add_option("--set", options->overrides, "Override a field, as for train")->allow_extra_args(false);
+  command->add_option("--steps", options->steps, "Steps to time")->check(CLI::PositiveNumber)->capture_default_str();
+  command->add_option("--warmup", options->warmup, "Steps before them")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
+  command->add_option("--ranks", options->expected_ranks, "Fail at once unless started with this many ranks");
+  command->callback([options, &extensions, result] { *result = Bench(*options, extensions); });
+}
+
+}  // namespace trireme

@@ -1,0 +1,59 @@
+#include "data/inspect.h"
+
+#include <iostream>
+#include <memory>
+#include <string>
+
+#include "trainer/commands.h"
+
+namespace trireme {
+namespace {
+
+struct Flags {
+  std::string source;
+  InspectCorpusOptions corpus;
+};
+
+// One kind of SOURCE: how to tell it, and how to print it. The first that recognizes the path is used.
+struct SourceKind {
+  const char* name;
+  bool (*recognizes)(const std::string& path);
+  absl::Status (*inspect)(const Flags& flags);
+};
+
+absl::Status InspectCorpusSource(const Flags& flags) {
+  InspectCorpusOptions options = flags.corpus;
+  options.path = flags.source;
+  return InspectCorpus(options, std::cout);
+}
+
+constexpr SourceKind kSourceKinds[] = {
+    {"a corpus (folder, Megatron prefix, llm.c .bin)", LooksLikeCorpus, InspectCorpusSource},
+};
+
+absl::Status Run(const Flags& flags) {
+  std::string known;
+  for (const SourceKind& kind : kSourceKinds) {
+    if (kind.recognizes(flags.source)) return kind.inspect(flags);
+    absl::StrAppend(&known, known.empty() ? "" : "; ", kind.name);
+  }
+  return Error(ExitCode::kData, "inspect ", flags.source,
+               ": it does not exist or is nothing known; known are: ", known);
+}
+
+}  // namespace
+
+void AddInspectCommand(CLI::App& app, absl::Status* result) {
+  auto flags = std::make_shared<Flags>();
+  CLI::App* command = app.add_subcommand("inspect", "Say what a file or folder holds");
+  command->add_option("SOURCE", flags->source, "A corpus folder, a Megatron prefix or an llm.c .bin file")->required();
+  command->add_option("--samples", flags->corpus.samples, "Corpus: show this many training windows")
+      ->capture_default_str();
+  command->add_option("--sequence-length", flags->corpus.sequence_length, "Corpus: tokens per window")
+      ->capture_default_str();
+  command->add_option("--seed", flags->corpus.seed, "Corpus: seed of the order of windows")->capture_default_str();
+  command->add_flag("--verify", flags->corpus.verify_checksums, "Corpus: read everything and compare checksums");
+  command->callback([flags, result] { *result = Run(*flags); });
+}
+
+}  // namespace trireme

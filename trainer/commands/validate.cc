@@ -1,0 +1,50 @@
+#include <iostream>
+#include <memory>
+
+#include "configs/config_loader.h"
+#include "launch/log.h"
+#include "trainer/commands.h"
+#include "trainer/corpora.h"
+#include "trainer/recipe.h"
+
+namespace trireme {
+namespace {
+
+struct Flags {
+  std::vector<std::string> configs, overrides;
+  int ranks = 1;
+};
+
+absl::Status Run(const Flags& flags, const Extensions& extensions) {
+  ASSIGN_OR_RETURN(const RunConfig config, LoadConfig(flags.configs, flags.overrides));
+  const absl::StatusOr<Corpora> corpora = OpenCorpora(config);
+  std::vector<std::string> attention;
+  for (const AttentionBackend& backend : extensions.attention_backends) attention.push_back(backend.name);
+  const absl::StatusOr<Recipe> recipe =
+      MakeRecipe(config, flags.ranks, extensions.families, attention, corpora.ok() ? corpora->facts : CorpusFacts());
+  if (!recipe.ok() && !corpora.ok())
+    return Error(ExitCode::kConfig, recipe.status().message(), "\n  ", corpora.status().message());
+  RETURN_IF_ERROR(recipe.status());
+  RETURN_IF_ERROR(corpora.status());
+  std::cout << ConfigText(recipe->config) << "\n# fits " << flags.ranks << " ranks: " << recipe->mesh.ToString()
+            << "\n# " << HumanCount(static_cast<double>(recipe->model.num_parameters())) << " parameters, "
+            << recipe->total_steps << " steps of " << HumanCount(static_cast<double>(recipe->tokens_per_step))
+            << " tokens, " << recipe->num_microbatches << " microbatches per rank and step\n";
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+void AddValidateCommand(CLI::App& app, const Extensions& extensions, absl::Status* result) {
+  auto flags = std::make_shared<Flags>();
+  CLI::App* command = app.add_subcommand(
+      "validate", "Check a config against a number of ranks and its data, without starting anything");
+  command->add_option("CONFIG", flags->configs, "Textproto files, merged left to right")->required();
+  command->add_option("--set", flags->overrides, "Override a field, as for train")->allow_extra_args(false);
+  command->add_option("--ranks", flags->ranks, "Ranks the job will have")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
+  command->callback([flags, &extensions, result] { *result = Run(*flags, extensions); });
+}
+
+}  // namespace trireme

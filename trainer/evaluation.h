@@ -1,0 +1,19 @@
+// trainer/evaluation.h
+// The loss on a split, shared out over the data ranks.
+#ifndef TRIREME_TRAINER_EVALUATION_H_
+#define TRIREME_TRAINER_EVALUATION_H_
+
+#include "data/sampler.h"
+#include "parallel/comm/mesh.h"
+#include "trainer/model.h"
+
+namespace trireme {
+
+// Mean cross-entropy per target over the first `max_sequences` windows (0: all), in nat; the same on every rank and, up
+// to round-off, for every number of ranks. Collective.
+absl::StatusOr<double> EvaluateSplit(Model& model, Mesh& mesh, const Sampler& sampler, const Recipe& recipe,
+                                     int64_t max_sequences);
+
+}  // namespace trireme
+
+#endif  // TRIREME_TRAINER_EVALUATION_H_

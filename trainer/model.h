@@ -1,0 +1,78 @@
+// trainer/model.h
+// A recipe's model on this rank: its stage, and what the loop asks of it.
+#ifndef TRIREME_TRAINER_MODEL_H_
+#define TRIREME_TRAINER_MODEL_H_
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "data/loader.h"
+#include "parallel/comm/mesh.h"
+#include "parallel/sharding/stage.h"
+#include "trainer/extensions.h"
+#include "trainer/recipe.h"
+
+namespace trireme {
+
+struct Loss {
+  double mean = 0;      // cross-entropy per target, over the global batch. Unit: nat
+  double z_loss = 0;    // coefficient x mean of lse^2
+  int64_t targets = 0;  // in the global batch
+};
+
+struct GradNorm {
+  double total = 0;        // L2 norm over every element once; all ranks hold the same bits
+  double clip_factor = 1;  // min(1, max_norm / (total + 1e-6))
+};
+
+class Model {
+ public:
+  // Collective over the job. Weights are zero until Initialize() or a load.
+  static absl::StatusOr<std::unique_ptr<Model>> Create(const Recipe& recipe, Mesh& mesh, const Extensions& extensions);
+
+  // Fills weights from the seed, the same for every layout. Collective.
+  void Initialize();
+
+  // Gradients of the mean loss over the global batch, accumulated over all microbatches and summed over data ranks.
+  // Collective. Fails when no target in the global batch carries loss.
+  absl::StatusOr<Loss> ForwardBackward(const StepBatch& batch);
+
+  // Collective. max_norm 0: no clipping.
+  GradNorm ClipGradNorm(double max_norm);
+
+  // Sums over the targets of these microbatches on all data ranks. Collective; every rank brings the same number of
+  // microbatches.
+  struct EvaluationSums {
+    double loss_sum = 0;
+    int64_t targets = 0;
+  };
+  EvaluationSums Evaluate(const std::vector<Microbatch>& microbatches);
+
+  // For a non-finite loss or norm: which rank and unit have it. Collective; the same text on all ranks.
+  std::string DescribeNonFinite(double local_loss_sum);
+
+  Stage& stage() { return *stage_; }
+  std::vector<ParameterBuffer*> buffers();
+  const AttentionBackend& attention() const { return attention_; }
+  double last_local_loss_sum() const { return last_local_loss_sum_; }
+
+ private:
+  Model(const Recipe& recipe, Mesh& mesh) : recipe_(recipe), mesh_(mesh) {}
+  MicrobatchTensors ToDevice(const Microbatch& microbatch) const;
+
+  Recipe recipe_;
+  Mesh& mesh_;
+  at::Device device_ = at::kCPU;
+  AttentionBackend attention_;
+  std::unique_ptr<Stage> stage_;
+  double last_local_loss_sum_ = 0;
+};
+
+// Adds up doubles over a group in rank order: the same bits on every rank.
+double SumOverRanks(ProcessGroup& group, double value);
+
+}  // namespace trireme
+
+#endif  // TRIREME_TRAINER_MODEL_H_

@@ -1,0 +1,66 @@
+// trainer/sharded_tensors.h
+// Tensors of which each rank holds rectangles, in folders of safetensors files that PyTorch's
+// torch.distributed.checkpoint reads (HuggingFaceStorageReader): metadata DCP_SHARDING_INFO gives every key's offsets;
+// a key stands once per file, so the up to three rectangles a rank owns of a tensor go into up to three files.
+#ifndef TRIREME_TRAINER_SHARDED_TENSORS_H_
+#define TRIREME_TRAINER_SHARDED_TENSORS_H_
+
+#include <ATen/core/Tensor.h>
+
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "models/formats/safetensors.h"
+#include "parallel/sharding/parameter_buffer.h"
+#include "parallel/sharding/rectangle.h"
+#include "trainer/checkpoint.pb.h"
+
+namespace trireme {
+
+// One rectangle on this rank: `values` is a flat view of its elements, on any device.
+struct TensorPart {
+  std::string name;
+  std::vector<int64_t> shape;  // of the whole tensor
+  Rectangle rectangle;
+  at::Tensor values;  // [rectangle.numel()], float32 or bfloat16
+};
+
+// The rectangles of a buffer's own tensor (own weights or optimizer state), named NAME or NAME.suffix. unique: only
+// what this rank saves.
+std::vector<TensorPart> PartsOf(const ParameterBuffer& buffer, const at::Tensor& own, const std::string& suffix,
+                                bool unique);
+
+// Writes this rank's parts into `folder` (which exists) as shard-RRRRR-K.safetensors. Returns the files, paths relative
+// to folder's parent. Not collective.
+absl::StatusOr<std::vector<CheckpointFile>> WriteParts(const std::string& folder, int rank,
+                                                       const std::vector<TensorPart>& parts);
+
+// A folder of such files (or of plain safetensors files: each key is then whole), opened for reading.
+class ShardedTensorReader {
+ public:
+  static absl::StatusOr<ShardedTensorReader> Open(const std::string& folder);
+
+  // Fills part.values from the rectangles that overlap it, reading only those bytes. Missing elements, another shape or
+  // dtype are errors.
+  absl::Status Read(const TensorPart& part) const;
+
+  // Global shapes by name: max(offset + size) over the files.
+  const std::map<std::string, std::vector<int64_t>>& shapes() const { return shapes_; }
+
+ private:
+  struct Source {
+    const SafetensorsFile* file;
+    const SafetensorsEntry* entry;
+    Rectangle rectangle;
+  };
+  std::string folder_;
+  std::vector<std::unique_ptr<SafetensorsFile>> files_;
+  std::map<std::string, std::vector<Source>> sources_;
+  std::map<std::string, std::vector<int64_t>> shapes_;
+};
+
+}  // namespace trireme
+
+#endif  // TRIREME_TRAINER_SHARDED_TENSORS_H_
