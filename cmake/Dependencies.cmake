@@ -68,7 +68,7 @@ endif()
 if(TRIREME_CUDA)
   set(CMAKE_CUDA_ARCHITECTURES ${TRIREME_CUDA_ARCHITECTURES})
   enable_language(CUDA)
-  set(CMAKE_CUDA_STANDARD 20)
+  set(CMAKE_CUDA_STANDARD 17)  # CMake 3.25 knows no C++20 of nvcc; the .cu files need none.
   find_package(CUDAToolkit REQUIRED)
   foreach(name torch_cuda c10_cuda)
     add_library(${name}_library SHARED IMPORTED)

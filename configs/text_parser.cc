@@ -9,6 +9,7 @@
 #include <google/protobuf/io/zero_copy_stream_impl_lite.h>
 #include <google/protobuf/text_format.h>
 
+#include <algorithm>
 #include <map>
 #include <utility>
 
@@ -75,9 +76,10 @@ class Tokens {
 
   // The last token that starts at or before a place; -1 if none does.
   int At(int line, int column) const {
-    int found = -1;
-    for (int i = 0; i < size() && std::pair(list_[i].line, list_[i].column) <= std::pair(line, column); ++i) found = i;
-    return found;
+    const auto after = std::upper_bound(list_.begin(), list_.end(), std::pair(line, column), [](const std::pair<int, int>& place, const Token& token) {
+      return place < std::pair(token.line, token.column);
+    });
+    return static_cast<int>(after - list_.begin()) - 1;
   }
 
   // The last token at or before `index` with this text, bare or quoted; `index` itself if there is none.
@@ -115,17 +117,21 @@ class Tokens {
     return {list_[index].begin, list_[last].end};
   }
 
-  size_t Offset(int line, int column) const {
-    while (static_cast<int>(line_starts_.size()) <= line) {
-      const size_t newline = text_.find('\n', line_starts_.back());
-      if (newline == std::string::npos) return text_.size();
-      line_starts_.push_back(newline + 1);
+  // Where in the text a place lies. Fast for places in rising order.
+  size_t Offset(int line, int column) {
+    if (std::pair(line, column) < std::pair(cursor_.line, cursor_.column)) cursor_ = {};
+    while (cursor_.offset < text_.size() && std::pair(cursor_.line, cursor_.column) < std::pair(line, column)) {
+      const char c = text_[cursor_.offset];
+      if (c == '\n' && cursor_.line == line) break;
+      ++cursor_.offset;
+      if (c == '\n') {
+        cursor_ = {cursor_.line + 1, 0, cursor_.offset};
+      } else {
+        cursor_.column = c == '\t' ? cursor_.column / 8 * 8 + 8 : cursor_.column + 1;
+      }
     }
-    size_t offset = line_starts_[line];
-    for (int at = 0; at < column && offset < text_.size() && text_[offset] != '\n'; ++offset) at = text_[offset] == '\t' ? at / 8 * 8 + 8 : at + 1;
-    return offset;
+    return cursor_.offset;
   }
-  size_t LineStart(int line) const { return line < static_cast<int>(line_starts_.size()) ? line_starts_[line] : Offset(line, 0); }
 
  private:
   void FillPaths() {
@@ -136,8 +142,9 @@ class Tokens {
       list_[i].path = paths.back();
       if (IsName(i) && (Is(i + 1, ":") || IsOpen(i + 1))) name = list_[i].text;
       if (Is(i, "{") || Is(i, "<")) {
+        const bool too_deep = paths.size() > kMaxDepth;  // The parser gives up there; the paths would grow without bound.
+        paths.push_back(too_deep ? "" : paths.back().empty() ? name : absl::StrCat(paths.back(), ".", name));
         names.push_back(name);
-        paths.push_back(paths.back().empty() ? name : absl::StrCat(paths.back(), ".", name));
       } else if ((Is(i, "}") || Is(i, ">")) && !names.empty()) {
         name = names.back();
         names.pop_back();
@@ -148,7 +155,10 @@ class Tokens {
 
   const std::string& text_;
   std::vector<Token> list_;
-  mutable std::vector<size_t> line_starts_ = {0};
+  struct Cursor {
+    int line = 0, column = 0;
+    size_t offset = 0;
+  } cursor_;
 };
 
 // The strings in double quotes in one of protobuf's messages.
@@ -177,14 +187,17 @@ std::string TypeName(const FieldDescriptor& field) {
 
 // A complaint in our words, and what to leave out so that parsing gets past it.
 struct Finding {
-  int line = 0, column = 0;
+  int line = 0;
+  size_t offset = 0;  // bytes
   std::string what;
   int statement = -1;  // token index of the name it starts with; -1: unknown
 };
 
-Finding Explain(const Complaint& complaint, const Tokens& tokens, const TextSource& source, const Descriptor* root) {
-  Finding finding{complaint.line, complaint.column, complaint.message, -1};
+Finding Explain(const Complaint& complaint, Tokens& tokens, const TextSource& source, const Descriptor* root) {
+  Finding finding{complaint.line, 0, complaint.message, -1};
   int token = tokens.At(complaint.line, complaint.column);
+  const bool at_token = token >= 0 && tokens[token].line == complaint.line && tokens[token].column == complaint.column;
+  finding.offset = at_token ? tokens[token].begin : tokens.Offset(complaint.line, complaint.column);
   if (token < 0) return finding;
   const std::vector<std::string> quoted = Quoted(complaint.message);
   const auto starts = [&](const char* prefix) { return absl::StartsWith(complaint.message, prefix); };
@@ -193,7 +206,7 @@ Finding Explain(const Complaint& complaint, const Tokens& tokens, const TextSour
   const auto move_to = [&](const std::string& text) {
     token = tokens.Back(token, text);
     finding.line = tokens[token].line;
-    finding.column = tokens[token].column;
+    finding.offset = tokens[token].begin;
   };
   if (starts("Message type ") && quoted.size() == 2) {
     move_to(quoted[1]);
@@ -216,7 +229,7 @@ Finding Explain(const Complaint& complaint, const Tokens& tokens, const TextSour
     move_to(quoted[0]);
     finding.what = absl::StrCat(Join(message_path(), quoted[0]), " and ", Join(message_path(), quoted[1]), " exclude each other; keep one");
     finding.statement = token;
-  } else if (const int name = tokens.NameOfValue(token); name >= 0) {
+  } else if (const int name = tokens.Is(token, ":") ? token - 1 : tokens.NameOfValue(token); name >= 0) {
     token = name;
     const FieldDescriptor* field = message() == nullptr ? nullptr : message()->FindFieldByName(tokens[name].text);
     if (field != nullptr) {
@@ -228,10 +241,15 @@ Finding Explain(const Complaint& complaint, const Tokens& tokens, const TextSour
   return finding;
 }
 
+struct Located {
+  int line;
+  std::string what;
+};
+
 }  // namespace
 
 void ParseConfigText(const TextSource& source, google::protobuf::Message* message, std::vector<std::string>* problems) {
-  std::map<std::pair<int, int>, std::string> found;  // by line and byte column, so that they are listed in order and once
+  std::map<size_t, Located> found;  // by offset, so that they are listed in order and once
   std::string text = source.text;
   for (int repair = 0; repair < kMaxRepairs; ++repair) {
     Complaints complaints;
@@ -240,13 +258,12 @@ void ParseConfigText(const TextSource& source, google::protobuf::Message* messag
     parser.AllowUnknownField(true);  // They become warnings, so that all are seen; Complaints makes them errors again.
     parser.SetRecursionLimit(kMaxDepth);
     if (parser.ParseFromString(text, message) && complaints.list.empty()) break;
-    const Tokens tokens(text);
+    Tokens tokens(text);
     std::string repaired = text;
     bool stopped = false;
     for (const Complaint& complaint : complaints.list) {
       const Finding finding = Explain(complaint, tokens, source, message->GetDescriptor());
-      const int column = static_cast<int>(tokens.Offset(finding.line, finding.column) - tokens.LineStart(finding.line));
-      found.try_emplace({finding.line, column}, finding.what);
+      found.try_emplace(finding.offset, Located{finding.line, finding.what});
       if (!complaint.is_error) continue;
       stopped = true;
       if (finding.statement < 0) continue;
@@ -259,13 +276,14 @@ void ParseConfigText(const TextSource& source, google::protobuf::Message* messag
     text = repaired;
   }
   int listed = 0;
-  for (const auto& [place, what] : found) {
+  for (const auto& [offset, located] : found) {
     if (++listed > kMaxProblems) {
       problems->push_back(absl::StrCat(source.label, ": and ", found.size() - kMaxProblems, " more"));
       break;
     }
-    const int column = place.second + (place.first == 0 ? source.first_column : 0);
-    problems->push_back(absl::StrCat(source.label, ":", place.first + 1, ":", column + 1, ": ", what));
+    const size_t newline = offset == 0 ? std::string::npos : source.text.rfind('\n', offset - 1);
+    const int column = newline == std::string::npos ? static_cast<int>(offset) + source.first_column : static_cast<int>(offset - newline) - 1;
+    problems->push_back(absl::StrCat(source.label, ":", located.line + 1, ":", column + 1, ": ", located.what));
   }
 }
 

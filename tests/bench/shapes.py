@@ -1,4 +1,4 @@
-"""The model shapes that the benchmarks use, for Transformers and as a Trireme recipe."""
+"""The shapes that the benchmarks use, as in configs/recipes/bench_*.textproto."""
 
 from dataclasses import dataclass
 
@@ -30,31 +30,3 @@ SHAPES = {
 
 # The update rule of every contender.
 LEARNING_RATE, BETAS, EPS, WEIGHT_DECAY, MAX_NORM = 3e-4, (0.9, 0.95), 1e-8, 0.1, 1.0
-
-
-def recipe(shape, shard, micro_batch):
-    """The textproto of a run of `shape`; micro_batch: sequences that one rank computes at once."""
-    return f"""# proto-file: configs/run_config.proto
-# proto-message: trireme.RunConfig
-model {{
-  family: "llama"
-  num_hidden_layers: {shape.layers}
-  hidden_size: {shape.hidden}
-  num_attention_heads: {shape.heads}
-  num_key_value_heads: {shape.kv_heads}
-  intermediate_size: {shape.intermediate}
-  vocab_size: {shape.vocab}
-  tie_word_embeddings: {"true" if shape.tied else "false"}
-}}
-data {{ sequence_length: {shape.length} }}
-global_batch_size: {shape.batch}
-micro_batch_size: {micro_batch}
-parallel {{ shard: {shard} }}
-optimizer {{
-  adamw {{ learning_rate: {LEARNING_RATE} beta1: {BETAS[0]} beta2: {BETAS[1]} eps: {EPS} weight_decay: {WEIGHT_DECAY} }}
-}}
-lr_schedule {{ clip_grad_norm: {MAX_NORM} }}
-train_for {{ steps: 1000 }}
-launch {{ device: CPU }}
-run_dir: "unused"
-"""

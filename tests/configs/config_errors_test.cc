@@ -20,7 +20,9 @@ TEST_F(FileErrors, UnknownFieldsAreAllReportedWithSuggestions) {
 }
 
 TEST_F(FileErrors, UnknownFieldIsPlacedWhereItsNameStandsDespiteCommentsAndTabs) {
-  EXPECT_EQ(Problems("data {\t\ttensr  # tensr here\n  : 2 }"), "config.textproto:1:9: unknown field \"tensr\" in data; did you mean parallel.tensor?");
+  EXPECT_EQ(Problems("data {\t\ttensr  # tensr here\n  : 2 }"),
+            "config.textproto:1:9: unknown field \"tensr\" in data; known are source, sequence_length, document_mask, prefetch_steps, "
+            "verify_checksums");
 }
 
 TEST_F(FileErrors, WrongTypesAreAllReportedAtTheValue) {
@@ -74,6 +76,12 @@ TEST_F(FileErrors, DeepNestingIsRefused) {
   std::string text;
   for (int i = 0; i < 50'000; ++i) text += "a{";
   EXPECT_NE(Problems(text).find("too deep"), std::string::npos) << Problems(text);
+}
+
+TEST_F(FileErrors, LargeFilesOfMistakesAreReadInLinearTime) {
+  std::string text;
+  for (int i = 0; i < 60'000; ++i) text += "unknown: 1 ";
+  EXPECT_NE(Problems(text).find("config.textproto: and 59960 more"), std::string::npos);
 }
 
 TEST_F(FileErrors, EndlessMistakesAreCut) {

@@ -3,6 +3,7 @@
 import math
 
 import torch
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 import reference as ref
 from cases import LENGTH, MODELS, SGD, recipe
@@ -13,8 +14,6 @@ SGD_RATE = 0.1
 GRADIENT_TOLERANCE = 1e-5  # of the tensor's largest gradient
 ABSOLUTE_FLOOR = 1e-8
 LOSS_TOLERANCE = 1e-5  # relative
-# Adam divides by the root of the second moment: where a gradient is nearly zero, round-off decides the direction of its first updates.
-ADAMW_LOSS_TOLERANCE = 5e-5
 
 WHOLE = [LENGTH, LENGTH]
 # Two sequences cut into documents: short and long ones, one of a single token.
@@ -30,7 +29,7 @@ def make_steps(vocab, segments, microbatches, count, seed):
 
 
 def compare_gradients(checks, name, ours, theirs):
-    checks.equal(f"{name}: tensors with a gradient", sorted(ours), sorted(theirs))
+    checks.equal(f"{name}: tensors that only one side has", sorted(set(ours) ^ set(theirs)), [])
     worst, worst_name = 0.0, ""
     for key, expected in theirs.items():
         floor = max(GRADIENT_TOLERANCE * expected.abs().max().item(), ABSOLUTE_FLOOR)
@@ -85,20 +84,19 @@ def check_adamw(checks, probe, name, model, segments, seed, ranks=1):
     checks.within(f"{name}: learning rates", relative(result["learning_rate"], rates), 1e-12)
     optimizer = torch.optim.AdamW(ref.decay_groups(reference, decay), lr=peak, betas=betas, eps=1e-8)
     losses = ref.train(reference, optimizer, steps, rates, clip=clip)
-    checks.within(f"{name}: {STEPS} AdamW losses ({losses[0]:.4f} to {losses[-2]:.4f})", relative(result["loss"], losses), ADAMW_LOSS_TOLERANCE)
+    checks.within(f"{name}: {STEPS} AdamW losses ({losses[0]:.4f} to {losses[-2]:.4f})", relative(result["loss"], losses), LOSS_TOLERANCE)
     checks.above(f"{name}: loss falls by", losses[0] - losses[-2], 0.05)
 
 
 def check_rope(checks, name, model, table):
     config = ref.config_of(dict(model, max_position_embeddings=len(table["cosine"])))
-    from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
-
     positions = torch.arange(len(table["cosine"]))
     cosine, sine = LlamaRotaryEmbedding(config)(torch.zeros(1), positions[None])
     half = table["cosine"].shape[1]
     error = max((ours - theirs[0, :, :half]).abs().max().item() for ours, theirs in ((table["cosine"], cosine), (table["sine"], sine)))
-    # The angle is a float32: its last bit is worth this much at the last position.
-    checks.within(f"{name}: rope table of {len(positions)} positions", error, len(positions) * 2.0**-23)
+    # Unscaled frequencies are the same float32 numbers. A scaled one may differ in its last bit, which the position multiplies.
+    allowed = len(positions) * 2.0**-24 if "rope_scaling" in model else 2.0**-23
+    checks.within(f"{name}: rope table of {len(positions)} positions", error, allowed)
 
 
 def check_bf16(checks, probe, model, segments, seed):

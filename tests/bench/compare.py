@@ -1,0 +1,122 @@
+"""Trireme against its peers, interleaved (A B C A B C ...) in one go, since a machine's speed drifts. Prints tables of ratios.
+
+Groups: A, B512, B2048 (one process, 2 threads, against Transformers eager, with a tuned malloc, compiled, Trainer) and fsdp2
+(shape A on two one-thread ranks, PARAMETERS, against PyTorch FSDP2 over gloo).
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+RECIPES = os.path.join(HERE, "..", "..", "configs", "recipes")
+
+# Trireme's recipe and overrides, and its ranks.
+TRIREME = {
+    "A": ("bench_shape_a", [], 1),
+    "B512": ("bench_smollm2_135m", [], 1),
+    "B2048": ("bench_smollm2_135m", ["data.sequence_length=2048"], 1),
+    "fsdp2": ("bench_shape_a", ["micro_batch_size=4", "parallel.shard=PARAMETERS"], 2),
+}
+STEPS = {"A": (10, 3), "B512": (4, 1), "B2048": (2, 1), "fsdp2": (10, 3)}  # timed, warm-up
+
+# What Trireme must reach: times a contender's tokens per second, and at most this part of its memory.
+REQUIRED_SPEED = {("A", "eager"): 1.4, ("B512", "eager"): 1.3, ("B2048", "eager"): 1.3, ("fsdp2", "fsdp2"): 1.3}
+REQUIRED_MEMORY = {("A", "eager"): 0.5}
+
+
+def last_json(command, environment):
+    done = subprocess.run(command, env={**os.environ, **environment}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    if done.returncode != 0:
+        raise RuntimeError(f"{' '.join(command)} ended with {done.returncode}:\n{done.stderr[-3000:]}")
+    return json.loads([line for line in done.stdout.splitlines() if line.startswith("{")][-1])
+
+
+def run_trireme(binary, group):
+    name, overrides, ranks = TRIREME[group]
+    steps, warmup = STEPS[group]
+    command = [binary, "bench", os.path.join(RECIPES, name + ".textproto"), "--steps", str(steps), "--warmup", str(warmup)]
+    for override in overrides + ["launch.device=CPU"]:
+        command += ["--set", override]
+    if ranks > 1:
+        command = ["mpirun", "--bind-to", "none", "--oversubscribe", "-np", str(ranks)] + command
+    environment = {"OMP_NUM_THREADS": str(2 // ranks), "OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
+    result = last_json(command, environment)
+    result["peak_memory_bytes"] -= result["idle_memory_bytes"]
+    return result
+
+
+def run_peer(contender, group):
+    steps, warmup = STEPS[group]
+    options = ["--steps", str(steps), "--warmup", str(warmup)]
+    if contender == "fsdp2":
+        launcher = ["-m", "torch.distributed.run", "--nproc-per-node", "2"]
+        return last_json([sys.executable, *launcher, os.path.join(HERE, "fsdp2_peer.py"), "A", *options], {"OMP_NUM_THREADS": "1"})
+    return last_json([sys.executable, os.path.join(HERE, "peers.py"), contender, group, *options], {})
+
+
+def summarize(results):
+    """Medians over the rounds."""
+    median = lambda values: statistics.median(list(values))
+    return {
+        name: {
+            "tokens_per_second": median(r["tokens_per_second"] for r in rounds),
+            "lowest": min(r["tokens_per_second"] for r in rounds),
+            "highest": max(r["tokens_per_second"] for r in rounds),
+            "memory_bytes": median(r["peak_memory_bytes"] for r in rounds),
+        }
+        for name, rounds in results.items()
+    }
+
+
+def verdict(group, name, speed, memory):
+    bound = REQUIRED_SPEED.get((group, name), 1.0)
+    notes = [f"at least {bound:.1f}x: {'met' if speed >= bound else 'MISSED'}"]
+    if (group, name) in REQUIRED_MEMORY:
+        bound = REQUIRED_MEMORY[group, name]
+        notes.append(f"memory at most {bound:.2f}x: {'met' if memory <= bound else 'MISSED'}")
+    return ", ".join(notes)
+
+
+def print_table(group, summary):
+    ours = summary["trireme"]
+    print(f"\n{group}: median of the runs' median steps (lowest to highest run); memory: most resident above idle")
+    print(f"{'':10} {'tokens/s':>9} {'range':>15} {'memory MiB':>11} {'speed':>8} {'memory':>8}")
+    for name, row in summary.items():
+        line = f"{name:10} {row['tokens_per_second']:9.0f} {row['lowest']:7.0f}-{row['highest']:<7.0f} {row['memory_bytes'] / 2**20:11.0f}"
+        if name != "trireme":
+            speed, memory = ours["tokens_per_second"] / row["tokens_per_second"], ours["memory_bytes"] / row["memory_bytes"]
+            line += f" {speed:7.2f}x {memory:7.2f}x  {verdict(group, name, speed, memory)}"
+        print(line)
+    print(flush=True)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--trireme", default="build/bin/trireme")
+    parser.add_argument("--groups", nargs="+", choices=list(STEPS), default=list(STEPS))
+    parser.add_argument("--peers", nargs="+", default=["eager", "malloc", "compile", "trainer"], help="for A and B")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--output", help="also write all numbers here, as JSON")
+    args = parser.parse_args()
+    everything = {}
+    for group in args.groups:
+        contenders = ["trireme"] + (["fsdp2"] if group == "fsdp2" else args.peers)
+        results = {name: [] for name in contenders}
+        for number in range(args.rounds):
+            for name in contenders:
+                result = run_trireme(args.trireme, group) if name == "trireme" else run_peer(name, group)
+                results[name].append(result)
+                print(f"{group} round {number + 1} {name}: {result['tokens_per_second']:.0f} tokens/s", file=sys.stderr, flush=True)
+        everything[group] = {"runs": results, "summary": summarize(results)}
+        print_table(group, everything[group]["summary"])
+    if args.output:
+        with open(args.output, "w") as file:
+            json.dump(everything, file, indent=1)
+
+
+if __name__ == "__main__":
+    main()
