@@ -59,7 +59,8 @@ class Diff {
         const FieldDescriptor* chosen_before = before.GetReflection()->GetOneofFieldDescriptor(before, oneof);
         const FieldDescriptor* chosen_after = after.GetReflection()->GetOneofFieldDescriptor(after, oneof);
         if (chosen_before != chosen_after) {
-          if (&field == oneof->field(0)) Add(absl::StrCat(prefix, oneof->name()), Choice(before, chosen_before), Choice(after, chosen_after));
+          if (&field == oneof->field(0))
+            Add(absl::StrCat(prefix, oneof->name()), Choice(before, chosen_before), Choice(after, chosen_after));
           continue;
         }
         if (chosen_before != &field) continue;
@@ -67,7 +68,8 @@ class Diff {
       if (field.is_repeated()) {
         CompareElements(before, after, field, path);
       } else if (IsMessage(field)) {
-        Compare(before.GetReflection()->GetMessage(before, &field), after.GetReflection()->GetMessage(after, &field), path + ".");
+        Compare(before.GetReflection()->GetMessage(before, &field), after.GetReflection()->GetMessage(after, &field),
+                path + ".");
       } else {
         Add(path, Value(before, field), Value(after, field));
       }
@@ -81,14 +83,15 @@ class Diff {
     if (before != after) lines.push_back(absl::StrCat(path, ": ", before, " -> ", after));
   }
 
-  void CompareElements(const Message& before, const Message& after, const FieldDescriptor& field, const std::string& path) {
+  void CompareElements(const Message& before, const Message& after, const FieldDescriptor& field,
+                       const std::string& path) {
     const int size_before = before.GetReflection()->FieldSize(before, &field);
     const int size_after = after.GetReflection()->FieldSize(after, &field);
     for (int i = 0; i < std::max(size_before, size_after); ++i) {
       const std::string element = absl::StrCat(path, "[", i, "]");
       if (IsMessage(field) && i < std::min(size_before, size_after)) {
-        Compare(before.GetReflection()->GetRepeatedMessage(before, &field, i), after.GetReflection()->GetRepeatedMessage(after, &field, i),
-                element + ".");
+        Compare(before.GetReflection()->GetRepeatedMessage(before, &field, i),
+                after.GetReflection()->GetRepeatedMessage(after, &field, i), element + ".");
       } else {
         Add(element, Element(before, field, i), Element(after, field, i));
       }

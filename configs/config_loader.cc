@@ -29,7 +29,8 @@ absl::StatusOr<RunConfig> LoadConfig(const std::vector<std::string>& files, cons
   }
   for (const std::string& text : overrides) ApplyOverride(text, &config, &problems);
   if (problems.empty()) return config;
-  return Error(ExitCode::kConfig, "config: ", problems.size(), problems.size() == 1 ? " problem\n" : " problems\n", absl::StrJoin(problems, "\n"));
+  return Error(ExitCode::kConfig, "config: ", problems.size(), problems.size() == 1 ? " problem\n" : " problems\n",
+               absl::StrJoin(problems, "\n"));
 }
 
 std::string ConfigText(const RunConfig& config) {

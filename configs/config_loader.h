@@ -11,7 +11,8 @@
 
 namespace trireme {
 
-// Merges textprotos left to right (repeated fields are replaced by a later file that sets them), then applies overrides in order:
+// Merges textprotos left to right (repeated fields are replaced by a later file that sets them), then applies overrides
+// in order:
 //   parallel.tensor=2            sets a field by path (proto text syntax for the value; strings may go without quotes)
 //   data.source+={path: "x"}     appends to a repeated field
 //   parallel { tensor: 2 }       a fragment, merged
@@ -21,8 +22,8 @@ absl::StatusOr<RunConfig> LoadConfig(const std::vector<std::string>& files, cons
 // The textproto of a config, as printed, logged and stored.
 std::string ConfigText(const RunConfig& config);
 
-// What `trireme config [PATH]` prints: meaning, type, default and members of a field (or of all, with an empty path), from the comments
-// in run_config.proto.
+// What `trireme config [PATH]` prints: meaning, type, default and members of a field (or of all, with an empty path),
+// from the comments in run_config.proto.
 absl::StatusOr<std::string> ExplainField(const std::string& path);
 
 // One line per field in which the two configs differ: "optimizer.adamw.learning_rate: 0.0003 -> 0.001".

@@ -1,5 +1,6 @@
 // configs/embedded_schema.h
-// run_config.proto as a serialized FileDescriptorSet with its comments; written at build time by embed_descriptor.cmake.
+// run_config.proto as a serialized FileDescriptorSet with its comments; written at build time by
+// embed_descriptor.cmake.
 #ifndef TRIREME_CONFIGS_EMBEDDED_SCHEMA_H_
 #define TRIREME_CONFIGS_EMBEDDED_SCHEMA_H_
 

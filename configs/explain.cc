@@ -39,8 +39,9 @@ template <typename Described>
 std::vector<std::string> CommentWords(const Described& described) {
   SourceLocation location;
   if (!described.GetSourceLocation(&location)) return {};
-  std::vector<std::string> words = absl::StrSplit(absl::StrCat(location.leading_comments, " ", location.trailing_comments),
-                                                  absl::ByAnyChar(" \n\t"), absl::SkipEmpty());
+  std::vector<std::string> words =
+      absl::StrSplit(absl::StrCat(location.leading_comments, " ", location.trailing_comments), absl::ByAnyChar(" \n\t"),
+                     absl::SkipEmpty());
   for (size_t i = 0; i + 2 < words.size(); ++i) {
     if (words[i] == "Next" && words[i + 1] == "id:") {
       words.erase(words.begin() + i, words.begin() + i + 3);
@@ -91,8 +92,10 @@ std::string DefaultOf(const FieldDescriptor& field) {
 }
 
 std::string TypeOf(const FieldDescriptor& field) {
-  if (field.message_type() != nullptr) return absl::StrCat(field.message_type()->name(), field.is_repeated() ? ", repeated" : "");
-  return absl::StrCat(field.enum_type() != nullptr ? field.enum_type()->name() : field.type_name(), ", ", DefaultOf(field));
+  if (field.message_type() != nullptr)
+    return absl::StrCat(field.message_type()->name(), field.is_repeated() ? ", repeated" : "");
+  return absl::StrCat(field.enum_type() != nullptr ? field.enum_type()->name() : field.type_name(), ", ",
+                      DefaultOf(field));
 }
 
 void AppendMembers(const Descriptor& message, const std::string& indent, std::string* text);
@@ -117,7 +120,8 @@ void AppendField(const FieldDescriptor& field, const std::string& name, const st
 void AppendOneof(const OneofDescriptor& oneof, const std::string& name, const std::string& indent, std::string* text) {
   absl::StrAppend(text, indent, name, ": at most one of\n");
   AppendWrapped(CommentWords(oneof), indent + "    ", text);
-  for (int i = 0; i < oneof.field_count(); ++i) AppendField(*oneof.field(i), oneof.field(i)->name(), indent + "  ", text);
+  for (int i = 0; i < oneof.field_count(); ++i)
+    AppendField(*oneof.field(i), oneof.field(i)->name(), indent + "  ", text);
 }
 
 void AppendMembers(const Descriptor& message, const std::string& indent, std::string* text) {
@@ -157,7 +161,9 @@ absl::StatusOr<std::string> ExplainField(const std::string& path) {
       return text;
     }
     message = field->message_type();
-    if (message == nullptr) return Error(ExitCode::kConfig, "config: ", done, " is a ", field->type_name(), " and has no member \"", names[i + 1], "\"");
+    if (message == nullptr)
+      return Error(ExitCode::kConfig, "config: ", done, " is a ", field->type_name(), " and has no member \"",
+                   names[i + 1], "\"");
   }
   return text;
 }

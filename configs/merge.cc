@@ -53,12 +53,15 @@ class Assignment {
       const bool last = end == path_end_;
       if (last && bracket == end) return Set(*field, path, field_path, message);
       if (!IsMessage(*field)) {
-        return Complain(bracket, absl::StrCat(field_path, " is a ", field->type_name(), " and has no ", last ? "elements" : "members"));
+        return Complain(bracket, absl::StrCat(field_path, " is a ", field->type_name(), " and has no ",
+                                              last ? "elements" : "members"));
       }
       message = Enter(*field, field_path, bracket, end, message);
       if (message == nullptr) return;
       path = absl::StrCat(field_path, text_.substr(bracket, end - bracket));
-      if (last) return Complain(bracket, absl::StrCat("name a member of ", path, ", or use ", field_path, "= or ", field_path, "+="));
+      if (last)
+        return Complain(bracket,
+                        absl::StrCat("name a member of ", path, ", or use ", field_path, "= or ", field_path, "+="));
       begin = end + 1;
     }
   }
@@ -76,7 +79,8 @@ class Assignment {
     const google::protobuf::OneofDescriptor* oneof = message.GetDescriptor()->FindOneofByName(name);
     if (oneof == nullptr) return UnknownField(*message.GetDescriptor(), path, name);
     std::string members;
-    for (int i = 0; i < oneof->field_count(); ++i) absl::StrAppend(&members, i > 0 ? ", " : "", oneof->field(i)->name());
+    for (int i = 0; i < oneof->field_count(); ++i)
+      absl::StrAppend(&members, i > 0 ? ", " : "", oneof->field(i)->name());
     return absl::StrCat("\"", name, "\" stands for one of ", members, "; name that one");
   }
 
@@ -90,8 +94,10 @@ class Assignment {
     }
     const int size = reflection->FieldSize(*message, &field);
     int index = -1;
-    if (end - bracket < 3 || text_[end - 1] != ']' || !absl::SimpleAtoi(text_.substr(bracket + 1, end - bracket - 2), &index) || index < 0) {
-      Complain(bracket, absl::StrCat(path, " is repeated; name an element as ", path, "[0], or use ", path, "= or ", path, "+="));
+    if (end - bracket < 3 || text_[end - 1] != ']' ||
+        !absl::SimpleAtoi(text_.substr(bracket + 1, end - bracket - 2), &index) || index < 0) {
+      Complain(bracket, absl::StrCat(path, " is repeated; name an element as ", path, "[0], or use ", path, "= or ",
+                                     path, "+="));
       return nullptr;
     }
     if (index >= size) {
@@ -102,7 +108,8 @@ class Assignment {
   }
 
   void Set(const FieldDescriptor& field, const std::string& parent_path, const std::string& path, Message* message) {
-    if (append_ && !field.is_repeated()) return Complain(path_end_, absl::StrCat(path, " is not repeated; use = instead of +="));
+    if (append_ && !field.is_repeated())
+      return Complain(path_end_, absl::StrCat(path, " is not repeated; use = instead of +="));
     const Reflection* reflection = message->GetReflection();
     size_t value_begin = equals_ + 1;
     while (value_begin < text_.size() && absl::ascii_isspace(text_[value_begin])) ++value_begin;
@@ -118,15 +125,19 @@ class Assignment {
     } else {
       const std::string prefix = absl::StrCat(field.name(), ": ");
       if (IsMessage(field) && (value.empty() || (value[0] != '{' && value[0] != '<' && value[0] != '['))) {
-        return Complain(value_begin, absl::StrCat(path, " has members; give { MEMBER: VALUE }, or set ", path, ".MEMBER"));
+        return Complain(value_begin,
+                        absl::StrCat(path, " has members; give { MEMBER: VALUE }, or set ", path, ".MEMBER"));
       }
       const size_t known_problems = problems_->size();
-      ParseConfigText({LabelOf(text_), prefix + value, parent_path, static_cast<int>(value_begin) - static_cast<int>(prefix.size())}, parsed.get(), problems_);
+      ParseConfigText({LabelOf(text_), prefix + value, parent_path,
+                       static_cast<int>(value_begin) - static_cast<int>(prefix.size())},
+                      parsed.get(), problems_);
       if (problems_->size() > known_problems) return;
       std::vector<const FieldDescriptor*> set;
       parsed->GetReflection()->ListFields(*parsed, &set);
       for (const FieldDescriptor* other : set) {
-        if (other != &field) return Complain(value_begin, absl::StrCat("one value for ", path, " was expected, not also ", other->name()));
+        if (other != &field)
+          return Complain(value_begin, absl::StrCat("one value for ", path, " was expected, not also ", other->name()));
       }
     }
     if (!append_) reflection->ClearField(message, &field);
@@ -168,7 +179,8 @@ void ApplyOverride(const std::string& text, Message* config, std::vector<std::st
   }
   const std::string label = LabelOf(text);
   if (syntax == std::string::npos) {
-    problems->push_back(absl::StrCat(label, ":1:1: neither PATH=VALUE, PATH+=VALUE nor a fragment as 'parallel { tensor: 2 }'"));
+    problems->push_back(
+        absl::StrCat(label, ":1:1: neither PATH=VALUE, PATH+=VALUE nor a fragment as 'parallel { tensor: 2 }'"));
     return;
   }
   const std::unique_ptr<Message> fragment(config->New());

@@ -32,7 +32,8 @@ std::string Nearest(const std::string& name, const std::vector<std::string>& kno
   for (const std::string& candidate : known) {
     const std::string lower = absl::AsciiStrToLower(candidate);
     // "lr" or "layers" rather shortens a long name than misspells a short one.
-    const bool shortened = wanted.size() >= 4 ? lower.find(wanted) != std::string::npos : wanted.size() >= 2 && Initials(lower) == wanted;
+    const bool shortened =
+        wanted.size() >= 4 ? lower.find(wanted) != std::string::npos : wanted.size() >= 2 && Initials(lower) == wanted;
     const int distance = shortened ? 1 : EditDistance(wanted, lower);
     if (distance < best_distance) {
       best_distance = distance;
@@ -42,7 +43,8 @@ std::string Nearest(const std::string& name, const std::vector<std::string>& kno
   return best;
 }
 
-void FindPaths(const Descriptor& message, const std::string& prefix, const std::string& name, std::vector<std::string>* paths) {
+void FindPaths(const Descriptor& message, const std::string& prefix, const std::string& name,
+               std::vector<std::string>* paths) {
   for (int i = 0; i < message.field_count(); ++i) {
     const FieldDescriptor& field = *message.field(i);
     const std::string path = absl::StrCat(prefix, field.name());

@@ -19,8 +19,8 @@ std::string Suggestion(const std::string& name, const std::vector<std::string>& 
 std::vector<std::string> FieldNames(const google::protobuf::Descriptor& message);
 std::vector<std::string> ValueNames(const google::protobuf::EnumDescriptor& type);
 
-// `unknown field "tensr" in parallel; did you mean "tensor"?`. `path` is the message's place in the config, empty for RunConfig itself.
-// Names a field of the same name elsewhere in the config when nothing here is near.
+// `unknown field "tensr" in parallel; did you mean "tensor"?`. `path` is the message's place in the config, empty for
+// RunConfig itself. Names a field of the same name elsewhere in the config when nothing here is near.
 std::string UnknownField(const google::protobuf::Descriptor& message, const std::string& path, const std::string& name);
 
 }  // namespace trireme

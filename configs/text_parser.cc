@@ -1,5 +1,6 @@
-// Protobuf's parser stops at its first type error and reports places one token late. So the text is also cut into tokens here: they
-// correct the place, say in which message it lies, and let the faulty statement be blanked out so that the parser can go on behind it.
+// Protobuf's parser stops at its first type error and reports places one token late. So the text is also cut into
+// tokens here: they correct the place, say in which message it lies, and let the faulty statement be blanked out so
+// that the parser can go on behind it.
 #include "configs/text_parser.h"
 
 #include <absl/strings/match.h>
@@ -35,8 +36,12 @@ struct Complaint {
 
 class Complaints : public google::protobuf::io::ErrorCollector {
  public:
-  void AddError(int line, int column, const std::string& message) override { list.push_back({line, column, message, true}); }
-  void AddWarning(int line, int column, const std::string& message) override { list.push_back({line, column, message, false}); }
+  void AddError(int line, int column, const std::string& message) override {
+    list.push_back({line, column, message, true});
+  }
+  void AddWarning(int line, int column, const std::string& message) override {
+    list.push_back({line, column, message, false});
+  }
   std::vector<Complaint> list;
 };
 
@@ -70,15 +75,18 @@ class Tokens {
   int size() const { return static_cast<int>(list_.size()); }
   const Token& operator[](int index) const { return list_[index]; }
   bool Is(int index, const char* text) const { return index >= 0 && index < size() && list_[index].text == text; }
-  bool IsName(int index) const { return index >= 0 && index < size() && list_[index].type == Tokenizer::TYPE_IDENTIFIER; }
+  bool IsName(int index) const {
+    return index >= 0 && index < size() && list_[index].type == Tokenizer::TYPE_IDENTIFIER;
+  }
   bool IsOpen(int index) const { return Is(index, "{") || Is(index, "<") || Is(index, "["); }
   bool IsClose(int index) const { return Is(index, "}") || Is(index, ">") || Is(index, "]"); }
 
   // The last token that starts at or before a place; -1 if none does.
   int At(int line, int column) const {
-    const auto after = std::upper_bound(list_.begin(), list_.end(), std::pair(line, column), [](const std::pair<int, int>& place, const Token& token) {
-      return place < std::pair(token.line, token.column);
-    });
+    const auto after = std::upper_bound(list_.begin(), list_.end(), std::pair(line, column),
+                                        [](const std::pair<int, int>& place, const Token& token) {
+                                          return place < std::pair(token.line, token.column);
+                                        });
     return static_cast<int>(after - list_.begin()) - 1;
   }
 
@@ -86,7 +94,9 @@ class Tokens {
   int Back(int index, const std::string& text) const {
     for (int i = index; i >= 0; --i) {
       if (list_[i].text == text) return i;
-      if (list_[i].type == Tokenizer::TYPE_STRING && list_[i].text.size() == text.size() + 2 && absl::StrContains(list_[i].text, text)) return i;
+      if (list_[i].type == Tokenizer::TYPE_STRING && list_[i].text.size() == text.size() + 2 &&
+          absl::StrContains(list_[i].text, text))
+        return i;
     }
     return index;
   }
@@ -112,7 +122,9 @@ class Tokens {
     } else if (last > index && last + 1 < size() && !IsClose(last + 1) && !Is(last + 2, ":")) {
       ++last;
       if (Is(last, "-") && last + 1 < size()) ++last;
-      while (list_[last].type == Tokenizer::TYPE_STRING && last + 1 < size() && list_[last + 1].type == Tokenizer::TYPE_STRING) ++last;
+      while (list_[last].type == Tokenizer::TYPE_STRING && last + 1 < size() &&
+             list_[last + 1].type == Tokenizer::TYPE_STRING)
+        ++last;
     }
     return {list_[index].begin, list_[last].end};
   }
@@ -142,7 +154,8 @@ class Tokens {
       list_[i].path = paths.back();
       if (IsName(i) && (Is(i + 1, ":") || IsOpen(i + 1))) name = list_[i].text;
       if (Is(i, "{") || Is(i, "<")) {
-        const bool too_deep = paths.size() > kMaxDepth;  // The parser gives up there; the paths would grow without bound.
+        const bool too_deep =
+            paths.size() > kMaxDepth;  // The parser gives up there; the paths would grow without bound.
         paths.push_back(too_deep ? "" : paths.back().empty() ? name : absl::StrCat(paths.back(), ".", name));
         names.push_back(name);
       } else if ((Is(i, "}") || Is(i, ">")) && !names.empty()) {
@@ -177,7 +190,9 @@ const Descriptor* MessageAt(const Descriptor* message, const std::string& path) 
   return message;
 }
 
-std::string Join(const std::string& path, const std::string& name) { return path.empty() ? name : absl::StrCat(path, ".", name); }
+std::string Join(const std::string& path, const std::string& name) {
+  return path.empty() ? name : absl::StrCat(path, ".", name);
+}
 
 std::string TypeName(const FieldDescriptor& field) {
   if (field.message_type() != nullptr) return field.message_type()->name();
@@ -202,7 +217,9 @@ Finding Explain(const Complaint& complaint, Tokens& tokens, const TextSource& so
   const std::vector<std::string> quoted = Quoted(complaint.message);
   const auto starts = [&](const char* prefix) { return absl::StartsWith(complaint.message, prefix); };
   const auto message = [&] { return MessageAt(root, tokens[token].path); };
-  const auto message_path = [&] { return tokens[token].path.empty() ? source.context : Join(source.context, tokens[token].path); };
+  const auto message_path = [&] {
+    return tokens[token].path.empty() ? source.context : Join(source.context, tokens[token].path);
+  };
   const auto move_to = [&](const std::string& text) {
     token = tokens.Back(token, text);
     finding.line = tokens[token].line;
@@ -215,7 +232,8 @@ Finding Explain(const Complaint& complaint, Tokens& tokens, const TextSource& so
     move_to(quoted[0]);
     const FieldDescriptor* field = message() == nullptr ? nullptr : message()->FindFieldByName(quoted[1]);
     finding.what = absl::StrCat("\"", quoted[0], "\" is no value of ", Join(message_path(), quoted[1]));
-    if (field != nullptr && field->enum_type() != nullptr) finding.what += Suggestion(quoted[0], ValueNames(*field->enum_type()));
+    if (field != nullptr && field->enum_type() != nullptr)
+      finding.what += Suggestion(quoted[0], ValueNames(*field->enum_type()));
     finding.statement = tokens.NameOfValue(token);
   } else if (starts("Invalid value for boolean field ") && quoted.size() == 2) {
     move_to(quoted[1]);
@@ -227,7 +245,8 @@ Finding Explain(const Complaint& complaint, Tokens& tokens, const TextSource& so
     finding.statement = token;
   } else if (starts("Field ") && quoted.size() == 3) {
     move_to(quoted[0]);
-    finding.what = absl::StrCat(Join(message_path(), quoted[0]), " and ", Join(message_path(), quoted[1]), " exclude each other; keep one");
+    finding.what = absl::StrCat(Join(message_path(), quoted[0]), " and ", Join(message_path(), quoted[1]),
+                                " exclude each other; keep one");
     finding.statement = token;
   } else if (const int name = tokens.Is(token, ":") ? token - 1 : tokens.NameOfValue(token); name >= 0) {
     token = name;
@@ -282,7 +301,8 @@ void ParseConfigText(const TextSource& source, google::protobuf::Message* messag
       break;
     }
     const size_t newline = offset == 0 ? std::string::npos : source.text.rfind('\n', offset - 1);
-    const int column = newline == std::string::npos ? static_cast<int>(offset) + source.first_column : static_cast<int>(offset - newline) - 1;
+    const int column = newline == std::string::npos ? static_cast<int>(offset) + source.first_column
+                                                    : static_cast<int>(offset - newline) - 1;
     problems->push_back(absl::StrCat(source.label, ":", located.line + 1, ":", column + 1, ": ", located.what));
   }
 }

@@ -36,7 +36,7 @@ std::vector<Task> Tasks(const AttentionArguments& a) {
   const int32_t* k = a.cu_seqlens_k.const_data_ptr<int32_t>();
   std::vector<Task> tasks;
   for (int64_t s = 0; s + 1 < a.cu_seqlens_q.size(0); ++s) {
-    if (q[s + 1] == q[s]) continue;
+    if (q[s + 1] == q[s] && k[s + 1] == k[s]) continue;
     for (int64_t head = 0; head < a.q.size(1); ++head)
       tasks.push_back({head, q[s], q[s + 1] - q[s], k[s], k[s + 1] - k[s]});
   }
@@ -61,6 +61,11 @@ int64_t FirstLimit(const AttentionArguments& a, const Task& t, int64_t q0, int64
 }
 
 template <typename C>
+void ZeroRows(int64_t rows, int64_t columns, int64_t stride, C* x) {
+  for (int64_t r = 0; r < rows; ++r) std::fill(x + r * stride, x + r * stride + columns, C(0));
+}
+
+template <typename C>
 void ForwardTask(const AttentionArguments& a, const Task& t, Heads<C> q, Heads<C> k, Heads<C> v, Heads<C> out, C* lse) {
   const auto& loops = LoopsFor<C>();
   const int64_t d = a.q.size(2), kv_head = t.head / (a.q.size(1) / a.k.size(1));
@@ -82,9 +87,11 @@ void ForwardTask(const AttentionArguments& a, const Task& t, Heads<C> q, Heads<C
       Gemm(Transpose::kNo, Transpose::kNo, rows, d, columns, C(1), scores.data(), kKeyBlock,
            v.At(t.k_begin + k0, kv_head), v.token_stride, first ? C(0) : C(1), out_block, out.token_stride);
     }
+    if (keys.begin >= keys.end) ZeroRows(rows, d, out.token_stride, out_block);
+    // A query that sees no key: nothing comes out, its lse is -inf.
     for (int64_t r = 0; r < rows; ++r) {
       lse[t.head * a.q.size(0) + t.q_begin + q0 + r] = row_max[r] + std::log(row_sum[r]);
-      shrink[r] = C(1) / row_sum[r];
+      shrink[r] = row_sum[r] == C(0) ? C(0) : C(1) / row_sum[r];
     }
     loops.scale_rows(rows, d, out.token_stride, shrink.data(), out_block);
   }
@@ -107,6 +114,7 @@ void BackwardTask(const AttentionArguments& a, const Task& t, Heads<C> q, Heads<
     loops.row_dots(rows, d, out.token_stride, out.At(t.q_begin + q0, t.head), d_out.token_stride, d_out_block,
                    delta.data());
     const KeyRange keys = VisibleKeys(a, t, q0, rows);
+    if (keys.begin >= keys.end) ZeroRows(rows, d, dq.token_stride, dq_block);
     for (int64_t k0 = keys.begin; k0 < keys.end; k0 += kKeyBlock) {
       const int64_t columns = std::min(kKeyBlock, keys.end - k0);
       const C* k_block = k.At(t.k_begin + k0, kv_head);
@@ -131,6 +139,7 @@ void BackwardTask(const AttentionArguments& a, const Task& t, Heads<C> q, Heads<
 absl::Status Supports(const AttentionArguments& a) {
   if (!a.q.is_cpu()) return absl::UnimplementedError("needs CPU tensors");
   if (a.softcap > 0) return absl::UnimplementedError("has no soft cap");
+  if (a.window > 0 && !a.causal) return absl::UnimplementedError("has no window without a causal mask");
   return absl::OkStatus();
 }
 

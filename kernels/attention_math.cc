@@ -20,6 +20,7 @@ namespace {
 struct Scores {
   at::Tensor raw;     // [heads, q, k], scaled, before the soft cap
   at::Tensor capped;  // after it and the mask
+  at::Tensor hidden;  // [q, k]: true where a query does not see a key
 };
 
 struct Segment {
@@ -32,7 +33,7 @@ std::vector<Segment> Segments(const AttentionArguments& a) {
   const int32_t* k = cu_k.const_data_ptr<int32_t>();
   std::vector<Segment> segments;
   for (int64_t s = 0; s + 1 < cu_q.size(0); ++s) {
-    if (q[s + 1] > q[s]) segments.push_back({q[s], q[s + 1] - q[s], k[s], k[s + 1] - k[s]});
+    if (q[s + 1] > q[s] || k[s + 1] > k[s]) segments.push_back({q[s], q[s + 1] - q[s], k[s], k[s + 1] - k[s]});
   }
   return segments;
 }
@@ -49,11 +50,16 @@ Scores ComputeScores(const AttentionArguments& a, const Segment& s, const at::Te
   scores.capped = a.softcap > 0 ? at::tanh(scores.raw / a.softcap) * a.softcap : scores.raw.clone();
   const at::Tensor rows = at::arange(s.q_size, q.options().dtype(at::kLong)).unsqueeze(1) + (s.k_size - s.q_size);
   const at::Tensor columns = at::arange(s.k_size, q.options().dtype(at::kLong)).unsqueeze(0);
-  at::Tensor hidden = at::zeros_like(rows - columns, at::kBool);
-  if (a.causal) hidden = hidden.logical_or(columns > rows);
-  if (a.window > 0) hidden = hidden.logical_or(columns <= rows - a.window);
-  scores.capped.masked_fill_(hidden, -std::numeric_limits<double>::infinity());
+  scores.hidden = at::zeros_like(rows - columns, at::kBool);
+  if (a.causal) scores.hidden = scores.hidden.logical_or(columns > rows);
+  if (a.window > 0) scores.hidden = scores.hidden.logical_or(columns <= rows - a.window);
+  scores.capped.masked_fill_(scores.hidden, -std::numeric_limits<double>::infinity());
   return scores;
+}
+
+// Zero where hidden, also for a query that sees no key (its lse is -inf).
+at::Tensor Probabilities(const Scores& scores, const at::Tensor& lse) {
+  return at::exp(scores.capped - lse.unsqueeze(2)).masked_fill(scores.hidden, 0);
 }
 
 absl::Status Supports(const AttentionArguments&) { return absl::OkStatus(); }
@@ -66,9 +72,9 @@ AttentionOutput Forward(const AttentionArguments& a) {
   for (const Segment& s : Segments(a)) {
     const at::Tensor q = HeadMajor(a.q, heads, s.q_begin, s.q_size);
     const at::Tensor k = HeadMajor(a.k, heads, s.k_begin, s.k_size), v = HeadMajor(a.v, heads, s.k_begin, s.k_size);
-    const at::Tensor scores = ComputeScores(a, s, q, k).capped;
-    const at::Tensor lse = at::logsumexp(scores, 2);
-    output.out.narrow(0, s.q_begin, s.q_size).copy_(at::matmul(at::exp(scores - lse.unsqueeze(2)), v).transpose(0, 1));
+    const Scores scores = ComputeScores(a, s, q, k);
+    const at::Tensor lse = at::logsumexp(scores.capped, 2);
+    output.out.narrow(0, s.q_begin, s.q_size).copy_(at::matmul(Probabilities(scores, lse), v).transpose(0, 1));
     output.lse.narrow(1, s.q_begin, s.q_size).copy_(lse);
   }
   return output;
@@ -83,7 +89,7 @@ void Backward(const AttentionArguments& a, const AttentionOutput& output, const 
     const at::Tensor out = HeadMajor(output.out, heads, s.q_begin, s.q_size),
                      dy = HeadMajor(d_out, heads, s.q_begin, s.q_size);
     const Scores scores = ComputeScores(a, s, q, k);
-    const at::Tensor p = at::exp(scores.capped - output.lse.narrow(1, s.q_begin, s.q_size).unsqueeze(2));
+    const at::Tensor p = Probabilities(scores, output.lse.narrow(1, s.q_begin, s.q_size));
     const at::Tensor delta = (out * dy).sum(2, /*keepdim=*/true);
     at::Tensor ds = p * (at::matmul(dy, v.transpose(1, 2)) - delta);
     if (a.softcap > 0) {

@@ -22,17 +22,12 @@ packages=(
 # libtorch is the SDK inside PyTorch's wheel; its libraries need the CUDA runtime and CUPTI even where no GPU is.
 torch_wheels=(torch==2.11.0 nvidia-cuda-runtime==13.0.96 nvidia-cuda-cupti==13.0.85 scipy-openblas32==0.3.34.481.3)
 
-# `import torch` needs these besides; then the software the tests compare with.
-import_wheels=(nvidia-cufile==1.15.1.6 nvidia-cusparselt-cu13==0.8.0 nvidia-nvshmem-cu13==3.4.5 accelerate==1.15.0)
-oracle_packages=(
-  filelock fsspec jinja2 networkx numpy psutil "sympy>=1.13.3" "typing_extensions>=4.10.0"
-  transformers==5.23.0 tokenizers==0.23.3 safetensors==0.8.0 protobuf tensorboard
+# What a CUDA 13 toolkit would bring to `import torch`, for machines without one.
+cuda_wheels=(
+  nvidia-cublas==13.1.0.3 nvidia-cuda-nvrtc==13.0.88 nvidia-cudnn-cu13==9.19.0.56 nvidia-cufft==12.0.0.61 nvidia-curand==10.4.0.35
+  nvidia-cusolver==12.0.4.66 nvidia-cusparse==12.6.3.3 nvidia-nccl-cu13==2.28.9 nvidia-nvjitlink==13.0.88 nvidia-nvtx==13.0.85
 )
-# What a CUDA toolkit would bring, for machines without one.
-cuda_packages=(
-  "cuda-toolkit[cublas,cudart,cufft,cufile,cupti,curand,cusolver,cusparse,nvjitlink,nvrtc,nvtx]==13.0.2"
-  nvidia-cudnn-cu13==9.19.0.56 nvidia-nccl-cu13==2.28.9
-)
+test_wheels=launch/python_tests.txt
 
 install_packages() {
   local missing=() package installed
@@ -43,8 +38,9 @@ install_packages() {
   [ ${#missing[@]} -gt 0 ] || return 0
   say "setup: installing ${#missing[@]} Debian packages: ${missing[*]}"
   command -v apt-get >/dev/null || fail "setup.sh: no apt-get here; install these by hand, then run this again: ${missing[*]}"
-  as_root apt-get -q -o DPkg::Lock::Timeout=300 update
-  as_root env DEBIAN_FRONTEND=noninteractive apt-get -q -o DPkg::Lock::Timeout=300 install -y --no-install-recommends "${missing[@]}"
+  local apt=(env DEBIAN_FRONTEND=noninteractive apt-get -qq -o DPkg::Lock::Timeout=300)
+  as_root "${apt[@]}" update
+  as_root "${apt[@]}" install -y --no-install-recommends "${missing[@]}" >/dev/null
 }
 
 # install_wheels STAMP FUNCTION LIST...: calls FUNCTION unless it completed before with the same LIST.
@@ -63,25 +59,24 @@ make_environment() {
   python3 -m venv .venv
 }
 
-pip_install() { .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-input "$@"; }
+# The lists are complete, so nothing is resolved.
+pip_install() { .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-input --no-deps "$@"; }
 
 install_torch() {
   make_environment
   say "setup: installing libtorch and OpenBLAS from their wheels (about 550 MB)"
-  pip_install --no-deps "${torch_wheels[@]}"
+  pip_install "${torch_wheels[@]}"
 }
 
-install_oracles() {
-  make_environment
-  say "setup: installing what the tests compare with"
-  pip_install "${oracle_packages[@]}"
-  pip_install --no-deps "${import_wheels[@]}"
+install_test_wheels() {
+  say "setup: installing what the tests compare with (about 500 MB)"
+  pip_install -r "$test_wheels"
   .venv/bin/python -c 'import torch' 2>/dev/null && return
-  say "setup: no CUDA 13 toolkit here; installing the libraries that 'import torch' loads (about 1.5 GB)"
-  pip_install "${cuda_packages[@]}"
+  say "setup: no CUDA 13 toolkit here; installing the libraries that 'import torch' loads (about 1.3 GB)"
+  pip_install "${cuda_wheels[@]}"
   .venv/bin/python -c 'import torch' || fail "setup.sh: PyTorch does not import; remove .venv and run this again"
 }
 
 install_packages
 install_wheels torch.stamp install_torch "${torch_wheels[@]}"
-[ -z "$tests" ] || install_wheels tests.stamp install_oracles "${import_wheels[@]}" "${oracle_packages[@]}" "${cuda_packages[@]}"
+[ -z "$tests" ] || install_wheels tests.stamp install_test_wheels "$(cat "$test_wheels")" "${cuda_wheels[@]}"

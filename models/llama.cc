@@ -1,3 +1,5 @@
+#include <cmath>
+
 #include "models/family.h"
 
 namespace trireme {
@@ -41,6 +43,24 @@ DecoderSpec Specify(const ModelConfig& c, std::vector<std::string>* problems) {
     spec.rope_scaling = c.rope_scaling();
     if (!c.rope_scaling().has_rope_type())
       problems->push_back("model.rope_scaling.rope_type: not set; give LLAMA3 or remove rope_scaling");
+  }
+  const auto positive_number = [&](const char* field, double value, bool zero_too) {
+    if (!(value > 0 || (zero_too && value == 0)) || !std::isfinite(value))
+      problems->push_back(
+          absl::StrCat("model.", field, ": is ", value, "; give a positive number", zero_too ? " or 0" : ""));
+  };
+  positive_number("rope_theta", c.rope_theta(), /*zero_too=*/false);
+  positive_number("rms_norm_eps", c.rms_norm_eps(), /*zero_too=*/true);
+  positive_number("initializer_range", c.initializer_range(), /*zero_too=*/true);
+  if (c.has_rope_scaling()) {
+    const RopeScaling& s = c.rope_scaling();
+    positive_number("rope_scaling.factor", s.factor(), /*zero_too=*/false);
+    positive_number("rope_scaling.low_freq_factor", s.low_freq_factor(), /*zero_too=*/false);
+    positive_number("rope_scaling.original_max_position_embeddings", s.original_max_position_embeddings(), false);
+    if (!(s.high_freq_factor() > s.low_freq_factor())) {
+      problems->push_back(absl::StrCat("model.rope_scaling.high_freq_factor: ", s.high_freq_factor(),
+                                       " must exceed low_freq_factor ", s.low_freq_factor()));
+    }
   }
   if (c.sliding_window() < 0)
     problems->push_back(absl::StrCat("model.sliding_window: is ", c.sliding_window(), "; give 0 for none"));

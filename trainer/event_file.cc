@@ -1,6 +1,6 @@
-// Records: u64 length, masked CRC of it, data, masked CRC of it, little-endian (TFRecord). Data: tensorflow.Event, whose few fields that
-// are needed are encoded here by hand: wall_time = 1 (double), step = 2 (varint), file_version = 3, summary = 5 { value = 1 { tag = 1,
-// simple_value = 2 (float) } }, session_log = 7 { status = 1 }.
+// Records: u64 length, masked CRC of it, data, masked CRC of it, little-endian (TFRecord). Data: tensorflow.Event,
+// whose few fields that are needed are encoded here by hand: wall_time = 1 (double), step = 2 (varint), file_version =
+// 3, summary = 5 { value = 1 { tag = 1, simple_value = 2 (float) } }, session_log = 7 { status = 1 }.
 #include "trainer/event_file.h"
 
 #include <absl/strings/str_format.h>
@@ -45,7 +45,9 @@ enum WireType { kVarint = 0, kFixed64 = 1, kBytes = 2, kFixed32 = 5 };
 
 std::string Key(int field, WireType type) { return Varint(field << 3 | type); }
 std::string VarintField(int field, uint64_t value) { return Key(field, kVarint) + Varint(value); }
-std::string BytesField(int field, const std::string& value) { return Key(field, kBytes) + Varint(value.size()) + value; }
+std::string BytesField(int field, const std::string& value) {
+  return Key(field, kBytes) + Varint(value.size()) + value;
+}
 std::string DoubleField(int field, double value) {
   uint64_t bits;
   std::memcpy(&bits, &value, sizeof(bits));
@@ -78,8 +80,8 @@ absl::StatusOr<std::unique_ptr<EventFile>> EventFile::Create(const std::string& 
   char host[256] = "";
   ::gethostname(host, sizeof(host) - 1);
   static std::atomic<int> created{0};  // Two files of one second and process need different names.
-  const std::string path = absl::StrFormat("%s/events.out.tfevents.%010d.%s.%d.%d", directory, static_cast<int64_t>(WallTime()), host,
-                                           ::getpid(), created.fetch_add(1));
+  const std::string path = absl::StrFormat("%s/events.out.tfevents.%010d.%s.%d.%d", directory,
+                                           static_cast<int64_t>(WallTime()), host, ::getpid(), created.fetch_add(1));
   const int fd = ::open(path.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_APPEND | O_CLOEXEC, 0644);
   if (fd < 0) return SystemError("create", path, /*writing=*/true);
   std::unique_ptr<EventFile> file(new EventFile(path, fd));
@@ -102,10 +104,14 @@ absl::Status EventFile::AddScalars(int64_t step, const std::vector<std::pair<std
 absl::Status EventFile::AddEvent(const std::string& fields) {
   const std::string data = DoubleField(1, WallTime()) + fields;
   const std::string length = LittleEndian<uint64_t>(data.size());
-  return AppendWhole(fd_, length + LittleEndian(MaskedCrc32c(length.data(), length.size())) + data +
-                              LittleEndian(MaskedCrc32c(data.data(), data.size())), path_);
+  return AppendWhole(fd_,
+                     length + LittleEndian(MaskedCrc32c(length.data(), length.size())) + data +
+                         LittleEndian(MaskedCrc32c(data.data(), data.size())),
+                     path_);
 }
 
-absl::Status EventFile::Sync() { return ::fsync(fd_) == 0 ? absl::OkStatus() : SystemError("fsync", path_, /*writing=*/true); }
+absl::Status EventFile::Sync() {
+  return ::fsync(fd_) == 0 ? absl::OkStatus() : SystemError("fsync", path_, /*writing=*/true);
+}
 
 }  // namespace trireme

@@ -17,12 +17,12 @@ namespace trireme {
 uint32_t Crc32c(const void* data, size_t size);
 uint32_t MaskedCrc32c(const void* data, size_t size);
 
-// One file of scalars. Each record reaches the kernel in one write, so a reader never sees half of one for long and a kill costs nothing
-// that was added before.
+// One file of scalars. Each record reaches the kernel in one write, so a reader never sees half of one for long and a
+// kill costs nothing that was added before.
 class EventFile {
  public:
-  // Creates a new file in `directory`, which is made if missing. `first_step`: the first step that will be added; readers then
-  // disregard what earlier files of the directory say of it and later ones.
+  // Creates a new file in `directory`, which is made if missing. `first_step`: the first step that will be added;
+  // readers then disregard what earlier files of the directory say of it and later ones.
   static absl::StatusOr<std::unique_ptr<EventFile>> Create(const std::string& directory, int64_t first_step);
   ~EventFile();
   EventFile(const EventFile&) = delete;

@@ -62,8 +62,10 @@ absl::Status CutAfter(const std::string& path, int64_t step, const std::string& 
       damaged += !torn;
       continue;
     }
-    if (const auto at = json.find("step"); at != json.end() && at->is_number_integer() && at->get<int64_t>() > step) continue;
-    if (!described && json.value("type", Json()) != "run") RETURN_IF_ERROR(writer->Append(run_line.data(), run_line.size()));
+    if (const auto at = json.find("step"); at != json.end() && at->is_number_integer() && at->get<int64_t>() > step)
+      continue;
+    if (!described && json.value("type", Json()) != "run")
+      RETURN_IF_ERROR(writer->Append(run_line.data(), run_line.size()));
     described = true;
     line += '\n';
     RETURN_IF_ERROR(writer->Append(line.data(), line.size()));
@@ -92,7 +94,8 @@ std::string ConsoleLine(const TrainRecord& record, int64_t total_steps) {
   if (total_steps > 0) absl::StrAppend(&line, "/", total_steps);
   absl::StrAppendFormat(&line, " loss %.4f", record.loss);
   if (record.z_loss.has_value()) absl::StrAppendFormat(&line, " z %.3g", *record.z_loss);
-  absl::StrAppendFormat(&line, " grad %.3g lr %.2e %s tok/s", record.grad_norm, record.learning_rate, HumanCount(record.tokens_per_second));
+  absl::StrAppendFormat(&line, " grad %.3g lr %.2e %s tok/s", record.grad_norm, record.learning_rate,
+                        HumanCount(record.tokens_per_second));
   absl::StrAppendFormat(&line, record.step_ms < 100 ? " %.1f ms" : " %.0f ms", record.step_ms);
   absl::StrAppendFormat(&line, " data %.1f%%", record.step_ms > 0 ? 100 * record.data_wait_ms / record.step_ms : 0.0);
   absl::StrAppend(&line, " mem ", HumanBytes(record.peak_memory_bytes));
@@ -101,8 +104,8 @@ std::string ConsoleLine(const TrainRecord& record, int64_t total_steps) {
   return line;
 }
 
-absl::StatusOr<std::unique_ptr<MetricsLog>> MetricsLog::Open(const std::string& run_dir, bool tensorboard, const RunDescription& description,
-                                                             int64_t resume_step) {
+absl::StatusOr<std::unique_ptr<MetricsLog>> MetricsLog::Open(const std::string& run_dir, bool tensorboard,
+                                                             const RunDescription& description, int64_t resume_step) {
   RETURN_IF_ERROR(MakeDirectories(run_dir));
   const std::string path = run_dir + "/metrics.jsonl";
   if (resume_step > 0) {
@@ -155,7 +158,8 @@ absl::Status MetricsLog::Train(const TrainRecord& record) {
 }
 
 absl::Status MetricsLog::Evaluation(int64_t step, double eval_loss) {
-  Info("step ", step, total_steps_ > 0 ? absl::StrCat("/", total_steps_) : "", absl::StrFormat(" eval loss %.4f", eval_loss));
+  Info("step ", step, total_steps_ > 0 ? absl::StrCat("/", total_steps_) : "",
+       absl::StrFormat(" eval loss %.4f", eval_loss));
   RETURN_IF_ERROR(AppendWhole(fd_, Line({{"type", "eval"}, {"step", step}, {"eval_loss", Number(eval_loss)}}), path_));
   return events_ == nullptr ? absl::OkStatus() : events_->AddScalars(step, {{"eval/loss", eval_loss}});
 }

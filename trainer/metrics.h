@@ -18,7 +18,7 @@ struct RunDescription {
   std::string config;   // textproto of the resolved config
   std::string version;  // of trireme
   int ranks = 1;
-  std::string mesh;     // "data_shard=4 tensor=2"
+  std::string mesh;  // "data_shard=4 tensor=2"
   int64_t parameters = 0;
   std::string device;
   std::string started;  // ISO 8601
@@ -34,9 +34,9 @@ struct TrainRecord {
   int64_t tokens = 0;            // trained on since step 1, over all ranks
   double tokens_per_second = 0;  // over all ranks
   double step_ms = 0;
-  double data_wait_ms = 0;       // the part of step_ms spent waiting for data
+  double data_wait_ms = 0;  // the part of step_ms spent waiting for data
   int64_t peak_memory_bytes = 0;
-  std::optional<double> mfu;     // 0 to 1; absent when the device's peak is unknown
+  std::optional<double> mfu;  // 0 to 1; absent when the device's peak is unknown
   double eta_seconds = 0;
 };
 
@@ -49,16 +49,17 @@ std::string ConsoleLine(const TrainRecord& record, int64_t total_steps);
 // Rank 0 only. Every line of metrics.jsonl is whole whenever the process dies; errors are kStorage.
 class MetricsLog {
  public:
-  // resume_step 0: a fresh run; an earlier metrics.jsonl is set aside as metrics.previous.jsonl. Otherwise lines of later steps, which the
-  // earlier attempt wrote but the run will repeat, and a torn last line are removed, and a line {"type":"resume","step":...} is added.
-  static absl::StatusOr<std::unique_ptr<MetricsLog>> Open(const std::string& run_dir, bool tensorboard, const RunDescription& description,
-                                                          int64_t resume_step);
+  // resume_step 0: a fresh run; an earlier metrics.jsonl is set aside as metrics.previous.jsonl. Otherwise lines of
+  // later steps, which the earlier attempt wrote but the run will repeat, and a torn last line are removed, and a line
+  // {"type":"resume","step":...} is added.
+  static absl::StatusOr<std::unique_ptr<MetricsLog>> Open(const std::string& run_dir, bool tensorboard,
+                                                          const RunDescription& description, int64_t resume_step);
   ~MetricsLog();
   MetricsLog(const MetricsLog&) = delete;
   MetricsLog& operator=(const MetricsLog&) = delete;
 
-  // Records a step. The console shows the first and the last step and otherwise at most a line per 2 s (on a terminal: a live line, and
-  // one that stays per 10 s).
+  // Records a step. The console shows the first and the last step and otherwise at most a line per 2 s (on a terminal:
+  // a live line, and one that stays per 10 s).
   absl::Status Train(const TrainRecord& record);
   // Records and prints an evaluation after `step`.
   absl::Status Evaluation(int64_t step, double eval_loss);
@@ -66,7 +67,8 @@ class MetricsLog {
   absl::Status Flush();
 
  private:
-  MetricsLog(std::string path, int fd, int64_t total_steps) : path_(std::move(path)), fd_(fd), total_steps_(total_steps) {}
+  MetricsLog(std::string path, int fd, int64_t total_steps)
+      : path_(std::move(path)), fd_(fd), total_steps_(total_steps) {}
   void Print(const TrainRecord& record);
 
   std::string path_;

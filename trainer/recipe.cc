@@ -168,16 +168,18 @@ void CheckRest(const RunConfig& config, const std::vector<std::string>& attentio
 
 absl::StatusOr<Recipe> MakeRecipe(const RunConfig& config, int world_size, const std::vector<ModelFamily>& families,
                                   const std::vector<std::string>& attention_names, const CorpusFacts& facts) {
+  // The rest of the config may be right: it is the job that was started wrongly.
+  if (config.launch().expected_ranks() > 0 && config.launch().expected_ranks() != world_size) {
+    return Error(ExitCode::kWorldSize, "launch.expected_ranks: ", config.launch().expected_ranks(),
+                 ", but the job was started with ", world_size, world_size == 1 ? " rank" : " ranks",
+                 "; start it with `mpirun -np ", config.launch().expected_ranks(), "`, or change the field");
+  }
   Problems problems;
   Recipe recipe;
   recipe.config = config;
   ModelConfig* model = recipe.config.mutable_model();
   if (!model->has_vocab_size() && facts.vocab_size > 0) model->set_vocab_size(static_cast<int32_t>(facts.vocab_size));
   if (!model->has_max_position_embeddings()) model->set_max_position_embeddings(config.data().sequence_length());
-  if (config.launch().expected_ranks() > 0 && config.launch().expected_ranks() != world_size) {
-    problems.push_back(absl::StrCat("launch.expected_ranks: ", config.launch().expected_ranks(), ", but the job has ",
-                                    world_size, " ranks"));
-  }
   CheckParallel(config, world_size, &recipe, &problems);
   CheckBatch(config, &recipe, &problems);
   absl::StatusOr<ModelFamily> family = FindFamily(families, model->family());

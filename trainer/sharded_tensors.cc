@@ -25,6 +25,13 @@ std::vector<int64_t> ExtentOf(const std::vector<SafetensorsEntry>&, const Rectan
   return extent;
 }
 
+bool Overlap(const Rectangle& a, const Rectangle& b) {
+  for (size_t i = 0; i < a.size.size(); ++i) {
+    if (a.offset[i] >= b.offset[i] + b.size[i] || b.offset[i] >= a.offset[i] + a.size[i]) return false;
+  }
+  return true;
+}
+
 // Copies the overlap of `source` (at `bytes`, row-major) into `target` values.
 void CopyOverlap(const Rectangle& source, const uint8_t* bytes, const Rectangle& target, uint8_t* out,
                  const Rectangle& common, int element_size) {
@@ -177,9 +184,15 @@ absl::Status ShardedTensorReader::Read(const TensorPart& part) const {
       part.values.is_cpu() ? part.values : at::empty(part.values.sizes(), part.values.options().device(at::kCPU));
   const int element_size = static_cast<int>(host.element_size());
   int64_t covered = 0;
+  std::vector<Rectangle> seen;  // Counting alone would accept one shard in the place of another of its size.
   for (const Source& source : found->second) {
     const Rectangle common = Intersect(source.rectangle, part.rectangle);
     if (common.numel() == 0) continue;
+    for (const Rectangle& other : seen) {
+      if (Overlap(common, other))
+        return bad(absl::StrCat(common.ToString(), " stands in several files; is a shard file doubled?"));
+    }
+    seen.push_back(common);
     if (source.entry->dtype != DtypeName(host.scalar_type()))
       return bad(
           absl::StrCat("is stored as ", source.entry->dtype, ", this run needs ", DtypeName(host.scalar_type())));
@@ -189,7 +202,7 @@ absl::Status ShardedTensorReader::Read(const TensorPart& part) const {
   }
   if (covered != part.rectangle.numel())
     return bad(absl::StrCat("covers ", covered, " of the ", part.rectangle.numel(), " elements of ",
-                            part.rectangle.ToString(), "; a shard file is missing or doubled"));
+                            part.rectangle.ToString(), "; a shard file is missing"));
   if (!part.values.is_cpu()) part.values.copy_(host);
   return absl::OkStatus();
 }

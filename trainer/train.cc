@@ -22,6 +22,7 @@
 #include "trainer/model.h"
 #include "trainer/optimizer.h"
 #include "trainer/version.h"
+#include "trainer/watchdog.h"
 
 namespace trireme {
 namespace {
@@ -141,8 +142,10 @@ absl::Status Loop(Job& job) {
                            (MonotonicSeconds() - begin) / static_cast<double>(step - first_step)));
 
     if (Due(recipe.config.evaluation().every_steps(), step, recipe)) RETURN_IF_ERROR(Evaluate(job));
+    // The best model so far is worth a checkpoint whenever it is found.
+    const bool best = recipe.config.checkpoint().keep_best() && job.progress.best_step() == step;
     const bool stop = StopRequested(job) || step == job.options.stop_at;
-    if (Due(recipe.config.checkpoint().every_steps(), step, recipe) || step == recipe.total_steps || stop) {
+    if (Due(recipe.config.checkpoint().every_steps(), step, recipe) || step == recipe.total_steps || best || stop) {
       if (job.metrics != nullptr) RETURN_IF_ERROR(job.metrics->Flush());
       RETURN_IF_ERROR(job.checkpointer.Save(job.progress));
     }
@@ -176,6 +179,17 @@ absl::Status Run(const TrainOptions& options, const Extensions& extensions, cons
   absl::Status made = absl::OkStatus();
   if (world.rank() == 0) made = MakeDirectories(config.run_dir() + "/checkpoints");
   RETURN_IF_ERROR(Agree(world, made));
+
+  Watchdog::Options watching;
+  watching.seconds = config.launch().watchdog_seconds();
+  watching.directory = config.run_dir() + "/watchdog";
+  watching.run_id =
+      BroadcastBytes(world, absl::StrCat(process.host(), "-", static_cast<int64_t>(MonotonicSeconds() * 1e6)));
+  watching.rank = process.rank();
+  watching.host = process.host();
+  watching.world_size = process.size();
+  watching.stop_requested = [&process] { return process.stop_requested(); };
+  Watchdog watchdog(&mesh.log(), watching);
 
   absl::StatusOr<std::unique_ptr<Model>> model = Model::Create(recipe, mesh, extensions);
   RETURN_IF_ERROR(Agree(world, model.status()));

@@ -26,6 +26,9 @@ absl::StatusOr<Json> ParseHeader(const std::string& path, const char* begin, uin
     }
     return problem.empty();
   };
+  // The parser takes a zero byte for the end of its input and would not look at what follows.
+  if (std::find(begin, begin + size, '\0') != begin + size)
+    return Error(ExitCode::kData, "safetensors ", path, ": the header holds a zero byte");
   Json header = Json::parse(begin, begin + size, check, /*allow_exceptions=*/false);
   if (!problem.empty()) return Error(ExitCode::kData, "safetensors ", path, ": the header ", problem);
   if (header.is_discarded() || !header.is_object())

@@ -36,7 +36,8 @@ class ConfigFiles : public testing::Test {
     return config.value_or(RunConfig());
   }
 
-  // The problems found in one file of this text and overrides, without the file's folder; the test fails if there are none.
+  // The problems found in one file of this text and overrides, without the file's folder; the test fails if there are
+  // none.
   std::string Problems(const std::string& text, const std::vector<std::string>& overrides = {}) {
     const absl::StatusOr<RunConfig> config = LoadConfig({Write("config.textproto", text)}, overrides);
     EXPECT_FALSE(config.ok());

@@ -22,7 +22,8 @@ TEST_F(Loading, LaterFilesWinMemberByMember) {
 }
 
 TEST_F(Loading, LaterFilesReplaceRepeatedFieldsThatTheySet) {
-  const std::string first = Write("a.textproto", "data { source { path: \"a\" } source { path: \"b\" } sequence_length: 8 }");
+  const std::string first =
+      Write("a.textproto", "data { source { path: \"a\" } source { path: \"b\" } sequence_length: 8 }");
   const std::string second = Write("b.textproto", "data { source { path: \"c\" } }");
   const std::string third = Write("c.textproto", "data { sequence_length: 16 }");
   const absl::StatusOr<RunConfig> config = LoadConfig({first, second, third}, {});
@@ -41,13 +42,15 @@ TEST_F(Loading, LaterFilesReplaceTheChoiceOfAOneof) {
 }
 
 TEST_F(Loading, HeaderCommentsAndEmptyFilesAreFine) {
-  EXPECT_EQ(Load("# proto-file: configs/run_config.proto\n# proto-message: trireme.RunConfig\nseed: 3 # three\n").seed(), 3u);
+  EXPECT_EQ(
+      Load("# proto-file: configs/run_config.proto\n# proto-message: trireme.RunConfig\nseed: 3 # three\n").seed(), 3u);
   EXPECT_EQ(ConfigText(Load("")), "");
 }
 
 TEST_F(Loading, TextOfAConfigLoadsAsTheSameConfig) {
   const RunConfig config = Load(
-      "model { num_hidden_layers: 2 rms_norm_eps: 1.0000000000000002e-6 } data { source { path: \"r\xc3\xbc\\\"n\" } source { weight: 3 } }\n"
+      "model { num_hidden_layers: 2 rms_norm_eps: 1.0000000000000002e-6 } data { source { path: \"r\xc3\xbc\\\"n\" } "
+      "source { weight: 3 } }\n"
       "lr_schedule { cosine {} } parallel { shard: GRADIENTS } train_for { tokens: 9000000000 }");
   EXPECT_EQ(ConfigText(Load(ConfigText(config))), ConfigText(config));
   EXPECT_TRUE(DiffConfigs(config, Load(ConfigText(config))).empty());
@@ -55,8 +58,10 @@ TEST_F(Loading, TextOfAConfigLoadsAsTheSameConfig) {
 }
 
 TEST_F(Overrides, SetFieldsByPath) {
-  const RunConfig config = Load("parallel { tensor: 1 pipeline: 7 }", {"parallel.tensor=2", "parallel.shard = NONE", "optimizer.adamw.learning_rate=3e-4",
-                                                       "data.document_mask=true", "train_for.steps=12", "lr_schedule.cosine={}", "seed=0x10"});
+  const RunConfig config =
+      Load("parallel { tensor: 1 pipeline: 7 }",
+           {"parallel.tensor=2", "parallel.shard = NONE", "optimizer.adamw.learning_rate=3e-4",
+            "data.document_mask=true", "train_for.steps=12", "lr_schedule.cosine={}", "seed=0x10"});
   EXPECT_EQ(config.parallel().tensor(), 2);
   EXPECT_EQ(config.parallel().pipeline(), 7);
   EXPECT_EQ(config.parallel().shard(), ParallelConfig::NONE);
@@ -78,7 +83,8 @@ TEST_F(Overrides, ReplaceAppendAndEditRepeatedFields) {
   EXPECT_EQ(Load(text, {"data.source={path: \"c\"}"}).data().source_size(), 1);
   EXPECT_EQ(Load(text, {"data.source=[]"}).data().source_size(), 0);
   EXPECT_EQ(Load(text, {"data.source=[{path: \"c\"}, {path: \"d\"}, {path: \"e\"}]"}).data().source(2).path(), "e");
-  const RunConfig appended = Load(text, {"data.source+={path: \"c\"}", "data.source[2].weight=4", "data.source[0].path=z"});
+  const RunConfig appended =
+      Load(text, {"data.source+={path: \"c\"}", "data.source[2].weight=4", "data.source[0].path=z"});
   ASSERT_EQ(appended.data().source_size(), 3);
   EXPECT_EQ(appended.data().source(0).path(), "z");
   EXPECT_EQ(appended.data().source(1).path(), "b");
@@ -87,7 +93,8 @@ TEST_F(Overrides, ReplaceAppendAndEditRepeatedFields) {
 }
 
 TEST_F(Overrides, FragmentsMergeAndApplyInOrder) {
-  const RunConfig config = Load("parallel { pipeline: 2 }", {"parallel { tensor: 2 }", "parallel.tensor=3", "parallel { tensor: 4 } seed: 1", "seed=2"});
+  const RunConfig config = Load("parallel { pipeline: 2 }", {"parallel { tensor: 2 }", "parallel.tensor=3",
+                                                             "parallel { tensor: 4 } seed: 1", "seed=2"});
   EXPECT_EQ(config.parallel().tensor(), 4);
   EXPECT_EQ(config.parallel().pipeline(), 2);
   EXPECT_EQ(config.seed(), 2u);
@@ -106,8 +113,9 @@ TEST(DiffConfigs, ComparesEffectiveValues) {
   after.mutable_parallel()->set_tensor(2);
   after.set_run_dir("x");
   after.mutable_parallel()->set_shard(ParallelConfig::NONE);
-  EXPECT_EQ(DiffConfigs(before, after), (std::vector<std::string>{"parallel.tensor: 1 -> 2", "parallel.shard: PARAMETERS -> NONE",
-                                                                  "run_dir: (unset) -> \"x\""}));
+  EXPECT_EQ(DiffConfigs(before, after),
+            (std::vector<std::string>{"parallel.tensor: 1 -> 2", "parallel.shard: PARAMETERS -> NONE",
+                                      "run_dir: (unset) -> \"x\""}));
 }
 
 TEST(DiffConfigs, ShowsChoicesAndElements) {
@@ -120,8 +128,9 @@ TEST(DiffConfigs, ShowsChoicesAndElements) {
   after.mutable_data()->add_source()->set_path("b");
   after.mutable_data()->add_source()->set_path("c");
   EXPECT_EQ(DiffConfigs(before, after),
-            (std::vector<std::string>{"data.source[0].path: \"a\" -> \"b\"", "data.source[1]: (absent) -> { path: \"c\" }",
-                                      "optimizer.adamw.learning_rate: 0.0003 -> 0.001", "train_for.amount: steps: 5 -> tokens: 50"}));
+            (std::vector<std::string>{
+                "data.source[0].path: \"a\" -> \"b\"", "data.source[1]: (absent) -> { path: \"c\" }",
+                "optimizer.adamw.learning_rate: 0.0003 -> 0.001", "train_for.amount: steps: 5 -> tokens: 50"}));
   EXPECT_EQ(DiffConfigs(RunConfig(), before)[1], "optimizer.rule: (unset) -> adamw { learning_rate: 0.0003 }");
 }
 

@@ -18,8 +18,34 @@ constexpr char kValid[] =
     "train_for { steps: 500 } resume: AUTO seed: 0x10 run_dir: \"runs/\\x41\\n\"\n";
 
 std::string Mutate(std::string text, std::mt19937& random) {
-  static const std::vector<std::string> pieces = {"{", "}", "<", ">", "[", "]", ":", "\"", "'", "-", "#", "\n", "\t", ";", ",", "tensor", "parallel", "9e999",
-                                                  "99999999999999999999", "true", "[a.b.c/d.e]", "\\", "inf", "NONE", "adamw", std::string(1, '\0'), "\xff", "."};
+  static const std::vector<std::string> pieces = {"{",
+                                                  "}",
+                                                  "<",
+                                                  ">",
+                                                  "[",
+                                                  "]",
+                                                  ":",
+                                                  "\"",
+                                                  "'",
+                                                  "-",
+                                                  "#",
+                                                  "\n",
+                                                  "\t",
+                                                  ";",
+                                                  ",",
+                                                  "tensor",
+                                                  "parallel",
+                                                  "9e999",
+                                                  "99999999999999999999",
+                                                  "true",
+                                                  "[a.b.c/d.e]",
+                                                  "\\",
+                                                  "inf",
+                                                  "NONE",
+                                                  "adamw",
+                                                  std::string(1, '\0'),
+                                                  "\xff",
+                                                  "."};
   const auto below = [&random](size_t bound) { return random() % std::max<size_t>(1, bound); };
   for (size_t edits = 1 + below(4); edits > 0; --edits) {
     const size_t at = below(text.size());
@@ -59,8 +85,9 @@ TEST(Mutation, DamagedTextsParseOrNameAPlace) {
 
 TEST(Mutation, DamagedOverridesApplyOrNameAPlace) {
   std::mt19937 random(2);
-  const std::vector<std::string> valid = {"parallel.tensor=2", "data.source+={path: \"d\" weight: 3}", "data.source[1].weight=4", "parallel { tensor: 2 }",
-                                          "run_dir=runs/x", "data.source=[{path: \"a\"}, {}]"};
+  const std::vector<std::string> valid = {"parallel.tensor=2",       "data.source+={path: \"d\" weight: 3}",
+                                          "data.source[1].weight=4", "parallel { tensor: 2 }",
+                                          "run_dir=runs/x",          "data.source=[{path: \"a\"}, {}]"};
   RunConfig loaded;
   std::vector<std::string> problems;
   ParseConfigText({"f", kValid, "", 0}, &loaded, &problems);

@@ -15,7 +15,8 @@ std::string Explain(const std::string& path) {
 }
 
 TEST(ExplainField, ShowsMeaningTypeAndDefault) {
-  EXPECT_EQ(Explain("optimizer.adamw.beta1"), "optimizer.adamw.beta1: double, default 0.9\n    Decay of the first moment.\n");
+  EXPECT_EQ(Explain("optimizer.adamw.beta1"),
+            "optimizer.adamw.beta1: double, default 0.9\n    Decay of the first moment.\n");
   EXPECT_EQ(Explain("model.hidden_size"), "model.hidden_size: int32, no default\n    Width of the residual stream.\n");
   EXPECT_NE(Explain("kernels.attention").find("string, default \"auto\"\n"), std::string::npos);
 }
@@ -38,7 +39,8 @@ TEST(ExplainField, ShowsMembersAndChoices) {
 TEST(ExplainField, EmptyPathShowsEveryFieldWithoutNumberNotes) {
   const std::string text = Explain("");
   const google::protobuf::Descriptor& root = *RunConfig::descriptor();
-  for (int i = 0; i < root.field_count(); ++i) EXPECT_NE(("\n" + text).find("\n" + root.field(i)->name() + ": "), std::string::npos) << root.field(i)->name();
+  for (int i = 0; i < root.field_count(); ++i)
+    EXPECT_NE(("\n" + text).find("\n" + root.field(i)->name() + ": "), std::string::npos) << root.field(i)->name();
   EXPECT_EQ(text.find("Next id"), std::string::npos);
 }
 
@@ -61,7 +63,9 @@ TEST(ExplainField, EveryFieldHasAComment) {
     for (int j = 0; j < file->message_type(i)->field_count(); ++j) {
       const google::protobuf::FieldDescriptor& field = *file->message_type(i)->field(j);
       google::protobuf::SourceLocation location;
-      EXPECT_TRUE(field.GetSourceLocation(&location) && !(location.leading_comments + location.trailing_comments).empty()) << field.full_name();
+      EXPECT_TRUE(field.GetSourceLocation(&location) &&
+                  !(location.leading_comments + location.trailing_comments).empty())
+          << field.full_name();
     }
   }
 }

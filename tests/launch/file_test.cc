@@ -27,7 +27,8 @@ class Files : public testing::Test {
 
   std::vector<std::string> Listing() {
     std::vector<std::string> names;
-    for (const fs::directory_entry& entry : fs::directory_iterator(folder_ + "/a/b")) names.push_back(entry.path().filename().string());
+    for (const fs::directory_entry& entry : fs::directory_iterator(folder_ + "/a/b"))
+      names.push_back(entry.path().filename().string());
     return names;
   }
 
@@ -71,7 +72,8 @@ TEST_F(Files, WriterHashesWhatItWrites) {
   const std::string piece(300'000, 'p'), large(3 << 20, 'q');
   auto writer = FileWriter::Create(path_);
   ASSERT_TRUE(writer.ok());
-  for (const std::string& part : {piece, piece, large, std::string("x"), piece}) ASSERT_TRUE((*writer)->Append(part.data(), part.size()).ok());
+  for (const std::string& part : {piece, piece, large, std::string("x"), piece})
+    ASSERT_TRUE((*writer)->Append(part.data(), part.size()).ok());
   ASSERT_TRUE((*writer)->Close().ok());
   const std::string all = piece + piece + large + "x" + piece;
   EXPECT_EQ((*writer)->size(), all.size());

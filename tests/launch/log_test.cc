@@ -43,7 +43,8 @@ TEST_F(Logging, LinesOfSeveralThreadsStayWhole) {
   for (std::thread& thread : threads) thread.join();
   const std::string text = testing::internal::GetCapturedStderr();
   ASSERT_EQ(text.size(), 4 * 200 * 51u);
-  for (size_t line = 0; line < text.size(); line += 51) ASSERT_EQ(text.substr(line, 51), std::string(50, text[line]) + "\n");
+  for (size_t line = 0; line < text.size(); line += 51)
+    ASSERT_EQ(text.substr(line, 51), std::string(50, text[line]) + "\n");
 }
 
 TEST_F(Logging, LiveLinesAreOnlyForTerminals) {

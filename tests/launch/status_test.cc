@@ -9,8 +9,9 @@ namespace trireme {
 namespace {
 
 TEST(Status, CarriesItsExitCodeThroughAnnotation) {
-  for (ExitCode code : {ExitCode::kInternal, ExitCode::kConfig, ExitCode::kData, ExitCode::kCheckpoint, ExitCode::kStorage, ExitCode::kWorldSize,
-                        ExitCode::kNonFinite, ExitCode::kHang, ExitCode::kPeerLost, ExitCode::kOutOfMemory, ExitCode::kPreempted}) {
+  for (ExitCode code : {ExitCode::kInternal, ExitCode::kConfig, ExitCode::kData, ExitCode::kCheckpoint,
+                        ExitCode::kStorage, ExitCode::kWorldSize, ExitCode::kNonFinite, ExitCode::kHang,
+                        ExitCode::kPeerLost, ExitCode::kOutOfMemory, ExitCode::kPreempted}) {
     const absl::Status status = Annotate(Error(code, "step ", 3, " failed"), "train");
     EXPECT_FALSE(status.ok());
     EXPECT_EQ(ExitCodeOf(status), code);
@@ -62,7 +63,8 @@ TEST(Status, MacrosPassErrorsAndMoveValues) {
 
 TEST(CheckDeathTest, SaysWhatDoesNotHoldAndExitsAsInternal) {
   TRIREME_CHECK(1 + 1 == 2);
-  EXPECT_EXIT(TRIREME_CHECK(1 + 1 == 3, "sum of ", 2, " ones"), testing::ExitedWithCode(1), "1 \\+ 1 == 3 does not hold. sum of 2 ones");
+  EXPECT_EXIT(TRIREME_CHECK(1 + 1 == 3, "sum of ", 2, " ones"), testing::ExitedWithCode(1),
+              "1 \\+ 1 == 3 does not hold. sum of 2 ones");
 }
 
 }  // namespace

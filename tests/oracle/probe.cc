@@ -1,12 +1,13 @@
 // Runs a recipe's model on weights and tokens given by files and writes what independent software can check.
-//   probe CONFIG... --folder DIR                 trains on DIR/batches.safetensors, one optimizer step per step in it
-//   probe CONFIG... --folder DIR --evaluate      the loss of every step's tokens, without training
-//   probe CONFIG... --folder DIR --save          and saves a checkpoint into the config's run_dir
-//   probe CONFIG... --folder DIR --tokens N      writes the tokens that `trireme train CONFIG` reads in steps 1..N; trains nothing
-// Reads DIR/weights/*.safetensors (float32, canonical names; absent: initialized from the seed) and DIR/batches.safetensors: for step s and
-// microbatch m (of all ranks, in order), from 0, I64 [T] "s.m.tokens", "s.m.targets", "s.m.positions" and I32 "s.m.cu_seqlens".
-// Writes DIR/result.json, and when training DIR/gradients and DIR/updated (of the first step, after the last), in checkpoints' sharded form,
-// and DIR/rope.safetensors. Runs under mpirun too.
+//   trireme_probe CONFIG... --folder DIR               trains on DIR/batches.safetensors, an update per step in it
+//   trireme_probe CONFIG... --folder DIR --evaluate    the loss of every step's tokens, without training
+//   trireme_probe CONFIG... --folder DIR --save        also saves a checkpoint into the config's run_dir
+//   trireme_probe CONFIG... --folder DIR --tokens N    writes the tokens that `trireme train` reads in steps 1 to N
+// Reads DIR/weights/model.safetensors (float32, canonical names; absent: initialized from the seed) and
+// DIR/batches.safetensors: for step s and microbatch m (of all ranks, in order), from 0, I64 [T] "s.m.tokens",
+// "s.m.targets", "s.m.positions" and I32 [segments + 1] "s.m.cu_seqlens".
+// Writes DIR/result.json and DIR/rope.safetensors; when training also DIR/gradients (of the first step) and DIR/updated
+// (weights after the last) in the sharded form of checkpoints. Runs under mpirun too.
 #include <absl/strings/str_split.h>
 
 #include <CLI/CLI.hpp>
@@ -40,13 +41,15 @@ struct Flags {
 
 template <typename T>
 absl::StatusOr<std::vector<T>> Values(const SafetensorsFile& file, const SafetensorsEntry& entry, const char* dtype) {
-  if (entry.dtype != dtype) return Error(ExitCode::kData, file.path(), ": ", entry.name, " is ", entry.dtype, "; write it as ", dtype);
+  if (entry.dtype != dtype)
+    return Error(ExitCode::kData, file.path(), ": ", entry.name, " is ", entry.dtype, "; write it as ", dtype);
   std::vector<T> values((entry.end - entry.begin) / sizeof(T));
   std::memcpy(values.data(), file.data(entry), values.size() * sizeof(T));
   return values;
 }
 
-absl::Status SetField(const SafetensorsFile& file, const SafetensorsEntry& entry, const std::string& field, Microbatch* microbatch) {
+absl::Status SetField(const SafetensorsFile& file, const SafetensorsEntry& entry, const std::string& field,
+                      Microbatch* microbatch) {
   if (field == "cu_seqlens") {
     ASSIGN_OR_RETURN(microbatch->cu_seqlens, Values<int32_t>(file, entry, "I32"));
     return absl::OkStatus();
@@ -77,7 +80,8 @@ absl::StatusOr<std::vector<StepBatch>> ReadBatches(const std::string& path, int 
   for (auto& [step, microbatches] : steps) {
     const int count = static_cast<int>(microbatches.size());
     if (count % num_data_ranks != 0) {
-      return Error(ExitCode::kData, path, ": step ", step, " has ", count, " microbatches, which ", num_data_ranks, " data ranks cannot share");
+      return Error(ExitCode::kData, path, ": step ", step, " has ", count, " microbatches, which ", num_data_ranks,
+                   " data ranks cannot share");
     }
     StepBatch batch;
     const int own = count / num_data_ranks;
@@ -85,7 +89,8 @@ absl::StatusOr<std::vector<StepBatch>> ReadBatches(const std::string& path, int 
       Microbatch& microbatch = microbatches[m];
       for (int64_t target : microbatch.targets) microbatch.num_targets += target >= 0;
       for (size_t s = 1; s < microbatch.cu_seqlens.size(); ++s) {
-        microbatch.max_seqlen = std::max(microbatch.max_seqlen, microbatch.cu_seqlens[s] - microbatch.cu_seqlens[s - 1]);
+        microbatch.max_seqlen =
+            std::max(microbatch.max_seqlen, microbatch.cu_seqlens[s] - microbatch.cu_seqlens[s - 1]);
       }
       batch.microbatches.push_back(std::move(microbatch));
     }
@@ -106,7 +111,8 @@ std::vector<TensorPart> OwnParts(Model& model, Mesh& mesh, bool gradients, bool 
 
 absl::Status LoadWeights(const std::string& folder, Model& model, Mesh& mesh) {
   ASSIGN_OR_RETURN(const ShardedTensorReader reader, ShardedTensorReader::Open(folder));
-  for (const TensorPart& part : OwnParts(model, mesh, /*gradients=*/false, /*unique=*/false)) RETURN_IF_ERROR(reader.Read(part));
+  for (const TensorPart& part : OwnParts(model, mesh, /*gradients=*/false, /*unique=*/false))
+    RETURN_IF_ERROR(reader.Read(part));
   for (ParameterBuffer* buffer : model.buffers()) buffer->Publish(/*converted=*/false);
   return absl::OkStatus();
 }
@@ -137,7 +143,9 @@ absl::Status TrainSteps(const Flags& flags, const Recipe& recipe, Mesh& mesh, Mo
     const int64_t step = static_cast<int64_t>(i) + 1;
     ASSIGN_OR_RETURN(const Loss loss, model.ForwardBackward(batches[i]));
     const GradNorm norm = model.ClipGradNorm(recipe.config.lr_schedule().clip_grad_norm());
-    if (step == 1) RETURN_IF_ERROR(WriteFolder(flags.folder + "/gradients", mesh, OwnParts(model, mesh, /*gradients=*/true, /*unique=*/true)));
+    if (step == 1)
+      RETURN_IF_ERROR(
+          WriteFolder(flags.folder + "/gradients", mesh, OwnParts(model, mesh, /*gradients=*/true, /*unique=*/true)));
     optimizer.Step(step, recipe.LearningRate(step), norm.clip_factor);
     (*result)["loss"].push_back(loss.mean);
     (*result)["z_loss"].push_back(loss.z_loss);
@@ -180,7 +188,8 @@ absl::Status RunModel(const Flags& flags, const Recipe& recipe, Mesh& mesh, cons
   return WriteFileAtomically(flags.folder + "/result.json", result.dump(1) + "\n");
 }
 
-// What a second program needs to repeat the run: the model in Hugging Face's terms, the update rule, each step's learning rate.
+// What a second program needs to repeat the run: the model in Hugging Face's terms, the update rule, each step's
+// learning rate.
 nlohmann::json Describe(const Recipe& recipe, int64_t steps) {
   const DecoderSpec& m = recipe.model;
   const AdamW& adamw = recipe.config.optimizer().adamw();
@@ -208,15 +217,17 @@ nlohmann::json Describe(const Recipe& recipe, int64_t steps) {
 
 // What repeating the run with plain Transformers cannot express.
 absl::Status CheckPlain(const Recipe& recipe) {
-  const bool plain = recipe.config.optimizer().has_adamw() && !recipe.model.rope_scaling.has_value() && recipe.model.sliding_window == 0 &&
-                     !recipe.model.scaled_residual_init && recipe.config.loss().z_loss() == 0 &&
-                     recipe.config.precision().compute() == PrecisionConfig::FP32;
+  const bool plain = recipe.config.optimizer().has_adamw() && !recipe.model.rope_scaling.has_value() &&
+                     recipe.model.sliding_window == 0 && !recipe.model.scaled_residual_init &&
+                     recipe.config.loss().z_loss() == 0 && recipe.config.precision().compute() == PrecisionConfig::FP32;
   if (plain) return absl::OkStatus();
-  return Error(ExitCode::kConfig, "probe --tokens: only plain fp32 recipes with adamw (no rope_scaling, sliding_window, scaled_residual_init, z_loss)");
+  return Error(ExitCode::kConfig,
+               "probe --tokens: only plain fp32 recipes with adamw (no rope_scaling, sliding_window, "
+               "scaled_residual_init, z_loss)");
 }
 
-// The microbatches that training and evaluation read, as "train.tokens" [steps, batch, length] and so on, and "validation.tokens"
-// [windows, length]; segments show in the positions. The recipe's numbers go to result.json.
+// The microbatches that training and evaluation read, as "train.tokens" [steps, batch, length] and so on, and
+// "validation.tokens" [windows, length]; segments show in the positions. The recipe's numbers go to result.json.
 absl::Status WriteTokens(const Flags& flags, const Recipe& recipe, const Corpora& corpora) {
   const RunConfig& config = recipe.config;
   const int64_t length = config.data().sequence_length(), batch = config.global_batch_size();
@@ -225,7 +236,9 @@ absl::Status WriteTokens(const Flags& flags, const Recipe& recipe, const Corpora
     ASSIGN_OR_RETURN(const Sample sample, sampler.Get(index));
     Microbatch microbatch;
     AppendSequence(sample, config.data().document_mask(), &microbatch);
-    for (const auto& [field, from] : {std::pair("tokens", &microbatch.tokens), {"targets", &microbatch.targets}, {"positions", &microbatch.positions}}) {
+    for (const auto& [field, from] : {std::pair("tokens", &microbatch.tokens),
+                                      {"targets", &microbatch.targets},
+                                      {"positions", &microbatch.positions}}) {
       std::vector<int64_t>& to = values[absl::StrCat(split, ".", field)];
       to.insert(to.end(), from->begin(), from->end());
     }
@@ -236,7 +249,8 @@ absl::Status WriteTokens(const Flags& flags, const Recipe& recipe, const Corpora
   int64_t windows = 0;
   if (corpora.validation != nullptr) {
     windows = corpora.validation->num_windows();
-    if (config.evaluation().max_sequences() > 0) windows = std::min<int64_t>(windows, config.evaluation().max_sequences());
+    if (config.evaluation().max_sequences() > 0)
+      windows = std::min<int64_t>(windows, config.evaluation().max_sequences());
     for (int64_t i = 0; i < windows; ++i) RETURN_IF_ERROR(append("validation", *corpora.validation, i));
   }
   std::vector<SafetensorsEntry> entries;
@@ -244,7 +258,8 @@ absl::Status WriteTokens(const Flags& flags, const Recipe& recipe, const Corpora
     SafetensorsEntry entry;
     entry.name = name;
     entry.dtype = "I64";
-    entry.shape = name[0] == 't' ? std::vector<int64_t>{flags.tokens, batch, length} : std::vector<int64_t>{windows, length};
+    entry.shape =
+        name[0] == 't' ? std::vector<int64_t>{flags.tokens, batch, length} : std::vector<int64_t>{windows, length};
     entries.push_back(entry);
   }
   const auto produce = [&](const SafetensorsEntry& entry, FileWriter& writer) {
@@ -263,7 +278,8 @@ absl::Status Run(const Flags& flags, const Extensions& extensions, const Process
   }
   std::vector<std::string> attention;
   for (const AttentionBackend& backend : extensions.attention_backends) attention.push_back(backend.name);
-  ASSIGN_OR_RETURN(const Recipe recipe, MakeRecipe(config, process.size(), extensions.families, attention, corpora.facts));
+  ASSIGN_OR_RETURN(const Recipe recipe,
+                   MakeRecipe(config, process.size(), extensions.families, attention, corpora.facts));
   if (flags.tokens > 0) return WriteTokens(flags, recipe, corpora);
   ASSIGN_OR_RETURN(const at::Device device, SetUpDevice(config.launch(), process));
   ASSIGN_OR_RETURN(const std::unique_ptr<Mesh> mesh, Mesh::Create(process, recipe.mesh, device));

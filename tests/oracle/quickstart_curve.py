@@ -96,7 +96,7 @@ def main():
         recipe = Probe(args.probe).call(args.config, folder, flags=flags, overrides=args.overrides)
         data = load_file(os.path.join(folder, "tokens.safetensors"))
     if recipe["total_steps"] != last:
-        print(f"the last evaluation in {args.run_dir} is of step {last}, but the recipe has {recipe['total_steps']} steps; finish the run")
+        print(f"{args.run_dir} was last evaluated at step {last} of {recipe['total_steps']}; finish the run first")
         return 1
     torch.manual_seed(args.seed)
     model = LlamaForCausalLM(ref.config_of(recipe["model"], attention="sdpa")).float().train()
@@ -105,7 +105,8 @@ def main():
     theirs = evaluate(model, data)
     difference = evaluations[last] / theirs - 1
     passed = abs(difference) <= TOLERANCE
-    print(f"{'ok  ' if passed else 'FAIL'}  validation loss: ours {evaluations[last]:.4f}, Transformers {theirs:.4f}: {100 * difference:+.2f} % (allowed 1 %)")
+    values = f"ours {evaluations[last]:.4f}, Transformers {theirs:.4f}: {100 * difference:+.2f} % (allowed 1 %)"
+    print(f"{'ok  ' if passed else 'FAIL'}  validation loss: {values}")
     return 0 if passed else 1
 
 

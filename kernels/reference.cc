@@ -1,0 +1,40 @@
+#include "kernels/reference.h"
+
+#include <ATen/TensorOperators.h>
+#include <ATen/core/Reduction.h>
+#include <ATen/ops/cat.h>
+#include <ATen/ops/cross_entropy_loss.h>
+#include <ATen/ops/logsumexp.h>
+#include <ATen/ops/matmul.h>
+#include <ATen/ops/rsqrt.h>
+#include <ATen/ops/silu.h>
+
+namespace trireme::reference {
+
+at::Tensor RmsNorm(const at::Tensor& x, const at::Tensor& weight, double eps) {
+  return x * at::rsqrt(x.pow(2).mean(-1, /*keepdim=*/true) + eps) * weight;
+}
+
+at::Tensor SwiGlu(const at::Tensor& gate_up) {
+  const std::vector<at::Tensor> halves = gate_up.chunk(2, 1);
+  return at::silu(halves[0]) * halves[1];
+}
+
+at::Tensor Rope(const at::Tensor& heads, const at::Tensor& positions, const RopeTable& table) {
+  const auto wide = [&](const at::Tensor& half) {  // [T, 1, head_dim]
+    const at::Tensor rows = half.to(at::kDouble).index_select(0, positions);
+    return at::cat({rows, rows}, 1).unsqueeze(1);
+  };
+  const std::vector<at::Tensor> halves = heads.chunk(2, 2);
+  return heads * wide(table.cosine) + at::cat({-halves[1], halves[0]}, 2) * wide(table.sine);
+}
+
+HeadSums LossHead(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& targets) {
+  const at::Tensor logits = at::matmul(x, weight.t());
+  constexpr int64_t kIgnored = -1;
+  const at::Tensor counted = targets.ge(0).to(at::kDouble);
+  return {at::cross_entropy_loss(logits, targets.clamp_min(kIgnored), {}, at::Reduction::Sum, kIgnored),
+          (at::logsumexp(logits, 1).pow(2) * counted).sum()};
+}
+
+}  // namespace trireme::reference

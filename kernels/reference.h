@@ -1,0 +1,26 @@
+// kernels/reference.h
+// What the operations of kernels/ops.h mean, in plain libtorch and float64: slow, obvious, differentiable by autograd.
+// Linked by tests only.
+#ifndef TRIREME_KERNELS_REFERENCE_H_
+#define TRIREME_KERNELS_REFERENCE_H_
+
+#include <ATen/core/Tensor.h>
+
+#include "kernels/ops.h"
+
+namespace trireme::reference {
+
+// All tensors float64.
+at::Tensor RmsNorm(const at::Tensor& x, const at::Tensor& weight, double eps);  // [T, H], [H] -> [T, H]
+at::Tensor SwiGlu(const at::Tensor& gate_up);                                   // [T, 2F] -> [T, F]
+// heads [T, heads, head_dim], as Transformers writes it: x cos + rotate_half(x) sin.
+at::Tensor Rope(const at::Tensor& heads, const at::Tensor& positions, const RopeTable& table);
+
+struct HeadSums {
+  at::Tensor cross_entropy, squared_lse;  // scalars: sums over the rows whose target is not negative
+};
+HeadSums LossHead(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& targets);
+
+}  // namespace trireme::reference
+
+#endif  // TRIREME_KERNELS_REFERENCE_H_

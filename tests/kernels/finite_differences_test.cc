@@ -1,0 +1,235 @@
+// Every differentiable operation against central differences in float64: activations and weights, each element.
+#include <ATen/core/grad_mode.h>
+#include <ATen/ops/zeros.h>
+#include <ATen/ops/zeros_like.h>
+#include <gtest/gtest.h>
+#include <torch/csrc/autograd/autograd.h>
+
+#include <cmath>
+#include <functional>
+
+#include "kernels/functions.h"
+#include "tests/kernels/test_tensors.h"
+
+namespace trireme {
+namespace {
+
+// A weight that is a tensor, with its gradient accumulator beside it.
+class TensorWeight final : public Weight {
+ public:
+  explicit TensorWeight(at::Tensor values, bool trainable = true)
+      : values_(std::move(values)), gradient_(at::zeros_like(values_)), trainable_(trainable) {}
+  Gathered full() const override { return {values_}; }
+  bool trainable() const override { return trainable_; }
+  void AddGradient(GradientTask task) override {
+    ASSERT_TRUE(trainable_) << "a frozen weight was given a gradient";
+    ++contributions;
+    task(gradient_);
+  }
+  const at::Tensor& values() const { return values_; }
+  const at::Tensor& gradient() const { return gradient_; }
+  int contributions = 0;
+
+ private:
+  at::Tensor values_, gradient_;
+  bool trainable_;
+};
+
+class FiniteDifferences : public testing::Test {
+ protected:
+  at::Tensor Input(at::IntArrayRef sizes) { return random_.Normal(sizes, at::kDouble).requires_grad_(); }
+  TensorWeight Parameter(at::IntArrayRef sizes, bool trainable = true) {
+    return TensorWeight(random_.Normal(sizes, at::kDouble), trainable);
+  }
+  at::Tensor Anchor() { return at::zeros({0}, at::TensorOptions().dtype(at::kDouble)).requires_grad_(); }
+
+  // The derivative of value() by each element of `values` against `gradient`.
+  void ExpectDerivative(const char* name, const std::function<double()>& value, const at::Tensor& values,
+                        const at::Tensor& gradient) {
+    ASSERT_TRUE(gradient.defined()) << name;
+    const at::Tensor analytic = gradient.contiguous();
+    double* x = static_cast<double*>(values.data_ptr());
+    constexpr double kStep = 1e-5;
+    at::AutoGradMode no_grad(false);
+    at::Tensor numeric = at::zeros_like(analytic);
+    for (int64_t i = 0; i < values.numel(); ++i) {
+      const double kept = x[i];
+      x[i] = kept + kStep;
+      const double above = value();
+      x[i] = kept - kStep;
+      const double below = value();
+      x[i] = kept;
+      numeric.mutable_data_ptr<double>()[i] = (above - below) / (2 * kStep);
+    }
+    EXPECT_GT(numeric.abs().max().item<double>(), 1e-3) << name << " does not reach the loss";
+    EXPECT_LT(RelativeError(analytic, numeric), 1e-7) << name;
+  }
+
+  // A loss that weighs every output element differently.
+  at::Tensor Weigh(const at::Tensor& y) {
+    TestTensors fixed(99);
+    return (y * fixed.Normal(y.sizes(), at::kDouble)).sum();
+  }
+
+  // `loss` as a function of inputs and weights; runs backward once and compares everything.
+  void Check(const std::function<at::Tensor()>& loss, const std::vector<at::Tensor>& inputs,
+             const std::vector<TensorWeight*>& weights) {
+    torch::autograd::backward({loss()}, {});
+    const auto value = [&] { return loss().item<double>(); };
+    for (size_t i = 0; i < inputs.size(); ++i) {
+      ExpectDerivative(absl::StrCat("input ", i).c_str(), value, inputs[i], inputs[i].grad());
+    }
+    for (size_t i = 0; i < weights.size(); ++i) {
+      EXPECT_EQ(weights[i]->contributions, weights[i]->trainable() ? 1 : 0) << "weight " << i;
+      if (weights[i]->trainable())
+        ExpectDerivative(absl::StrCat("weight ", i).c_str(), value, weights[i]->values(), weights[i]->gradient());
+    }
+  }
+
+  TestTensors random_{5};
+};
+
+TEST_F(FiniteDifferences, Embedding) {
+  TensorWeight table = Parameter({7, 5});
+  const at::Tensor tokens = TensorOf<int64_t>({3, 0, 3, 6, 3}), anchor = Anchor();  // A repeated token adds up.
+  Check([&] { return Weigh(Embedding(tokens, table, anchor)); }, {}, {&table});
+}
+
+TEST_F(FiniteDifferences, FrozenEmbeddingGetsNoGradient) {
+  TensorWeight table = Parameter({7, 5}, /*trainable=*/false);
+  const at::Tensor anchor = Anchor();
+  torch::autograd::backward({Weigh(Embedding(TensorOf<int64_t>({1, 2}), table, anchor))}, {});
+  EXPECT_EQ(table.contributions, 0);
+}
+
+TEST_F(FiniteDifferences, Norm) {
+  const at::Tensor x = Input({4, 9});
+  TensorWeight norm = Parameter({9});
+  Check([&] { return Weigh(Norm(x, norm, 1e-3)); }, {x}, {&norm});
+}
+
+TEST_F(FiniteDifferences, NormLinear) {
+  const at::Tensor x = Input({4, 6});
+  TensorWeight norm = Parameter({6}), linear = Parameter({5, 6});
+  Check([&] { return Weigh(NormLinear(x, at::Tensor(), norm, 1e-3, linear).second); }, {x}, {&norm, &linear});
+}
+
+TEST_F(FiniteDifferences, NormLinearReturnsItsInputWithoutDelta) {
+  const at::Tensor x = Input({4, 6});
+  TensorWeight norm = Parameter({6}), linear = Parameter({5, 6});
+  const auto loss = [&] {
+    const auto [h, y] = NormLinear(x, at::Tensor(), norm, 1e-3, linear);
+    return Weigh(y) + Weigh(h).pow(2);
+  };
+  Check(loss, {x}, {&norm, &linear});
+}
+
+TEST_F(FiniteDifferences, NormLinearWithDeltaUsingBothOutputs) {
+  const at::Tensor x = Input({4, 6}), delta = Input({4, 6});
+  TensorWeight norm = Parameter({6}), linear = Parameter({5, 6});
+  const auto loss = [&] {
+    const auto [h, y] = NormLinear(x, delta, norm, 1e-3, linear);
+    return Weigh(y) + Weigh(h).pow(2);
+  };
+  Check(loss, {x, delta}, {&norm, &linear});
+}
+
+TEST_F(FiniteDifferences, NormLinearWithDeltaUsingTheProductOnly) {
+  const at::Tensor x = Input({4, 6}), delta = Input({4, 6});
+  TensorWeight norm = Parameter({6}), linear = Parameter({5, 6});
+  Check([&] { return Weigh(NormLinear(x, delta, norm, 1e-3, linear).second); }, {x, delta}, {&norm, &linear});
+}
+
+TEST_F(FiniteDifferences, FrozenNormAndLinearStillPassGradients) {
+  const at::Tensor x = Input({4, 6});
+  TensorWeight norm = Parameter({6}, false), linear = Parameter({5, 6}, false);
+  Check([&] { return Weigh(NormLinear(x, at::Tensor(), norm, 1e-3, linear).second); }, {x}, {&norm, &linear});
+}
+
+TEST_F(FiniteDifferences, Linear) {
+  const at::Tensor x = Input({3, 6}), residual = Input({3, 4});
+  TensorWeight weight = Parameter({4, 6}), again = Parameter({4, 6});
+  Check([&] { return Weigh(Linear(x, weight)); }, {x}, {&weight});
+  x.mutable_grad().reset();
+  Check([&] { return Weigh(Linear(x, again, residual)); }, {x, residual}, {&again});
+}
+
+TEST_F(FiniteDifferences, SwiGluLinear) {
+  const at::Tensor gate_up = Input({3, 10}), residual = Input({3, 4});
+  TensorWeight weight = Parameter({4, 5}), again = Parameter({4, 5});
+  Check([&] { return Weigh(SwiGluLinear(gate_up, weight)); }, {gate_up}, {&weight});
+  gate_up.mutable_grad().reset();
+  Check([&] { return Weigh(SwiGluLinear(gate_up, again, residual)); }, {gate_up, residual}, {&again});
+}
+
+// Sines and cosines of made-up frequencies.
+RopeTable Table(int64_t positions, int64_t half) {
+  const at::Tensor angles = TestTensors(4).Normal({positions, half}, at::kDouble, 2);
+  return {angles.cos(), angles.sin()};
+}
+
+TEST_F(FiniteDifferences, SelfAttention) {
+  struct Case {
+    int64_t heads, kv_heads, window;
+    bool rope;
+    std::vector<int32_t> cu_seqlens;
+  };
+  const int64_t head_dim = 4, tokens = 8;
+  const RopeTable table = Table(tokens, head_dim / 2);
+  for (const AttentionBackend* backend : {&CpuAttention(), &MathAttention()}) {
+    for (const Case& c : {Case{2, 2, 0, false, {0, 8}}, Case{4, 2, 0, true, {0, 3, 4, 8}}, Case{3, 1, 2, true, {0, 8}},
+                          Case{4, 2, 3, true, {0, 5, 8, 8}}}) {
+      SelfAttentionArguments arguments;
+      arguments.heads = c.heads;
+      arguments.kv_heads = c.kv_heads;
+      arguments.head_dim = head_dim;
+      arguments.positions = TensorOf<int64_t>({0, 1, 2, 0, 1, 2, 3, 4});
+      arguments.rope = c.rope ? &table : nullptr;
+      arguments.cu_seqlens = TensorOf(c.cu_seqlens);
+      arguments.max_seqlen = 8;
+      arguments.window = c.window;
+      arguments.backend = backend;
+      SCOPED_TRACE(absl::StrCat(backend->name, ", ", c.heads, " heads, window ", c.window));
+      const at::Tensor qkv = Input({tokens, (c.heads + 2 * c.kv_heads) * head_dim});
+      // The operation rotates its input in place: it gets a copy.
+      Check([&] { return Weigh(SelfAttention(qkv.clone(), arguments)); }, {qkv}, {});
+    }
+  }
+}
+
+TEST_F(FiniteDifferences, CrossEntropyHead) {
+  const at::Tensor targets = TensorOf<int64_t>({2, -100, 0, 8, -1, 2, 5});
+  for (const double z_loss : {0.0, 0.3}) {
+    for (const int64_t chunk : {1, 3, 512}) {
+      SCOPED_TRACE(absl::StrCat("z_loss ", z_loss, ", chunks of ", chunk));
+      const at::Tensor x = Input({7, 4});
+      TensorWeight weight = Parameter({9, 4});
+      LossHeadOptions options;
+      options.scale = 0.25;
+      options.z_loss = z_loss;
+      options.chunk_tokens = chunk;
+      torch::autograd::backward({CrossEntropyHead(x, weight, targets, options).seed}, {});
+      EXPECT_EQ(weight.contributions, 1);
+      options.with_gradient = false;
+      const auto value = [&] {
+        const at::Tensor sums = CrossEntropyHead(x, weight, targets, options).sums;
+        return 0.25 * (sums[0].item<double>() + z_loss * sums[1].item<double>());
+      };
+      ExpectDerivative("x", value, x, x.grad());
+      ExpectDerivative("weight", value, weight.values(), weight.gradient());
+      EXPECT_EQ(weight.contributions, 1) << "evaluation adds no gradient";
+    }
+  }
+}
+
+TEST_F(FiniteDifferences, GradientsAddUpOverMicrobatches) {
+  const at::Tensor x = Input({3, 6});
+  TensorWeight weight = Parameter({4, 6});
+  torch::autograd::backward({Weigh(Linear(x, weight))}, {});
+  const at::Tensor once = weight.gradient().clone();
+  torch::autograd::backward({Weigh(Linear(x, weight))}, {});
+  EXPECT_LT(RelativeError(weight.gradient(), once * 2), 1e-15);
+}
+
+}  // namespace
+}  // namespace trireme

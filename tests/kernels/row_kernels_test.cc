@@ -1,0 +1,124 @@
+// Row-wise operations against plain float64 references, forward and backward, in every dtype.
+#include <ATen/ops/ones.h>
+#include <ATen/ops/zeros.h>
+#include <gtest/gtest.h>
+#include <torch/csrc/autograd/autograd.h>
+
+#include "kernels/reference.h"
+#include "tests/kernels/test_tensors.h"
+
+namespace trireme {
+namespace {
+
+constexpr double kEps = 1e-5;
+
+class RowKernels : public testing::TestWithParam<at::ScalarType> {
+ protected:
+  at::ScalarType dtype() const { return GetParam(); }
+  at::Tensor Random(at::IntArrayRef sizes, double deviation = 1) {
+    return random_.Normal(sizes, GetParam(), deviation);
+  }
+  // The same values in float64, as a leaf of the reference's graph.
+  static at::Tensor Leaf(const at::Tensor& x) { return x.to(at::kDouble).clone().requires_grad_(); }
+  TestTensors random_{21};
+};
+
+// Widths below, at and off the vector sizes; rows in one task and in several.
+constexpr std::pair<int64_t, int64_t> kShapes[] = {{1, 1}, {3, 7}, {5, 64}, {9, 1001}, {1100, 96}, {2, 40000}};
+
+TEST_P(RowKernels, RmsNorm) {
+  for (const auto& [rows, width] : kShapes) {
+    SCOPED_TRACE(absl::StrCat(rows, " x ", width));
+    const at::Tensor x = Random({rows, width}), delta = Random({rows, width}), weight = Random({width});
+    for (const at::Tensor& d : {at::Tensor(), delta}) {
+      const RmsNormResult result = RmsNorm(x, d, weight, kEps);
+      // The sum is rounded to the dtype before the statistics.
+      const at::Tensor h = d.defined() ? (x.to(at::kDouble) + d.to(at::kDouble)).to(dtype()) : x;
+      EXPECT_TRUE(result.h.equal(h));
+      const at::Tensor y = reference::RmsNorm(h.to(at::kDouble), weight.to(at::kDouble), kEps);
+      EXPECT_LT(RelativeError(result.y, y), Tolerance(dtype()));
+      EXPECT_TRUE(RmsNormAgain(result.h, result.rstd, weight).equal(result.y));
+    }
+  }
+}
+
+TEST_P(RowKernels, RmsNormBackward) {
+  for (const auto& [rows, width] : kShapes) {
+    if (width == 1) continue;  // Its gradient is all cancellation.
+    SCOPED_TRACE(absl::StrCat(rows, " x ", width));
+    const at::Tensor h = Random({rows, width}), weight = Random({width}), dy = Random({rows, width});
+    const at::Tensor d_h = Random({rows, width}), start = random_.Normal({width}, ArithmeticType(dtype()));
+    const at::Tensor rstd = RmsNorm(h, at::Tensor(), weight, kEps).rstd;
+    const at::Tensor h_leaf = Leaf(h), weight_leaf = Leaf(weight);
+    torch::autograd::backward({reference::RmsNorm(h_leaf, weight_leaf, kEps)}, {dy.to(at::kDouble)});
+
+    at::Tensor d_weight = start.clone();
+    EXPECT_LT(RelativeError(RmsNormBackward(h, rstd, weight, dy, at::Tensor(), &d_weight), h_leaf.grad()),
+              Tolerance(dtype()));
+    EXPECT_LT(RelativeError(d_weight, start.to(at::kDouble) + weight_leaf.grad()), Tolerance(at::kFloat));
+    const at::Tensor with_residual = RmsNormBackward(h, rstd, weight, dy, d_h, nullptr);
+    EXPECT_LT(RelativeError(with_residual, h_leaf.grad() + d_h.to(at::kDouble)), Tolerance(dtype()));
+  }
+}
+
+TEST_P(RowKernels, SwiGlu) {
+  for (const auto& [rows, width] : kShapes) {
+    SCOPED_TRACE(absl::StrCat(rows, " x ", width));
+    const at::Tensor gate_up = Random({rows, 2 * width}, 4), d_out = Random({rows, width});
+    const at::Tensor leaf = Leaf(gate_up), expected = reference::SwiGlu(leaf);
+    torch::autograd::backward({expected}, {d_out.to(at::kDouble)});
+    EXPECT_LT(RelativeError(SwiGluForward(gate_up), expected), Tolerance(dtype()));
+    EXPECT_LT(RelativeError(SwiGluBackward(gate_up, d_out), leaf.grad()), Tolerance(dtype()));
+  }
+}
+
+TEST_P(RowKernels, SwiGluOfExtremeGates) {
+  const at::Tensor gate_up = TensorOf<float>({-1000, -100, -90, 90, 100, 1000, 2, 2, 2, 2, 2, 2}).view({1, 12});
+  const at::Tensor out = SwiGluForward(gate_up.to(dtype())), expected = reference::SwiGlu(gate_up.to(at::kDouble));
+  EXPECT_LT(RelativeError(out, expected), Tolerance(dtype()));
+  const at::Tensor d_out = at::ones({1, 6}, out.options());
+  EXPECT_TRUE(SwiGluBackward(gate_up.to(dtype()), d_out).isfinite().all().item<bool>());
+}
+
+TEST_P(RowKernels, RopeRotatesOnlyItsHeads) {
+  for (const int64_t head_dim : {2, 6, 16, 64, 128}) {
+    const int64_t rows = 300, heads = 3, others = 2, num_positions = 50;
+    const at::Tensor packed = Random({rows, (heads + others) * head_dim});
+    const at::Tensor positions = random_.Ids(rows, num_positions);
+    const at::Tensor angles = random_.Normal({num_positions, head_dim / 2}, at::kDouble, 3);
+    const RopeTable table = {angles.cos().to(ArithmeticType(dtype())), angles.sin().to(ArithmeticType(dtype()))};
+    const auto rotated_part = [&](const at::Tensor& x) { return x.narrow(1, 0, heads * head_dim); };
+    const auto other_part = [&](const at::Tensor& x) { return x.narrow(1, heads * head_dim, others * head_dim); };
+
+    at::Tensor rotated = packed.clone();
+    ApplyRope(rotated, heads, head_dim, positions, table, /*inverse=*/false);
+    const at::Tensor expected =
+        reference::Rope(rotated_part(packed).to(at::kDouble).reshape({rows, heads, head_dim}), positions, table);
+    EXPECT_LT(RelativeError(rotated_part(rotated), expected.view({rows, -1})), Tolerance(dtype())) << head_dim;
+    EXPECT_TRUE(other_part(rotated).equal(other_part(packed)));
+    ApplyRope(rotated, heads, head_dim, positions, table, /*inverse=*/true);
+    EXPECT_LT(RelativeError(rotated, packed), 2 * Tolerance(dtype())) << head_dim;
+  }
+}
+
+TEST_P(RowKernels, EmbeddingPicksRowsAndAddsThemBack) {
+  const int64_t vocab = 37, width = 130, tokens = 500;
+  const at::Tensor weight = Random({vocab, width}), ids = random_.Ids(tokens, vocab), dy = Random({tokens, width});
+  EXPECT_TRUE(EmbeddingForward(ids, weight).equal(weight.index_select(0, ids)));
+  at::Tensor accumulator = random_.Normal({vocab, width}, ArithmeticType(dtype()));
+  const at::Tensor expected = accumulator.to(at::kDouble).index_add(0, ids, dy.to(at::kDouble));
+  AddEmbeddingGradient(ids, dy, accumulator);
+  EXPECT_LT(RelativeError(accumulator, expected), Tolerance(at::kFloat));
+}
+
+TEST(EmbeddingDeathTest, TokenOutsideTheTable) {
+  const at::Tensor weight = at::zeros({4, 2}, at::TensorOptions().dtype(at::kFloat));
+  EXPECT_DEATH(EmbeddingForward(TensorOf<int64_t>({0, 4}), weight), "token 4 outside the embedding's 4 rows");
+  EXPECT_DEATH(EmbeddingForward(TensorOf<int64_t>({-1}), weight), "token -1");
+}
+
+INSTANTIATE_TEST_SUITE_P(Dtypes, RowKernels, testing::Values(at::kFloat, at::kBFloat16, at::kDouble),
+                         [](const auto& info) { return DtypeName(info.param); });
+
+}  // namespace
+}  // namespace trireme

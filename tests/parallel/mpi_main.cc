@@ -1,0 +1,55 @@
+// Runs GoogleTest as one rank of an MPI job. Rank 0 prints as usual, the others only what failed; a failure on any rank
+// fails the job.
+#include <gtest/gtest.h>
+#include <mpi.h>
+
+#include <cstdio>
+#include <memory>
+#include <string>
+
+#include "kernels/cpu_allocator.h"
+#include "kernels/thread_pool.h"
+#include "tests/parallel/multi_rank.h"
+
+namespace trireme {
+namespace {
+
+const Process* process = nullptr;
+
+// One whole line a failure, so that the ranks' output does not mix.
+class FailurePrinter : public testing::EmptyTestEventListener {
+  void OnTestPartResult(const testing::TestPartResult& result) override {
+    if (!result.failed()) return;
+    const testing::TestInfo* test = testing::UnitTest::GetInstance()->current_test_info();
+    const std::string name = test == nullptr ? "" : std::string(test->test_suite_name()) + "." + test->name();
+    std::fprintf(stderr, "[rank %d] %s failed at %s:%d: %s\n", process->rank(), name.c_str(),
+                 result.file_name() == nullptr ? "?" : result.file_name(), result.line_number(), result.message());
+  }
+};
+
+}  // namespace
+
+const Process& TestProcess() { return *process; }
+
+}  // namespace trireme
+
+int main(int argc, char** argv) {
+  testing::InitGoogleTest(&argc, argv);
+  absl::StatusOr<std::unique_ptr<trireme::Process>> started = trireme::Process::Start(/*expected_ranks=*/0);
+  if (!started.ok()) {
+    std::fprintf(stderr, "%s\n", std::string(started.status().message()).c_str());
+    return 1;
+  }
+  trireme::process = started->get();
+  trireme::InstallCpuAllocator();
+  trireme::SetCpuThreads(trireme::process->recommended_threads());
+  if (trireme::process->rank() > 0) {
+    testing::TestEventListeners& listeners = testing::UnitTest::GetInstance()->listeners();
+    delete listeners.Release(listeners.default_result_printer());
+    listeners.Append(new trireme::FailurePrinter);
+  }
+  const int own = RUN_ALL_TESTS();
+  int any = 0;
+  MPI_Allreduce(&own, &any, 1, MPI_INT, MPI_MAX, MPI_COMM_WORLD);
+  return any;
+}

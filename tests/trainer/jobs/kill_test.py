@@ -1,0 +1,83 @@
+# A rank killed at any moment: the job ends at once, and the same command brings the run to the end it would have had.
+import os
+import random
+import signal
+import time
+
+import job
+
+KILLS, DURING_SAVE = 20, 5
+
+
+class Kills(job.JobTest):
+    def temporaries(self):
+        return {f.name for f in (self.run_dir / "checkpoints").glob("*.tmp-*")}
+
+    def newest(self):
+        return max(job.steps(self.run_dir), default=0) if (self.run_dir / "checkpoints").exists() else 0
+
+    def kill_once(self, rng, in_save):
+        """One job and one killed rank. Returns (whether it struck before the end, whether it struck in a save, seconds until the job was gone)."""
+        started = job.start_train(self.folder, 2)
+        started.wait_for(lambda: len(started.ranks()) == 2, "the ranks' start")
+        ranks, before = started.ranks(), self.temporaries()
+        if in_save:
+            for _ in range(rng.randint(1, 3)):
+                started.wait_for(lambda: started.process.poll() is not None or self.temporaries() - before, "a save", pause=0)
+                seen = self.temporaries() - before
+                before |= seen
+            before -= seen
+        else:
+            time.sleep(rng.uniform(0.05, 1.2))
+        begin = time.monotonic()
+        if started.process.poll() is None:
+            try:
+                os.kill(rng.choice(ranks), signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+        result = started.wait(15)
+        took = time.monotonic() - begin
+        self.assertGone([*ranks, started.process.pid])
+        if result.code == 0:
+            return False, False, 0
+        self.assertCode(result, job.KILLED)
+        # A save cut short leaves its temporary folder behind.
+        return True, bool(self.temporaries() - before), took
+
+    def test_killed_at_random_moments(self):
+        rng = random.Random(7)
+        reference = self.uninterrupted()
+        kills = in_save = resumes = 0
+        slowest = 0.0
+        while kills < KILLS or in_save < DURING_SAVE:
+            self.assertLess(kills, 3 * KILLS, f"only {in_save} kills struck a save")
+            newest = self.newest()
+            struck, saving, took = self.kill_once(rng, in_save=kills % 2 == 0 or kills >= KILLS)
+            if not struck:
+                # The run got to its end first: another one.
+                self.assertSameEnd(self.run_dir, reference)
+                self.setUp()
+                continue
+            kills, in_save, slowest = kills + 1, in_save + saving, max(slowest, took)
+            resumes += newest > 0
+            self.assertGreaterEqual(self.newest(), newest, "a finished checkpoint is lost")
+        self.assertGreater(resumes, 5)
+        self.assertCode(job.train(self.folder, 2), 0)
+        self.assertSameEnd(self.run_dir, reference)
+        self.assertEqual(self.temporaries(), set(), "leftovers of killed saves")
+        print(f"{kills} kills, {in_save} of them in a save; the slowest job was gone {slowest:.1f} s after", flush=True)
+
+    def test_mpirun_killed_takes_its_ranks_along(self):
+        started = job.start_train(self.folder, 2)
+        started.wait_for(lambda: self.newest() > 0, "the first checkpoint")
+        ranks = started.ranks()
+        self.assertEqual(len(ranks), 2)
+        started.process.kill()
+        started.wait(5)
+        self.assertGone(ranks, seconds=5)
+        self.assertCode(job.train(self.folder, 2), 0)
+        self.assertSameEnd(self.run_dir, self.uninterrupted())
+
+
+if __name__ == "__main__":
+    job.main()

@@ -1,0 +1,195 @@
+// The update rules on buffers: which elements decay, what follows the weights, and that cutting changes no bit.
+#include "trainer/optimizer.h"
+
+#include <ATen/ops/cat.h>
+#include <gtest/gtest.h>
+
+#include <cmath>
+
+#include "parallel/comm/mpi_group.h"
+#include "tests/kernels/test_tensors.h"
+#include "tests/parallel/played_group.h"
+
+namespace trireme {
+namespace {
+
+std::vector<ParameterSpec> Specs() {
+  ParameterSpec norm, matrix;
+  norm.name = "norm";
+  norm.shape = {300};
+  norm.decay = false;
+  norm.initialization = Initialization::kOnes;
+  matrix.name = "matrix";
+  matrix.shape = {37, 50};
+  matrix.standard_deviation = 0.5;
+  return {norm, matrix};
+}
+
+BufferOptions SelfOptions() {
+  BufferOptions options;
+  options.name = "unit";
+  options.gather_group = options.reduce_group = options.replicate_group = MakeSelfGroup("self");
+  return options;
+}
+
+OptimizerConfig AdamWConfig() {
+  OptimizerConfig config;
+  config.mutable_adamw()->set_weight_decay(0.1);
+  return config;
+}
+OptimizerConfig SgdConfig(double momentum) {
+  OptimizerConfig config;
+  config.mutable_sgd()->set_momentum(momentum);
+  config.mutable_sgd()->set_weight_decay(0.1);
+  return config;
+}
+
+// The gradient of step `step`: the same values wherever the buffer is cut.
+void Backward(ParameterBuffer& buffer, int64_t step) {
+  buffer.BeginStep();
+  TestTensors random(static_cast<uint64_t>(step));
+  for (size_t i = 0; i < buffer.specs().size(); ++i) {
+    const at::Tensor gradient = random.Normal(buffer.specs()[i].shape, at::kFloat);
+    if (buffer.weight(static_cast<int>(i)).trainable())
+      buffer.weight(static_cast<int>(i)).AddGradient([=](at::Tensor& accumulator) { accumulator.add_(gradient); });
+  }
+  buffer.StartReduce(true);
+  buffer.FinishGradients(1);
+}
+
+at::Tensor Part(const at::Tensor& tensor, const ParameterBuffer& buffer, int segment) {
+  return tensor.narrow(0, buffer.segments()[segment].own_begin, buffer.segments()[segment].numel).to(at::kDouble);
+}
+
+TEST(OptimizerTest, SgdByTheBook) {
+  ParameterBuffer buffer(Specs(), SelfOptions());
+  buffer.Initialize(1);
+  Optimizer optimizer(SgdConfig(0.9), {&buffer}, 1);
+  ASSERT_EQ(optimizer.states().size(), 1u);
+  EXPECT_EQ(optimizer.states()[0].name, "velocity");
+  std::vector<at::Tensor> p = {Part(buffer.own_weights(), buffer, 0), Part(buffer.own_weights(), buffer, 1)};
+  std::vector<at::Tensor> velocity = {p[0] * 0, p[1] * 0};
+  for (int64_t step = 1; step <= 3; ++step) {
+    Backward(buffer, step);
+    for (int i = 0; i < 2; ++i) {
+      velocity[i] = velocity[i] * 0.9 + Part(buffer.own_gradient(), buffer, i) * 0.5;
+      p[i] = p[i] * (i == 1 ? 1 - 0.01 * 0.1 : 1) - velocity[i] * 0.01;  // Norms do not decay.
+    }
+    optimizer.Step(step, 0.01, /*gradient_scale=*/0.5);
+  }
+  for (int i = 0; i < 2; ++i) EXPECT_LT(RelativeError(Part(buffer.own_weights(), buffer, i), p[i]), 1e-6) << i;
+}
+
+TEST(OptimizerTest, AdamWByTheBook) {
+  ParameterBuffer buffer(Specs(), SelfOptions());
+  buffer.Initialize(1);
+  Optimizer optimizer(AdamWConfig(), {&buffer}, 1);
+  const AdamW c = AdamWConfig().adamw();
+  std::vector<at::Tensor> p = {Part(buffer.own_weights(), buffer, 0), Part(buffer.own_weights(), buffer, 1)};
+  std::vector<at::Tensor> m = {p[0] * 0, p[1] * 0}, v = {p[0] * 0, p[1] * 0};
+  for (int64_t step = 1; step <= 4; ++step) {
+    Backward(buffer, step);
+    for (int i = 0; i < 2; ++i) {
+      const at::Tensor g = Part(buffer.own_gradient(), buffer, i) * 0.25;
+      m[i] = m[i] * c.beta1() + g * (1 - c.beta1());
+      v[i] = v[i] * c.beta2() + g * g * (1 - c.beta2());
+      const at::Tensor m_hat = m[i] / (1 - std::pow(c.beta1(), step)), v_hat = v[i] / (1 - std::pow(c.beta2(), step));
+      p[i] = p[i] * (i == 1 ? 1 - 0.01 * c.weight_decay() : 1) - m_hat / (v_hat.sqrt() + c.eps()) * 0.01;
+    }
+    optimizer.Step(step, 0.01, /*gradient_scale=*/0.25);
+  }
+  for (int i = 0; i < 2; ++i) EXPECT_LT(RelativeError(Part(buffer.own_weights(), buffer, i), p[i]), 1e-6) << i;
+  ASSERT_EQ(optimizer.states().size(), 2u);
+  EXPECT_EQ(optimizer.states()[0].name, "exp_avg");
+  EXPECT_EQ(optimizer.states()[1].name, "exp_avg_sq");
+  EXPECT_LT(RelativeError(Part(optimizer.states()[1].tensor, buffer, 1), v[1]), 1e-6);
+  EXPECT_EQ(optimizer.MemoryBytes(), 2 * buffer.own_weights().numel() * 4);
+}
+
+TEST(OptimizerTest, ComputeCopiesFollowTheMaster) {
+  for (const OptimizerConfig& config : {AdamWConfig(), SgdConfig(0)}) {
+    BufferOptions options = SelfOptions();
+    options.compute = at::kBFloat16;
+    ParameterBuffer buffer(Specs(), options);
+    buffer.Initialize(1);
+    buffer.Publish(false);
+    const at::Tensor before = buffer.own_weights().clone();
+    Optimizer optimizer(config, {&buffer}, 1);
+    Backward(buffer, 1);
+    optimizer.Step(1, 0.01, 1);
+    EXPECT_FALSE(buffer.own_weights().equal(before));
+    for (int i = 0; i < 2; ++i) {
+      EXPECT_TRUE(Part(buffer.own_compute(), buffer, i).equal(Part(buffer.own_weights().to(at::kBFloat16), buffer, i)));
+    }
+    EXPECT_TRUE(buffer.weight(0).full().data.to(at::kDouble).equal(Part(buffer.own_compute(), buffer, 0)));
+  }
+}
+
+TEST(OptimizerTest, FrozenParametersStay) {
+  std::vector<ParameterSpec> specs = Specs();
+  specs[1].trainable = false;
+  ParameterBuffer buffer(specs, SelfOptions());
+  buffer.Initialize(1);
+  const at::Tensor norm = Part(buffer.own_weights(), buffer, 0).clone();
+  const at::Tensor matrix = Part(buffer.own_weights(), buffer, 1).clone();
+  Optimizer optimizer(AdamWConfig(), {&buffer}, 1);
+  Backward(buffer, 1);
+  optimizer.Step(1, 0.01, 1);
+  EXPECT_TRUE(Part(buffer.own_weights(), buffer, 1).equal(matrix)) << "not even decay";
+  EXPECT_FALSE(Part(buffer.own_weights(), buffer, 0).equal(norm));
+}
+
+// Stochastic rounding included: its random bits belong to elements, not to ranks.
+TEST(OptimizerTest, ShardsGiveTheSameBitsAsTheWhole) {
+  struct Case {
+    const char* name;
+    OptimizerConfig config;
+    at::ScalarType compute;
+    bool master;
+  };
+  for (const Case& c : {Case{"sgd", SgdConfig(0.9), at::kFloat, true}, Case{"adamw", AdamWConfig(), at::kFloat, true},
+                        Case{"adamw, bf16, no master", AdamWConfig(), at::kBFloat16, false}}) {
+    for (const int ranks : {2, 3}) {
+      SCOPED_TRACE(absl::StrCat(c.name, ", ", ranks, " ranks"));
+      BufferOptions options = SelfOptions();
+      options.compute = c.compute;
+      options.master_weights = c.master;
+      ParameterBuffer whole(Specs(), options);
+      whole.Initialize(1);
+      Optimizer whole_optimizer(c.config, {&whole}, 9);
+      std::vector<std::unique_ptr<ParameterBuffer>> buffers;
+      std::vector<std::shared_ptr<PlayedGroup>> groups;
+      std::vector<ParameterBuffer*> peers;
+      std::vector<std::unique_ptr<Optimizer>> optimizers;
+      for (int rank = 0; rank < ranks; ++rank) {
+        groups.push_back(std::make_shared<PlayedGroup>(rank, ranks));
+        options.gather_group = options.reduce_group = groups.back();
+        buffers.push_back(std::make_unique<ParameterBuffer>(Specs(), options));
+        buffers.back()->Initialize(1);
+        peers.push_back(buffers.back().get());
+        optimizers.push_back(
+            std::make_unique<Optimizer>(c.config, std::vector<ParameterBuffer*>{buffers.back().get()}, 9));
+      }
+      for (auto& group : groups) group->AddPeers(peers);
+      for (int64_t step = 1; step <= 3; ++step) {
+        Backward(whole, step);
+        // The played sum multiplies by the number of ranks.
+        whole.own_gradient().mul_(ranks);
+        whole_optimizer.Step(step, 0.01, 0.5);
+        for (int rank = 0; rank < ranks; ++rank) {
+          Backward(*buffers[rank], step);
+          optimizers[rank]->Step(step, 0.01, 0.5);
+        }
+      }
+      std::vector<at::Tensor> shards;
+      for (auto& buffer : buffers) shards.push_back(buffer->own_weights());
+      const at::Tensor joined = at::cat(shards);
+      for (const Segment& s : whole.segments()) {
+        EXPECT_TRUE(joined.narrow(0, s.own_begin, s.numel).equal(whole.own_weights().narrow(0, s.own_begin, s.numel)));
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace trireme

@@ -1,0 +1,290 @@
+// What a config must satisfy before anything starts, and what follows from one that does.
+#include "trainer/recipe.h"
+
+#include <google/protobuf/text_format.h>
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+
+namespace trireme {
+namespace {
+
+constexpr char kConfig[] = R"(
+  model { num_hidden_layers: 2 hidden_size: 64 num_attention_heads: 4 num_key_value_heads: 2 intermediate_size: 100 }
+  data { source { path: "corpus" } sequence_length: 128 }
+  global_batch_size: 12
+  micro_batch_size: 2
+  optimizer { adamw { learning_rate: 1e-3 } }
+  train_for { steps: 100 }
+)";
+
+RunConfig Parse(const std::string& text) {
+  RunConfig config;
+  EXPECT_TRUE(google::protobuf::TextFormat::ParseFromString(text, &config)) << text;
+  return config;
+}
+// kConfig with the fields of `change` merged over it.
+RunConfig Config(const std::string& change = "") {
+  RunConfig config = Parse(kConfig);
+  config.MergeFrom(Parse(change));
+  return config;
+}
+
+absl::StatusOr<Recipe> Make(const RunConfig& config, int world = 1, const CorpusFacts& facts = {211, 1000}) {
+  return MakeRecipe(config, world, BuiltInFamilies(), {"cpu", "math"}, facts);
+}
+Recipe MustMake(const std::string& change = "", int world = 1) {
+  const absl::StatusOr<Recipe> recipe = Make(Config(change), world);
+  EXPECT_TRUE(recipe.ok()) << recipe.status();
+  return recipe.value_or(Recipe());
+}
+
+// Refused for exactly one reason, which reads like this.
+void ExpectRefused(const RunConfig& config, const std::string& reason, int world = 1,
+                   const CorpusFacts& facts = {211, 1000}) {
+  const absl::Status status = Make(config, world, facts).status();
+  ASSERT_FALSE(status.ok()) << "accepted; expected: " << reason;
+  EXPECT_EQ(ExitCodeOf(status), ExitCode::kConfig);
+  EXPECT_NE(status.message().find(reason), std::string::npos) << status;
+  EXPECT_NE(status.message().find("the config does not fit:\n  "), std::string::npos) << "not one problem: " << status;
+}
+void ExpectRefused(const std::string& change, const std::string& reason, int world = 1) {
+  ExpectRefused(Config(change), reason, world);
+}
+
+TEST(RecipeTest, FillsInWhatIsLeftOpen) {
+  const Recipe recipe = MustMake("", 3);
+  EXPECT_EQ(recipe.model.vocab_size, 211) << "the corpus's tokenizer says";
+  EXPECT_EQ(recipe.model.max_positions, 128);
+  EXPECT_EQ(recipe.mesh[Axis::kDataShard], 3);
+  EXPECT_EQ(recipe.config.parallel().data_shard(), 3);
+  EXPECT_EQ(recipe.num_microbatches, 2);  // 12 / (2 x 3).
+  EXPECT_EQ(recipe.tokens_per_step, 12 * 128);
+  EXPECT_EQ(recipe.total_steps, 100);
+}
+
+TEST(RecipeTest, ReplicasTakeTheirRanks) {
+  const Recipe recipe = MustMake("parallel { data_replicate: 2 }", 6);
+  EXPECT_EQ(recipe.mesh[Axis::kDataShard], 3);
+  EXPECT_EQ(recipe.mesh[Axis::kDataReplicate], 2);
+  EXPECT_EQ(recipe.mesh.world(), 6);
+  EXPECT_EQ(recipe.num_microbatches, 1);
+}
+
+TEST(RecipeTest, LengthOfTheRun) {
+  EXPECT_EQ(MustMake("train_for { tokens: 1536 }").total_steps, 1);
+  EXPECT_EQ(MustMake("train_for { tokens: 1537 }").total_steps, 2);
+  EXPECT_EQ(MustMake("train_for { epochs: 0.5 }").total_steps, 42);  // 500 windows of 12 a step, rounded up.
+}
+
+TEST(RecipeTest, MeshAndRanks) {
+  ExpectRefused("parallel { data_shard: 2 }", "data_shard 2 x the other axes' 1 = 2 ranks, but the job has 3", 3);
+  ExpectRefused("parallel { data_replicate: 2 }", "the other axes take 2 ranks, which does not divide the 3 ranks", 3);
+  ExpectRefused("parallel { data_replicate: 0 }", "parallel.data_replicate: is 0; give 1 or more");
+  ExpectRefused("parallel { data_shard: -1 }", "parallel.data_shard: is -1");
+  ExpectRefused("parallel { tensor: -2 }", "parallel.tensor: is -2");
+  ExpectRefused("parallel { tensor: 2 }", "parallel.tensor: 2 is not supported yet", 2);
+  ExpectRefused("parallel { pipeline: 2 }", "parallel.pipeline: 2 is not supported yet", 2);
+  ExpectRefused("parallel { context: 2 }", "parallel.context: 2 is not supported yet", 2);
+  ExpectRefused("launch { expected_ranks: 4 }", "launch.expected_ranks: 4, but the job has 3 ranks", 3);
+  EXPECT_TRUE(Make(Config("launch { expected_ranks: 3 }"), 3).ok());
+}
+
+TEST(RecipeTest, Batches) {
+  ExpectRefused("global_batch_size: 10", "10 is not a multiple of micro_batch_size 2 x 3 data-parallel ranks = 6", 3);
+  ExpectRefused("micro_batch_size: 0", "micro_batch_size: is 0");
+  ExpectRefused("global_batch_size: -3", "global_batch_size: not set or not positive");
+  RunConfig config = Config();
+  config.clear_global_batch_size();
+  ExpectRefused(config, "global_batch_size: not set");
+  config = Config("model { max_position_embeddings: 64 }");
+  ExpectRefused(config, "data.sequence_length: 128 exceeds model.max_position_embeddings 64");
+}
+
+TEST(RecipeTest, SequenceLengthMustBeGiven) {
+  RunConfig config = Config("model { max_position_embeddings: 64 }");
+  config.mutable_data()->clear_sequence_length();
+  ExpectRefused(config, "data.sequence_length: not set");
+  config.mutable_data()->set_sequence_length(0);
+  ExpectRefused(config, "data.sequence_length: must be positive");
+}
+
+TEST(RecipeTest, Model) {
+  ExpectRefused("model { family: \"gpt\" }", "no family is called \"gpt\"; known: llama");
+  ExpectRefused("model { num_attention_heads: 6 num_key_value_heads: 3 }", "6 does not divide hidden_size 64");
+  ExpectRefused("model { num_key_value_heads: 3 }", "num_key_value_heads: 3 does not divide num_attention_heads 4");
+  ExpectRefused("model { vocab_size: 200 }", "model.vocab_size: 200 is smaller than the corpus's tokenizer");
+  ExpectRefused(Config(), "model.vocab_size: not set", 1, {0, 1000});
+  EXPECT_TRUE(Make(Config("model { vocab_size: 256 }")).ok()) << "rows to spare are fine";
+}
+
+TEST(RecipeTest, Optimizers) {
+  RunConfig config = Config();
+  config.clear_optimizer();
+  ExpectRefused(config, "optimizer: no rule");
+  ExpectRefused("optimizer { adamw { beta1: 1 } }", "optimizer.adamw.beta1: is 1; must be in [0, 1)");
+  ExpectRefused("optimizer { adamw { beta2: -0.1 } }", "optimizer.adamw.beta2: is -0.1");
+  ExpectRefused("optimizer { adamw { beta2: nan } }", "optimizer.adamw.beta2: is nan");
+  ExpectRefused("optimizer { adamw { eps: 0 } }", "optimizer.adamw.eps: is 0");
+  ExpectRefused("optimizer { adamw { learning_rate: -1 } }", "optimizer.adamw.learning_rate: is -1");
+  ExpectRefused("optimizer { adamw { learning_rate: inf } }", "optimizer.adamw.learning_rate: is inf");
+  ExpectRefused("optimizer { adamw { weight_decay: -1 } }", "optimizer.adamw.weight_decay: is -1");
+  ExpectRefused("optimizer { sgd { momentum: 1 } }", "optimizer.sgd.momentum: is 1");
+  ExpectRefused("optimizer { sgd { learning_rate: nan } }", "optimizer.sgd.learning_rate: is nan");
+  ExpectRefused("optimizer { sgd { weight_decay: -1 } }", "optimizer.sgd.weight_decay: is -1");
+}
+
+TEST(RecipeTest, Precision) {
+  ExpectRefused("precision { master_weights: false }", "precision.master_weights: off needs precision.compute: BF16");
+  ExpectRefused("precision { master_weights: false compute: BF16 } optimizer { sgd {} }",
+                "precision.master_weights: off needs optimizer.adamw");
+  EXPECT_TRUE(Make(Config("precision { master_weights: false compute: BF16 }")).ok());
+}
+
+TEST(RecipeTest, Schedules) {
+  ExpectRefused("lr_schedule { warmup_steps: -1 }", "lr_schedule.warmup_steps: is -1");
+  ExpectRefused("lr_schedule { clip_grad_norm: -1 }", "lr_schedule.clip_grad_norm: is -1");
+  ExpectRefused("lr_schedule { wsd {} }", "lr_schedule.wsd.decay_steps: not set");
+  ExpectRefused("lr_schedule { warmup_steps: 60 wsd { decay_steps: 41 } }",
+                "warmup_steps 60 + wsd.decay_steps 41 exceed the run's 100 steps");
+  EXPECT_TRUE(Make(Config("lr_schedule { warmup_steps: 60 wsd { decay_steps: 40 } }")).ok());
+  ExpectRefused("train_for { steps: 0 }", "train_for: comes to 0 steps");
+  RunConfig config = Config();
+  config.clear_train_for();
+  ExpectRefused(config, "train_for: not set");
+}
+
+TEST(RecipeTest, TheRest) {
+  ExpectRefused("loss { z_loss: -1 }", "loss.z_loss: is -1");
+  ExpectRefused("evaluation { every_steps: -1 }", "evaluation.every_steps: is -1");
+  ExpectRefused("evaluation { max_sequences: -1 }", "evaluation.max_sequences: is -1");
+  ExpectRefused("checkpoint { every_steps: -1 }", "checkpoint.every_steps: is -1");
+  ExpectRefused("checkpoint { keep_last: -1 }", "checkpoint.keep_last: is -1");
+  ExpectRefused("checkpoint { keep_best: true }", "checkpoint.keep_best: needs evaluation.every_steps");
+  ExpectRefused("launch { watchdog_seconds: -1 }", "launch.watchdog_seconds: is -1");
+  ExpectRefused("non_finite { max_consecutive_skips: -1 }", "non_finite.max_consecutive_skips: is -1");
+  ExpectRefused("kernels { loss_chunk_tokens: 0 }", "kernels.loss_chunk_tokens");
+  ExpectRefused("kernels { attention: \"fast\" }", "no implementation is called \"fast\"; there are: auto, cpu, math");
+  ExpectRefused("data { prefetch_steps: 0 }", "data.prefetch_steps");
+  ExpectRefused("logging { every_steps: 0 }", "logging.every_steps");
+}
+
+TEST(RecipeTest, SeveralProblemsAtOnce) {
+  const absl::Status status =
+      Make(Config("global_batch_size: 7 loss { z_loss: -1 } model { num_key_value_heads: 3 } train_for { steps: 0 }"),
+           2)
+          .status();
+  const std::string message(status.message());
+  EXPECT_NE(message.find("the config has 4 problems:\n  "), std::string::npos) << message;
+  for (const char* problem : {"global_batch_size: 7", "loss.z_loss", "num_key_value_heads: 3", "train_for: comes to"})
+    EXPECT_NE(message.find(problem), std::string::npos) << problem;
+  EXPECT_EQ(std::count(message.begin(), message.end(), '\n'), 4);
+}
+
+// ---- Learning rates ----
+
+TEST(LearningRate, WarmsUpFromStepOne) {
+  const Recipe recipe = MustMake("lr_schedule { warmup_steps: 10 }");
+  EXPECT_DOUBLE_EQ(recipe.LearningRate(1), 1e-4);
+  EXPECT_DOUBLE_EQ(recipe.LearningRate(5), 5e-4);
+  EXPECT_DOUBLE_EQ(recipe.LearningRate(10), 1e-3);
+  EXPECT_DOUBLE_EQ(recipe.LearningRate(11), 1e-3);
+  EXPECT_DOUBLE_EQ(recipe.LearningRate(100), 1e-3) << "constant without a shape";
+}
+
+TEST(LearningRate, NoWarmUp) { EXPECT_DOUBLE_EQ(MustMake().LearningRate(1), 1e-3); }
+
+TEST(LearningRate, Cosine) {
+  const Recipe recipe = MustMake("lr_schedule { warmup_steps: 20 cosine { min_ratio: 0.1 } }");
+  EXPECT_DOUBLE_EQ(recipe.LearningRate(20), 1e-3);
+  EXPECT_DOUBLE_EQ(recipe.LearningRate(60), 1e-3 * 0.55);
+  EXPECT_DOUBLE_EQ(recipe.LearningRate(100), 1e-4);
+  EXPECT_DOUBLE_EQ(recipe.LearningRate(40), 1e-3 * (0.1 + 0.9 * 0.5 * (1 + std::sqrt(0.5))));
+  for (int64_t step = 21; step <= 100; ++step) EXPECT_LT(recipe.LearningRate(step), recipe.LearningRate(step - 1));
+}
+
+TEST(LearningRate, Linear) {
+  const Recipe recipe = MustMake("lr_schedule { warmup_steps: 20 linear { min_ratio: 0.5 } }");
+  EXPECT_DOUBLE_EQ(recipe.LearningRate(60), 0.75e-3);
+  EXPECT_DOUBLE_EQ(recipe.LearningRate(100), 0.5e-3);
+  EXPECT_DOUBLE_EQ(MustMake("lr_schedule { linear {} }").LearningRate(100), 0);
+}
+
+TEST(LearningRate, WarmUpStableDecay) {
+  const Recipe recipe = MustMake("lr_schedule { warmup_steps: 10 wsd { decay_steps: 40 min_ratio: 0.2 } }");
+  EXPECT_DOUBLE_EQ(recipe.LearningRate(11), 1e-3);
+  EXPECT_DOUBLE_EQ(recipe.LearningRate(60), 1e-3);
+  EXPECT_LT(recipe.LearningRate(61), 1e-3);
+  EXPECT_DOUBLE_EQ(recipe.LearningRate(80), 0.6e-3);
+  EXPECT_DOUBLE_EQ(recipe.LearningRate(100), 0.2e-3);
+}
+
+TEST(LearningRate, WarmUpAsLongAsTheRun) {
+  const Recipe recipe = MustMake("lr_schedule { warmup_steps: 100 cosine {} }");
+  EXPECT_DOUBLE_EQ(recipe.LearningRate(100), 1e-3);
+  const Recipe longer = MustMake("lr_schedule { warmup_steps: 200 cosine {} }");
+  EXPECT_DOUBLE_EQ(longer.LearningRate(100), 0.5e-3);
+}
+
+// ---- What a checkpoint may be continued with ----
+
+TEST(NumericChangesTest, LayoutAndReportingAreFree) {
+  const RunConfig saved = Config("lr_schedule { cosine {} }");
+  for (const char* change :
+       {"parallel { shard: NONE data_replicate: 2 reduce_gradients: LAST_MICROBATCH }", "micro_batch_size: 1",
+        "evaluation { every_steps: 5 }", "checkpoint { every_steps: 5 }", "resume: REQUIRED", "run_dir: \"elsewhere\"",
+        "launch { expected_ranks: 2 }", "logging { every_steps: 7 }", "kernels { attention: \"math\" }",
+        "recompute { policy: BLOCK }", "non_finite { policy: SKIP_UPDATE }",
+        "data { prefetch_steps: 9 verify_checksums: true }"}) {
+    RunConfig now = saved;
+    now.MergeFrom(Parse(change));
+    EXPECT_TRUE(NumericChanges(saved, now).empty()) << change << ": " << NumericChanges(saved, now)[0];
+  }
+  RunConfig moved = saved;
+  moved.mutable_data()->mutable_source(0)->set_path("other/place");
+  EXPECT_TRUE(NumericChanges(saved, moved).empty());
+}
+
+TEST(NumericChangesTest, WhatEntersTheNumbersIsNamed) {
+  const RunConfig saved = Config("lr_schedule { cosine {} }");
+  for (const auto& [change, field] : std::vector<std::pair<std::string, std::string>>{
+           {"model { hidden_size: 128 }", "model.hidden_size: 64 -> 128"},
+           {"global_batch_size: 24", "global_batch_size: 12 -> 24"},
+           {"optimizer { adamw { learning_rate: 2e-3 } }", "optimizer.adamw.learning_rate"},
+           {"optimizer { sgd {} }", "optimizer"},
+           {"lr_schedule { warmup_steps: 5 }", "lr_schedule.warmup_steps"},
+           {"lr_schedule { clip_grad_norm: 2 }", "lr_schedule.clip_grad_norm"},
+           {"data { sequence_length: 64 }", "data.sequence_length"},
+           {"data { document_mask: true }", "data.document_mask"},
+           {"precision { compute: BF16 }", "precision.compute"},
+           {"loss { z_loss: 1e-4 }", "loss.z_loss"},
+           {"seed: 5", "seed"},
+           {"train_for { steps: 200 }", "train_for.steps"}}) {
+    RunConfig now = saved;
+    now.MergeFrom(Parse(change));
+    const std::vector<std::string> changes = NumericChanges(saved, now);
+    ASSERT_FALSE(changes.empty()) << change;
+    EXPECT_NE(changes[0].find(field), std::string::npos) << changes[0];
+  }
+}
+
+TEST(NumericChangesTest, WithoutDecayARunMayBeProlonged) {
+  const RunConfig saved = Config();
+  RunConfig now = saved;
+  now.mutable_train_for()->set_steps(500);
+  EXPECT_TRUE(NumericChanges(saved, now).empty());
+}
+
+TEST(NumericChangesTest, AnotherSourceOrWeightIsAChange) {
+  const RunConfig saved = Config();
+  RunConfig now = saved;
+  now.mutable_data()->mutable_source(0)->set_weight(2);
+  EXPECT_FALSE(NumericChanges(saved, now).empty());
+  now = saved;
+  now.mutable_data()->add_source()->set_path("more");
+  EXPECT_FALSE(NumericChanges(saved, now).empty());
+}
+
+}  // namespace
+}  // namespace trireme
