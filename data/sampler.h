@@ -21,9 +21,9 @@ struct Sample {
   std::vector<int32_t> document_starts;  // offsets in (0, sequence_length] at which another document begins, ascending
 };
 
-// Window w of a source is tokens [w*L, w*L + L + 1) of its token stream (L = sequence_length). Every epoch visits all windows in
-// another order, given by a cycle-walking block cipher: constant memory, no index files. With several sources, exact quotas by
-// weight in every block of samples decide which source sample i comes from.
+// Window w of a source is tokens [w*L, w*L + L + 1) of its token stream (L = sequence_length). Every epoch visits all
+// windows in another order, given by a cycle-walking block cipher: constant memory, no index files. With several
+// sources, exact quotas by weight in every block of samples decide which source sample i comes from.
 class Sampler {
  public:
   static absl::StatusOr<std::shared_ptr<const Sampler>> Create(std::vector<std::shared_ptr<const TokenStream>> sources,

@@ -16,6 +16,7 @@ build=${1:-build-cuda}
 gpus=$(nvidia-smi -L | grep -c '^GPU ')
 out=$(mktemp -d)
 trap 'rm -rf "$out"' EXIT
+export GTEST_COLOR=no  # mpirun gives its ranks a terminal.
 results=()
 failed=0
 

@@ -74,7 +74,7 @@ mpirun=(mpirun --quiet --use-hwthread-cpus --bind-to none -np "$ranks")
 [ "$(nproc)" -ge "$ranks" ] || mpirun+=(--oversubscribe)
 
 train() {
-  echo "+ ${mpirun[*]} $trireme train $recipe --ranks $ranks $*"
+  echo "+ ${mpirun[*]} $trireme train $recipe --ranks $ranks${*:+ $*}"
   "${mpirun[@]}" "$trireme" train "$recipe" --ranks "$ranks" "$@"
 }
 

@@ -5,6 +5,27 @@
 namespace trireme {
 namespace {
 
+void CheckNumbers(const ModelConfig& c, std::vector<std::string>* problems) {
+  const auto positive_number = [&](const char* field, double value, bool zero_too) {
+    if (!(value > 0 || (zero_too && value == 0)) || !std::isfinite(value))
+      problems->push_back(
+          absl::StrCat("model.", field, ": is ", value, "; give a positive number", zero_too ? " or 0" : ""));
+  };
+  positive_number("rope_theta", c.rope_theta(), /*zero_too=*/false);
+  positive_number("rms_norm_eps", c.rms_norm_eps(), /*zero_too=*/true);
+  positive_number("initializer_range", c.initializer_range(), /*zero_too=*/true);
+  if (c.has_rope_scaling()) {
+    const RopeScaling& s = c.rope_scaling();
+    positive_number("rope_scaling.factor", s.factor(), /*zero_too=*/false);
+    positive_number("rope_scaling.low_freq_factor", s.low_freq_factor(), /*zero_too=*/false);
+    positive_number("rope_scaling.original_max_position_embeddings", s.original_max_position_embeddings(), false);
+    if (!(s.high_freq_factor() > s.low_freq_factor())) {
+      problems->push_back(absl::StrCat("model.rope_scaling.high_freq_factor: ", s.high_freq_factor(),
+                                       " must exceed low_freq_factor ", s.low_freq_factor()));
+    }
+  }
+}
+
 DecoderSpec Specify(const ModelConfig& c, std::vector<std::string>* problems) {
   DecoderSpec spec;
   const auto positive = [&](const char* field, bool set, int64_t value) {
@@ -25,13 +46,14 @@ DecoderSpec Specify(const ModelConfig& c, std::vector<std::string>* problems) {
   if (c.has_head_dim()) {
     spec.head_dim = positive("head_dim", true, c.head_dim());
   } else {
-    if (spec.hidden_size % spec.num_heads != 0) {
+    if (c.hidden_size() > 0 && spec.hidden_size % spec.num_heads != 0) {
       problems->push_back(absl::StrCat("model.num_attention_heads: ", spec.num_heads, " does not divide hidden_size ",
                                        spec.hidden_size, "; change one of them or set model.head_dim"));
     }
     spec.head_dim = std::max<int64_t>(1, spec.hidden_size / spec.num_heads);
   }
-  if (spec.head_dim % 2 != 0) {
+  // A size that is missing has been named already; what follows from it need not be.
+  if (spec.head_dim % 2 != 0 && (c.has_head_dim() || c.hidden_size() > 0)) {
     problems->push_back(
         absl::StrCat("model.head_dim: ", spec.head_dim, " is odd; rotary positions turn pairs, make it even"));
   }
@@ -44,24 +66,7 @@ DecoderSpec Specify(const ModelConfig& c, std::vector<std::string>* problems) {
     if (!c.rope_scaling().has_rope_type())
       problems->push_back("model.rope_scaling.rope_type: not set; give LLAMA3 or remove rope_scaling");
   }
-  const auto positive_number = [&](const char* field, double value, bool zero_too) {
-    if (!(value > 0 || (zero_too && value == 0)) || !std::isfinite(value))
-      problems->push_back(
-          absl::StrCat("model.", field, ": is ", value, "; give a positive number", zero_too ? " or 0" : ""));
-  };
-  positive_number("rope_theta", c.rope_theta(), /*zero_too=*/false);
-  positive_number("rms_norm_eps", c.rms_norm_eps(), /*zero_too=*/true);
-  positive_number("initializer_range", c.initializer_range(), /*zero_too=*/true);
-  if (c.has_rope_scaling()) {
-    const RopeScaling& s = c.rope_scaling();
-    positive_number("rope_scaling.factor", s.factor(), /*zero_too=*/false);
-    positive_number("rope_scaling.low_freq_factor", s.low_freq_factor(), /*zero_too=*/false);
-    positive_number("rope_scaling.original_max_position_embeddings", s.original_max_position_embeddings(), false);
-    if (!(s.high_freq_factor() > s.low_freq_factor())) {
-      problems->push_back(absl::StrCat("model.rope_scaling.high_freq_factor: ", s.high_freq_factor(),
-                                       " must exceed low_freq_factor ", s.low_freq_factor()));
-    }
-  }
+  CheckNumbers(c, problems);
   if (c.sliding_window() < 0)
     problems->push_back(absl::StrCat("model.sliding_window: is ", c.sliding_window(), "; give 0 for none"));
   spec.rope_theta = c.rope_theta();

@@ -1,4 +1,5 @@
-// One block per row of logits: one pass for the running maximum and sum (arXiv 1805.02867), one that writes the gradient.
+// One block per row of logits: one pass for the running maximum and sum (arXiv 1805.02867), one that writes the
+// gradient.
 #include <cstdio>
 
 #include "kernels/cuda/device.cuh"
@@ -22,7 +23,8 @@ __device__ inline Softmax Merge(Softmax a, Softmax b) {
 
 __device__ inline Softmax WarpMerge(Softmax s) {
   for (int offset = 16; offset > 0; offset /= 2) {
-    const Softmax other = {__shfl_xor_sync(0xFFFFFFFFu, s.largest, offset), __shfl_xor_sync(0xFFFFFFFFu, s.sum, offset)};
+    const Softmax other = {__shfl_xor_sync(0xFFFFFFFFu, s.largest, offset),
+                           __shfl_xor_sync(0xFFFFFFFFu, s.sum, offset)};
     s = Merge(s, other);
   }
   return s;
@@ -44,14 +46,16 @@ __device__ inline Softmax BlockMerge(Softmax s) {
 }
 
 template <typename T, int kCount>
-__global__ void CrossEntropyKernel(int64_t vocab, const float* logits, const int64_t* targets, float scale, float z_loss, float* loss,
-                                   float* lse, T* gradient) {
+__global__ void CrossEntropyKernel(int64_t vocab, const float* logits, const int64_t* targets, float scale,
+                                   float z_loss, float* loss, float* lse, T* gradient) {
   const int64_t target = targets[blockIdx.x];
   const float* row = logits + static_cast<int64_t>(blockIdx.x) * vocab;
   T* out = gradient == nullptr ? nullptr : gradient + static_cast<int64_t>(blockIdx.x) * vocab;
   const int64_t first = static_cast<int64_t>(threadIdx.x) * kCount, step = static_cast<int64_t>(blockDim.x) * kCount;
   if (target >= vocab) {
-    if (threadIdx.x == 0) printf("loss head: target %lld outside the %lld rows\n", static_cast<long long>(target), static_cast<long long>(vocab));
+    if (threadIdx.x == 0)
+      printf("loss head: target %lld outside the %lld rows\n", static_cast<long long>(target),
+             static_cast<long long>(vocab));
     __trap();
   }
   if (target < 0) {
@@ -81,7 +85,8 @@ __global__ void CrossEntropyKernel(int64_t vocab, const float* logits, const int
   for (int64_t i = first; i < vocab; i += step) {
     const Pack<float, kCount> x = LoadPack<float, kCount>(row + i);
     Pack<T, kCount> d;
-    for (int j = 0; j < kCount; ++j) Store(&d.value[j], Exp(x.value[j] - row_lse) * factor - (i + j == target ? scale : 0.0f));
+    for (int j = 0; j < kCount; ++j)
+      Store(&d.value[j], Exp(x.value[j] - row_lse) * factor - (i + j == target ? scale : 0.0f));
     StorePack(out + i, d);
   }
 }
@@ -101,22 +106,26 @@ __global__ void AddLossSumsKernel(int64_t rows, const float* loss, const float* 
 }
 
 template <typename T, int kCount>
-void Rows(int64_t rows, int64_t vocab, const float* logits, const int64_t* targets, float scale, float z_loss, float* loss, float* lse,
-          void* gradient, Stream stream) {
-  CrossEntropyKernel<T, kCount><<<static_cast<unsigned>(rows), ThreadsForRow(vocab / kCount, kMaxThreads), 0, StreamOf(stream)>>>(
-      vocab, logits, targets, scale, z_loss, loss, lse, static_cast<T*>(gradient));
+void Rows(int64_t rows, int64_t vocab, const float* logits, const int64_t* targets, float scale, float z_loss,
+          float* loss, float* lse, void* gradient, Stream stream) {
+  CrossEntropyKernel<T, kCount>
+      <<<static_cast<unsigned>(rows), ThreadsForRow(vocab / kCount, kMaxThreads), 0, StreamOf(stream)>>>(
+          vocab, logits, targets, scale, z_loss, loss, lse, static_cast<T*>(gradient));
 }
 
 }  // namespace
 
-void LaunchCrossEntropy(int64_t rows, int64_t vocab, const float* logits, const int64_t* targets, float scale, float z_loss, float* loss,
-                        float* lse, Storage gradient_storage, void* gradient, Stream stream) {
+void LaunchCrossEntropy(int64_t rows, int64_t vocab, const float* logits, const int64_t* targets, float scale,
+                        float z_loss, float* loss, float* lse, Storage gradient_storage, void* gradient,
+                        Stream stream) {
   if (rows == 0) return;
   const bool aligned = Aligned(vocab * 4, logits, gradient);
   if (gradient_storage == Storage::kFloat32) {
-    (aligned ? &Rows<float, 4> : &Rows<float, 1>)(rows, vocab, logits, targets, scale, z_loss, loss, lse, gradient, stream);
+    (aligned ? &Rows<float, 4> : &Rows<float, 1>)(rows, vocab, logits, targets, scale, z_loss, loss, lse, gradient,
+                                                  stream);
   } else {
-    (aligned ? &Rows<Bf16, 4> : &Rows<Bf16, 1>)(rows, vocab, logits, targets, scale, z_loss, loss, lse, gradient, stream);
+    (aligned ? &Rows<Bf16, 4> : &Rows<Bf16, 1>)(rows, vocab, logits, targets, scale, z_loss, loss, lse, gradient,
+                                                stream);
   }
   CheckLaunch("cross_entropy");
 }

@@ -34,8 +34,8 @@ __device__ inline void StorePack(T* to, const Pack<T, kCount>& pack) {
   *reinterpret_cast<Pack<T, kCount>*>(to) = pack;
 }
 
-// The sum over all threads of the block, in every thread. C: float or double. blockDim.x is a multiple of 32, at most 1024. Adds in an order
-// that depends on blockDim.x only. `shared`: 33 values; the next sum may use them at once.
+// The sum over all threads of the block, in every thread. C: float or double. blockDim.x is a multiple of 32, at most
+// 1024. Adds in an order that depends on blockDim.x only. `shared`: 33 values; the next sum may use them at once.
 template <typename C>
 __device__ inline C BlockSum(C value, C* shared) {
   for (int offset = 16; offset > 0; offset /= 2) value += __shfl_xor_sync(0xFFFFFFFFu, value, offset);

@@ -10,7 +10,8 @@ __global__ void SwiGluKernel(int64_t width, const T* gate_up, T* out) {
   const T* gate = gate_up + static_cast<int64_t>(blockIdx.x) * 2 * width;
   const T* up = gate + width;
   T* result = out + static_cast<int64_t>(blockIdx.x) * width;
-  for (int64_t i = static_cast<int64_t>(threadIdx.x) * kCount; i < width; i += static_cast<int64_t>(blockDim.x) * kCount) {
+  for (int64_t i = static_cast<int64_t>(threadIdx.x) * kCount; i < width;
+       i += static_cast<int64_t>(blockDim.x) * kCount) {
     const Pack<T, kCount> g = LoadPack<T, kCount>(gate + i), u = LoadPack<T, kCount>(up + i);
     Pack<T, kCount> y;
     for (int j = 0; j < kCount; ++j) Store(&y.value[j], SwiGlu<float>(Load(g.value[j]), Load(u.value[j])));
@@ -23,7 +24,8 @@ __global__ void SwiGluBackwardKernel(int64_t width, const T* gate_up, const T* d
   const int64_t row = static_cast<int64_t>(blockIdx.x);
   const T* gate = gate_up + row * 2 * width;
   T* d_gate = d_gate_up + row * 2 * width;
-  for (int64_t i = static_cast<int64_t>(threadIdx.x) * kCount; i < width; i += static_cast<int64_t>(blockDim.x) * kCount) {
+  for (int64_t i = static_cast<int64_t>(threadIdx.x) * kCount; i < width;
+       i += static_cast<int64_t>(blockDim.x) * kCount) {
     const Pack<T, kCount> g = LoadPack<T, kCount>(gate + i), u = LoadPack<T, kCount>(gate + width + i);
     const Pack<T, kCount> d = LoadPack<T, kCount>(d_out + row * width + i);
     Pack<T, kCount> dg, du;
@@ -40,8 +42,8 @@ __global__ void SwiGluBackwardKernel(int64_t width, const T* gate_up, const T* d
 
 // One block per row; a thread takes kCount neighbouring pairs of one head.
 template <typename T, int kCount>
-__global__ void RopeKernel(int pairs, int half, int64_t stride, T* x, const int64_t* positions, const float* cosine, const float* sine,
-                           float direction) {
+__global__ void RopeKernel(int pairs, int half, int64_t stride, T* x, const int64_t* positions, const float* cosine,
+                           const float* sine, float direction) {
   T* row = x + static_cast<int64_t>(blockIdx.x) * stride;
   const int64_t position = positions[blockIdx.x];
   const float* c = cosine + position * half;
@@ -77,19 +79,22 @@ __global__ void AddKernel(int64_t n, A* a, const B* b) {
 
 template <typename T, int kCount>
 void SwiGluRows(int64_t rows, int64_t width, const void* gate_up, void* out, Stream stream) {
-  SwiGluKernel<T, kCount><<<static_cast<unsigned>(rows), ThreadsForRow(width / kCount, kThreads), 0, StreamOf(stream)>>>(
-      width, static_cast<const T*>(gate_up), static_cast<T*>(out));
+  SwiGluKernel<T, kCount>
+      <<<static_cast<unsigned>(rows), ThreadsForRow(width / kCount, kThreads), 0, StreamOf(stream)>>>(
+          width, static_cast<const T*>(gate_up), static_cast<T*>(out));
 }
 
 template <typename T, int kCount>
-void SwiGluRowsBackward(int64_t rows, int64_t width, const void* gate_up, const void* d_out, void* d_gate_up, Stream stream) {
-  SwiGluBackwardKernel<T, kCount><<<static_cast<unsigned>(rows), ThreadsForRow(width / kCount, kThreads), 0, StreamOf(stream)>>>(
-      width, static_cast<const T*>(gate_up), static_cast<const T*>(d_out), static_cast<T*>(d_gate_up));
+void SwiGluRowsBackward(int64_t rows, int64_t width, const void* gate_up, const void* d_out, void* d_gate_up,
+                        Stream stream) {
+  SwiGluBackwardKernel<T, kCount>
+      <<<static_cast<unsigned>(rows), ThreadsForRow(width / kCount, kThreads), 0, StreamOf(stream)>>>(
+          width, static_cast<const T*>(gate_up), static_cast<const T*>(d_out), static_cast<T*>(d_gate_up));
 }
 
 template <typename T, int kCount>
-void RopeRows(int64_t rows, int64_t heads, int64_t half, int64_t stride, void* x, const int64_t* positions, const float* cosine,
-              const float* sine, float direction, Stream stream) {
+void RopeRows(int64_t rows, int64_t heads, int64_t half, int64_t stride, void* x, const int64_t* positions,
+              const float* cosine, const float* sine, float direction, Stream stream) {
   const int pairs = static_cast<int>(heads * half);
   RopeKernel<T, kCount><<<static_cast<unsigned>(rows), ThreadsForRow(pairs / kCount, kThreads), 0, StreamOf(stream)>>>(
       pairs, static_cast<int>(half), stride, static_cast<T*>(x), positions, cosine, sine, direction);
@@ -107,35 +112,41 @@ void Add(int64_t n, void* a, const void* b, Stream stream) {
 void LaunchSwiGlu(Storage storage, int64_t rows, int64_t width, const void* gate_up, void* out, Stream stream) {
   if (rows == 0) return;
   if (storage == Storage::kFloat32) {
-    (Aligned(width * 4, gate_up, out) ? &SwiGluRows<float, 4> : &SwiGluRows<float, 1>)(rows, width, gate_up, out, stream);
+    (Aligned(width * 4, gate_up, out) ? &SwiGluRows<float, 4> : &SwiGluRows<float, 1>)(rows, width, gate_up, out,
+                                                                                       stream);
   } else {
     (Aligned(width * 2, gate_up, out) ? &SwiGluRows<Bf16, 8> : &SwiGluRows<Bf16, 1>)(rows, width, gate_up, out, stream);
   }
   CheckLaunch("swiglu");
 }
 
-void LaunchSwiGluBackward(Storage storage, int64_t rows, int64_t width, const void* gate_up, const void* d_out, void* d_gate_up, Stream stream) {
+void LaunchSwiGluBackward(Storage storage, int64_t rows, int64_t width, const void* gate_up, const void* d_out,
+                          void* d_gate_up, Stream stream) {
   if (rows == 0) return;
   if (storage == Storage::kFloat32) {
     const bool aligned = Aligned(width * 4, gate_up, d_out, d_gate_up);
-    (aligned ? &SwiGluRowsBackward<float, 4> : &SwiGluRowsBackward<float, 1>)(rows, width, gate_up, d_out, d_gate_up, stream);
+    (aligned ? &SwiGluRowsBackward<float, 4> : &SwiGluRowsBackward<float, 1>)(rows, width, gate_up, d_out, d_gate_up,
+                                                                              stream);
   } else {
     const bool aligned = Aligned(width * 2, gate_up, d_out, d_gate_up);
-    (aligned ? &SwiGluRowsBackward<Bf16, 8> : &SwiGluRowsBackward<Bf16, 1>)(rows, width, gate_up, d_out, d_gate_up, stream);
+    (aligned ? &SwiGluRowsBackward<Bf16, 8> : &SwiGluRowsBackward<Bf16, 1>)(rows, width, gate_up, d_out, d_gate_up,
+                                                                            stream);
   }
   CheckLaunch("swiglu_backward");
 }
 
-void LaunchRope(Storage storage, int64_t rows, int64_t heads, int64_t head_dim, int64_t stride, void* x, const int64_t* positions,
-                const float* cosine, const float* sine, float direction, Stream stream) {
+void LaunchRope(Storage storage, int64_t rows, int64_t heads, int64_t head_dim, int64_t stride, void* x,
+                const int64_t* positions, const float* cosine, const float* sine, float direction, Stream stream) {
   const int64_t half = head_dim / 2;
   if (rows == 0 || heads * half == 0) return;
   if (storage == Storage::kFloat32) {
     const bool aligned = Aligned(half * 4, x) && Aligned(stride * 4);
-    (aligned ? &RopeRows<float, 4> : &RopeRows<float, 1>)(rows, heads, half, stride, x, positions, cosine, sine, direction, stream);
+    (aligned ? &RopeRows<float, 4> : &RopeRows<float, 1>)(rows, heads, half, stride, x, positions, cosine, sine,
+                                                          direction, stream);
   } else {
     const bool aligned = Aligned(half * 2, x) && Aligned(stride * 2);
-    (aligned ? &RopeRows<Bf16, 8> : &RopeRows<Bf16, 1>)(rows, heads, half, stride, x, positions, cosine, sine, direction, stream);
+    (aligned ? &RopeRows<Bf16, 8> : &RopeRows<Bf16, 1>)(rows, heads, half, stride, x, positions, cosine, sine,
+                                                        direction, stream);
   }
   CheckLaunch("rope");
 }

@@ -1,7 +1,8 @@
 // kernels/cuda/launchers.h
-// CUDA kernels behind plain C++: raw device pointers, sizes and a stream. Nothing here allocates, synchronizes or checks shapes (ops.cc does);
-// a launch that fails ends the process. All results are the same in every run on the same GPU: no floating-point atomics.
-// Arithmetic is that of kernels/element_math.h in float32, rounded once to the storage type.
+// CUDA kernels behind plain C++: raw device pointers, sizes and a stream. Nothing here allocates, synchronizes or
+// checks shapes (ops.cc does); a launch that fails ends the process. All results are the same in every run on the same
+// GPU: no floating-point atomics. Arithmetic is that of kernels/element_math.h in float32, rounded once to the storage
+// type.
 #ifndef TRIREME_KERNELS_CUDA_LAUNCHERS_H_
 #define TRIREME_KERNELS_CUDA_LAUNCHERS_H_
 
@@ -20,49 +21,57 @@ using Stream = void*;  // cudaStream_t
 // Ends the process, naming `kernel`, if the last launch of this thread failed.
 void CheckLaunch(const char* kernel);
 
-// ---- Rows of a norm (rms_norm.cu). x, delta, weight, h, y, dy, d_h, dx: `storage`; [rows, width] and weight [width] ----
-// delta null: h is not written.
-void LaunchRmsNorm(Storage storage, int64_t rows, int64_t width, const void* x, const void* delta, const void* weight, float eps, void* h,
-                   void* y, float* rstd, Stream stream);
-void LaunchRmsNormAgain(Storage storage, int64_t rows, int64_t width, const void* h, const float* rstd, const void* weight, void* y,
-                        Stream stream);
-// Parts of the weight's gradient: a function of the shape only. Scratch for LaunchRmsNormBackward is [parts, width] float32.
+// ---- Rows of a norm (rms_norm.cu). x, delta, weight, h, y, dy, d_h, dx: `storage`; [rows, width] and weight [width]
+// ---- delta null: h is not written.
+void LaunchRmsNorm(Storage storage, int64_t rows, int64_t width, const void* x, const void* delta, const void* weight,
+                   float eps, void* h, void* y, float* rstd, Stream stream);
+void LaunchRmsNormAgain(Storage storage, int64_t rows, int64_t width, const void* h, const float* rstd,
+                        const void* weight, void* y, Stream stream);
+// Parts of the weight's gradient: a function of the shape only. Scratch for LaunchRmsNormBackward is [parts, width]
+// float32.
 int64_t RmsNormParts(int64_t rows);
 // d_h may be null. d_weight null: no weight gradient, and scratch may be null.
-void LaunchRmsNormBackward(Storage storage, int64_t rows, int64_t width, const void* h, const float* rstd, const void* weight, const void* dy,
-                           const void* d_h, void* dx, float* scratch, float* d_weight, Stream stream);
+void LaunchRmsNormBackward(Storage storage, int64_t rows, int64_t width, const void* h, const float* rstd,
+                           const void* weight, const void* dy, const void* d_h, void* dx, float* scratch,
+                           float* d_weight, Stream stream);
 
 // ---- Elements (elementwise.cu) ----
 // gate_up [rows, 2 * width], out [rows, width].
 void LaunchSwiGlu(Storage storage, int64_t rows, int64_t width, const void* gate_up, void* out, Stream stream);
-void LaunchSwiGluBackward(Storage storage, int64_t rows, int64_t width, const void* gate_up, const void* d_out, void* d_gate_up, Stream stream);
-// In place on the first heads * head_dim values of rows `stride` apart; cosine, sine [positions, head_dim / 2]; direction 1 or -1.
-void LaunchRope(Storage storage, int64_t rows, int64_t heads, int64_t head_dim, int64_t stride, void* x, const int64_t* positions,
-                const float* cosine, const float* sine, float direction, Stream stream);
+void LaunchSwiGluBackward(Storage storage, int64_t rows, int64_t width, const void* gate_up, const void* d_out,
+                          void* d_gate_up, Stream stream);
+// In place on the first heads * head_dim values of rows `stride` apart; cosine, sine [positions, head_dim / 2];
+// direction 1 or -1.
+void LaunchRope(Storage storage, int64_t rows, int64_t heads, int64_t head_dim, int64_t stride, void* x,
+                const int64_t* positions, const float* cosine, const float* sine, float direction, Stream stream);
 // a [n] += b [n]. a_storage is b_storage or kFloat32.
 void LaunchAdd(Storage a_storage, Storage b_storage, int64_t n, void* a, const void* b, Stream stream);
 
-// ---- Embedding (embedding.cu). weight [vocab, width]; a token outside [0, vocab) prints a line and stops the stream with an error ----
-void LaunchEmbedding(int64_t rows, int64_t vocab, int64_t row_bytes, const int64_t* tokens, const void* weight, void* out, Stream stream);
-// accumulator [vocab, width] += rows of dy, added in token order. sorted [rows]: the tokens in ascending order; order [rows]: where each stood,
-// ascending within equal tokens (a stable sort).
-void LaunchEmbeddingGradient(Storage storage, int64_t rows, int64_t vocab, int64_t width, const int64_t* sorted, const int64_t* order,
-                             const void* dy, float* accumulator, Stream stream);
+// ---- Embedding (embedding.cu). weight [vocab, width]; a token outside [0, vocab) prints a line and stops the stream
+// with an error ----
+void LaunchEmbedding(int64_t rows, int64_t vocab, int64_t row_bytes, const int64_t* tokens, const void* weight,
+                     void* out, Stream stream);
+// accumulator [vocab, width] += rows of dy, added in token order. sorted [rows]: the tokens in ascending order; order
+// [rows]: where each stood, ascending within equal tokens (a stable sort).
+void LaunchEmbeddingGradient(Storage storage, int64_t rows, int64_t vocab, int64_t width, const int64_t* sorted,
+                             const int64_t* order, const void* dy, float* accumulator, Stream stream);
 
 // ---- Cross-entropy (cross_entropy.cu) ----
-// logits [rows, vocab] float32; targets [rows] (negative: ignored). loss, lse [rows]: per row, both 0 where ignored. gradient [rows, vocab]:
-// (softmax * (1 + 2 z_loss lse) - onehot) * scale, null for none; it may be `logits` when stored as float32.
-void LaunchCrossEntropy(int64_t rows, int64_t vocab, const float* logits, const int64_t* targets, float scale, float z_loss, float* loss,
-                        float* lse, Storage gradient_storage, void* gradient, Stream stream);
+// logits [rows, vocab] float32; targets [rows] (negative: ignored). loss, lse [rows]: per row, both 0 where ignored.
+// gradient [rows, vocab]: (softmax * (1 + 2 z_loss lse) - onehot) * scale, null for none; it may be `logits` when
+// stored as float32.
+void LaunchCrossEntropy(int64_t rows, int64_t vocab, const float* logits, const int64_t* targets, float scale,
+                        float z_loss, float* loss, float* lse, Storage gradient_storage, void* gradient, Stream stream);
 // sums [2] += {sum of loss, sum of lse^2} in float64, in an order that depends on rows only.
 void LaunchAddLossSums(int64_t rows, const float* loss, const float* lse, double* sums, Stream stream);
 
 // ---- Optimizers and norm on flat arrays (optimizer.cu) ----
-void LaunchAdamW(const AdamWStep& step, float keep, int64_t n, float* p, const float* g, float* m, float* v, Bf16* copy, Stream stream);
-void LaunchAdamWBf16(const AdamWStep& step, float keep, int64_t n, Bf16* p, const float* g, float* m, float* v, RandomKey key,
-                     int64_t first_index, Stream stream);
-void LaunchSgd(float gradient_scale, float lr, float momentum, float keep, int64_t n, float* p, const float* g, float* velocity, Bf16* copy,
-               Stream stream);
+void LaunchAdamW(const AdamWStep& step, float keep, int64_t n, float* p, const float* g, float* m, float* v, Bf16* copy,
+                 Stream stream);
+void LaunchAdamWBf16(const AdamWStep& step, float keep, int64_t n, Bf16* p, const float* g, float* m, float* v,
+                     RandomKey key, int64_t first_index, Stream stream);
+void LaunchSgd(float gradient_scale, float lr, float momentum, float keep, int64_t n, float* p, const float* g,
+               float* velocity, Bf16* copy, Stream stream);
 int64_t SquaredNormParts(int64_t n);  // Scratch for LaunchSquaredNorm is [parts] float64.
 // *sum = sum of x^2 in an order that depends on n only.
 void LaunchSquaredNorm(int64_t n, const float* x, double* scratch, double* sum, Stream stream);

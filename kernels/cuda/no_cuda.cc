@@ -13,7 +13,8 @@ namespace {
 
 RmsNormResult RmsNorm(const at::Tensor&, const at::Tensor&, const at::Tensor&, double) { Absent("RmsNorm"); }
 at::Tensor RmsNormAgain(const at::Tensor&, const at::Tensor&, const at::Tensor&) { Absent("RmsNormAgain"); }
-at::Tensor RmsNormBackward(const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&, at::Tensor*) {
+at::Tensor RmsNormBackward(const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&,
+                           const at::Tensor&, at::Tensor*) {
   Absent("RmsNormBackward");
 }
 at::Tensor SwiGluForward(const at::Tensor&) { Absent("SwiGluForward"); }
@@ -21,12 +22,19 @@ at::Tensor SwiGluBackward(const at::Tensor&, const at::Tensor&) { Absent("SwiGlu
 void ApplyRope(at::Tensor&, int64_t, int64_t, const at::Tensor&, const RopeTable&, bool) { Absent("ApplyRope"); }
 at::Tensor EmbeddingForward(const at::Tensor&, const at::Tensor&) { Absent("EmbeddingForward"); }
 void AddEmbeddingGradient(const at::Tensor&, const at::Tensor&, at::Tensor&) { Absent("AddEmbeddingGradient"); }
-LossHeadResult LossHead(const at::Tensor&, const at::Tensor&, const at::Tensor&, const LossHeadOptions&, at::Tensor*) { Absent("LossHead"); }
-void AdamWUpdate(const AdamWStep&, float, at::Tensor, const at::Tensor&, at::Tensor, at::Tensor, at::Tensor) { Absent("AdamWUpdate"); }
-void AdamWUpdateBf16(const AdamWStep&, float, at::Tensor, const at::Tensor&, at::Tensor, at::Tensor, RandomKey, int64_t) {
+LossHeadResult LossHead(const at::Tensor&, const at::Tensor&, const at::Tensor&, const LossHeadOptions&, at::Tensor*) {
+  Absent("LossHead");
+}
+void AdamWUpdate(const AdamWStep&, float, at::Tensor, const at::Tensor&, at::Tensor, at::Tensor, at::Tensor) {
+  Absent("AdamWUpdate");
+}
+void AdamWUpdateBf16(const AdamWStep&, float, at::Tensor, const at::Tensor&, at::Tensor, at::Tensor, RandomKey,
+                     int64_t) {
   Absent("AdamWUpdateBf16");
 }
-void SgdUpdate(float, float, float, float, at::Tensor, const at::Tensor&, at::Tensor, at::Tensor) { Absent("SgdUpdate"); }
+void SgdUpdate(float, float, float, float, at::Tensor, const at::Tensor&, at::Tensor, at::Tensor) {
+  Absent("SgdUpdate");
+}
 double SquaredNorm(const at::Tensor&) { Absent("SquaredNorm"); }
 void AddInto(at::Tensor&, const at::Tensor&) { Absent("AddInto"); }
 

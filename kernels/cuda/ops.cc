@@ -17,14 +17,16 @@ namespace {
 
 // Makes the tensor's device current and names its current stream.
 struct Target {
-  explicit Target(const at::Tensor& x) : guard(x.device()), stream(c10::cuda::getCurrentCUDAStream(x.device().index()).stream()) {}
+  explicit Target(const at::Tensor& x)
+      : guard(x.device()), stream(c10::cuda::getCurrentCUDAStream(x.device().index()).stream()) {}
   c10::cuda::CUDAGuard guard;
   Stream stream;
 };
 
 Storage StorageOf(const at::Tensor& x) {
   if (x.scalar_type() == at::kFloat) return Storage::kFloat32;
-  TRIREME_CHECK(x.scalar_type() == at::kBFloat16, "CUDA kernels take float32 and bfloat16, not ", c10::toString(x.scalar_type()));
+  TRIREME_CHECK(x.scalar_type() == at::kBFloat16, "CUDA kernels take float32 and bfloat16, not ",
+                c10::toString(x.scalar_type()));
   return Storage::kBfloat16;
 }
 
@@ -51,27 +53,28 @@ RmsNormResult RmsNorm(const at::Tensor& x, const at::Tensor& delta, const at::Te
   result.h = delta.defined() ? at::empty(x.sizes(), x.options()) : x;
   result.y = at::empty(x.sizes(), x.options());
   result.rstd = at::empty({rows}, x.options().dtype(at::kFloat));
-  LaunchRmsNorm(StorageOf(x), rows, width, Address(x), Address(delta), Address(weight), static_cast<float>(eps), Address(result.h),
-                Address(result.y), Floats(result.rstd), target.stream);
+  LaunchRmsNorm(StorageOf(x), rows, width, Address(x), Address(delta), Address(weight), static_cast<float>(eps),
+                Address(result.h), Address(result.y), Floats(result.rstd), target.stream);
   return result;
 }
 
 at::Tensor RmsNormAgain(const at::Tensor& h, const at::Tensor& rstd, const at::Tensor& weight) {
   const Target target(h);
   at::Tensor y = at::empty(h.sizes(), h.options());
-  LaunchRmsNormAgain(StorageOf(h), h.size(0), h.size(1), Address(h), Floats(rstd), Address(weight), Address(y), target.stream);
+  LaunchRmsNormAgain(StorageOf(h), h.size(0), h.size(1), Address(h), Floats(rstd), Address(weight), Address(y),
+                     target.stream);
   return y;
 }
 
-at::Tensor RmsNormBackward(const at::Tensor& h, const at::Tensor& rstd, const at::Tensor& weight, const at::Tensor& dy, const at::Tensor& d_h,
-                           at::Tensor* d_weight) {
+at::Tensor RmsNormBackward(const at::Tensor& h, const at::Tensor& rstd, const at::Tensor& weight, const at::Tensor& dy,
+                           const at::Tensor& d_h, at::Tensor* d_weight) {
   const Target target(h);
   const int64_t rows = h.size(0), width = h.size(1);
   at::Tensor dx = at::empty(h.sizes(), h.options());
   at::Tensor scratch;  // [parts, width]
   if (d_weight != nullptr) scratch = at::empty({RmsNormParts(rows), width}, h.options().dtype(at::kFloat));
-  LaunchRmsNormBackward(StorageOf(h), rows, width, Address(h), Floats(rstd), Address(weight), Address(dy), Address(d_h), Address(dx),
-                        Floats(scratch), d_weight != nullptr ? Floats(*d_weight) : nullptr, target.stream);
+  LaunchRmsNormBackward(StorageOf(h), rows, width, Address(h), Floats(rstd), Address(weight), Address(dy), Address(d_h),
+                        Address(dx), Floats(scratch), d_weight != nullptr ? Floats(*d_weight) : nullptr, target.stream);
   return dx;
 }
 
@@ -86,35 +89,38 @@ at::Tensor SwiGluForward(const at::Tensor& gate_up) {
 at::Tensor SwiGluBackward(const at::Tensor& gate_up, const at::Tensor& d_out) {
   const Target target(gate_up);
   at::Tensor d_gate_up = at::empty(gate_up.sizes(), gate_up.options());
-  LaunchSwiGluBackward(StorageOf(gate_up), gate_up.size(0), gate_up.size(1) / 2, Address(gate_up), Address(d_out), Address(d_gate_up),
-                       target.stream);
+  LaunchSwiGluBackward(StorageOf(gate_up), gate_up.size(0), gate_up.size(1) / 2, Address(gate_up), Address(d_out),
+                       Address(d_gate_up), target.stream);
   return d_gate_up;
 }
 
-void ApplyRope(at::Tensor& packed, int64_t heads, int64_t head_dim, const at::Tensor& positions, const RopeTable& table, bool inverse) {
+void ApplyRope(at::Tensor& packed, int64_t heads, int64_t head_dim, const at::Tensor& positions, const RopeTable& table,
+               bool inverse) {
   const Target target(packed);
-  LaunchRope(StorageOf(packed), packed.size(0), heads, head_dim, packed.stride(0), Address(packed), positions.const_data_ptr<int64_t>(),
-             Floats(table.cosine), Floats(table.sine), inverse ? -1.0f : 1.0f, target.stream);
+  LaunchRope(StorageOf(packed), packed.size(0), heads, head_dim, packed.stride(0), Address(packed),
+             positions.const_data_ptr<int64_t>(), Floats(table.cosine), Floats(table.sine), inverse ? -1.0f : 1.0f,
+             target.stream);
 }
 
 at::Tensor EmbeddingForward(const at::Tensor& tokens, const at::Tensor& weight) {
   const Target target(weight);
   const int64_t rows = tokens.size(0), width = weight.size(1);
   at::Tensor out = at::empty({rows, width}, weight.options());
-  LaunchEmbedding(rows, weight.size(0), width * static_cast<int64_t>(weight.element_size()), tokens.const_data_ptr<int64_t>(), Address(weight),
-                  Address(out), target.stream);
+  LaunchEmbedding(rows, weight.size(0), width * static_cast<int64_t>(weight.element_size()),
+                  tokens.const_data_ptr<int64_t>(), Address(weight), Address(out), target.stream);
   return out;
 }
 
 void AddEmbeddingGradient(const at::Tensor& tokens, const at::Tensor& dy, at::Tensor& accumulator) {
   const Target target(dy);
   const auto [sorted, order] = at::sort(tokens, /*stable=*/true, /*dim=*/0, /*descending=*/false);
-  LaunchEmbeddingGradient(StorageOf(dy), tokens.size(0), accumulator.size(0), dy.size(1), sorted.const_data_ptr<int64_t>(),
-                          order.const_data_ptr<int64_t>(), Address(dy), Floats(accumulator), target.stream);
+  LaunchEmbeddingGradient(StorageOf(dy), tokens.size(0), accumulator.size(0), dy.size(1),
+                          sorted.const_data_ptr<int64_t>(), order.const_data_ptr<int64_t>(), Address(dy),
+                          Floats(accumulator), target.stream);
 }
 
-LossHeadResult LossHead(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& targets, const LossHeadOptions& options,
-                        at::Tensor* d_weight) {
+LossHeadResult LossHead(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& targets,
+                        const LossHeadOptions& options, at::Tensor* d_weight) {
   const Target target(x);
   const int64_t tokens = x.size(0), vocab = weight.size(0);
   const bool rounds = StorageOf(x) == Storage::kBfloat16;
@@ -136,9 +142,10 @@ LossHeadResult LossHead(const at::Tensor& x, const at::Tensor& weight, const at:
     } else {
       at::mm_out(logits, part, weight_t);
     }
-    LaunchCrossEntropy(rows, vocab, Floats(logits), targets.const_data_ptr<int64_t>() + begin, static_cast<float>(options.scale),
-                       static_cast<float>(options.z_loss), Floats(loss) + begin, Floats(lse) + begin, StorageOf(gradient),
-                       options.with_gradient ? Address(gradient) : nullptr, target.stream);
+    LaunchCrossEntropy(rows, vocab, Floats(logits), targets.const_data_ptr<int64_t>() + begin,
+                       static_cast<float>(options.scale), static_cast<float>(options.z_loss), Floats(loss) + begin,
+                       Floats(lse) + begin, StorageOf(gradient), options.with_gradient ? Address(gradient) : nullptr,
+                       target.stream);
     if (!options.with_gradient) continue;
     at::Tensor dx = result.dx.narrow(0, begin, rows);
     at::mm_out(dx, gradient, weight);
@@ -148,21 +155,23 @@ LossHeadResult LossHead(const at::Tensor& x, const at::Tensor& weight, const at:
   return result;
 }
 
-void AdamWUpdate(const AdamWStep& step, float keep, at::Tensor p, const at::Tensor& g, at::Tensor m, at::Tensor v, at::Tensor copy) {
+void AdamWUpdate(const AdamWStep& step, float keep, at::Tensor p, const at::Tensor& g, at::Tensor m, at::Tensor v,
+                 at::Tensor copy) {
   const Target target(p);
   LaunchAdamW(step, keep, p.numel(), Floats(p), Floats(g), Floats(m), Floats(v), Bf16s(copy), target.stream);
 }
 
-void AdamWUpdateBf16(const AdamWStep& step, float keep, at::Tensor p, const at::Tensor& g, at::Tensor m, at::Tensor v, RandomKey key,
-                     int64_t first_index) {
+void AdamWUpdateBf16(const AdamWStep& step, float keep, at::Tensor p, const at::Tensor& g, at::Tensor m, at::Tensor v,
+                     RandomKey key, int64_t first_index) {
   const Target target(p);
   LaunchAdamWBf16(step, keep, p.numel(), Bf16s(p), Floats(g), Floats(m), Floats(v), key, first_index, target.stream);
 }
 
-void SgdUpdate(float gradient_scale, float lr, float momentum, float keep, at::Tensor p, const at::Tensor& g, at::Tensor velocity,
-               at::Tensor copy) {
+void SgdUpdate(float gradient_scale, float lr, float momentum, float keep, at::Tensor p, const at::Tensor& g,
+               at::Tensor velocity, at::Tensor copy) {
   const Target target(p);
-  LaunchSgd(gradient_scale, lr, momentum, keep, p.numel(), Floats(p), Floats(g), Floats(velocity), Bf16s(copy), target.stream);
+  LaunchSgd(gradient_scale, lr, momentum, keep, p.numel(), Floats(p), Floats(g), Floats(velocity), Bf16s(copy),
+            target.stream);
 }
 
 double SquaredNorm(const at::Tensor& x) {
@@ -175,8 +184,8 @@ double SquaredNorm(const at::Tensor& x) {
 
 void AddInto(at::Tensor& a, const at::Tensor& b) {
   const Target target(a);
-  TRIREME_CHECK(a.scalar_type() == at::kFloat || a.scalar_type() == b.scalar_type(), "adding ", c10::toString(b.scalar_type()), " into ",
-                c10::toString(a.scalar_type()));
+  TRIREME_CHECK(a.scalar_type() == at::kFloat || a.scalar_type() == b.scalar_type(), "adding ",
+                c10::toString(b.scalar_type()), " into ", c10::toString(a.scalar_type()));
   LaunchAdd(StorageOf(a), StorageOf(b), a.numel(), Address(a), Address(b), target.stream);
 }
 

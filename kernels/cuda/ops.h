@@ -1,6 +1,6 @@
 // kernels/cuda/ops.h
-// The operations of kernels/ops.h on CUDA tensors of float32 and bfloat16, on the current stream; the contracts are those there. ops.cc calls
-// the launchers; no_cuda.cc stands in where the build has no CUDA.
+// The operations of kernels/ops.h on CUDA tensors of float32 and bfloat16, on the current stream; the contracts are
+// those there. ops.cc calls the launchers; no_cuda.cc stands in where the build has no CUDA.
 #ifndef TRIREME_KERNELS_CUDA_OPS_H_
 #define TRIREME_KERNELS_CUDA_OPS_H_
 
@@ -10,26 +10,28 @@ namespace trireme::cuda {
 
 RmsNormResult RmsNorm(const at::Tensor& x, const at::Tensor& delta, const at::Tensor& weight, double eps);
 at::Tensor RmsNormAgain(const at::Tensor& h, const at::Tensor& rstd, const at::Tensor& weight);
-at::Tensor RmsNormBackward(const at::Tensor& h, const at::Tensor& rstd, const at::Tensor& weight, const at::Tensor& dy, const at::Tensor& d_h,
-                           at::Tensor* d_weight);
+at::Tensor RmsNormBackward(const at::Tensor& h, const at::Tensor& rstd, const at::Tensor& weight, const at::Tensor& dy,
+                           const at::Tensor& d_h, at::Tensor* d_weight);
 
 at::Tensor SwiGluForward(const at::Tensor& gate_up);
 at::Tensor SwiGluBackward(const at::Tensor& gate_up, const at::Tensor& d_out);
 
-void ApplyRope(at::Tensor& packed, int64_t heads, int64_t head_dim, const at::Tensor& positions, const RopeTable& table, bool inverse);
+void ApplyRope(at::Tensor& packed, int64_t heads, int64_t head_dim, const at::Tensor& positions, const RopeTable& table,
+               bool inverse);
 
 at::Tensor EmbeddingForward(const at::Tensor& tokens, const at::Tensor& weight);
 void AddEmbeddingGradient(const at::Tensor& tokens, const at::Tensor& dy, at::Tensor& accumulator);  // in token order
 
 // With bfloat16 weights the logits are float32 and their gradient is rounded to bfloat16 before its two products.
-LossHeadResult LossHead(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& targets, const LossHeadOptions& options,
-                        at::Tensor* d_weight);
+LossHeadResult LossHead(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& targets,
+                        const LossHeadOptions& options, at::Tensor* d_weight);
 
-void AdamWUpdate(const AdamWStep& step, float keep, at::Tensor p, const at::Tensor& g, at::Tensor m, at::Tensor v, at::Tensor copy);
-void AdamWUpdateBf16(const AdamWStep& step, float keep, at::Tensor p, const at::Tensor& g, at::Tensor m, at::Tensor v, RandomKey key,
-                     int64_t first_index);
-void SgdUpdate(float gradient_scale, float lr, float momentum, float keep, at::Tensor p, const at::Tensor& g, at::Tensor velocity,
-               at::Tensor copy);
+void AdamWUpdate(const AdamWStep& step, float keep, at::Tensor p, const at::Tensor& g, at::Tensor m, at::Tensor v,
+                 at::Tensor copy);
+void AdamWUpdateBf16(const AdamWStep& step, float keep, at::Tensor p, const at::Tensor& g, at::Tensor m, at::Tensor v,
+                     RandomKey key, int64_t first_index);
+void SgdUpdate(float gradient_scale, float lr, float momentum, float keep, at::Tensor p, const at::Tensor& g,
+               at::Tensor velocity, at::Tensor copy);
 
 double SquaredNorm(const at::Tensor& x);  // Waits for the stream.
 void AddInto(at::Tensor& a, const at::Tensor& b);

@@ -1,11 +1,12 @@
-// Updates of flat arrays, a pack of elements per thread. Shards begin at multiples of 256 elements, so the 16-byte path is the usual one.
+// Updates of flat arrays, a pack of elements per thread. Shards begin at multiples of 256 elements, so the 16-byte path
+// is the usual one.
 #include "kernels/cuda/device.cuh"
 
 namespace trireme::cuda {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int kRandomsPerCall = 8;          // 16-bit numbers that one Philox call gives.
+constexpr int kRandomsPerCall = 8;           // 16-bit numbers that one Philox call gives.
 constexpr int64_t kElementsPerPart = 65536;  // of the squared norm
 
 unsigned Blocks(int64_t n, int per_thread) {
@@ -27,10 +28,12 @@ __device__ inline bool OwnsWholePack(int64_t n, int64_t* begin) {
 }
 
 template <bool kVector>
-__global__ void AdamWKernel(AdamWStep s, float keep, int64_t n, float* p, const float* g, float* m, float* v, Bf16* copy) {
+__global__ void AdamWKernel(AdamWStep s, float keep, int64_t n, float* p, const float* g, float* m, float* v,
+                            Bf16* copy) {
   int64_t i;
   if (kVector && OwnsWholePack<4>(n, &i)) {
-    Pack<float, 4> weights = LoadPack<float, 4>(p + i), first = LoadPack<float, 4>(m + i), second = LoadPack<float, 4>(v + i);
+    Pack<float, 4> weights = LoadPack<float, 4>(p + i), first = LoadPack<float, 4>(m + i),
+                   second = LoadPack<float, 4>(v + i);
     const Pack<float, 4> gradients = LoadPack<float, 4>(g + i);
     Pack<Bf16, 4> rounded;
     for (int j = 0; j < 4; ++j) {
@@ -50,12 +53,14 @@ __global__ void AdamWKernel(AdamWStep s, float keep, int64_t n, float* p, const 
 }
 
 // The 16 random bits of a global element index, as on the CPU: eight numbers from each call.
-__device__ inline uint32_t RandomBits(const Random4& random, int lane) { return random.word[lane / 2] >> (16 * (lane % 2)); }
+__device__ inline uint32_t RandomBits(const Random4& random, int lane) {
+  return random.word[lane / 2] >> (16 * (lane % 2));
+}
 
 // kVector: first_index is a multiple of 8, so that a pack of 8 needs one Philox call.
 template <bool kVector>
-__global__ void AdamWBf16Kernel(AdamWStep s, float keep, int64_t n, Bf16* p, const float* g, float* m, float* v, RandomKey key,
-                                int64_t first_index) {
+__global__ void AdamWBf16Kernel(AdamWStep s, float keep, int64_t n, Bf16* p, const float* g, float* m, float* v,
+                                RandomKey key, int64_t first_index) {
   int64_t i;
   if (kVector && OwnsWholePack<8>(n, &i)) {
     const Random4 random = Philox(key, static_cast<uint64_t>((first_index + i) / kRandomsPerCall), 0);
@@ -66,7 +71,8 @@ __global__ void AdamWBf16Kernel(AdamWStep s, float keep, int64_t n, Bf16* p, con
       const Pack<float, 4> gradients = LoadPack<float, 4>(g + at);
       for (int j = 0; j < 4; ++j) {
         Bf16& weight = weights.value[part + j];
-        const float updated = AdamWElement(s, keep, ToFloat(weight), gradients.value[j], &first.value[j], &second.value[j]);
+        const float updated =
+            AdamWElement(s, keep, ToFloat(weight), gradients.value[j], &first.value[j], &second.value[j]);
         weight = StochasticRoundToBf16(updated, RandomBits(random, part + j));
       }
       StorePack(m + at, first);
@@ -83,7 +89,8 @@ __global__ void AdamWBf16Kernel(AdamWStep s, float keep, int64_t n, Bf16* p, con
   });
 }
 
-__global__ void SgdKernel(float scale, float lr, float momentum, float keep, int64_t n, float* p, const float* g, float* velocity, Bf16* copy) {
+__global__ void SgdKernel(float scale, float lr, float momentum, float keep, int64_t n, float* p, const float* g,
+                          float* velocity, Bf16* copy) {
   ForOwnElements<1>(n, [&](int64_t i) {
     float step = g[i] * scale;
     if (velocity != nullptr) {
@@ -102,11 +109,13 @@ __global__ void SquaredNormKernel(int64_t n, const float* x, double* partial) {
   const int64_t end = begin + kElementsPerPart < n ? begin + kElementsPerPart : n;
   const int64_t whole_end = begin + (end - begin) / kCount * kCount;
   double sum = 0;
-  for (int64_t i = begin + static_cast<int64_t>(threadIdx.x) * kCount; i < whole_end; i += static_cast<int64_t>(blockDim.x) * kCount) {
+  for (int64_t i = begin + static_cast<int64_t>(threadIdx.x) * kCount; i < whole_end;
+       i += static_cast<int64_t>(blockDim.x) * kCount) {
     const Pack<float, kCount> pack = LoadPack<float, kCount>(x + i);
     for (int j = 0; j < kCount; ++j) sum += static_cast<double>(pack.value[j]) * static_cast<double>(pack.value[j]);
   }
-  for (int64_t i = whole_end + threadIdx.x; i < end; i += blockDim.x) sum += static_cast<double>(x[i]) * static_cast<double>(x[i]);
+  for (int64_t i = whole_end + threadIdx.x; i < end; i += blockDim.x)
+    sum += static_cast<double>(x[i]) * static_cast<double>(x[i]);
   sum = BlockSum(sum, shared);
   if (threadIdx.x == 0) partial[blockIdx.x] = sum;
 }
@@ -121,7 +130,8 @@ __global__ void SumPartsKernel(int64_t parts, const double* partial, double* sum
 
 }  // namespace
 
-void LaunchAdamW(const AdamWStep& step, float keep, int64_t n, float* p, const float* g, float* m, float* v, Bf16* copy, Stream stream) {
+void LaunchAdamW(const AdamWStep& step, float keep, int64_t n, float* p, const float* g, float* m, float* v, Bf16* copy,
+                 Stream stream) {
   if (n == 0) return;
   if (Aligned(0, p, g, m, v, copy)) {
     AdamWKernel<true><<<Blocks(n, 4), kThreads, 0, StreamOf(stream)>>>(step, keep, n, p, g, m, v, copy);
@@ -131,21 +141,23 @@ void LaunchAdamW(const AdamWStep& step, float keep, int64_t n, float* p, const f
   CheckLaunch("adamw");
 }
 
-void LaunchAdamWBf16(const AdamWStep& step, float keep, int64_t n, Bf16* p, const float* g, float* m, float* v, RandomKey key,
-                     int64_t first_index, Stream stream) {
+void LaunchAdamWBf16(const AdamWStep& step, float keep, int64_t n, Bf16* p, const float* g, float* m, float* v,
+                     RandomKey key, int64_t first_index, Stream stream) {
   if (n == 0) return;
   if (Aligned(0, p, g, m, v) && first_index % kRandomsPerCall == 0) {
     AdamWBf16Kernel<true><<<Blocks(n, 8), kThreads, 0, StreamOf(stream)>>>(step, keep, n, p, g, m, v, key, first_index);
   } else {
-    AdamWBf16Kernel<false><<<Blocks(n, 1), kThreads, 0, StreamOf(stream)>>>(step, keep, n, p, g, m, v, key, first_index);
+    AdamWBf16Kernel<false>
+        <<<Blocks(n, 1), kThreads, 0, StreamOf(stream)>>>(step, keep, n, p, g, m, v, key, first_index);
   }
   CheckLaunch("adamw_bf16");
 }
 
-void LaunchSgd(float gradient_scale, float lr, float momentum, float keep, int64_t n, float* p, const float* g, float* velocity, Bf16* copy,
-               Stream stream) {
+void LaunchSgd(float gradient_scale, float lr, float momentum, float keep, int64_t n, float* p, const float* g,
+               float* velocity, Bf16* copy, Stream stream) {
   if (n == 0) return;
-  SgdKernel<<<Blocks(n, 1), kThreads, 0, StreamOf(stream)>>>(gradient_scale, lr, momentum, keep, n, p, g, velocity, copy);
+  SgdKernel<<<Blocks(n, 1), kThreads, 0, StreamOf(stream)>>>(gradient_scale, lr, momentum, keep, n, p, g, velocity,
+                                                             copy);
   CheckLaunch("sgd");
 }
 

@@ -1,5 +1,5 @@
-// One block per row forward; backward, one block per part of the rows, so that the weight's gradient is summed in an order that depends on the
-// shape only: row after row within a part, then over the parts.
+// One block per row forward; backward, one block per part of the rows, so that the weight's gradient is summed in an
+// order that depends on the shape only: row after row within a part, then over the parts.
 #include "kernels/cuda/device.cuh"
 
 namespace trireme::cuda {
@@ -23,7 +23,8 @@ __device__ inline void WriteNormed(const Pack<T, kCount>& h, const T* weight, fl
 }
 
 template <typename T, int kCount>
-__global__ void RmsNormKernel(int64_t width, const T* x, const T* delta, const T* weight, float eps, T* h, T* y, float* rstd) {
+__global__ void RmsNormKernel(int64_t width, const T* x, const T* delta, const T* weight, float eps, T* h, T* y,
+                              float* rstd) {
   __shared__ float shared[33];
   const int64_t row = static_cast<int64_t>(blockIdx.x) * width;
   const int64_t first = static_cast<int64_t>(threadIdx.x) * kCount, step = static_cast<int64_t>(blockDim.x) * kCount;
@@ -41,24 +42,27 @@ __global__ void RmsNormKernel(int64_t width, const T* x, const T* delta, const T
   if (threadIdx.x == 0) rstd[blockIdx.x] = scale;
   // Each thread reads again what it read or wrote itself: from cache, and ordered.
   const T* source = delta != nullptr ? h : x;
-  for (int64_t i = first; i < width; i += step) WriteNormed(LoadPack<T, kCount>(source + row + i), weight + i, scale, y + row + i);
+  for (int64_t i = first; i < width; i += step)
+    WriteNormed(LoadPack<T, kCount>(source + row + i), weight + i, scale, y + row + i);
 }
 
 template <typename T, int kCount>
 __global__ void RmsNormAgainKernel(int64_t width, const T* h, const float* rstd, const T* weight, T* y) {
   const int64_t row = static_cast<int64_t>(blockIdx.x) * width;
   const float scale = rstd[blockIdx.x];
-  for (int64_t i = static_cast<int64_t>(threadIdx.x) * kCount; i < width; i += static_cast<int64_t>(blockDim.x) * kCount) {
+  for (int64_t i = static_cast<int64_t>(threadIdx.x) * kCount; i < width;
+       i += static_cast<int64_t>(blockDim.x) * kCount) {
     WriteNormed(LoadPack<T, kCount>(h + row + i), weight + i, scale, y + row + i);
   }
 }
 
-// Block b: rows [b * rows_per_part, ...). partial row b receives this part's weight gradient; kept in shared memory meanwhile if it fits there.
-// Columns belong to threads, so nothing is added by two.
+// Block b: rows [b * rows_per_part, ...). partial row b receives this part's weight gradient; kept in shared memory
+// meanwhile if it fits there. Columns belong to threads, so nothing is added by two.
 template <typename T, int kCount>
-__global__ void RmsNormBackwardKernel(int64_t rows, int64_t rows_per_part, int64_t width, const T* h, const float* rstd, const T* weight,
-                                      const T* dy, const T* d_h, T* dx, float* partial, bool in_shared) {
-  constexpr int kWide = kCount < 4 ? kCount : 4;  // floats of one access
+__global__ void RmsNormBackwardKernel(int64_t rows, int64_t rows_per_part, int64_t width, const T* h, const float* rstd,
+                                      const T* weight, const T* dy, const T* d_h, T* dx, float* partial,
+                                      bool in_shared) {
+  constexpr int kWide = kCount < 4 ? kCount : 4;        // floats of one access
   extern __shared__ __align__(16) float shared_sums[];  // [width]
   __shared__ float shared[33];
   const int64_t begin = static_cast<int64_t>(blockIdx.x) * rows_per_part;
@@ -75,17 +79,20 @@ __global__ void RmsNormBackwardKernel(int64_t rows, int64_t rows_per_part, int64
     const int64_t row = r * width;
     float dot = 0;
     for (int64_t i = first; i < width; i += step) {
-      const Pack<T, kCount> g = LoadPack<T, kCount>(dy + row + i), w = LoadPack<T, kCount>(weight + i), x = LoadPack<T, kCount>(h + row + i);
+      const Pack<T, kCount> g = LoadPack<T, kCount>(dy + row + i), w = LoadPack<T, kCount>(weight + i),
+                            x = LoadPack<T, kCount>(h + row + i);
       for (int j = 0; j < kCount; ++j) dot += Load(g.value[j]) * Load(w.value[j]) * Load(x.value[j]);
     }
     const float scale = rstd[r];
     const float correction = BlockSum(dot, shared) * scale * scale / static_cast<float>(width);
     for (int64_t i = first; i < width; i += step) {
-      const Pack<T, kCount> g = LoadPack<T, kCount>(dy + row + i), w = LoadPack<T, kCount>(weight + i), x = LoadPack<T, kCount>(h + row + i);
+      const Pack<T, kCount> g = LoadPack<T, kCount>(dy + row + i), w = LoadPack<T, kCount>(weight + i),
+                            x = LoadPack<T, kCount>(h + row + i);
       Pack<T, kCount> residual = {}, out;
       if (d_h != nullptr) residual = LoadPack<T, kCount>(d_h + row + i);
       for (int j = 0; j < kCount; ++j) {
-        Store(&out.value[j], Load(residual.value[j]) + scale * (Load(g.value[j]) * Load(w.value[j]) - Load(x.value[j]) * correction));
+        Store(&out.value[j],
+              Load(residual.value[j]) + scale * (Load(g.value[j]) * Load(w.value[j]) - Load(x.value[j]) * correction));
       }
       StorePack(dx + row + i, out);
       if (partial == nullptr) continue;
@@ -123,11 +130,12 @@ int64_t RowsPerPart(int64_t rows) {
 }
 
 template <typename T, int kCount>
-void Forward(int64_t rows, int64_t width, const void* x, const void* delta, const void* weight, float eps, void* h, void* y, float* rstd,
-             Stream stream) {
+void Forward(int64_t rows, int64_t width, const void* x, const void* delta, const void* weight, float eps, void* h,
+             void* y, float* rstd, Stream stream) {
   const int threads = ThreadsForRow((width + kCount - 1) / kCount, kMaxThreads);
   RmsNormKernel<T, kCount><<<static_cast<unsigned>(rows), threads, 0, StreamOf(stream)>>>(
-      width, static_cast<const T*>(x), static_cast<const T*>(delta), static_cast<const T*>(weight), eps, static_cast<T*>(h), static_cast<T*>(y), rstd);
+      width, static_cast<const T*>(x), static_cast<const T*>(delta), static_cast<const T*>(weight), eps,
+      static_cast<T*>(h), static_cast<T*>(y), rstd);
 }
 
 template <typename T, int kCount>
@@ -138,20 +146,21 @@ void Again(int64_t rows, int64_t width, const void* h, const float* rstd, const 
 }
 
 template <typename T, int kCount>
-void Backward(int64_t rows, int64_t width, const void* h, const float* rstd, const void* weight, const void* dy, const void* d_h, void* dx,
-              float* scratch, Stream stream) {
+void Backward(int64_t rows, int64_t width, const void* h, const float* rstd, const void* weight, const void* dy,
+              const void* d_h, void* dx, float* scratch, Stream stream) {
   const int threads = ThreadsForRow((width + kCount - 1) / kCount, kMaxThreads);
   const int64_t bytes = width * static_cast<int64_t>(sizeof(float));
   const bool in_shared = scratch != nullptr && bytes <= kSharedBytes;
-  RmsNormBackwardKernel<T, kCount><<<static_cast<unsigned>(RmsNormParts(rows)), threads, in_shared ? bytes : 0, StreamOf(stream)>>>(
-      rows, RowsPerPart(rows), width, static_cast<const T*>(h), rstd, static_cast<const T*>(weight), static_cast<const T*>(dy),
-      static_cast<const T*>(d_h), static_cast<T*>(dx), scratch, in_shared);
+  RmsNormBackwardKernel<T, kCount>
+      <<<static_cast<unsigned>(RmsNormParts(rows)), threads, in_shared ? bytes : 0, StreamOf(stream)>>>(
+          rows, RowsPerPart(rows), width, static_cast<const T*>(h), rstd, static_cast<const T*>(weight),
+          static_cast<const T*>(dy), static_cast<const T*>(d_h), static_cast<T*>(dx), scratch, in_shared);
 }
 
 }  // namespace
 
-void LaunchRmsNorm(Storage storage, int64_t rows, int64_t width, const void* x, const void* delta, const void* weight, float eps, void* h,
-                   void* y, float* rstd, Stream stream) {
+void LaunchRmsNorm(Storage storage, int64_t rows, int64_t width, const void* x, const void* delta, const void* weight,
+                   float eps, void* h, void* y, float* rstd, Stream stream) {
   if (rows == 0) return;
   if (storage == Storage::kFloat32) {
     const bool aligned = Aligned(width * 4, x, delta, weight, h, y);
@@ -163,8 +172,8 @@ void LaunchRmsNorm(Storage storage, int64_t rows, int64_t width, const void* x, 
   CheckLaunch("rms_norm");
 }
 
-void LaunchRmsNormAgain(Storage storage, int64_t rows, int64_t width, const void* h, const float* rstd, const void* weight, void* y,
-                        Stream stream) {
+void LaunchRmsNormAgain(Storage storage, int64_t rows, int64_t width, const void* h, const float* rstd,
+                        const void* weight, void* y, Stream stream) {
   if (rows == 0) return;
   if (storage == Storage::kFloat32) {
     (Aligned(width * 4, h, weight, y) ? &Again<float, 4> : &Again<float, 1>)(rows, width, h, rstd, weight, y, stream);
@@ -176,8 +185,9 @@ void LaunchRmsNormAgain(Storage storage, int64_t rows, int64_t width, const void
 
 int64_t RmsNormParts(int64_t rows) { return (rows + RowsPerPart(rows) - 1) / RowsPerPart(rows); }
 
-void LaunchRmsNormBackward(Storage storage, int64_t rows, int64_t width, const void* h, const float* rstd, const void* weight, const void* dy,
-                           const void* d_h, void* dx, float* scratch, float* d_weight, Stream stream) {
+void LaunchRmsNormBackward(Storage storage, int64_t rows, int64_t width, const void* h, const float* rstd,
+                           const void* weight, const void* dy, const void* d_h, void* dx, float* scratch,
+                           float* d_weight, Stream stream) {
   if (rows == 0) return;
   float* partial = d_weight == nullptr ? nullptr : scratch;
   if (storage == Storage::kFloat32) {

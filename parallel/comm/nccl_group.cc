@@ -32,7 +32,9 @@ constexpr double kAbortSeconds = 5;
 constexpr auto kWatchInterval = std::chrono::milliseconds(100);
 constexpr int64_t kMaxDelayNanoseconds = 2'000'000;
 
-void CheckCuda(cudaError_t error, const char* call) { TRIREME_CHECK(error == cudaSuccess, call, ": ", cudaGetErrorString(error)); }
+void CheckCuda(cudaError_t error, const char* call) {
+  TRIREME_CHECK(error == cudaSuccess, call, ": ", cudaGetErrorString(error));
+}
 
 // A point in a stream's work.
 class Event {
@@ -43,7 +45,9 @@ class Event {
   Event& operator=(const Event&) = delete;
 
   void Record(cudaStream_t stream) { CheckCuda(cudaEventRecord(event_, stream), "cudaEventRecord"); }
-  void BlockStream(cudaStream_t stream) const { CheckCuda(cudaStreamWaitEvent(stream, event_, 0), "cudaStreamWaitEvent"); }
+  void BlockStream(cudaStream_t stream) const {
+    CheckCuda(cudaStreamWaitEvent(stream, event_, 0), "cudaStreamWaitEvent");
+  }
   bool Reached() const {
     const cudaError_t error = cudaEventQuery(event_);
     if (error == cudaErrorNotReady) {
@@ -84,7 +88,9 @@ ncclDataType_t NcclType(at::ScalarType dtype) {
 class NcclGroup final : public ProcessGroup {
  public:
   NcclGroup(const std::string& name, MPI_Comm communicator, int local_rank, OperationLog* log)
-      : name_(name), log_(log), device_(static_cast<c10::DeviceIndex>(local_rank % std::max<int>(1, c10::cuda::device_count()))) {
+      : name_(name),
+        log_(log),
+        device_(static_cast<c10::DeviceIndex>(local_rank % std::max<int>(1, c10::cuda::device_count()))) {
     MPI_Comm_rank(communicator, &rank_);
     MPI_Comm_size(communicator, &size_);
     const c10::cuda::CUDAGuard guard(device_);
@@ -135,8 +141,8 @@ class NcclGroup final : public ProcessGroup {
     const at::Tensor values = input.to(output.scalar_type());
     const int64_t bytes = static_cast<int64_t>(output.nbytes());
     return Start("reduce_scatter", bytes * size_, bytes * (size_ - 1), {output, values}, [&] {
-      return ncclReduceScatter(values.data_ptr(), output.data_ptr(), static_cast<size_t>(output.numel()), NcclType(output.scalar_type()), ncclSum,
-                               comm_, stream_);
+      return ncclReduceScatter(values.data_ptr(), output.data_ptr(), static_cast<size_t>(output.numel()),
+                               NcclType(output.scalar_type()), ncclSum, comm_, stream_);
     });
   }
 
@@ -145,7 +151,8 @@ class NcclGroup final : public ProcessGroup {
   Work Broadcast(at::Tensor tensor, int root) override {
     const int64_t bytes = static_cast<int64_t>(tensor.nbytes());
     return Start("broadcast", bytes, rank_ == root ? bytes : 0, {tensor}, [&] {
-      return ncclBroadcast(tensor.data_ptr(), tensor.data_ptr(), static_cast<size_t>(bytes), ncclUint8, root, comm_, stream_);
+      return ncclBroadcast(tensor.data_ptr(), tensor.data_ptr(), static_cast<size_t>(bytes), ncclUint8, root, comm_,
+                           stream_);
     });
   }
 
@@ -155,8 +162,10 @@ class NcclGroup final : public ProcessGroup {
     return Start("all_to_all", part * size_, part * (size_ - 1), {output, input}, [&] {
       return Grouped([&](auto add) {
         for (int peer = 0; peer < size_; ++peer) {
-          add(ncclSend(static_cast<const char*>(input.data_ptr()) + peer * part, static_cast<size_t>(part), ncclUint8, peer, comm_, stream_));
-          add(ncclRecv(static_cast<char*>(output.data_ptr()) + peer * part, static_cast<size_t>(part), ncclUint8, peer, comm_, stream_));
+          add(ncclSend(static_cast<const char*>(input.data_ptr()) + peer * part, static_cast<size_t>(part), ncclUint8,
+                       peer, comm_, stream_));
+          add(ncclRecv(static_cast<char*>(output.data_ptr()) + peer * part, static_cast<size_t>(part), ncclUint8, peer,
+                       comm_, stream_));
         }
       });
     });
@@ -173,8 +182,9 @@ class NcclGroup final : public ProcessGroup {
     return Start("exchange", bytes, sent, std::move(tensors), [&] {
       return Grouped([&](auto add) {
         for (const PeerTransfer& t : transfers) {
-          add(t.direction == PeerTransfer::kSend ? ncclSend(t.tensor.data_ptr(), t.tensor.nbytes(), ncclUint8, t.peer, comm_, stream_)
-                                                 : ncclRecv(t.tensor.data_ptr(), t.tensor.nbytes(), ncclUint8, t.peer, comm_, stream_));
+          add(t.direction == PeerTransfer::kSend
+                  ? ncclSend(t.tensor.data_ptr(), t.tensor.nbytes(), ncclUint8, t.peer, comm_, stream_)
+                  : ncclRecv(t.tensor.data_ptr(), t.tensor.nbytes(), ncclUint8, t.peer, comm_, stream_));
         }
       });
     });
@@ -196,7 +206,8 @@ class NcclGroup final : public ProcessGroup {
   void Connect(MPI_Comm communicator) {
     ncclUniqueId id = {};
     ncclResult_t result = rank_ == 0 ? ncclGetUniqueId(&id) : ncclSuccess;
-    if (result == ncclSuccess && MPI_Bcast(&id, sizeof(id), MPI_BYTE, 0, communicator) != MPI_SUCCESS) result = ncclSystemError;
+    if (result == ncclSuccess && MPI_Bcast(&id, sizeof(id), MPI_BYTE, 0, communicator) != MPI_SUCCESS)
+      result = ncclSystemError;
     if (result != ncclSuccess) Fail("connecting", result);
     ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
     config.blocking = 0;
@@ -211,8 +222,8 @@ class NcclGroup final : public ProcessGroup {
   Work Reduce(const char* operation, at::Tensor tensor, ReduceOp op) {
     const int64_t bytes = static_cast<int64_t>(tensor.nbytes());
     return Start(operation, bytes, 2 * bytes * (size_ - 1) / size_, {tensor}, [&] {
-      return ncclAllReduce(tensor.data_ptr(), tensor.data_ptr(), static_cast<size_t>(tensor.numel()), NcclType(tensor.scalar_type()),
-                           op == ReduceOp::kMax ? ncclMax : ncclSum, comm_, stream_);
+      return ncclAllReduce(tensor.data_ptr(), tensor.data_ptr(), static_cast<size_t>(tensor.numel()),
+                           NcclType(tensor.scalar_type()), op == ReduceOp::kMax ? ncclMax : ncclSum, comm_, stream_);
     });
   }
 
@@ -231,13 +242,14 @@ class NcclGroup final : public ProcessGroup {
   template <typename Launch>
   Work Start(const char* operation, int64_t bytes, int64_t sent_bytes, std::vector<at::Tensor> tensors, Launch launch) {
     for (const at::Tensor& tensor : tensors) {
-      TRIREME_CHECK(tensor.is_cuda() && tensor.get_device() == device_ && tensor.is_contiguous(), operation, " on group ", name_,
-                    " needs contiguous tensors on GPU ", static_cast<int>(device_));
+      TRIREME_CHECK(tensor.is_cuda() && tensor.get_device() == device_ && tensor.is_contiguous(), operation,
+                    " on group ", name_, " needs contiguous tensors on GPU ", static_cast<int>(device_));
     }
     const c10::cuda::CUDAGuard guard(device_);
     ObserveFinished();
     const int64_t ticket = log_->Start(name_, operation, bytes, sent_bytes);
-    const std::string description = absl::StrCat(operation, " #", ++sequence_, " (", HumanBytes(static_cast<double>(bytes)), ")");
+    const std::string description =
+        absl::StrCat(operation, " #", ++sequence_, " (", HumanBytes(static_cast<double>(bytes)), ")");
     begin_->Record(c10::cuda::getCurrentCUDAStream(device_).stream());
     begin_->BlockStream(stream_);
     if (delayed_) cuda::LaunchSpin(static_cast<int64_t>(delays_() % kMaxDelayNanoseconds), stream_);
@@ -249,7 +261,9 @@ class NcclGroup final : public ProcessGroup {
       std::lock_guard<std::mutex> lock(pending_mutex_);
       pending_.push_back({done, ticket, description});
     }
-    return Work([done, device = device_, tensors = std::move(tensors)] { done->BlockStream(c10::cuda::getCurrentCUDAStream(device).stream()); });
+    return Work([done, device = device_, tensors = std::move(tensors)] {
+      done->BlockStream(c10::cuda::getCurrentCUDAStream(device).stream());
+    });
   }
 
   template <typename Call>
@@ -258,7 +272,8 @@ class NcclGroup final : public ProcessGroup {
     return call();
   }
 
-  // NCCL works on in the background after ncclInProgress; only then is the operation in the stream. ncclInProgress again: out of time.
+  // NCCL works on in the background after ncclInProgress; only then is the operation in the stream. ncclInProgress
+  // again: out of time.
   ncclResult_t Settled(ncclResult_t result, double seconds) {
     const double deadline = MonotonicSeconds() + seconds;
     for (int polls = 0; result == ncclInProgress && MonotonicSeconds() < deadline; ++polls) {
@@ -306,8 +321,9 @@ class NcclGroup final : public ProcessGroup {
 
   [[noreturn]] void Fail(const std::string& what, ncclResult_t result) {
     while (failing_.exchange(true)) sleep(1);  // Another thread ends the process.
-    const std::string reason = result == ncclInProgress ? absl::StrCat("a peer did not answer within ", kConnectSeconds, " s")
-                                                        : std::string(ncclGetErrorString(result));
+    const std::string reason = result == ncclInProgress
+                                   ? absl::StrCat("a peer did not answer within ", kConnectSeconds, " s")
+                                   : std::string(ncclGetErrorString(result));
     const char* detail = ncclGetLastError(comm_);
     if (comm_ != nullptr) {
       // Aborting frees peers that wait in a kernel; it may itself wait for a broken network.
@@ -319,8 +335,8 @@ class NcclGroup final : public ProcessGroup {
       }).detach();
       finished.wait_for(std::chrono::duration<double>(kAbortSeconds));
     }
-    FailProcess(Error(ExitCode::kPeerLost, "NCCL: ", what, " on group ", name_, ", rank ", rank_, " of ", size_, ": ", reason,
-                      detail == nullptr || *detail == '\0' ? "" : " (", detail == nullptr ? "" : detail,
+    FailProcess(Error(ExitCode::kPeerLost, "NCCL: ", what, " on group ", name_, ", rank ", rank_, " of ", size_, ": ",
+                      reason, detail == nullptr || *detail == '\0' ? "" : " (", detail == nullptr ? "" : detail,
                       detail == nullptr || *detail == '\0' ? "" : ")",
                       "; if another rank failed first, its message is the cause; NCCL_DEBUG=INFO shows more"));
   }
@@ -347,7 +363,8 @@ class NcclGroup final : public ProcessGroup {
 
 }  // namespace
 
-std::shared_ptr<ProcessGroup> MakeNcclGroup(const std::string& name, MPI_Comm communicator, int local_rank, OperationLog* log) {
+std::shared_ptr<ProcessGroup> MakeNcclGroup(const std::string& name, MPI_Comm communicator, int local_rank,
+                                            OperationLog* log) {
   return std::make_shared<NcclGroup>(name, communicator, local_rank, log);
 }
 

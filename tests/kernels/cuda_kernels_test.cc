@@ -48,7 +48,8 @@ class CudaKernels : public testing::TestWithParam<at::ScalarType> {
   }
   at::Tensor RandomIds(int64_t n, int64_t limit) {
     at::Tensor ids = at::empty({n}, at::TensorOptions().dtype(at::kLong));
-    for (int64_t i = 0; i < n; ++i) ids.data_ptr<int64_t>()[i] = static_cast<int64_t>(generator_() % static_cast<uint64_t>(limit));
+    for (int64_t i = 0; i < n; ++i)
+      ids.data_ptr<int64_t>()[i] = static_cast<int64_t>(generator_() % static_cast<uint64_t>(limit));
     return ids;
   }
   at::Tensor Ids(const std::vector<int32_t>& values) {
@@ -74,11 +75,13 @@ double Error(const at::Tensor& gpu, const at::Tensor& cpu) {
 double Tolerance(at::ScalarType dtype) { return dtype == at::kFloat ? 1e-5 : 8e-3; }
 
 // rows, width: vectors and single elements, weight sums in and beyond shared memory, one part and several.
-constexpr std::pair<int64_t, int64_t> kRowShapes[] = {{3, 64}, {5, 100}, {9, 1001}, {3000, 256}, {17, 4096}, {6, 16384}};
+constexpr std::pair<int64_t, int64_t> kRowShapes[] = {{3, 64},     {5, 100},   {9, 1001},
+                                                      {3000, 256}, {17, 4096}, {6, 16384}};
 
 TEST_P(CudaKernels, RmsNorm) {
   for (const auto& [rows, width] : kRowShapes) {
-    const at::Tensor x = Random({rows, width}, GetParam()), delta = Random({rows, width}, GetParam()), weight = Random({width}, GetParam());
+    const at::Tensor x = Random({rows, width}, GetParam()), delta = Random({rows, width}, GetParam()),
+                     weight = Random({width}, GetParam());
     for (const at::Tensor& d : {at::Tensor(), delta}) {
       const RmsNormResult cpu = RmsNorm(x, d, weight, 1e-5), gpu = RmsNorm(OnGpu(x), OnGpu(d), OnGpu(weight), 1e-5);
       EXPECT_TRUE(at::equal(gpu.h.cpu(), cpu.h)) << rows << " x " << width;
@@ -102,7 +105,8 @@ TEST_P(CudaKernels, RmsNormBackward) {
       EXPECT_LE(Error(gpu_weight, cpu_weight), 1e-5) << rows << " x " << width;
       EXPECT_TRUE(at::equal(RmsNormBackward(OnGpu(h), OnGpu(rstd), OnGpu(weight), OnGpu(dy), OnGpu(d_h), &again), gpu));
       EXPECT_TRUE(at::equal(again, gpu_weight));
-      EXPECT_TRUE(at::equal(RmsNormBackward(OnGpu(h), OnGpu(rstd), OnGpu(weight), OnGpu(dy), OnGpu(d_h), nullptr), gpu));
+      EXPECT_TRUE(
+          at::equal(RmsNormBackward(OnGpu(h), OnGpu(rstd), OnGpu(weight), OnGpu(dy), OnGpu(d_h), nullptr), gpu));
     }
   }
 }
@@ -111,14 +115,17 @@ TEST_P(CudaKernels, SwiGlu) {
   for (const int64_t width : {64, 100, 333, 5632}) {
     const at::Tensor gate_up = Random({13, 2 * width}, GetParam(), 3), d_out = Random({13, width}, GetParam());
     EXPECT_LE(Error(SwiGluForward(OnGpu(gate_up)), SwiGluForward(gate_up)), Tolerance(GetParam())) << width;
-    EXPECT_LE(Error(SwiGluBackward(OnGpu(gate_up), OnGpu(d_out)), SwiGluBackward(gate_up, d_out)), Tolerance(GetParam())) << width;
+    EXPECT_LE(Error(SwiGluBackward(OnGpu(gate_up), OnGpu(d_out)), SwiGluBackward(gate_up, d_out)),
+              Tolerance(GetParam()))
+        << width;
   }
 }
 
 TEST_P(CudaKernels, RopeTouchesOnlyItsHeads) {
   for (const int64_t head_dim : {6, 64, 128}) {
     const int64_t rows = 11, heads = 5, extra = 2, positions = 40;
-    const RopeTable table = {Random({positions, head_dim / 2}, at::kFloat), Random({positions, head_dim / 2}, at::kFloat)};
+    const RopeTable table = {Random({positions, head_dim / 2}, at::kFloat),
+                             Random({positions, head_dim / 2}, at::kFloat)};
     const RopeTable gpu_table = {OnGpu(table.cosine), OnGpu(table.sine)};
     const at::Tensor where = RandomIds(rows, positions);
     for (const bool inverse : {false, true}) {
@@ -136,7 +143,8 @@ TEST_P(CudaKernels, RopeTouchesOnlyItsHeads) {
 TEST_P(CudaKernels, EmbeddingAddsInTokenOrder) {
   for (const int64_t width : {64, 99, 4096}) {
     const int64_t rows = 700, vocab = 37;  // Every token stands many times.
-    const at::Tensor tokens = RandomIds(rows, vocab), weight = Random({vocab, width}, GetParam()), dy = Random({rows, width}, GetParam());
+    const at::Tensor tokens = RandomIds(rows, vocab), weight = Random({vocab, width}, GetParam()),
+                     dy = Random({rows, width}, GetParam());
     EXPECT_TRUE(at::equal(EmbeddingForward(OnGpu(tokens), OnGpu(weight)).cpu(), EmbeddingForward(tokens, weight)));
     at::Tensor cpu = Random({vocab, width}, at::kFloat);
     at::Tensor gpu = OnGpu(cpu);
@@ -153,10 +161,12 @@ TEST_P(CudaKernels, LossHead) {
     at::Tensor targets = RandomIds(tokens, vocab);
     for (int64_t i = 0; i < tokens; i += 7) targets.data_ptr<int64_t>()[i] = -100;
     const LossHeadOptions options = {.scale = 1.0 / 128, .z_loss = 1e-3, .chunk_tokens = 64, .with_gradient = true};
-    at::Tensor cpu_weight = at::zeros({vocab, hidden}, at::kFloat), gpu_weight = OnGpu(cpu_weight), again_weight = OnGpu(cpu_weight);
+    at::Tensor cpu_weight = at::zeros({vocab, hidden}, at::kFloat), gpu_weight = OnGpu(cpu_weight),
+               again_weight = OnGpu(cpu_weight);
     const LossHeadResult cpu = LossHead(x, weight, targets, options, &cpu_weight);
     const LossHeadResult gpu = LossHead(OnGpu(x), OnGpu(weight), OnGpu(targets), options, &gpu_weight);
-    const double tolerance = GetParam() == at::kFloat ? 1e-5 : 2e-2;  // The GPU rounds the logits' gradient to bfloat16.
+    const double tolerance =
+        GetParam() == at::kFloat ? 1e-5 : 2e-2;  // The GPU rounds the logits' gradient to bfloat16.
     EXPECT_LE(Error(gpu.sums, cpu.sums), 1e-6) << vocab;
     EXPECT_LE(Error(gpu.dx, cpu.dx), tolerance) << vocab;
     EXPECT_LE(Error(gpu_weight, cpu_weight), tolerance) << vocab;
@@ -179,7 +189,8 @@ TEST_P(CudaKernels, AddIntoAndMatrixProducts) {
       EXPECT_TRUE(at::equal(gpu.cpu(), cpu)) << n;
     }
   }
-  const at::Tensor x = Random({96, 64}, GetParam()), w = Random({80, 64}, GetParam()), dy = Random({96, 80}, GetParam());
+  const at::Tensor x = Random({96, 64}, GetParam()), w = Random({80, 64}, GetParam()),
+                   dy = Random({96, 80}, GetParam());
   at::Tensor cpu = Random({80, 64}, at::kFloat), gpu = OnGpu(cpu);
   AddOuterProduct(dy, x, cpu);
   AddOuterProduct(OnGpu(dy), OnGpu(x), gpu);
@@ -204,7 +215,8 @@ constexpr AdamWStep kStep = {.gradient_scale = 0.5f,
 
 TEST_P(CudaOptimizers, AdamWAndSgd) {
   for (const int64_t n : {4096, 10007}) {
-    const at::Tensor p = Random({n}, at::kFloat), g = Random({n}, at::kFloat), m = Random({n}, at::kFloat), v = Random({n}, at::kFloat).square();
+    const at::Tensor p = Random({n}, at::kFloat), g = Random({n}, at::kFloat), m = Random({n}, at::kFloat),
+                     v = Random({n}, at::kFloat).square();
     at::Tensor p1 = p.clone(), m1 = m.clone(), v1 = v.clone(), copy1 = at::empty({n}, at::kBFloat16);
     at::Tensor p2 = OnGpu(p), m2 = OnGpu(m), v2 = OnGpu(v), copy2 = OnGpu(copy1);
     AdamWUpdate(kStep, 0.999f, p1, g, m1, v1, copy1);
@@ -221,13 +233,15 @@ TEST_P(CudaOptimizers, AdamWAndSgd) {
   }
 }
 
-// Without gradient and moments an update is one product, so the result shows the random bits: they are the CPU's, wherever the shard begins.
+// Without gradient and moments an update is one product, so the result shows the random bits: they are the CPU's,
+// wherever the shard begins.
 TEST_P(CudaOptimizers, StochasticRoundingDrawsTheSameBits) {
   const int64_t n = 10003;
   const RandomKey key = MakeRandomKey(1, RandomPurpose::kStochasticRounding, 2, 3);
   const at::Tensor p = Random({n}, at::kBFloat16), zero = at::zeros({n}, at::kFloat);
   for (const int64_t first : {int64_t{0}, int64_t{256}, int64_t{(int64_t{1} << 36) + 8}, int64_t{3}}) {
-    at::Tensor cpu = p.clone(), gpu = OnGpu(p), cpu_m = zero.clone(), cpu_v = zero.clone(), gpu_m = OnGpu(zero), gpu_v = OnGpu(zero);
+    at::Tensor cpu = p.clone(), gpu = OnGpu(p), cpu_m = zero.clone(), cpu_v = zero.clone(), gpu_m = OnGpu(zero),
+               gpu_v = OnGpu(zero);
     AdamWUpdateBf16(kStep, 0.9987f, cpu, zero, cpu_m, cpu_v, key, first);
     AdamWUpdateBf16(kStep, 0.9987f, gpu, OnGpu(zero), gpu_m, gpu_v, key, first);
     EXPECT_TRUE(at::equal(gpu.cpu(), cpu)) << first;
@@ -238,8 +252,10 @@ TEST_P(CudaOptimizers, StochasticRoundingDrawsTheSameBits) {
 TEST_P(CudaOptimizers, AdamWBf16) {
   const int64_t n = 10003;
   const RandomKey key = {5, 6};
-  const at::Tensor p = Random({n}, at::kBFloat16), g = Random({n}, at::kFloat), m = Random({n}, at::kFloat), v = Random({n}, at::kFloat).square();
-  at::Tensor p1 = p.clone(), m1 = m.clone(), v1 = v.clone(), p2 = OnGpu(p), m2 = OnGpu(m), v2 = OnGpu(v), p3 = OnGpu(p), m3 = OnGpu(m), v3 = OnGpu(v);
+  const at::Tensor p = Random({n}, at::kBFloat16), g = Random({n}, at::kFloat), m = Random({n}, at::kFloat),
+                   v = Random({n}, at::kFloat).square();
+  at::Tensor p1 = p.clone(), m1 = m.clone(), v1 = v.clone(), p2 = OnGpu(p), m2 = OnGpu(m), v2 = OnGpu(v), p3 = OnGpu(p),
+             m3 = OnGpu(m), v3 = OnGpu(v);
   AdamWUpdateBf16(kStep, 0.999f, p1, g, m1, v1, key, 512);
   AdamWUpdateBf16(kStep, 0.999f, p2, OnGpu(g), m2, v2, key, 512);
   AdamWUpdateBf16(kStep, 0.999f, p3, OnGpu(g), m3, v3, key, 512);
@@ -257,7 +273,8 @@ TEST_P(CudaOptimizers, SquaredNorm) {
     const double cpu = SquaredNorm(x), gpu = SquaredNorm(OnGpu(x));
     EXPECT_NEAR(gpu, cpu, 1e-12 * cpu) << n;
     EXPECT_EQ(SquaredNorm(OnGpu(x)), gpu);
-    EXPECT_NEAR(SquaredNorm(OnGpu(x).narrow(0, 1, n - 1)), SquaredNorm(x.narrow(0, 1, n - 1)), 1e-12 * cpu);  // Not aligned to 16 bytes.
+    EXPECT_NEAR(SquaredNorm(OnGpu(x).narrow(0, 1, n - 1)), SquaredNorm(x.narrow(0, 1, n - 1)),
+                1e-12 * cpu);  // Not aligned to 16 bytes.
   }
 }
 
@@ -268,7 +285,8 @@ TEST_P(CudaAttention, FlashEqualsMath) {
   const int64_t tokens = 333, heads = 8, kv_heads = 2;
   for (const int64_t head_dim : {64, 128}) {
     for (const int64_t window : {0, 20}) {
-      const at::Tensor packed = Random({tokens, heads + 2 * kv_heads, head_dim}, GetParam()), d_out = Random({tokens, heads, head_dim}, GetParam());
+      const at::Tensor packed = Random({tokens, heads + 2 * kv_heads, head_dim}, GetParam()),
+                       d_out = Random({tokens, heads, head_dim}, GetParam());
       const auto arguments = [&](const at::Tensor& qkv) {
         AttentionArguments a;
         a.q = qkv.narrow(1, 0, heads);
@@ -282,7 +300,8 @@ TEST_P(CudaAttention, FlashEqualsMath) {
         return a;
       };
       const auto gradients = [&](at::Tensor& d_qkv) {
-        return AttentionGradients{d_qkv.narrow(1, 0, heads), d_qkv.narrow(1, heads, kv_heads), d_qkv.narrow(1, heads + kv_heads, kv_heads)};
+        return AttentionGradients{d_qkv.narrow(1, 0, heads), d_qkv.narrow(1, heads, kv_heads),
+                                  d_qkv.narrow(1, heads + kv_heads, kv_heads)};
       };
       const AttentionArguments cpu_arguments = arguments(packed), gpu_arguments = arguments(OnGpu(packed));
       ASSERT_TRUE(FlashAttention().supports(gpu_arguments).ok()) << FlashAttention().supports(gpu_arguments);

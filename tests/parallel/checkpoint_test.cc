@@ -1,5 +1,5 @@
-// Checkpoints across layouts: what two ranks saved, one and four ranks load, bit for bit; and a run that was stopped goes
-// on as if it had not been.
+// Checkpoints across layouts: what two ranks saved, one and four ranks load, bit for bit; and a run that was stopped
+// goes on as if it had not been.
 #include <gtest/gtest.h>
 #include <stdlib.h>
 
@@ -43,8 +43,8 @@ RunConfig TinyConfig(const std::string& run_dir, ParallelConfig::Shard level, in
 class TinyRun {
  public:
   TinyRun(const std::string& run_dir, ParallelConfig::Shard level, int replicas = 1) {
-    absl::StatusOr<Recipe> recipe = MakeRecipe(TinyConfig(run_dir, level, replicas), TestProcess().size(),
-                                               extensions_.families, {}, CorpusFacts());
+    absl::StatusOr<Recipe> recipe =
+        MakeRecipe(TinyConfig(run_dir, level, replicas), TestProcess().size(), extensions_.families, {}, CorpusFacts());
     TRIREME_CHECK(recipe.ok(), recipe.status().message());
     recipe_ = *std::move(recipe);
     absl::StatusOr<std::unique_ptr<Mesh>> mesh = Mesh::Create(TestProcess(), recipe_.mesh, at::kCPU);
@@ -132,7 +132,8 @@ void ExpectSame(const std::map<std::string, std::string>& got, const std::map<st
 TEST(Checkpoint, ResumingOnTheSameLayoutGivesTheSameBits) {
   OperationLog log;
   const std::shared_ptr<ProcessGroup> world = MakeWorldGroup(&log);
-  for (const ParallelConfig::Shard level : {ParallelConfig::NONE, ParallelConfig::GRADIENTS, ParallelConfig::PARAMETERS}) {
+  for (const ParallelConfig::Shard level :
+       {ParallelConfig::NONE, ParallelConfig::GRADIENTS, ParallelConfig::PARAMETERS}) {
     for (const int replicas : {1, 2}) {
       if (TestProcess().size() % replicas != 0) continue;
       SCOPED_TRACE(absl::StrCat(ParallelConfig::Shard_Name(level), " replicas=", replicas));
@@ -163,7 +164,8 @@ TEST(Checkpoint, ALayoutMayChangeAtAnyResume) {
   for (int i = 0; i < 2; ++i) saved.Step();
   EXPECT_TRUE(saved.Save().ok());
   const std::map<std::string, std::string> expected = saved.Bytes();
-  for (const ParallelConfig::Shard level : {ParallelConfig::NONE, ParallelConfig::OPTIMIZER, ParallelConfig::PARAMETERS}) {
+  for (const ParallelConfig::Shard level :
+       {ParallelConfig::NONE, ParallelConfig::OPTIMIZER, ParallelConfig::PARAMETERS}) {
     for (const int replicas : {1, 2}) {
       if (TestProcess().size() % replicas != 0) continue;
       SCOPED_TRACE(absl::StrCat(ParallelConfig::Shard_Name(level), " replicas=", replicas));
@@ -197,7 +199,8 @@ TEST(Checkpoint, OfTwoRanksLoadsOnAnyNumber) {
     for (int i = 0; i < 3; ++i) losses.push_back(run.Step());
     if (world->rank() == 0) {
       EXPECT_TRUE(MakeDirectories(folder + "/tensors").ok());
-      for (const auto& [name, contents] : bytes) EXPECT_TRUE(WriteFileAtomically(folder + "/tensors/" + name, contents).ok());
+      for (const auto& [name, contents] : bytes)
+        EXPECT_TRUE(WriteFileAtomically(folder + "/tensors/" + name, contents).ok());
       const std::string text(reinterpret_cast<const char*>(losses.data()), losses.size() * sizeof(double));
       EXPECT_TRUE(WriteFileAtomically(folder + "/losses", text).ok());
     }

@@ -17,8 +17,8 @@
 namespace trireme {
 namespace {
 
-// Element i of rank r's tensor. Floating point values differ in magnitude, so that the order of a sum shows in its bits;
-// integers stay small enough that no sum over four ranks overflows a byte.
+// Element i of rank r's tensor. Floating point values differ in magnitude, so that the order of a sum shows in its
+// bits; integers stay small enough that no sum over four ranks overflows a byte.
 template <typename T>
 T Value(int rank, int64_t i) {
   const int64_t mixed = ((i + 1) * 2654435761 + rank * 40503 + 12345) % 65521;
@@ -162,9 +162,8 @@ TYPED_TEST(Collectives, AllToAllTransposes) {
   for (const int64_t n : kSizes) {
     at::Tensor output = at::zeros({n * this->ranks_}, at::TensorOptions().dtype(TypeOf<T>()));
     this->group_->AllToAll(output, RankTensor<T>(this->rank_, n * this->ranks_)).Wait();
-    EXPECT_TRUE(SameBits<T>(output, Made<T>(n * this->ranks_, [&](int64_t i) {
-                              return Value<T>(i / n, this->rank_ * n + i % n);
-                            })));
+    EXPECT_TRUE(SameBits<T>(
+        output, Made<T>(n * this->ranks_, [&](int64_t i) { return Value<T>(i / n, this->rank_ * n + i % n); })));
   }
 }
 
@@ -201,8 +200,7 @@ TYPED_TEST(Collectives, SeveralOperationsUnderWayFinishInAnyOrder) {
   gather.Wait();
   reduce.Wait();
   const auto sum = [&](int64_t i) { return static_cast<T>(WideSum<T>(this->ranks_, i)); };
-  EXPECT_TRUE(
-      SameBits<T>(gathered, Made<T>(n * this->ranks_, [&](int64_t i) { return Value<T>(i / n, i % n); })));
+  EXPECT_TRUE(SameBits<T>(gathered, Made<T>(n * this->ranks_, [&](int64_t i) { return Value<T>(i / n, i % n); })));
   EXPECT_TRUE(SameBits<T>(small, Made<T>(5, sum)));
   EXPECT_TRUE(SameBits<T>(large, Made<T>(n, sum)));
   EXPECT_TRUE(SameBits<T>(scattered, Made<T>(n, [&](int64_t i) { return sum(this->rank_ * n + i); })));
@@ -219,6 +217,7 @@ TEST(ProcessGroup, ReducesBfloat16IntoFloat32WithoutRoundingTheSum) {
 }
 
 TEST(ProcessGroup, CountsCallsAndTheBytesThisRankSends) {
+  REQUIRE_RANKS(TestProcess().size() > 1, "one rank sends nothing");
   OperationLog log;
   const std::shared_ptr<ProcessGroup> group = MakeWorldGroup(&log);
   const int64_t others = group->size() - 1, n = 1000, large = 16385, part = (large + others) / group->size();
@@ -250,6 +249,7 @@ TEST(ProcessGroup, CountsCallsAndTheBytesThisRankSends) {
 }
 
 TEST(ProcessGroup, LogNamesWhatIsUnderWay) {
+  REQUIRE_RANKS(TestProcess().size() > 1, "one rank sends nothing");
   OperationLog log;
   const std::shared_ptr<ProcessGroup> group = MakeWorldGroup(&log);
   log.Beat("step 12");
@@ -303,7 +303,8 @@ TEST(Mesh, GroupsAlongEachAxisOfTwoByTwo) {
       EXPECT_EQ(Members(*along_outer), (std::vector<int64_t>{inner_at, 2 + inner_at}));
       EXPECT_EQ(Members(*along_inner), (std::vector<int64_t>{2 * outer_at, 2 * outer_at + 1}));
       EXPECT_EQ(Members(*both), (std::vector<int64_t>{0, 1, 2, 3}));
-      EXPECT_EQ((*mesh)->group({outer, inner}), both) << "a set of axes is one group, in whatever order it is asked for";
+      EXPECT_EQ((*mesh)->group({outer, inner}), both)
+          << "a set of axes is one group, in whatever order it is asked for";
     }
   }
 }

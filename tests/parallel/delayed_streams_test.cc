@@ -1,5 +1,6 @@
-// NCCL groups: what each operation delivers, and that nothing changes when communication streams are delayed at random, which shows every
-// missing wait between streams. Run under mpirun with any number of ranks; ranks that share a GPU need an NCCL_HOSTID each.
+// NCCL groups: what each operation delivers, and that nothing changes when communication streams are delayed at random,
+// which shows every missing wait between streams. Run under mpirun with any number of ranks; ranks that share a GPU
+// need an NCCL_HOSTID each.
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/arange.h>
 #include <ATen/ops/empty.h>
@@ -44,9 +45,12 @@ TEST_F(NcclGroups, OperationsDeliver) {
   const std::shared_ptr<ProcessGroup> group = Group("all");
   const int rank = group->rank(), size = group->size(), next = (rank + 1) % size, last = (rank + size - 1) % size;
   const int64_t n = 1000;
-  for (const at::ScalarType dtype : {at::kFloat, at::kBFloat16, at::kHalf, at::kDouble, at::kInt, at::kLong, at::kByte}) {
-    at::Tensor gathered = at::empty({size * n}, Options(dtype)), received = at::empty({n}, Options(dtype)), summed = Full(n, rank + 1, dtype);
-    at::Tensor largest = Full(n, rank + 1, dtype), root = Full(n, rank, dtype), exchanged = at::empty({size * n}, Options(dtype));
+  for (const at::ScalarType dtype :
+       {at::kFloat, at::kBFloat16, at::kHalf, at::kDouble, at::kInt, at::kLong, at::kByte}) {
+    at::Tensor gathered = at::empty({size * n}, Options(dtype)), received = at::empty({n}, Options(dtype)),
+               summed = Full(n, rank + 1, dtype);
+    at::Tensor largest = Full(n, rank + 1, dtype), root = Full(n, rank, dtype),
+               exchanged = at::empty({size * n}, Options(dtype));
     at::Tensor part = at::empty({n}, Options(dtype));
     group->AllGather(gathered, Full(n, rank, dtype)).Wait();
     group->AllReduce(summed, ReduceOp::kSum).Wait();
@@ -54,8 +58,10 @@ TEST_F(NcclGroups, OperationsDeliver) {
     group->Broadcast(root, size - 1).Wait();
     group->ReduceScatter(part, gathered).Wait();
     group->AllToAll(exchanged, gathered).Wait();
-    group->Exchange({{PeerTransfer::kSend, Full(n, rank, dtype), next}, {PeerTransfer::kReceive, received, last}}).Wait();
-    for (int r = 0; r < size; ++r) EXPECT_TRUE(at::equal(gathered.narrow(0, r * n, n), Full(n, r, dtype))) << c10::toString(dtype);
+    group->Exchange({{PeerTransfer::kSend, Full(n, rank, dtype), next}, {PeerTransfer::kReceive, received, last}})
+        .Wait();
+    for (int r = 0; r < size; ++r)
+      EXPECT_TRUE(at::equal(gathered.narrow(0, r * n, n), Full(n, r, dtype))) << c10::toString(dtype);
     EXPECT_TRUE(at::equal(summed, Full(n, size * (size + 1) / 2, dtype))) << c10::toString(dtype);
     EXPECT_TRUE(at::equal(largest, Full(n, size, dtype))) << c10::toString(dtype);
     EXPECT_TRUE(at::equal(root, Full(n, size - 1, dtype))) << c10::toString(dtype);
@@ -69,7 +75,8 @@ TEST_F(NcclGroups, OperationsDeliver) {
 TEST_F(NcclGroups, ReduceScatterOfBfloat16AddsInFloat32) {
   const std::shared_ptr<ProcessGroup> group = Group("all");
   const int64_t n = 512;
-  at::Tensor input = Full(group->size() * n, group->rank() == 0 ? 1.0 : 1.0 / 512, at::kBFloat16), output = at::empty({n}, Options(at::kFloat));
+  at::Tensor input = Full(group->size() * n, group->rank() == 0 ? 1.0 : 1.0 / 512, at::kBFloat16),
+             output = at::empty({n}, Options(at::kFloat));
   group->ReduceScatter(output, input).Wait();  // In bfloat16 the small addends would vanish.
   EXPECT_TRUE(at::equal(output, Full(n, 1.0 + (group->size() - 1) / 512.0, at::kFloat)));
 }
@@ -85,8 +92,8 @@ TEST_F(NcclGroups, LogSeesOperationsEnd) {
   EXPECT_NE(log_.Describe(5).find("in no communication"), std::string::npos) << log_.Describe(5);
 }
 
-// Sharded training in miniature, with whole numbers so that every result is exact: gather the next slab while the current one is used, reduce the
-// gradients behind, free and reuse memory at once. Returns this rank's shard.
+// Sharded training in miniature, with whole numbers so that every result is exact: gather the next slab while the
+// current one is used, reduce the gradients behind, free and reuse memory at once. Returns this rank's shard.
 at::Tensor ShardedSteps(ProcessGroup& gather, ProcessGroup& reduce, const at::TensorOptions& options) {
   constexpr int kSteps = 12, kLayers = 3;
   const int64_t n = 40000;

@@ -18,13 +18,15 @@ const Process* process = nullptr;
 
 // One whole line a failure, so that the ranks' output does not mix.
 class FailurePrinter : public testing::EmptyTestEventListener {
+  void OnTestStart(const testing::TestInfo& test) override {
+    test_ = std::string(test.test_suite_name()) + "." + test.name();
+  }
   void OnTestPartResult(const testing::TestPartResult& result) override {
     if (!result.failed()) return;
-    const testing::TestInfo* test = testing::UnitTest::GetInstance()->current_test_info();
-    const std::string name = test == nullptr ? "" : std::string(test->test_suite_name()) + "." + test->name();
-    std::fprintf(stderr, "[rank %d] %s failed at %s:%d: %s\n", process->rank(), name.c_str(),
+    std::fprintf(stderr, "[rank %d] %s failed at %s:%d: %s\n", process->rank(), test_.c_str(),
                  result.file_name() == nullptr ? "?" : result.file_name(), result.line_number(), result.message());
   }
+  std::string test_;
 };
 
 }  // namespace

@@ -13,9 +13,9 @@ const Process& TestProcess();
 }  // namespace trireme
 
 // Ends the test, printed as skipped, unless the job has one of these numbers of ranks. The same on all ranks.
-#define REQUIRE_RANKS(condition, why)                                                             \
-  do {                                                                                            \
-    if (!(condition)) GTEST_SKIP() << "with " << TestProcess().size() << " ranks: " << (why);     \
+#define REQUIRE_RANKS(condition, why)                                                         \
+  do {                                                                                        \
+    if (!(condition)) GTEST_SKIP() << "with " << TestProcess().size() << " ranks: " << (why); \
   } while (false)
 
 #endif  // TRIREME_TESTS_PARALLEL_MULTI_RANK_H_

@@ -24,11 +24,10 @@ void Merge(std::map<std::string, at::Tensor> from, std::map<std::string, at::Ten
 }  // namespace
 
 std::string Layout::ToString() const {
-  return absl::StrCat(ParallelConfig::Shard_Name(shard), " accumulation=", accumulation,
-                      recompute ? " recompute" : "", reduce_last ? " reduce_last" : " reduce_every",
-                      tied ? " tied" : " untied", document_mask ? " document_mask" : "",
-                      compute == at::kBFloat16 ? " bf16" : "", master_weights ? "" : " no_master",
-                      adamw ? " adamw" : " sgd");
+  return absl::StrCat(ParallelConfig::Shard_Name(shard), " accumulation=", accumulation, recompute ? " recompute" : "",
+                      reduce_last ? " reduce_last" : " reduce_every", tied ? " tied" : " untied",
+                      document_mask ? " document_mask" : "", compute == at::kBFloat16 ? " bf16" : "",
+                      master_weights ? "" : " no_master", adamw ? " adamw" : " sgd");
 }
 
 DecoderSpec TinySpec(bool tied) {
@@ -147,9 +146,7 @@ double TinyTrainer::ForwardBackward(int64_t step) {
   return SumOverRanks(*data_group_, sums.const_data_ptr<double>()[0]) / targets;
 }
 
-void TinyTrainer::Update(int64_t step) {
-  optimizer_->Step(step, layout_.adamw ? 3e-3 : 0.3, /*gradient_scale=*/1);
-}
+void TinyTrainer::Update(int64_t step) { optimizer_->Step(step, layout_.adamw ? 3e-3 : 0.3, /*gradient_scale=*/1); }
 
 std::map<std::string, at::Tensor> TinyTrainer::Gradients() const {
   std::map<std::string, at::Tensor> all;

@@ -87,8 +87,15 @@ TEST(RecipeTest, MeshAndRanks) {
   ExpectRefused("parallel { tensor: 2 }", "parallel.tensor: 2 is not supported yet", 2);
   ExpectRefused("parallel { pipeline: 2 }", "parallel.pipeline: 2 is not supported yet", 2);
   ExpectRefused("parallel { context: 2 }", "parallel.context: 2 is not supported yet", 2);
-  ExpectRefused("launch { expected_ranks: 4 }", "launch.expected_ranks: 4, but the job has 3 ranks", 3);
+}
+
+// Whoever starts jobs tells this from a mistake in the config.
+TEST(RecipeTest, TheWrongNumberOfRanksHasItsOwnExitCode) {
   EXPECT_TRUE(Make(Config("launch { expected_ranks: 3 }"), 3).ok());
+  const absl::Status status = Make(Config("launch { expected_ranks: 4 }"), 3).status();
+  EXPECT_EQ(ExitCodeOf(status), ExitCode::kWorldSize);
+  EXPECT_NE(status.message().find("launch.expected_ranks: 4, but the job was started with 3 ranks"), std::string::npos)
+      << status;
 }
 
 TEST(RecipeTest, Batches) {

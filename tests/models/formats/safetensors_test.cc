@@ -3,7 +3,8 @@
 
 #include <gtest/gtest.h>
 
-#include <cstring>
+#include <cstdio>
+#include <fstream>
 #include <nlohmann/json.hpp>
 #include <random>
 
@@ -27,7 +28,8 @@ class Safetensors : public testing::Test {
   }
 
   absl::StatusOr<std::unique_ptr<SafetensorsFile>> OpenBytes(const std::string& bytes) {
-    EXPECT_TRUE(WriteFileAtomically(path_, bytes).ok());
+    std::remove(path_.c_str());  // A new file is not flushed to disk as an overwritten one may be.
+    std::ofstream(path_, std::ios::binary) << bytes;
     return SafetensorsFile::Open(path_);
   }
   // A file of this header and so many bytes of data.
@@ -219,7 +221,7 @@ TEST_F(Safetensors, RandomDamage) {
   ASSERT_TRUE(whole.ok());
   std::mt19937 generator(3);
   int accepted = 0;
-  for (int round = 0; round < 1500; ++round) {
+  for (int round = 0; round < 1000; ++round) {
     std::string bytes = *whole;
     for (uint32_t changes = 1 + generator() % 3; changes > 0; --changes) {
       const size_t at = generator() % bytes.size();
@@ -238,7 +240,7 @@ TEST_F(Safetensors, RandomDamage) {
     }
   }
   EXPECT_GT(accepted, 0) << "damage to values is not seen here";
-  EXPECT_LT(accepted, 1500);
+  EXPECT_LT(accepted, 1000);
 }
 
 TEST_F(Safetensors, WriterKeepsFilesWholeWhenProducingFails) {
