@@ -4,6 +4,18 @@
 #include "parallel/comm/nccl_group.h"
 
 namespace trireme {
+namespace {
+
+std::array<int, kNumAxes> CoordinatesOf(const MeshShape& shape, int rank) {
+  std::array<int, kNumAxes> coordinates = {};
+  for (int axis = kNumAxes - 1; axis >= 0; --axis) {
+    coordinates[axis] = rank % shape.size[axis];
+    rank /= shape.size[axis];
+  }
+  return coordinates;
+}
+
+}  // namespace
 
 const char* AxisName(Axis axis) {
   static constexpr const char* kNames[] = {"pipeline", "data_replicate", "data_shard", "context", "tensor"};
@@ -32,13 +44,21 @@ absl::StatusOr<std::unique_ptr<Mesh>> Mesh::Create(const Process& process, const
   std::unique_ptr<Mesh> mesh(new Mesh);
   mesh->shape_ = shape;
   mesh->device_ = device;
-  int rest = process.rank();
-  for (int axis = kNumAxes - 1; axis >= 0; --axis) {
-    mesh->coordinates_[axis] = rest % shape.size[axis];
-    rest /= shape.size[axis];
-  }
+  mesh->coordinates_ = CoordinatesOf(shape, process.rank());
   mesh->control_ = MakeWorldGroup(mesh->log_.get());
   return mesh;
+}
+
+std::vector<int> Mesh::MembersOf(unsigned set) const {
+  std::vector<int> members;
+  for (int rank = 0; rank < shape_.world(); ++rank) {
+    const std::array<int, kNumAxes> coordinates = CoordinatesOf(shape_, rank);
+    bool same = true;
+    for (int axis = 0; axis < kNumAxes; ++axis)
+      same &= (set >> axis & 1) != 0 || coordinates[axis] == coordinates_[axis];
+    if (same) members.push_back(rank);
+  }
+  return members;
 }
 
 std::shared_ptr<ProcessGroup> Mesh::group(std::initializer_list<Axis> axes) { return Get(axes, Kind::kDevice); }
@@ -73,6 +93,7 @@ std::shared_ptr<ProcessGroup> Mesh::Get(std::initializer_list<Axis> axes, Kind k
     group = MakeSelfGroup(name);
     return group;
   }
+  log_->SetMembers(name, MembersOf(set));
   MPI_Comm communicator;
   MPI_Comm_split(MPI_COMM_WORLD, color, key, &communicator);
   group = device_.is_cuda() && kind != Kind::kHost ? MakeNcclGroup(name, communicator, device_.index(), log_.get())

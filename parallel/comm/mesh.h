@@ -8,6 +8,7 @@
 #include <map>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "launch/process.h"
 #include "parallel/comm/operation_log.h"
@@ -61,6 +62,8 @@ class Mesh {
 
  private:
   Mesh() = default;
+  std::vector<int> MembersOf(unsigned set) const;  // ranks of the job in this rank's group of these axes
+
   enum class Kind { kDevice, kHost, kSecond };
   std::shared_ptr<ProcessGroup> Get(std::initializer_list<Axis> axes, Kind kind);
 

@@ -197,6 +197,7 @@ class MpiGroup final : public ProcessGroup {
 
   Work Pending(const char* operation, int64_t ticket, std::vector<MPI_Request> requests, std::function<void()> finish) {
     return Work([this, operation, ticket, requests = std::move(requests), finish = std::move(finish)] {
+      log_->Wait(ticket);
       WaitFor(operation, requests);
       finish();
       log_->Finish(ticket);

@@ -17,6 +17,10 @@ class LossHeadTest : public testing::TestWithParam<at::ScalarType> {
     for (int64_t i = 0; i < tokens; i += 3) targets.mutable_data_ptr<int64_t>()[i] = i % 2 == 0 ? -100 : -1;
     return targets;
   }
+  // float32 sums over the whole vocabulary lose more than one rounding.
+  static double GradientTolerance(at::ScalarType dtype) {
+    return dtype == at::kDouble ? Tolerance(dtype) : std::max(Tolerance(dtype), 1e-5);
+  }
   TestTensors random_{31};
 };
 
@@ -45,8 +49,8 @@ TEST_P(LossHeadTest, LikeCrossEntropy) {
       EXPECT_NEAR(result.sums[0].item<double>(), loss, 1e-6 * loss);
       EXPECT_NEAR(result.sums[1].item<double>(), expected.squared_lse.item<double>(),
                   2e-6 * expected.squared_lse.item<double>());
-      EXPECT_LT(RelativeError(result.dx, x_leaf.grad()), Tolerance(GetParam()));
-      EXPECT_LT(RelativeError(d_weight, weight_leaf.grad()), Tolerance(at::kFloat));
+      EXPECT_LT(RelativeError(result.dx, x_leaf.grad()), GradientTolerance(GetParam()));
+      EXPECT_LT(RelativeError(d_weight, weight_leaf.grad()), GradientTolerance(at::kFloat));
 
       options.with_gradient = false;
       const LossHeadResult evaluated = LossHead(x, weight, targets, options, nullptr);

@@ -46,11 +46,14 @@ class Result:
 class Job:
     """A started command in its own process group, and all that came of it."""
 
+    started_jobs = []
+
     def __init__(self, folder, command, env=None):
         self.output_path = folder / f"output-{time.monotonic_ns()}"
         self.started = time.monotonic()
         with open(self.output_path, "wb") as output:
             self.process = subprocess.Popen(command, cwd=folder, env=dict(ENVIRONMENT, **(env or {})), stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True)
+        Job.started_jobs.append(self)
 
     def output(self):
         return self.output_path.read_text(errors="replace")
@@ -158,6 +161,14 @@ class JobTest(unittest.TestCase):
     def setUp(self):
         self.run_dir = self.folder / "run"
         shutil.rmtree(self.run_dir, ignore_errors=True)
+
+    def tearDown(self):
+        # After a failure a job may be left running; its ranks go with mpirun.
+        for left in Job.started_jobs:
+            if left.process.poll() is None:
+                left.process.kill()
+                left.process.wait()
+        Job.started_jobs.clear()
 
     def assertCode(self, result, code):
         self.assertEqual(result.code, code, f"output:\n{result.output}")
