@@ -29,8 +29,8 @@ class Weight {
   // False: AddGradient must not be called.
   virtual bool trainable() const = 0;
 
-  // The gradient sink: runs `task` now or later, once. The task may keep what it needs alive. Each call is one
-  // contribution.
+  // The gradient sink: runs `task` once, now or later (the weight of a loss head: now, since the task also makes the
+  // gradient of the head's input). The task may keep what it needs alive. Each call is one contribution.
   virtual void AddGradient(GradientTask task) = 0;
 };
 
