@@ -27,6 +27,10 @@ int64_t PeakMemoryBytes(at::Device device);
 // Waits until everything issued to the device is done.
 void Synchronize(at::Device device);
 
+// Makes libtorch's kernels on GPUs choose deterministic variants (kernels.deterministic), for the whole process. CPU
+// kernels always are.
+void UseDeterministicKernels();
+
 // Dense bfloat16 (or float32) matrix-product peak in operations per second. On a CPU measured now (takes some 0.3 s);
 // on a GPU the published figure of its model, 0 when unknown.
 double PeakFlops(at::Device device, at::ScalarType dtype);

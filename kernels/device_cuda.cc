@@ -1,3 +1,4 @@
+#include <ATen/Context.h>
 #include <c10/cuda/CUDACachingAllocator.h>
 #include <c10/cuda/CUDAFunctions.h>
 #include <cuda_runtime_api.h>
@@ -56,6 +57,8 @@ int64_t PeakMemoryBytes(at::Device device) {
 void Synchronize(at::Device device) {
   if (device.is_cuda()) c10::cuda::device_synchronize();
 }
+
+void UseDeterministicKernels() { at::globalContext().setDeterministicAlgorithms(/*b=*/true, /*warn_only=*/false); }
 
 double PeakFlops(at::Device device, at::ScalarType dtype) {
   if (!device.is_cuda()) return MeasuredCpuFlops();

@@ -14,6 +14,7 @@ absl::StatusOr<at::Device> UseCudaDevice(int) {
 std::string DeviceName(at::Device) { return CpuName(); }
 int64_t PeakMemoryBytes(at::Device) { return PeakResidentBytes(); }
 void Synchronize(at::Device) {}
+void UseDeterministicKernels() {}
 double PeakFlops(at::Device, at::ScalarType) { return MeasuredCpuFlops(); }
 
 }  // namespace trireme

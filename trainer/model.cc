@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "kernels/device.h"
 #include "kernels/ops.h"
 #include "models/decoder.h"
 
@@ -46,6 +47,7 @@ absl::StatusOr<std::unique_ptr<Model>> Model::Create(const Recipe& recipe, Mesh&
   std::unique_ptr<Model> model(new Model(recipe, mesh));
   const RunConfig& config = recipe.config;
   model->device_ = mesh.device();
+  if (config.kernels().deterministic()) UseDeterministicKernels();
   BufferOptions options;
   options.shard = config.parallel().shard();
   options.reduce_every_microbatch = config.parallel().reduce_gradients() == ParallelConfig::EVERY_MICROBATCH;

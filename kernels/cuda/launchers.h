@@ -21,8 +21,8 @@ using Stream = void*;  // cudaStream_t
 // Ends the process, naming `kernel`, if the last launch of this thread failed.
 void CheckLaunch(const char* kernel);
 
-// ---- Rows of a norm (rms_norm.cu). x, delta, weight, h, y, dy, d_h, dx: `storage`; [rows, width] and weight [width]
-// ---- delta null: h is not written.
+// ---- RMSNorm (rms_norm.cu) ----
+// What is void* is stored as `storage`: [rows, width], weight [width]. delta null: h is not written.
 void LaunchRmsNorm(Storage storage, int64_t rows, int64_t width, const void* x, const void* delta, const void* weight,
                    float eps, void* h, void* y, float* rstd, Stream stream);
 void LaunchRmsNormAgain(Storage storage, int64_t rows, int64_t width, const void* h, const float* rstd,
@@ -47,8 +47,8 @@ void LaunchRope(Storage storage, int64_t rows, int64_t heads, int64_t head_dim, 
 // a [n] += b [n]. a_storage is b_storage or kFloat32.
 void LaunchAdd(Storage a_storage, Storage b_storage, int64_t n, void* a, const void* b, Stream stream);
 
-// ---- Embedding (embedding.cu). weight [vocab, width]; a token outside [0, vocab) prints a line and stops the stream
-// with an error ----
+// ---- Embedding (embedding.cu) ----
+// weight [vocab, row_bytes]. A token outside [0, vocab) prints a line and stops the stream with an error.
 void LaunchEmbedding(int64_t rows, int64_t vocab, int64_t row_bytes, const int64_t* tokens, const void* weight,
                      void* out, Stream stream);
 // accumulator [vocab, width] += rows of dy, added in token order. sorted [rows]: the tokens in ascending order; order
