@@ -19,7 +19,7 @@ constexpr int kMaxPieces = 3;
 
 const char* DtypeName(at::ScalarType dtype) { return dtype == at::kBFloat16 ? "BF16" : "F32"; }
 
-std::vector<int64_t> ExtentOf(const std::vector<SafetensorsEntry>&, const Rectangle& r) {
+std::vector<int64_t> ExtentOf(const Rectangle& r) {
   std::vector<int64_t> extent;
   for (size_t i = 0; i < r.size.size(); ++i) extent.push_back(r.offset[i] + r.size[i]);
   return extent;
@@ -154,7 +154,7 @@ absl::StatusOr<ShardedTensorReader> ShardedTensorReader::Open(const std::string&
                        "\" has offsets of another rank than its shape");
         source.rectangle.offset = found->second;
       }
-      const std::vector<int64_t> extent = ExtentOf((*file)->entries(), source.rectangle);
+      const std::vector<int64_t> extent = ExtentOf(source.rectangle);
       std::vector<int64_t>& shape = reader.shapes_[entry.name];
       if (shape.empty()) shape = extent;
       if (shape.size() != extent.size())

@@ -170,8 +170,8 @@ RunDescription Describe(const Recipe& recipe, const Process& process, at::Device
   return run;
 }
 
-// Everything after the process has started. Errors are the same on every rank, or this rank's alone (then `*agreed` is
-// false).
+// Everything once the mesh stands. An error that all ranks computed alike is marked as agreed; any other is this rank's
+// own.
 absl::Status Run(const TrainOptions& options, const Extensions& extensions, const Process& process, Mesh& mesh,
                  const Recipe& recipe, const Corpora& corpora) {
   ProcessGroup& world = mesh.control();
