@@ -28,17 +28,20 @@ struct Heads {
 
 struct Task {
   int64_t head, q_begin, q_size, k_begin, k_size;
+  int64_t diagonal;  // query i sees keys up to i + diagonal
 };
 
 // Longest first: threads take tasks as they become free.
 std::vector<Task> Tasks(const AttentionArguments& a) {
   const int32_t* q = a.cu_seqlens_q.const_data_ptr<int32_t>();
   const int32_t* k = a.cu_seqlens_k.const_data_ptr<int32_t>();
+  const int32_t* diagonal = a.diagonal.defined() ? a.diagonal.const_data_ptr<int32_t>() : nullptr;
   std::vector<Task> tasks;
   for (int64_t s = 0; s + 1 < a.cu_seqlens_q.size(0); ++s) {
     if (q[s + 1] == q[s] && k[s + 1] == k[s]) continue;
+    const int64_t q_size = q[s + 1] - q[s], k_size = k[s + 1] - k[s];
     for (int64_t head = 0; head < a.q.size(1); ++head)
-      tasks.push_back({head, q[s], q[s + 1] - q[s], k[s], k[s + 1] - k[s]});
+      tasks.push_back({head, q[s], q_size, k[s], k_size, diagonal == nullptr ? k_size - q_size : diagonal[s]});
   }
   std::stable_sort(tasks.begin(), tasks.end(), [](const Task& x, const Task& y) { return x.q_size > y.q_size; });
   return tasks;
@@ -49,15 +52,14 @@ struct KeyRange {
   int64_t begin, end;
 };
 KeyRange VisibleKeys(const AttentionArguments& a, const Task& t, int64_t q0, int64_t rows) {
-  const int64_t shift = t.k_size - t.q_size;
-  const int64_t end = a.causal ? std::min(t.k_size, q0 + rows + shift) : t.k_size;
-  const int64_t begin = a.window > 0 ? std::max<int64_t>(0, q0 + shift + 1 - a.window) : 0;
+  const int64_t end = a.causal ? std::min(t.k_size, q0 + rows + t.diagonal) : t.k_size;
+  const int64_t begin = a.window > 0 ? std::max<int64_t>(0, q0 + t.diagonal + 1 - a.window) : 0;
   return {begin / kKeyBlock * kKeyBlock, std::max<int64_t>(end, 0)};
 }
 
 // What the row loops need: how many keys of the block starting at k0 row 0 sees.
 int64_t FirstLimit(const AttentionArguments& a, const Task& t, int64_t q0, int64_t k0) {
-  return a.causal ? q0 + (t.k_size - t.q_size) + 1 - k0 : int64_t{1} << 40;
+  return a.causal ? q0 + t.diagonal + 1 - k0 : int64_t{1} << 40;
 }
 
 template <typename C>

@@ -25,15 +25,20 @@ struct Scores {
 
 struct Segment {
   int64_t q_begin, q_size, k_begin, k_size;
+  int64_t diagonal;  // query i sees keys up to i + diagonal
 };
 
 std::vector<Segment> Segments(const AttentionArguments& a) {
   const at::Tensor cu_q = a.cu_seqlens_q.cpu(), cu_k = a.cu_seqlens_k.cpu();
   const int32_t* q = cu_q.const_data_ptr<int32_t>();
   const int32_t* k = cu_k.const_data_ptr<int32_t>();
+  const at::Tensor diagonals = a.diagonal.defined() ? a.diagonal.cpu() : a.diagonal;
+  const int32_t* diagonal = diagonals.defined() ? diagonals.const_data_ptr<int32_t>() : nullptr;
   std::vector<Segment> segments;
   for (int64_t s = 0; s + 1 < cu_q.size(0); ++s) {
-    if (q[s + 1] > q[s] || k[s + 1] > k[s]) segments.push_back({q[s], q[s + 1] - q[s], k[s], k[s + 1] - k[s]});
+    const int64_t q_size = q[s + 1] - q[s], k_size = k[s + 1] - k[s];
+    if (q_size == 0 && k_size == 0) continue;
+    segments.push_back({q[s], q_size, k[s], k_size, diagonal == nullptr ? k_size - q_size : diagonal[s]});
   }
   return segments;
 }
@@ -48,7 +53,7 @@ Scores ComputeScores(const AttentionArguments& a, const Segment& s, const at::Te
   Scores scores;
   scores.raw = at::matmul(q, k.transpose(1, 2)) * a.scale;
   scores.capped = a.softcap > 0 ? at::tanh(scores.raw / a.softcap) * a.softcap : scores.raw.clone();
-  const at::Tensor rows = at::arange(s.q_size, q.options().dtype(at::kLong)).unsqueeze(1) + (s.k_size - s.q_size);
+  const at::Tensor rows = at::arange(s.q_size, q.options().dtype(at::kLong)).unsqueeze(1) + s.diagonal;
   const at::Tensor columns = at::arange(s.k_size, q.options().dtype(at::kLong)).unsqueeze(0);
   scores.hidden = at::zeros_like(rows - columns, at::kBool);
   if (a.causal) scores.hidden = scores.hidden.logical_or(columns > rows);

@@ -1,5 +1,7 @@
 #include "kernels/device.h"
 
+#include <ATen/core/grad_mode.h>
+#include <ATen/ops/empty.h>
 #include <ATen/ops/ones.h>
 #include <sys/resource.h>
 
@@ -24,6 +26,15 @@ int64_t PeakResidentBytes() {
   rusage usage;
   getrusage(RUSAGE_SELF, &usage);
   return static_cast<int64_t>(usage.ru_maxrss) * 1024;
+}
+
+at::Tensor CopyBetweenHostAndDevice(const at::Tensor& tensor, at::Device to) {
+  at::TensorOptions options = tensor.options().device(to);
+  if (to.is_cpu() && tensor.is_cuda()) options = options.pinned_memory(true);
+  at::Tensor copy = at::empty(tensor.sizes(), options);
+  at::NoGradGuard no_grad;
+  copy.copy_(tensor, /*non_blocking=*/true);
+  return copy;
 }
 
 double MeasuredCpuFlops() {

@@ -27,6 +27,10 @@ int64_t PeakMemoryBytes(at::Device device);
 // Waits until everything issued to the device is done.
 void Synchronize(at::Device device);
 
+// A copy of `tensor` on `to`, one of the two being the host, in the order of the current stream: the caller may drop
+// the original at once. On the host it lies in pinned memory where it comes from a GPU.
+at::Tensor CopyBetweenHostAndDevice(const at::Tensor& tensor, at::Device to);
+
 // Makes libtorch's kernels on GPUs choose deterministic variants (kernels.deterministic), for the whole process. CPU
 // kernels always are.
 void UseDeterministicKernels();

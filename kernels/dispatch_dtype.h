@@ -35,7 +35,7 @@ template <typename T>
 using Arithmetic = typename ArithmeticOf<T>::Type;
 
 // Rows that one task of a row-wise kernel takes: about 64 K elements, and never depending on the number of threads.
-inline int64_t RowGrain(int64_t width) { return width >= 32768 ? 1 : 32768 / width; }
+inline int64_t RowGrain(int64_t width) { return width >= 32768 ? 1 : 32768 / (width < 1 ? 1 : width); }
 
 }  // namespace trireme
 

@@ -9,60 +9,100 @@
 #include "kernels/ops.h"
 
 namespace trireme {
+namespace {
+
+at::Tensor Widened(const at::Tensor& x) {
+  if (x.scalar_type() != at::kBFloat16) return x;
+  at::Tensor wide = at::empty(x.sizes(), x.options().dtype(at::kFloat));
+  CopyConverted(x, wide);
+  return wide;
+}
+
+// One row of logits [columns], which are the ids from options.first_id on: its lse and the target's logit.
+template <typename C>
+void RowStatistics(int64_t columns, const C* row, int64_t target, const LossHeadOptions& options, C* lse,
+                   C* of_target) {
+  const int64_t vocab = options.combine ? options.vocab_size : columns;
+  TRIREME_CHECK(target < vocab, "target ", target, " outside the head's ", vocab, " rows");
+  LoopsFor<C>().cross_entropy(columns, row, -1, lse);
+  const int64_t id = target - options.first_id;
+  *of_target = target >= 0 && id >= 0 && id < columns ? row[id] : C(0);
+}
+
+// The row -> its gradient.
+template <typename C>
+void RowGradient(int64_t columns, C* row, int64_t target, const LossHeadOptions& options, C lse) {
+  const int64_t id = target - options.first_id;
+  // Another part's target: beyond the columns, so that the softmax stays.
+  const int64_t column = target < 0 ? -1 : id < 0 || id >= columns ? columns : id;
+  LoopsFor<C>().cross_entropy_backward(columns, row, column, lse, static_cast<C>(options.scale),
+                                       static_cast<C>(options.z_loss));
+}
+
+// Fills statistics [2, rows] (lse; the target's logit) and, with gradients, turns logits [rows, columns] into theirs.
+template <typename C>
+void CrossEntropyRows(at::Tensor& logits, const int64_t* targets, const LossHeadOptions& options,
+                      at::Tensor& statistics) {
+  const int64_t rows = logits.size(0), columns = logits.size(1);
+  C* lse = Data<C>(statistics);
+  C* x = Data<C>(logits);
+  const auto each_row = [&](auto&& body) {
+    ParallelRanges(rows, RowGrain(columns), [&](int64_t first, int64_t last) {
+      for (int64_t r = first; r < last; ++r) body(r);
+    });
+  };
+  // A row stays in cache between its two passes unless others must be heard in between.
+  each_row([&](int64_t r) {
+    RowStatistics<C>(columns, x + r * columns, targets[r], options, lse + r, lse + rows + r);
+    if (options.with_gradient && !options.combine)
+      RowGradient<C>(columns, x + r * columns, targets[r], options, lse[r]);
+  });
+  if (!options.combine) return;
+  options.combine(statistics);
+  if (options.with_gradient)
+    each_row([&](int64_t r) { RowGradient<C>(columns, x + r * columns, targets[r], options, lse[r]); });
+}
+
+template <typename C>
+void AddSums(const at::Tensor& statistics, const int64_t* targets, double* sums) {
+  const int64_t rows = statistics.size(1);
+  const C* lse = Data<C>(statistics);
+  for (int64_t r = 0; r < rows; ++r) {
+    if (targets[r] < 0) continue;
+    sums[0] += static_cast<C>(lse[r] - lse[rows + r]);
+    sums[1] += static_cast<double>(lse[r]) * lse[r];
+  }
+}
+
+}  // namespace
 
 LossHeadResult LossHead(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& targets,
                         const LossHeadOptions& options, at::Tensor* d_weight) {
   if (x.is_cuda()) return cuda::LossHead(x, weight, targets, options, d_weight);
-  const int64_t tokens = x.size(0), vocab = weight.size(0);
-  const at::ScalarType arithmetic = ArithmeticType(x.scalar_type());
+  const int64_t tokens = x.size(0);
   LossHeadResult result;
   result.sums = at::zeros({2}, x.options().dtype(at::kDouble));
   if (options.with_gradient) result.dx = at::empty(x.sizes(), x.options());
   const int64_t chunk = std::min(options.chunk_tokens, tokens);
-  // Converted once, not once per chunk.
-  at::Tensor wide_weight = weight, wide_x = x;
-  if (weight.scalar_type() == at::kBFloat16) {
-    wide_weight = at::empty(weight.sizes(), weight.options().dtype(at::kFloat));
-    CopyConverted(weight, wide_weight);
-    wide_x = at::empty(x.sizes(), x.options().dtype(at::kFloat));
-    CopyConverted(x, wide_x);
-  }
-  const int64_t* target = Data<int64_t>(targets);
+  const at::Tensor wide_weight = Widened(weight), wide_x = Widened(x);  // once, not once per chunk
   for (int64_t begin = 0; begin < tokens; begin += chunk) {
     const int64_t rows = std::min(chunk, tokens - begin);
-    at::Tensor part = wide_x.narrow(0, begin, rows);
+    const at::Tensor part = wide_x.narrow(0, begin, rows);
     at::Tensor logits = MatmulTransposed(part, wide_weight);  // [rows, vocab], arithmetic type
-    std::vector<double> loss(rows), z(rows);
-    DispatchDtype(arithmetic, [&](auto type) {
+    at::Tensor statistics = at::empty({2, rows}, logits.options());
+    const int64_t* target = Data<int64_t>(targets) + begin;
+    DispatchDtype(logits.scalar_type(), [&](auto type) {
       using C = decltype(type);
       if constexpr (!std::is_same_v<C, Bf16>) {
-        const auto& loops = LoopsFor<C>();
-        ParallelRanges(rows, RowGrain(vocab), [&](int64_t first, int64_t last) {
-          for (int64_t r = first; r < last; ++r) {
-            C* row = Data<C>(logits) + r * vocab;
-            const int64_t id = target[begin + r];
-            TRIREME_CHECK(id < vocab, "target ", id, " outside the head's ", vocab, " rows");
-            C lse;
-            loss[r] = loops.cross_entropy(vocab, row, id, &lse);
-            z[r] = id < 0 ? 0 : static_cast<double>(lse) * lse;
-            if (options.with_gradient) {
-              loops.cross_entropy_backward(vocab, row, id, lse, static_cast<C>(options.scale),
-                                           static_cast<C>(options.z_loss));
-            }
-          }
-        });
+        CrossEntropyRows<C>(logits, target, options, statistics);
+        AddSums<C>(statistics, target, Data<double>(result.sums));
       }
     });
-    double* sums = Data<double>(result.sums);
-    for (int64_t r = 0; r < rows; ++r) {
-      sums[0] += loss[r];
-      sums[1] += z[r];
-    }
     if (!options.with_gradient) continue;
     at::Tensor dx = Matmul(logits, wide_weight);
     at::Tensor dx_part = result.dx.narrow(0, begin, rows);
     CopyConverted(dx, dx_part);
-    if (d_weight != nullptr) AddOuterProduct(logits, part, *d_weight);
+    if (d_weight != nullptr) AddOuterProduct(logits, part, *d_weight, options.overwrite && begin == 0);
   }
   return result;
 }

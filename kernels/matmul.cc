@@ -63,17 +63,19 @@ at::Tensor Matmul(const at::Tensor& dy, const at::Tensor& w) {
   return NarrowTo(dy.scalar_type(), dx);
 }
 
-void AddOuterProduct(const at::Tensor& dy, const at::Tensor& x, at::Tensor& accumulator) {
+void AddOuterProduct(const at::Tensor& dy, const at::Tensor& x, at::Tensor& accumulator, bool overwrite) {
   CheckSizes("dy^T x", dy.size(0), x.size(0));
   if (dy.is_cuda()) {
     if (dy.scalar_type() == accumulator.scalar_type()) {
-      accumulator.addmm_(dy.t(), x);
+      overwrite ? at::mm_out(accumulator, dy.t(), x) : accumulator.addmm_(dy.t(), x);
+    } else if (overwrite) {
+      at::mm_out(accumulator, dy.t(), x, accumulator.scalar_type());
     } else {
       at::addmm_out(accumulator, accumulator, dy.t(), x, accumulator.scalar_type());
     }
     return;
   }
-  CpuGemm(Transpose::kYes, Transpose::kNo, Wide(dy), Wide(x), /*add=*/true, accumulator);
+  CpuGemm(Transpose::kYes, Transpose::kNo, Wide(dy), Wide(x), /*add=*/!overwrite, accumulator);
 }
 
 }  // namespace trireme

@@ -8,6 +8,7 @@
 #include <ATen/core/Tensor.h>
 
 #include <cstdint>
+#include <functional>
 
 #include "kernels/element_math.h"
 #include "kernels/philox.h"
@@ -22,8 +23,8 @@ at::ScalarType ArithmeticType(at::ScalarType dtype);
 at::Tensor MatmulTransposed(const at::Tensor& x, const at::Tensor& w, const at::Tensor& residual = {});
 // dy [T, N], w [N, K] -> dy w [T, K].
 at::Tensor Matmul(const at::Tensor& dy, const at::Tensor& w);
-// accumulator [N, K] (arithmetic type) += dy^T x, with dy [T, N], x [T, K].
-void AddOuterProduct(const at::Tensor& dy, const at::Tensor& x, at::Tensor& accumulator);
+// accumulator [N, K] (arithmetic type) += dy^T x, with dy [T, N], x [T, K]; overwrite: = dy^T x.
+void AddOuterProduct(const at::Tensor& dy, const at::Tensor& x, at::Tensor& accumulator, bool overwrite = false);
 
 // ---- RMSNorm (rms_norm.cc; arXiv 1910.07467) ----
 struct RmsNormResult {
@@ -64,6 +65,12 @@ struct LossHeadOptions {
   double z_loss = 0;  // coefficient of lse^2
   int64_t chunk_tokens = 512;
   bool with_gradient = true;
+  bool overwrite = false;  // d_weight is set, not added to
+  // Where the vocabulary is cut over ranks: `weight` holds the ids from first_id on, of vocab_size in all, and
+  // combine() turns this part's statistics of a chunk [2, rows] (lse; logit of the target, 0 where it is another
+  // part's) into those of the whole, in place.
+  int64_t first_id = 0, vocab_size = 0;
+  std::function<void(at::Tensor& statistics)> combine;
 };
 struct LossHeadResult {
   at::Tensor sums;  // [2] float64 on x's device: sum over targets of cross-entropy (fp32 per token), and of lse^2

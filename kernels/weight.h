@@ -6,6 +6,7 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <cstdint>
 #include <functional>
 
 namespace trireme {
@@ -13,11 +14,13 @@ namespace trireme {
 // The whole parameter as this rank's operation needs it. Only kernels/matmul.h looks inside forms other than plain
 // values.
 struct Gathered {
-  at::Tensor data;  // [rows, columns] or [width], compute dtype
+  at::Tensor data;        // [rows, columns] or [width], compute dtype: the part that this tensor rank multiplies with
+  int64_t first_row = 0;  // of `data` in the whole parameter, where rows are a vocabulary
 };
 
 // Adds one contribution into the gradient accumulator (fp32, or fp64 for fp64 weights), shaped as Gathered::data.
-using GradientTask = std::function<void(at::Tensor& accumulator)>;
+// overwrite: the accumulator holds nothing yet, so the task sets it.
+using GradientTask = std::function<void(at::Tensor& accumulator, bool overwrite)>;
 
 class Weight {
  public:
@@ -32,6 +35,9 @@ class Weight {
   // The gradient sink: runs `task` once, now or later (the weight of a loss head: now, since the task also makes the
   // gradient of the head's input). The task may keep what it needs alive. Each call is one contribution.
   virtual void AddGradient(GradientTask task) = 0;
+
+  // Whether tasks given now run later: they should then hold little.
+  virtual bool gradient_deferred() const { return false; }
 };
 
 }  // namespace trireme

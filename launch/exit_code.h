@@ -17,6 +17,7 @@ enum class ExitCode : int {
   kHang = 8,           // The watchdog saw no progress within the configured time.
   kPeerLost = 9,       // Communication failed because another rank is gone.
   kOutOfMemory = 10,   // Host or device memory exhausted.
+  kCheckFailed = 11,   // --check-against found a difference.
   kPreempted = 75,     // Asked to stop by SIGTERM or SIGUSR1; saved; start again to resume.
   kInterrupted = 130,  // A second signal: stopped at once, the last checkpoint stands.
   kKilled = 137,       // What mpirun returns after a rank was killed with SIGKILL.

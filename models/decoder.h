@@ -19,13 +19,25 @@ struct DecoderUnits {
   std::vector<std::unique_ptr<ParameterBuffer>> buffers;  // one per unit; a tied matrix is one of its own
 };
 
-// `options` gives everything of a buffer but its name and uses. Parameters have Llama's checkpoint names. Not
-// collective.
-DecoderUnits BuildDecoder(const DecoderSpec& spec, const BufferOptions& options, const AttentionBackend& attention);
+// Which of the units 0 (embedding), 1 .. n (blocks), n + 1 (head) a pipeline stage has.
+struct UnitRange {
+  int64_t begin = 0, end = int64_t{1} << 40;
+  // A tied matrix that an earlier stage on this rank has already; null: none.
+  ParameterBuffer* embedding = nullptr;
+  bool whole_embedding = true;  // tied: both its uses are on this rank
+};
+
+// `options` gives everything of a buffer but its name and uses; options.tied_group applies to a tied matrix only.
+// Parameters have Llama's checkpoint names. Not collective.
+DecoderUnits BuildDecoder(const DecoderSpec& spec, const BufferOptions& options, const AttentionBackend& attention,
+                          const UnitRange& range = {});
 
 // Cosines and sines of position x frequency for positions below `positions`, in float64 rounded to `dtype` as
 // Transformers computes them in float32.
 RopeTable MakeRopeTable(const DecoderSpec& spec, int64_t positions, at::ScalarType dtype, at::Device device);
+
+// Every parameter of the model, in its order.
+std::vector<ParameterSpec> DecoderParameters(const DecoderSpec& spec);
 
 // An example of what the decoder asks of attention, to choose a backend by.
 AttentionArguments ExampleAttention(const DecoderSpec& spec, at::ScalarType compute, at::Device device);

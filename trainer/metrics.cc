@@ -157,6 +157,14 @@ absl::Status MetricsLog::Train(const TrainRecord& record) {
   return events_->AddScalars(record.step, scalars);
 }
 
+absl::Status MetricsLog::ParameterNorms(int64_t step, double loss,
+                                        const std::vector<std::pair<std::string, double>>& norms) {
+  Json values = Json::object();
+  for (const auto& [name, norm] : norms) values[name] = Number(norm);
+  return AppendWhole(fd_, Line({{"type", "gradient_norms"}, {"step", step}, {"loss", Number(loss)}, {"norms", values}}),
+                     path_);
+}
+
 absl::Status MetricsLog::Evaluation(int64_t step, double eval_loss) {
   Info("step ", step, total_steps_ > 0 ? absl::StrCat("/", total_steps_) : "",
        absl::StrFormat(" eval loss %.4f", eval_loss));

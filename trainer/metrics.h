@@ -7,6 +7,8 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "launch/status.h"
 #include "trainer/event_file.h"
@@ -61,6 +63,7 @@ class MetricsLog {
   // Records a step. The console shows the first and the last step and otherwise at most a line per 2 s (on a terminal:
   // a live line, and one that stays per 10 s).
   absl::Status Train(const TrainRecord& record);
+  absl::Status ParameterNorms(int64_t step, double loss, const std::vector<std::pair<std::string, double>>& norms);
   // Records and prints an evaluation after `step`.
   absl::Status Evaluation(int64_t step, double eval_loss);
   // Makes what was recorded durable.

@@ -6,16 +6,24 @@
 
 #include <algorithm>
 #include <cmath>
+#include <map>
 
 #include "kernels/device.h"
 #include "kernels/ops.h"
+#include "launch/log.h"
 #include "models/decoder.h"
+#include "parallel/pipeline/lower.h"
+#include "trainer/agreement.h"
 
 namespace trireme {
 namespace {
 
 at::ScalarType DtypeOf(PrecisionConfig::Format format) {
   return format == PrecisionConfig::BF16 ? at::kBFloat16 : at::kFloat;
+}
+
+ContextMethod MethodOf(const ParallelConfig& config) {
+  return config.context_method() == ParallelConfig::RING ? ContextMethod::kRing : ContextMethod::kGather;
 }
 
 std::vector<double> GatherDoubles(ProcessGroup& group, double value) {
@@ -35,12 +43,37 @@ at::Tensor CopyOf(const std::vector<T>& values, at::Device device) {
   return tensor.to(device);
 }
 
+// All pairs share the pipeline group on CPUs, where sends wait for nobody.
+std::function<PipelineLink(int, int)> MakeLinks(Mesh& mesh, const Schedule& schedule) {
+  const std::shared_ptr<ProcessGroup> all = mesh.group({Axis::kPipeline});
+  const int own = mesh.coordinate(Axis::kPipeline);
+  if (!mesh.device().is_cuda())
+    return [all, own](int from, int to) { return PipelineLink{all, from == own ? to : from}; };
+  std::map<std::pair<int, int>, std::shared_ptr<ProcessGroup>> groups;
+  for (int from = 0; from < schedule.num_ranks(); ++from) {
+    for (int to = 0; to < schedule.num_ranks(); ++to) {
+      if (from == to || LinkOrder(schedule, from, to).empty()) continue;
+      std::vector<int> part_of(schedule.num_ranks(), -1);
+      part_of[from] = part_of[to] = 0;
+      groups[{from, to}] = mesh.Split(Axis::kPipeline, part_of, absl::StrCat("pipeline(", from, " to ", to, ")"));
+    }
+  }
+  return [groups, own](int from, int to) {
+    const int other = from == own ? to : from;
+    return PipelineLink{groups.at({from, to}), other > own ? 1 : 0};
+  };
+}
+
 }  // namespace
 
 double SumOverRanks(ProcessGroup& group, double value) {
   double sum = 0;
   for (double part : GatherDoubles(group, value)) sum += part;
   return sum;
+}
+
+ProcessGroup& Model::loss_group() const {
+  return *mesh_.host_group({Axis::kPipeline, Axis::kDataReplicate, Axis::kDataShard, Axis::kContext});
 }
 
 absl::StatusOr<std::unique_ptr<Model>> Model::Create(const Recipe& recipe, Mesh& mesh, const Extensions& extensions) {
@@ -57,95 +90,202 @@ absl::StatusOr<std::unique_ptr<Model>> Model::Create(const Recipe& recipe, Mesh&
   options.gather_group = mesh.group({Axis::kDataShard, Axis::kContext});
   options.reduce_group = mesh.second_group({Axis::kDataShard, Axis::kContext});
   options.replicate_group = mesh.group({Axis::kDataReplicate});
+  options.tensor_group = mesh.group({Axis::kTensor});
   options.device = model->device_;
-  ASSIGN_OR_RETURN(model->attention_, ChooseAttention(extensions.attention_backends, config.kernels().attention(),
-                                                      ExampleAttention(recipe.model, options.compute, model->device_)));
-  DecoderUnits decoder = BuildDecoder(recipe.model, options, model->attention_);
-  StageOptions stage_options;
-  stage_options.recompute = config.recompute().policy() == RecomputeConfig::BLOCK;
-  stage_options.z_loss = config.loss().z_loss();
-  stage_options.loss_chunk_tokens = config.kernels().loss_chunk_tokens();
-  stage_options.device = model->device_;
-  model->stage_ = std::make_unique<Stage>(std::move(decoder.units), std::move(decoder.buffers), stage_options);
+  if (const int tensor = mesh.shape()[Axis::kTensor]; tensor > recipe.model.num_kv_heads) {
+    std::vector<int> head_of(tensor);
+    for (int t = 0; t < tensor; ++t) head_of[t] = static_cast<int>(t * recipe.model.num_kv_heads / tensor);
+    options.head_replica_group =
+        mesh.Split(Axis::kTensor, head_of, absl::StrCat("tensor(same of ", recipe.model.num_kv_heads, " heads)"));
+  }
+  model->context_group_ = mesh.group({Axis::kContext});
+  DecoderSpec local = recipe.model;
+  local.num_heads /= mesh.shape()[Axis::kTensor];
+  local.num_kv_heads = std::max<int64_t>(1, local.num_kv_heads / mesh.shape()[Axis::kTensor]);
+  const AttentionArguments example = ExampleAttention(local, options.compute, model->device_);
+  ASSIGN_OR_RETURN(model->attention_,
+                   ChooseAttention(extensions.attention_backends, config.kernels().attention(), example));
+  if (mesh.shape()[Axis::kContext] > 1) {
+    const absl::Status supported = SupportsContext(model->attention_, MethodOf(config.parallel()), example);
+    if (!supported.ok()) {
+      return Error(ExitCode::kConfig, "parallel.context_method: ", supported.message(),
+                   "; use context_method: GATHER or another kernels.attention");
+    }
+  }
+  model->BuildStages(options);
   return model;
 }
 
+void Model::BuildStages(BufferOptions options) {
+  const RunConfig& config = recipe_.config;
+  const Schedule& schedule = recipe_.schedule;
+  const int own = mesh_.coordinate(Axis::kPipeline), last = schedule.num_stages() - 1;
+  const int first_rank = schedule.rank_of_stage[0], last_rank = schedule.rank_of_stage[last];
+  if (recipe_.model.tied_embeddings && first_rank != last_rank) {
+    std::vector<int> ends(schedule.num_ranks(), -1);
+    ends[first_rank] = ends[last_rank] = 0;
+    options.tied_group = mesh_.Split(Axis::kPipeline, ends, "pipeline(tied)");
+  }
+  StageOptions stage_options;
+  const RecomputeConfig& recompute = config.recompute();
+  stage_options.recompute = recompute.policy() != RecomputeConfig::NONE;
+  if (recompute.policy() == RecomputeConfig::SELECTIVE) {
+    stage_options.keep.insert(recompute.keep().begin(), recompute.keep().end());
+    if (stage_options.keep.empty()) stage_options.keep.insert(kKeepAttention);
+  }
+  stage_options.offload = recompute.offload() && stage_options.recompute && device_.is_cuda();
+  if (recompute.offload() && !stage_options.offload && mesh_.control().rank() == 0) {
+    Warning("recompute.offload has no effect ",
+            device_.is_cuda() ? "without recompute.policy BLOCK or SELECTIVE" : "on a CPU, whose memory is the host's");
+  }
+  stage_options.z_loss = config.loss().z_loss();
+  stage_options.loss_chunk_tokens = config.kernels().loss_chunk_tokens();
+  stage_options.device = device_;
+
+  std::map<int, std::unique_ptr<Stage>> stages;
+  UnitRange range;
+  range.end = 0;
+  range.whole_embedding = first_rank == last_rank;
+  for (int s = 0; s <= last; ++s) {
+    range.begin = range.end;
+    range.end += recipe_.stage_units[s];
+    if (schedule.rank_of_stage[s] != own) continue;
+    DecoderUnits part = BuildDecoder(recipe_.model, options, attention_, range);
+    for (const auto& buffer : part.buffers) buffers_.push_back(buffer.get());
+    if (s == 0 && recipe_.model.tied_embeddings) range.embedding = part.buffers[0].get();
+    StageOptions own_options = stage_options;
+    if (s > 0 && range.embedding != nullptr) own_options.reduced_earlier = {range.embedding};
+    stages[s] = std::make_unique<Stage>(std::move(part.units), std::move(part.buffers), std::move(own_options));
+  }
+
+  ExecutorOptions executor;
+  LowerOptions lowering;
+  lowering.reshard = options.shard == ParallelConfig::PARAMETERS;
+  lowering.reduce_every_microbatch = options.reduce_every_microbatch;
+  executor.schedule = Lower(schedule, lowering);
+  executor.rank = own;
+  executor.link = MakeLinks(mesh_, schedule);
+  const int64_t tensor = mesh_.shape()[Axis::kTensor], hidden = recipe_.model.hidden_size;
+  const at::TensorOptions carry = at::TensorOptions().dtype(options.compute).device(device_);
+  executor.empty_carry = [=](const MicrobatchTensors& batch) {
+    return at::empty({batch.tokens.size(0) / tensor, hidden}, carry);
+  };
+  executor_ = std::make_unique<PipelineExecutor>(std::move(executor), std::move(stages));
+}
+
 void Model::Initialize() {
-  for (ParameterBuffer* buffer : buffers()) {
+  for (ParameterBuffer* buffer : buffers_) {
     buffer->Initialize(recipe_.config.seed());
     buffer->Publish(/*converted=*/false);
   }
 }
 
-std::vector<ParameterBuffer*> Model::buffers() {
-  std::vector<ParameterBuffer*> buffers;
-  for (const auto& buffer : stage_->buffers()) buffers.push_back(buffer.get());
-  return buffers;
-}
-
 MicrobatchTensors Model::ToDevice(const Microbatch& m) const {
-  return {CopyOf(m.tokens, device_), CopyOf(m.targets, device_), CopyOf(m.positions, device_),
-          CopyOf(m.cu_seqlens, device_), m.max_seqlen};
+  const int ranks = mesh_.shape()[Axis::kContext], rank = mesh_.coordinate(Axis::kContext);
+  MicrobatchTensors batch;
+  batch.cu_seqlens = CopyOf(m.cu_seqlens, device_);
+  batch.max_seqlen = m.max_seqlen;
+  if (ranks == 1) {
+    batch.tokens = CopyOf(m.tokens, device_);
+    batch.targets = CopyOf(m.targets, device_);
+    batch.positions = CopyOf(m.positions, device_);
+    return batch;
+  }
+  const int64_t length = recipe_.config.data().sequence_length();
+  const std::vector<int64_t> own = LocalTokens(static_cast<int64_t>(m.tokens.size()), length, ranks, rank);
+  const auto part = [&](const std::vector<int64_t>& whole) {
+    std::vector<int64_t> values;
+    for (int64_t index : own) values.push_back(whole[index]);
+    return CopyOf(values, device_);
+  };
+  batch.tokens = part(m.tokens);
+  batch.targets = part(m.targets);
+  batch.positions = part(m.positions);
+  batch.context = std::make_shared<ContextAttention>(
+      context_group_.get(),
+      PlanContext(MethodOf(recipe_.config.parallel()), m.cu_seqlens, length, recipe_.model.sliding_window, ranks, rank),
+      device_);
+  return batch;
 }
 
 absl::StatusOr<Loss> Model::ForwardBackward(const StepBatch& batch) {
   double local_targets = 0;
   for (const Microbatch& microbatch : batch.microbatches) local_targets += static_cast<double>(microbatch.num_targets);
-  ProcessGroup& data_group = *mesh_.host_group({Axis::kDataReplicate, Axis::kDataShard});
-  const double targets = SumOverRanks(data_group, local_targets);
+  const double targets = SumOverRanks(*mesh_.host_group({Axis::kDataReplicate, Axis::kDataShard}), local_targets);
   if (targets == 0)
     return Error(ExitCode::kData,
                  "data: no token of this step's global batch has a target; is every document one token long?");
 
-  stage_->BeginStep();
+  std::vector<MicrobatchTensors> microbatches;
+  for (const Microbatch& microbatch : batch.microbatches) microbatches.push_back(ToDevice(microbatch));
   at::Tensor sums = at::zeros({2}, at::TensorOptions().dtype(at::kDouble).device(device_));
-  for (size_t i = 0; i < batch.microbatches.size(); ++i) {
-    MicrobatchState state;
-    state.batch = ToDevice(batch.microbatches[i]);
-    stage_->Forward(state, 1.0 / targets, sums);
-    stage_->Backward(state, 1.0 / targets, sums, /*last=*/i + 1 == batch.microbatches.size());
-  }
-  stage_->FinishGradients(static_cast<int>(batch.microbatches.size()));
+  for (auto& [index, stage] : executor_->stages()) stage->BeginStep();
+  executor_->Step(microbatches, 1.0 / targets, sums);
+  for (auto& [index, stage] : executor_->stages()) stage->FinishGradients(static_cast<int>(microbatches.size()));
   const at::Tensor host = sums.cpu();
   const double* local = host.const_data_ptr<double>();
   last_local_loss_sum_ = local[0];
   Loss loss;
-  loss.mean = SumOverRanks(data_group, local[0]) / targets;
+  loss.mean = SumOverRanks(loss_group(), local[0]) / targets;
   loss.targets = static_cast<int64_t>(targets);
   if (recipe_.config.loss().z_loss() > 0)
-    loss.z_loss = recipe_.config.loss().z_loss() * SumOverRanks(data_group, local[1]) / targets;
+    loss.z_loss = recipe_.config.loss().z_loss() * SumOverRanks(loss_group(), local[1]) / targets;
   return loss;
 }
 
 GradNorm Model::ClipGradNorm(double max_norm) {
   double local = 0;
-  for (ParameterBuffer* buffer : buffers()) {
-    if (buffer->own_gradient().defined())
-      local += SquaredNorm(buffer->own_gradient().narrow(0, buffer->unique_begin(), buffer->unique_numel()));
+  for (ParameterBuffer* buffer : buffers_) {
+    if (buffer->own_gradient().defined()) local += buffer->UniqueSquaredNorm();
   }
   GradNorm norm;
-  norm.total = std::sqrt(SumOverRanks(*mesh_.host_group({Axis::kDataShard, Axis::kContext}), local));
+  norm.total = std::sqrt(
+      SumOverRanks(*mesh_.host_group({Axis::kPipeline, Axis::kDataShard, Axis::kContext, Axis::kTensor}), local));
   if (max_norm > 0) norm.clip_factor = std::min(1.0, max_norm / (norm.total + 1e-6));
   return norm;
+}
+
+GradientNorms Model::ParameterGradientNorms() {
+  const std::vector<ParameterSpec> all = DecoderParameters(recipe_.model);
+  std::map<std::string, int64_t> index;
+  for (const ParameterSpec& spec : all) index.emplace(spec.name, static_cast<int64_t>(index.size()));
+  const auto count = static_cast<int64_t>(all.size());
+  at::Tensor squares = at::zeros({count}, at::TensorOptions().dtype(at::kDouble));
+  for (ParameterBuffer* buffer : buffers_) {
+    if (!buffer->own_gradient().defined()) continue;
+    for (const Segment& s : buffer->unique_segments()) {
+      squares.mutable_data_ptr<double>()[index.at(buffer->specs()[s.parameter].name)] +=
+          SquaredNorm(buffer->own_gradient().narrow(0, s.own_begin, s.numel));
+    }
+  }
+  mesh_.host_group({Axis::kPipeline, Axis::kDataShard, Axis::kContext, Axis::kTensor})
+      ->AllReduce(squares, ReduceOp::kSum)
+      .Wait();
+  GradientNorms norms;
+  for (const ParameterSpec& spec : all)
+    norms.emplace_back(spec.name, std::sqrt(squares.const_data_ptr<double>()[index.at(spec.name)]));
+  return norms;
 }
 
 Model::EvaluationSums Model::Evaluate(const std::vector<Microbatch>& microbatches) {
   at::Tensor sums = at::zeros({2}, at::TensorOptions().dtype(at::kDouble).device(device_));
   double targets = 0;
+  std::vector<MicrobatchTensors> batches;
   for (const Microbatch& microbatch : microbatches) {
-    stage_->Evaluate(ToDevice(microbatch), sums);
+    batches.push_back(ToDevice(microbatch));
     targets += static_cast<double>(microbatch.num_targets);
   }
-  ProcessGroup& data_group = *mesh_.host_group({Axis::kDataReplicate, Axis::kDataShard});
+  executor_->Evaluate(batches, sums);
   EvaluationSums result;
-  result.loss_sum = SumOverRanks(data_group, sums.cpu().const_data_ptr<double>()[0]);
-  result.targets = static_cast<int64_t>(SumOverRanks(data_group, targets));
+  result.loss_sum = SumOverRanks(loss_group(), sums.cpu().const_data_ptr<double>()[0]);
+  result.targets =
+      static_cast<int64_t>(SumOverRanks(*mesh_.host_group({Axis::kDataReplicate, Axis::kDataShard}), targets));
   return result;
 }
 
 std::string Model::DescribeNonFinite(double local_loss_sum) {
   // Gradients flow backward: of several units with non-finite gradients the last one in the model had them first.
-  const std::vector<ParameterBuffer*> all = buffers();
+  const std::vector<ParameterBuffer*>& all = buffers_;
   double bad = -1;
   for (size_t i = 0; i < all.size(); ++i) {
     if (all[i]->own_gradient().defined() && !std::isfinite(SquaredNorm(all[i]->own_gradient())))
@@ -153,14 +293,16 @@ std::string Model::DescribeNonFinite(double local_loss_sum) {
   }
   const std::vector<double> losses = GatherDoubles(mesh_.control(), local_loss_sum);
   const std::vector<double> units = GatherDoubles(mesh_.control(), bad);
+  // Pipeline ranks hold different units: each names its own.
+  const std::vector<std::string> names =
+      GatherBytes(mesh_.control(), bad < 0 ? "" : all[static_cast<size_t>(bad)]->name());
   std::string text;
   for (size_t rank = 0; rank < units.size(); ++rank) {
     const bool bad_loss = !std::isfinite(losses[rank]);
     if (!bad_loss && units[rank] < 0) continue;
     absl::StrAppend(&text, text.empty() ? "" : "; ", "rank ", rank, ": ");
     if (bad_loss) absl::StrAppend(&text, "loss ", losses[rank]);
-    if (units[rank] >= 0)
-      absl::StrAppend(&text, bad_loss ? ", " : "", "gradient of unit ", all[static_cast<size_t>(units[rank])]->name());
+    if (units[rank] >= 0) absl::StrAppend(&text, bad_loss ? ", " : "", "gradient of unit ", names[rank]);
   }
   return text.empty() ? "the sum over ranks overflowed" : text;
 }

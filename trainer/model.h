@@ -1,5 +1,5 @@
 // trainer/model.h
-// A recipe's model on this rank: its stage, and what the loop asks of it.
+// A recipe's model on this rank: its stages, and what the loop asks of it.
 #ifndef TRIREME_TRAINER_MODEL_H_
 #define TRIREME_TRAINER_MODEL_H_
 
@@ -10,7 +10,8 @@
 
 #include "data/loader.h"
 #include "parallel/comm/mesh.h"
-#include "parallel/sharding/stage.h"
+#include "parallel/pipeline/executor.h"
+#include "trainer/check_against.h"
 #include "trainer/extensions.h"
 #include "trainer/recipe.h"
 
@@ -42,6 +43,9 @@ class Model {
   // Collective. max_norm 0: no clipping.
   GradNorm ClipGradNorm(double max_norm);
 
+  // Of every parameter in the model's order, before clipping; the same on all ranks. Collective.
+  GradientNorms ParameterGradientNorms();
+
   // Sums over the targets of these microbatches on all data ranks. Collective; every rank brings the same number of
   // microbatches.
   struct EvaluationSums {
@@ -53,20 +57,25 @@ class Model {
   // For a non-finite loss or norm: which rank and unit have it. Collective; the same text on all ranks.
   std::string DescribeNonFinite(double local_loss_sum);
 
-  Stage& stage() { return *stage_; }
-  std::vector<ParameterBuffer*> buffers();
+  PipelineExecutor& executor() { return *executor_; }
+  const std::vector<ParameterBuffer*>& buffers() { return buffers_; }
   const AttentionBackend& attention() const { return attention_; }
   double last_local_loss_sum() const { return last_local_loss_sum_; }
 
  private:
   Model(const Recipe& recipe, Mesh& mesh) : recipe_(recipe), mesh_(mesh) {}
   MicrobatchTensors ToDevice(const Microbatch& microbatch) const;
+  // Ranks whose losses and gradients are parts of one sum: all but the tensor ranks, which hold the same losses.
+  ProcessGroup& loss_group() const;
+  void BuildStages(BufferOptions options);
 
   Recipe recipe_;
   Mesh& mesh_;
   at::Device device_ = at::kCPU;
   AttentionBackend attention_;
-  std::unique_ptr<Stage> stage_;
+  std::shared_ptr<ProcessGroup> context_group_;
+  std::unique_ptr<PipelineExecutor> executor_;
+  std::vector<ParameterBuffer*> buffers_;
   double last_local_loss_sum_ = 0;
 };
 

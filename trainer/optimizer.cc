@@ -9,24 +9,8 @@
 namespace trireme {
 namespace {
 
-// Consecutive elements of a buffer that one kernel call updates.
-struct Run {
-  int parameter;
-  int64_t begin, numel, parameter_begin;
-  bool decay;
-};
-
-std::vector<Run> Runs(const ParameterBuffer& buffer) {
-  std::vector<Run> runs;
-  for (const Segment& s : buffer.segments()) {
-    const ParameterSpec& spec = buffer.specs()[s.parameter];
-    if (spec.trainable) runs.push_back({s.parameter, s.own_begin, s.numel, s.parameter_begin, spec.decay});
-  }
-  return runs;
-}
-
-at::Tensor Part(const at::Tensor& tensor, const Run& run) {
-  return tensor.defined() ? tensor.narrow(0, run.begin, run.numel) : tensor;
+at::Tensor Part(const at::Tensor& tensor, const Segment& run) {
+  return tensor.defined() ? tensor.narrow(0, run.own_begin, run.numel) : tensor;
 }
 
 }  // namespace
@@ -74,15 +58,19 @@ void Optimizer::StepAdamW(size_t index, int64_t step, double learning_rate, doub
   const at::Tensor &m = by_buffer_[index][0], &v = by_buffer_[index][1];
   const at::Tensor copy =
       buffer.own_compute().scalar_type() != weights.scalar_type() ? buffer.own_compute() : at::Tensor();
-  for (const Run& run : Runs(buffer)) {
-    const float keep = run.decay ? static_cast<float>(1 - learning_rate * c.weight_decay()) : 1.0f;
-    if (weights.scalar_type() == at::kBFloat16) {
-      const RandomKey key = MakeRandomKey(seed_, RandomPurpose::kStochasticRounding,
-                                          StableId(buffer.specs()[run.parameter].name.c_str()), step);
+  for (const Segment& segment : buffer.segments()) {
+    const ParameterSpec& spec = buffer.specs()[segment.parameter];
+    if (!spec.trainable) continue;
+    const float keep = spec.decay ? static_cast<float>(1 - learning_rate * c.weight_decay()) : 1.0f;
+    if (weights.scalar_type() != at::kBFloat16) {
+      AdamWUpdate(s, keep, Part(weights, segment), Part(gradient, segment), Part(m, segment), Part(v, segment),
+                  Part(copy, segment));
+      continue;
+    }
+    const RandomKey key = MakeRandomKey(seed_, RandomPurpose::kStochasticRounding, StableId(spec.name.c_str()), step);
+    for (const Segment& run : buffer.WholeRuns(segment)) {
       AdamWUpdateBf16(s, keep, Part(weights, run), Part(gradient, run), Part(m, run), Part(v, run), key,
                       run.parameter_begin);
-    } else {
-      AdamWUpdate(s, keep, Part(weights, run), Part(gradient, run), Part(m, run), Part(v, run), Part(copy, run));
     }
   }
 }
@@ -94,10 +82,13 @@ void Optimizer::StepSgd(size_t index, double learning_rate, double gradient_scal
   const at::Tensor copy =
       buffer.own_compute().scalar_type() != weights.scalar_type() ? buffer.own_compute() : at::Tensor();
   const at::Tensor velocity = by_buffer_[index].empty() ? at::Tensor() : by_buffer_[index][0];
-  for (const Run& run : Runs(buffer)) {
-    const float keep = run.decay ? static_cast<float>(1 - learning_rate * c.weight_decay()) : 1.0f;
+  for (const Segment& segment : buffer.segments()) {
+    const ParameterSpec& spec = buffer.specs()[segment.parameter];
+    if (!spec.trainable) continue;
+    const float keep = spec.decay ? static_cast<float>(1 - learning_rate * c.weight_decay()) : 1.0f;
     SgdUpdate(static_cast<float>(gradient_scale), static_cast<float>(learning_rate), static_cast<float>(c.momentum()),
-              keep, Part(weights, run), Part(buffer.own_gradient(), run), Part(velocity, run), Part(copy, run));
+              keep, Part(weights, segment), Part(buffer.own_gradient(), segment), Part(velocity, segment),
+              Part(copy, segment));
   }
 }
 

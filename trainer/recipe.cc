@@ -6,6 +6,8 @@
 #include <cmath>
 
 #include "configs/config_loader.h"
+#include "parallel/layers/kept_results.h"
+#include "trainer/layout.h"
 
 namespace trireme {
 namespace {
@@ -22,12 +24,6 @@ void CheckParallel(const RunConfig& config, int world, Recipe* recipe, Problems*
   recipe->mesh[Axis::kPipeline] = degree("pipeline", p.pipeline());
   recipe->mesh[Axis::kContext] = degree("context", p.context());
   recipe->mesh[Axis::kDataReplicate] = degree("data_replicate", p.data_replicate());
-  for (const auto& [name, value] :
-       {std::pair<const char*, int>{"tensor", p.tensor()}, {"pipeline", p.pipeline()}, {"context", p.context()}}) {
-    if (value > 1)
-      problems->push_back(absl::StrCat("parallel.", name, ": ", value,
-                                       " is not supported yet; set it to 1 and use data_shard or data_replicate"));
-  }
   const int others = recipe->mesh.world();
   int shard = p.data_shard();
   if (shard < 0) {
@@ -61,13 +57,38 @@ void CheckBatch(const RunConfig& config, Recipe* recipe, Problems* problems) {
   if (micro < 1) problems->push_back(absl::StrCat("micro_batch_size: is ", micro, "; give 1 or more sequences"));
   if (global < 1) {
     problems->push_back("global_batch_size: not set or not positive; give sequences per step over all ranks");
-  } else if (micro >= 1 && global % (micro * data_ranks) != 0) {
-    problems->push_back(absl::StrCat("global_batch_size: ", global, " is not a multiple of micro_batch_size ", micro,
-                                     " x ", data_ranks, " data-parallel ranks = ", micro * data_ranks));
   } else if (micro >= 1) {
     recipe->num_microbatches = global / (micro * data_ranks);
   }
   recipe->tokens_per_step = std::max<int64_t>(1, global * length);
+}
+
+// The mesh against the model, once both are known: what does not fit, the closest mesh that does, and the stages.
+void CheckLayout(const RunConfig& config, Recipe* recipe, Problems* problems) {
+  std::vector<std::string> found = LayoutProblems(config, recipe->model, recipe->mesh);
+  if (!found.empty()) {
+    const std::string proposal = ProposeLayout(config, recipe->model, recipe->mesh);
+    if (!proposal.empty())
+      absl::StrAppend(&found.back(), "\n    the closest layout of ", recipe->mesh.world(),
+                      " ranks that fits: ", proposal);
+    problems->insert(problems->end(), found.begin(), found.end());
+    return;
+  }
+  if (recipe->num_microbatches < 1) return;
+  absl::StatusOr<Schedule> schedule = MakePipelineSchedule(config.parallel(), recipe->mesh[Axis::kPipeline],
+                                                           static_cast<int>(recipe->num_microbatches));
+  if (!schedule.ok()) {
+    problems->push_back(std::string(schedule.status().message()));
+    return;
+  }
+  recipe->schedule = *std::move(schedule);
+  absl::StatusOr<std::vector<int>> units =
+      StageUnits(config.parallel(), recipe->model, config.data().sequence_length(), recipe->schedule.num_stages());
+  if (units.ok()) {
+    recipe->stage_units = *std::move(units);
+  } else {
+    problems->push_back(std::string(units.status().message()));
+  }
 }
 
 void CheckTraining(const RunConfig& config, const CorpusFacts& facts, Recipe* recipe, Problems* problems) {
@@ -150,6 +171,13 @@ void CheckRest(const RunConfig& config, const std::vector<std::string>& attentio
   not_negative("checkpoint.keep_last", config.checkpoint().keep_last());
   not_negative("launch.watchdog_seconds", config.launch().watchdog_seconds());
   not_negative("non_finite.max_consecutive_skips", config.non_finite().max_consecutive_skips());
+  for (const std::string& name : config.recompute().keep()) {
+    if (name != kKeepAttention && name != kKeepQkv && name != kKeepGateUp)
+      problems->push_back(absl::StrCat("recompute.keep: nothing is called \"", name, "\"; there are: ", kKeepAttention,
+                                       ", ", kKeepQkv, ", ", kKeepGateUp));
+  }
+  if (config.recompute().keep_size() > 0 && config.recompute().policy() != RecomputeConfig::SELECTIVE)
+    problems->push_back("recompute.keep: needs recompute.policy: SELECTIVE");
   if (config.kernels().loss_chunk_tokens() < 1) problems->push_back("kernels.loss_chunk_tokens: must be positive");
   if (config.data().prefetch_steps() < 1) problems->push_back("data.prefetch_steps: must be positive");
   if (config.logging().every_steps() < 1) problems->push_back("logging.every_steps: must be positive");
@@ -196,6 +224,10 @@ absl::StatusOr<Recipe> MakeRecipe(const RunConfig& config, int world_size, const
     }
   } else {
     problems.push_back(std::string(family.status().message()));
+  }
+  if (family.ok() && config.global_batch_size() >= 1 && config.micro_batch_size() >= 1 &&
+      config.data().sequence_length() >= 1) {
+    CheckLayout(config, &recipe, &problems);
   }
   CheckTraining(config, facts, &recipe, &problems);
   CheckRest(config, attention_names, &problems);
@@ -251,6 +283,7 @@ std::vector<std::string> NumericChanges(const RunConfig& saved, const RunConfig&
     config->clear_logging();
     config->clear_kernels();
     config->clear_recompute();
+    config->clear_trace();
     config->clear_non_finite();
     config->mutable_data()->clear_prefetch_steps();
     config->mutable_data()->clear_verify_checksums();

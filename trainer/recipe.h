@@ -13,6 +13,7 @@
 #include "models/decoder_spec.h"
 #include "models/family.h"
 #include "parallel/comm/mesh.h"
+#include "parallel/pipeline/schedule.h"
 
 namespace trireme {
 
@@ -27,6 +28,8 @@ struct Recipe {
   DecoderSpec model;
   MeshShape mesh;
   int64_t num_microbatches = 0;  // per data-parallel rank and step
+  Schedule schedule;             // over pipeline ranks, computations only
+  std::vector<int> stage_units;  // how many units (embedding, blocks, head) each stage has
   int64_t tokens_per_step = 0;   // over all ranks
   int64_t total_steps = 0;
 

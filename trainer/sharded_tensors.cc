@@ -73,18 +73,17 @@ absl::StatusOr<std::map<std::string, std::vector<int64_t>>> Offsets(const Safete
 std::vector<TensorPart> PartsOf(const ParameterBuffer& buffer, const at::Tensor& own, const std::string& suffix,
                                 bool unique) {
   std::vector<TensorPart> parts;
-  const int64_t low = unique ? buffer.unique_begin() : 0, high = unique ? low + buffer.unique_numel() : own.numel();
-  for (const Segment& segment : buffer.segments()) {
-    const int64_t begin = std::max(segment.own_begin, low), end = std::min(segment.own_begin + segment.numel, high);
-    if (begin >= end) continue;
+  for (const Segment& segment : unique ? buffer.unique_segments() : buffer.segments()) {
     const ParameterSpec& spec = buffer.specs()[segment.parameter];
-    const int64_t first = segment.parameter_begin + begin - segment.own_begin;
-    for (const FlatPiece& piece : FlatRangeToPieces(spec.shape, first, first + end - begin)) {
+    const Rectangle& held = buffer.rectangle(segment.parameter);
+    const int64_t first = segment.parameter_begin;
+    for (const FlatPiece& piece : FlatRangeToPieces(held.size, first, first + segment.numel)) {
       TensorPart part;
       part.name = suffix.empty() ? spec.name : absl::StrCat(spec.name, ".", suffix);
       part.shape = spec.shape;
       part.rectangle = piece.rectangle;
-      part.values = own.narrow(0, begin + piece.flat_begin - first, piece.rectangle.numel());
+      for (size_t dim = 0; dim < held.offset.size(); ++dim) part.rectangle.offset[dim] += held.offset[dim];
+      part.values = own.narrow(0, segment.own_begin + piece.flat_begin - first, piece.rectangle.numel());
       parts.push_back(std::move(part));
     }
   }

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <optional>
 
 #include "configs/config_loader.h"
 #include "data/loader.h"
@@ -15,6 +16,7 @@
 #include "launch/log.h"
 #include "parallel/comm/mpi_group.h"
 #include "trainer/agreement.h"
+#include "trainer/check_against.h"
 #include "trainer/checkpointer.h"
 #include "trainer/corpora.h"
 #include "trainer/evaluation.h"
@@ -37,8 +39,9 @@ struct Job {
   Model& model;
   Optimizer& optimizer;
   Checkpointer& checkpointer;
-  MetricsLog* metrics;  // rank 0's; null elsewhere
-  double peak_flops;    // of all ranks together; 0: unknown
+  MetricsLog* metrics;        // rank 0's; null elsewhere
+  double peak_flops;          // of all ranks together; 0: unknown
+  RunComparison* comparison;  // null: none
   TrainProgress progress;
 };
 
@@ -107,6 +110,19 @@ absl::Status Record(Job& job, const Loss& loss, const GradNorm& norm, double lea
   return job.metrics->Train(record);
 }
 
+bool WantsNorms(const Job& job) { return job.comparison != nullptr || job.recipe.config.logging().parameter_norms(); }
+
+absl::Status RecordOrCompareNorms(Job& job, const Loss& loss, const GradientNorms& norms) {
+  if (norms.empty()) return absl::OkStatus();
+  const int64_t step = job.progress.step();
+  if (job.metrics != nullptr && job.recipe.config.logging().parameter_norms())
+    RETURN_IF_ERROR(job.metrics->ParameterNorms(step, loss.mean, norms));
+  if (job.comparison == nullptr) return absl::OkStatus();
+  // Every rank holds the same numbers and finds the same.
+  const absl::Status same = job.comparison->Compare(step, loss.mean, norms);
+  return same.ok() ? same : MarkAgreed(same);
+}
+
 absl::Status Loop(Job& job) {
   const Recipe& recipe = job.recipe;
   LoaderOptions loading;
@@ -130,6 +146,7 @@ absl::Status Loop(Job& job) {
     ASSIGN_OR_RETURN(const StepBatch batch, loader->Next());
     ASSIGN_OR_RETURN(const Loss loss, job.model.ForwardBackward(batch));
     const GradNorm norm = job.model.ClipGradNorm(recipe.config.lr_schedule().clip_grad_norm());
+    const GradientNorms norms = WantsNorms(job) ? job.model.ParameterGradientNorms() : GradientNorms();
     ASSIGN_OR_RETURN(const bool skip, ApplyNonFinitePolicy(job, loss, norm));
     const double learning_rate = recipe.LearningRate(step);
     if (!skip) job.optimizer.Step(step, learning_rate, norm.clip_factor);
@@ -141,6 +158,7 @@ absl::Status Loop(Job& job) {
     RETURN_IF_ERROR(Record(job, loss, norm, learning_rate, seconds, batch.wait_ms,
                            (MonotonicSeconds() - begin) / static_cast<double>(step - first_step)));
 
+    RETURN_IF_ERROR(RecordOrCompareNorms(job, loss, norms));
     if (Due(recipe.config.evaluation().every_steps(), step, recipe)) RETURN_IF_ERROR(Evaluate(job));
     // The best model so far is worth a checkpoint whenever it is found.
     const bool best = recipe.config.checkpoint().keep_best() && job.progress.best_step() == step;
@@ -222,10 +240,35 @@ absl::Status Run(const TrainOptions& options, const Extensions& extensions, cons
     Info(absl::StrFormat("a model that only knows how common each token is would reach a loss of %.4f",
                          corpora.unigram_entropy));
 
-  Job job{options,   process,      recipe,        corpora,    mesh,    **model,
-          optimizer, checkpointer, metrics.get(), peak_flops, progress};
+  std::optional<RunComparison> comparison;
+  if (!options.check_against.empty()) {
+    absl::StatusOr<RunComparison> opened =
+        RunComparison::Open(options.check_against, recipe.mesh.ToString(), options.check_tolerance);
+    RETURN_IF_ERROR(Agree(world, opened.status()));
+    comparison = *std::move(opened);
+  }
+  Job job{options,
+          process,
+          recipe,
+          corpora,
+          mesh,
+          **model,
+          optimizer,
+          checkpointer,
+          metrics.get(),
+          peak_flops,
+          comparison.has_value() ? &*comparison : nullptr,
+          progress};
   const absl::Status status = Loop(job);
   if (metrics != nullptr) RETURN_IF_ERROR(metrics->Flush());
+  if (status.ok() && comparison.has_value()) {
+    if (comparison->compared_steps() == 0) {
+      Warning("--check-against: ", options.check_against, " recorded none of the steps that ran");
+    } else {
+      Info("the same as ", options.check_against, " in ", comparison->compared_steps(), " steps, to ",
+           options.check_tolerance);
+    }
+  }
   if (status.ok()) {
     Info(absl::StrFormat("finished: step %d, %s tokens", job.progress.step(),
                          HumanCount(static_cast<double>(job.progress.tokens()))),

@@ -18,6 +18,8 @@ struct TrainOptions {
   std::vector<std::string> overrides;  // --set
   int expected_ranks = 0;              // --ranks; 0: launch.expected_ranks, if set
   bool allow_change = false;           // resume although numbers will change
+  std::string check_against;           // run_dir of another run; "": none
+  double check_tolerance = 1e-4;       // relative
   int64_t stop_at = 0;                 // end after this step as if preempted; 0: run to the end
 };
 

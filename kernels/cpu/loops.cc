@@ -245,7 +245,7 @@ void CrossEntropyBackward(int64_t vocab, C* logits, int64_t target, C lse, C sca
   const C factor = scale * (C(1) + C(2) * z_loss * lse);
 #pragma omp simd
   for (int64_t i = 0; i < vocab; ++i) logits[i] = Exp(logits[i] - lse) * factor;
-  logits[target] -= scale;
+  if (target < vocab) logits[target] -= scale;
 }
 
 template <typename T>

@@ -47,11 +47,11 @@ struct TypedLoops {
   void (*scale_rows)(int64_t rows, int64_t columns, int64_t ld, const C* factor, C* x);
   // sum over columns of a * b, per row.
   void (*row_dots)(int64_t rows, int64_t columns, int64_t ld_a, const C* a, int64_t ld_b, const C* b, C* out);
-  // Cross-entropy of one row of logits [vocab] (arithmetic type): returns lse - logits[target]; *lse is set. target <
-  // 0: no loss.
+  // Cross-entropy of one row of logits [vocab] (arithmetic type): returns lse - logits[target]; *lse is set (-inf for
+  // vocab 0). target < 0: no loss.
   C (*cross_entropy)(int64_t vocab, const C* logits, int64_t target, C* lse);
   // logits -> their gradient in place: (softmax * (1 + 2 z_loss lse) - onehot(target)) * scale; all zero when target <
-  // 0.
+  // 0; target >= vocab: it is not among these columns.
   void (*cross_entropy_backward)(int64_t vocab, C* logits, int64_t target, C lse, C scale, C z_loss);
   // a += b, and a += b with a in the arithmetic type.
   void (*add)(int64_t n, T* a, const T* b);

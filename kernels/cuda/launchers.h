@@ -57,13 +57,23 @@ void LaunchEmbeddingGradient(Storage storage, int64_t rows, int64_t vocab, int64
                              const int64_t* order, const void* dy, float* accumulator, Stream stream);
 
 // ---- Cross-entropy (cross_entropy.cu) ----
-// logits [rows, vocab] float32; targets [rows] (negative: ignored). loss, lse [rows]: per row, both 0 where ignored.
-// gradient [rows, vocab]: (softmax * (1 + 2 z_loss lse) - onehot) * scale, null for none; it may be `logits` when
-// stored as float32.
-void LaunchCrossEntropy(int64_t rows, int64_t vocab, const float* logits, const int64_t* targets, float scale,
-                        float z_loss, float* loss, float* lse, Storage gradient_storage, void* gradient, Stream stream);
-// sums [2] += {sum of loss, sum of lse^2} in float64, in an order that depends on rows only.
-void LaunchAddLossSums(int64_t rows, const float* loss, const float* lse, double* sums, Stream stream);
+struct CrossEntropyArguments {
+  int64_t rows = 0, columns = 0;
+  const float* logits = nullptr;  // [rows, columns]: the ids from first_id on, of `vocab` in all
+  int64_t first_id = 0, vocab = 0;
+  const int64_t* targets = nullptr;  // [rows], ids; negative: ignored
+  float scale = 1, z_loss = 0;
+  bool lse_given = false;      // else lse and of_target are written
+  float* lse = nullptr;        // [rows]
+  float* of_target = nullptr;  // [rows]: the target's logit, 0 where it is not among the columns
+  Storage gradient_storage = Storage::kFloat32;
+  void* gradient = nullptr;  // [rows, columns] or null; may be `logits` when stored as float32
+};
+// gradient: (softmax * (1 + 2 z_loss lse) - onehot) * scale; zero where ignored.
+void LaunchCrossEntropy(const CrossEntropyArguments& arguments, Stream stream);
+// sums [2] += {sum of lse - of_target, sum of lse^2} over targets, in float64, in an order that depends on rows only.
+void LaunchAddLossSums(int64_t rows, const int64_t* targets, const float* lse, const float* of_target, double* sums,
+                       Stream stream);
 
 // ---- Optimizers and norm on flat arrays (optimizer.cu) ----
 void LaunchAdamW(const AdamWStep& step, float keep, int64_t n, float* p, const float* g, float* m, float* v, Bf16* copy,

@@ -129,7 +129,7 @@ LossHeadResult LossHead(const at::Tensor& x, const at::Tensor& weight, const at:
   if (options.with_gradient) result.dx = at::empty(x.sizes(), x.options());
   const at::TensorOptions wide = x.options().dtype(at::kFloat);
   const int64_t chunk = std::min(options.chunk_tokens, tokens);
-  at::Tensor loss = at::empty({tokens}, wide), lse = at::empty({tokens}, wide);
+  at::Tensor lse = at::empty({tokens}, wide), of_target = at::empty({tokens}, wide);
   at::Tensor chunk_logits = at::empty({chunk, vocab}, wide);
   at::Tensor chunk_gradient = options.with_gradient && rounds ? at::empty({chunk, vocab}, x.options()) : chunk_logits;
   const at::Tensor weight_t = weight.t();
@@ -142,16 +142,37 @@ LossHeadResult LossHead(const at::Tensor& x, const at::Tensor& weight, const at:
     } else {
       at::mm_out(logits, part, weight_t);
     }
-    LaunchCrossEntropy(rows, vocab, Floats(logits), targets.const_data_ptr<int64_t>() + begin,
-                       static_cast<float>(options.scale), static_cast<float>(options.z_loss), Floats(loss) + begin,
-                       Floats(lse) + begin, StorageOf(gradient), options.with_gradient ? Address(gradient) : nullptr,
-                       target.stream);
+    at::Tensor statistics = at::empty({2, rows}, wide);
+    CrossEntropyArguments a;
+    a.rows = rows;
+    a.columns = vocab;
+    a.logits = Floats(logits);
+    a.first_id = options.first_id;
+    a.vocab = options.combine ? options.vocab_size : vocab;
+    a.targets = targets.const_data_ptr<int64_t>() + begin;
+    a.scale = static_cast<float>(options.scale);
+    a.z_loss = static_cast<float>(options.z_loss);
+    a.lse = Floats(statistics);
+    a.of_target = a.lse + rows;
+    a.gradient_storage = StorageOf(gradient);
+    void* const out = options.with_gradient ? Address(gradient) : nullptr;
+    a.gradient = options.combine ? nullptr : out;
+    LaunchCrossEntropy(a, target.stream);
+    if (options.combine) {
+      options.combine(statistics);
+      a.lse_given = true;
+      a.gradient = out;
+      if (out != nullptr) LaunchCrossEntropy(a, target.stream);
+    }
+    lse.narrow(0, begin, rows).copy_(statistics.select(0, 0));
+    of_target.narrow(0, begin, rows).copy_(statistics.select(0, 1));
     if (!options.with_gradient) continue;
     at::Tensor dx = result.dx.narrow(0, begin, rows);
     at::mm_out(dx, gradient, weight);
-    if (d_weight != nullptr) AddOuterProduct(gradient, part, *d_weight);
+    if (d_weight != nullptr) AddOuterProduct(gradient, part, *d_weight, options.overwrite && begin == 0);
   }
-  LaunchAddLossSums(tokens, Floats(loss), Floats(lse), result.sums.data_ptr<double>(), target.stream);
+  LaunchAddLossSums(tokens, targets.const_data_ptr<int64_t>(), Floats(lse), Floats(of_target),
+                    result.sums.data_ptr<double>(), target.stream);
   return result;
 }
 

@@ -49,6 +49,13 @@ absl::StatusOr<std::unique_ptr<Mesh>> Mesh::Create(const Process& process, const
   return mesh;
 }
 
+std::unique_ptr<Mesh> Mesh::Alone(at::Device device) {
+  std::unique_ptr<Mesh> mesh(new Mesh);
+  mesh->device_ = device;
+  mesh->control_ = MakeSelfGroup("alone");
+  return mesh;
+}
+
 std::vector<int> Mesh::MembersOf(unsigned set) const {
   std::vector<int> members;
   for (int rank = 0; rank < shape_.world(); ++rank) {
@@ -77,28 +84,41 @@ std::shared_ptr<ProcessGroup> Mesh::Get(std::initializer_list<Axis> axes, Kind k
   std::shared_ptr<ProcessGroup>& group = groups_[{set, kind}];
   if (group != nullptr) return group;
   std::string name;
-  int size = 1, color = 0, key = 0;
   for (int axis = 0; axis < kNumAxes; ++axis) {
-    if ((set >> axis & 1) != 0) {
-      absl::StrAppend(&name, name.empty() ? "" : "+", AxisName(static_cast<Axis>(axis)));
-      size *= shape_.size[axis];
-      key = key * shape_.size[axis] + coordinates_[axis];
-    } else {
-      color = color * shape_.size[axis] + coordinates_[axis];
-    }
+    if ((set >> axis & 1) != 0) absl::StrAppend(&name, name.empty() ? "" : "+", AxisName(static_cast<Axis>(axis)));
   }
   if (kind == Kind::kHost) absl::StrAppend(&name, "(host)");
   if (kind == Kind::kSecond) absl::StrAppend(&name, "(2)");
-  if (size == 1) {
-    group = MakeSelfGroup(name);
-    return group;
+  int size = 1;
+  for (int axis = 0; axis < kNumAxes; ++axis) size *= (set >> axis & 1) != 0 ? shape_.size[axis] : 1;
+  if (size == 1) return group = MakeSelfGroup(name);
+  const std::vector<int> members = MembersOf(set);
+  return group = Make(name, members, members[0], kind);
+}
+
+std::shared_ptr<ProcessGroup> Mesh::Split(Axis axis, const std::vector<int>& part_of, const std::string& name) {
+  std::shared_ptr<ProcessGroup>& group = splits_[name];
+  if (group != nullptr) return group;
+  const int own = part_of[coordinate(axis)];
+  std::vector<int> members;
+  for (int rank : MembersOf(1u << static_cast<int>(axis))) {
+    if (own >= 0 && part_of[CoordinatesOf(shape_, rank)[static_cast<int>(axis)]] == own) members.push_back(rank);
   }
-  log_->SetMembers(name, MembersOf(set));
+  if (members.size() > 1) return group = Make(name, members, members[0], Kind::kDevice);
+  // The others split; who is alone must take part.
+  MPI_Comm none;
+  MPI_Comm_split(MPI_COMM_WORLD, MPI_UNDEFINED, 0, &none);
+  return group = MakeSelfGroup(name);
+}
+
+// Collective over the job. Ranks that give the same color make one group, in the order of their ranks in the job.
+std::shared_ptr<ProcessGroup> Mesh::Make(const std::string& name, const std::vector<int>& members, int color,
+                                         Kind kind) {
+  log_->SetMembers(name, members);
   MPI_Comm communicator;
-  MPI_Comm_split(MPI_COMM_WORLD, color, key, &communicator);
-  group = device_.is_cuda() && kind != Kind::kHost ? MakeNcclGroup(name, communicator, device_.index(), log_.get())
-                                                   : MakeMpiGroup(name, communicator, log_.get());
-  return group;
+  MPI_Comm_split(MPI_COMM_WORLD, color, /*key=*/0, &communicator);
+  return device_.is_cuda() && kind != Kind::kHost ? MakeNcclGroup(name, communicator, device_.index(), log_.get())
+                                                  : MakeMpiGroup(name, communicator, log_.get());
 }
 
 int Mesh::data_rank() const {

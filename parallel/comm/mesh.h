@@ -36,6 +36,9 @@ class Mesh {
   static absl::StatusOr<std::unique_ptr<Mesh>> Create(const Process& process, const MeshShape& shape,
                                                       at::Device device);
 
+  // This process by itself, whatever the job's size: every group is a group of one.
+  static std::unique_ptr<Mesh> Alone(at::Device device);
+
   const MeshShape& shape() const { return shape_; }
   int coordinate(Axis axis) const { return coordinates_[static_cast<int>(axis)]; }
 
@@ -49,6 +52,10 @@ class Mesh {
   // A second communicator over the same ranks, so that two operations can be under way at once. On CPU runs it is
   // group() itself.
   std::shared_ptr<ProcessGroup> second_group(std::initializer_list<Axis> axes);
+
+  // The ranks that differ from this one along `axis` only and have the same part there: part_of[coordinate], -1 for
+  // alone. Collective over the job on first use of `name`; every rank passes the same part_of.
+  std::shared_ptr<ProcessGroup> Split(Axis axis, const std::vector<int>& part_of, const std::string& name);
 
   // All ranks, for control messages on CPU tensors: MPI on GPU runs too.
   ProcessGroup& control() { return *control_; }
@@ -72,7 +79,10 @@ class Mesh {
   at::Device device_ = at::kCPU;
   std::unique_ptr<OperationLog> log_ = std::make_unique<OperationLog>();
   std::shared_ptr<ProcessGroup> control_;
+  std::shared_ptr<ProcessGroup> Make(const std::string& name, const std::vector<int>& members, int color, Kind kind);
+
   std::map<std::pair<unsigned, Kind>, std::shared_ptr<ProcessGroup>> groups_;  // by set of axes (one bit each) and kind
+  std::map<std::string, std::shared_ptr<ProcessGroup>> splits_;                // by name
 };
 
 }  // namespace trireme

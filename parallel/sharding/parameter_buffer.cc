@@ -6,10 +6,13 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <map>
+#include <utility>
 
 #include "kernels/ops.h"
 #include "kernels/thread_pool.h"
 #include "launch/status.h"
+#include "parallel/comm/mpi_group.h"
 
 namespace trireme {
 namespace {
@@ -18,10 +21,38 @@ constexpr int64_t kUnit = 256;  // Shards and fused groups begin at multiples of
 
 int64_t RoundUp(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
 
-int64_t NumelOf(const ParameterSpec& spec) {
+int64_t NumelOf(const std::vector<int64_t>& shape) {
   int64_t n = 1;
-  for (int64_t extent : spec.shape) n *= extent;
+  for (int64_t extent : shape) n *= extent;
   return n;
+}
+
+// What rank `rank` of `ranks` holds of a parameter, and in how much room.
+struct Placed {
+  Rectangle rectangle;
+  int64_t room;  // elements, the same on all ranks
+};
+Placed Place(const ParameterSpec& spec, int ranks, int rank) {
+  Placed placed = {{std::vector<int64_t>(spec.shape.size(), 0), spec.shape}, NumelOf(spec.shape)};
+  if (ranks == 1 || spec.placement == Placement::kReplicated) return placed;
+  const size_t dim = spec.placement == Placement::kColumns ? 1 : 0;
+  int64_t parts = ranks, part = rank;
+  if (spec.placement == Placement::kRows && spec.heads > 0 && spec.heads < ranks) {
+    TRIREME_CHECK(ranks % spec.heads == 0, spec.name, ": ", spec.heads, " heads on ", ranks, " tensor ranks");
+    parts = spec.heads;
+    part = rank * parts / ranks;
+  }
+  const int64_t extent = spec.shape[dim], size = (extent + parts - 1) / parts;
+  TRIREME_CHECK(extent % parts == 0 || spec.placement == Placement::kVocabulary, spec.name, ": ", extent,
+                " does not divide into ", parts, " parts");
+  placed.rectangle.offset[dim] = std::min(extent, part * size);
+  placed.rectangle.size[dim] = std::min(extent, (part + 1) * size) - placed.rectangle.offset[dim];
+  placed.room = NumelOf(spec.shape) / extent * size;
+  return placed;
+}
+
+std::shared_ptr<ProcessGroup> OrAlone(std::shared_ptr<ProcessGroup> group) {
+  return group != nullptr ? std::move(group) : MakeSelfGroup("alone");
 }
 
 }  // namespace
@@ -29,49 +60,59 @@ int64_t NumelOf(const ParameterSpec& spec) {
 // One parameter, or a fused group seen as one matrix.
 class ParameterBuffer::GroupWeight final : public Weight {
  public:
-  GroupWeight(ParameterBuffer* buffer, int64_t offset, const std::vector<int64_t>& shape, std::string name,
-              bool trainable)
-      : buffer_(buffer), offset_(offset), shape_(shape), name_(std::move(name)), trainable_(trainable) {}
+  GroupWeight(ParameterBuffer* buffer, int64_t offset, const Rectangle& rectangle, std::string name, bool trainable)
+      : buffer_(buffer),
+        offset_(offset),
+        shape_(rectangle.size),
+        first_row_(rectangle.offset[0]),
+        name_(std::move(name)),
+        trainable_(trainable) {}
 
   void AppendRows(int64_t rows) { shape_[0] += rows; }
 
   Gathered full() const override {
     TRIREME_CHECK(buffer_->unsharded_, "parameter ", name_, " is used while its unit is resharded");
-    return {View(buffer_->gathered_)};
+    return {View(buffer_->gathered_), first_row_};
   }
   bool trainable() const override { return trainable_; }
   void AddGradient(GradientTask task) override { buffer_->AccumulateGradient(*this, task); }
+  bool gradient_deferred() const override { return buffer_->deferred_ != nullptr; }
 
-  at::Tensor View(const at::Tensor& flat) const {
-    int64_t n = 1;
-    for (int64_t extent : shape_) n *= extent;
-    return flat.narrow(0, offset_, n).view(shape_);
-  }
+  int64_t begin() const { return offset_; }
+  int64_t end() const { return offset_ + NumelOf(shape_); }
+  at::Tensor View(const at::Tensor& flat) const { return flat.narrow(0, offset_, NumelOf(shape_)).view(shape_); }
 
   const std::string& name() const { return name_; }
   int contributions = 0;  // in this step
+  bool fresh = true;      // nothing was added to its part of gradient_ yet
 
  private:
   ParameterBuffer* buffer_;
   int64_t offset_;
   std::vector<int64_t> shape_;
+  int64_t first_row_;
   std::string name_;
   bool trainable_;
 };
 
 ParameterBuffer::ParameterBuffer(std::vector<ParameterSpec> specs, BufferOptions options)
     : specs_(std::move(specs)), options_(std::move(options)) {
+  options_.tensor_group = OrAlone(options_.tensor_group);
+  options_.head_replica_group = OrAlone(options_.head_replica_group);
+  options_.tied_group = OrAlone(options_.tied_group);
   for (const ParameterSpec& spec : specs_) {
+    const Placed placed = Place(spec, options_.tensor_group->size(), options_.tensor_group->rank());
     if (spec.fused_with_previous) {
       TRIREME_CHECK(!weights_.empty() && spec.shape.size() == 2, spec.name, " has nothing to be fused with");
-      weights_.back()->AppendRows(spec.shape[0]);
+      weights_.back()->AppendRows(placed.rectangle.size[0]);
     } else {
       numel_ = RoundUp(numel_, kUnit);
-      weights_.push_back(std::make_unique<GroupWeight>(this, numel_, spec.shape, spec.name, spec.trainable));
+      weights_.push_back(std::make_unique<GroupWeight>(this, numel_, placed.rectangle, spec.name, spec.trainable));
     }
+    rectangles_.push_back(placed.rectangle);
     offsets_.push_back(numel_);
     weight_of_parameter_.push_back(static_cast<int>(weights_.size()) - 1);
-    numel_ += NumelOf(spec);
+    numel_ += placed.room;
   }
   const int64_t ranks = options_.gather_group->size();
   numel_ = RoundUp(numel_, kUnit * ranks);
@@ -81,9 +122,24 @@ ParameterBuffer::ParameterBuffer(std::vector<ParameterSpec> specs, BufferOptions
 
   for (size_t i = 0; i < specs_.size(); ++i) {
     const int64_t begin = std::max(offsets_[i], own_offset_);
-    const int64_t end = std::min(offsets_[i] + NumelOf(specs_[i]), own_offset_ + own_numel_);
+    const int64_t end = std::min(offsets_[i] + rectangles_[i].numel(), own_offset_ + own_numel_);
     if (begin < end) segments_.push_back({static_cast<int>(i), begin - own_offset_, end - begin, begin - offsets_[i]});
   }
+  const int64_t low = owns_all() && sharded() ? shard_numel_ * options_.gather_group->rank() : 0;
+  for (const Segment& s : segments_) {
+    const ProcessGroup* replicas = ReplicasOf(s.parameter);
+    if (options_.tied_group->rank() > 0 || (replicas != nullptr && replicas->rank() > 0)) continue;
+    const int64_t begin = std::max(s.own_begin, low), end = std::min(s.own_begin + s.numel, low + shard_numel_);
+    if (begin < end)
+      unique_segments_.push_back({s.parameter, begin, end - begin, s.parameter_begin + begin - s.own_begin});
+  }
+  int64_t covered = 0;
+  for (const auto& weight : weights_) {
+    if (!weight->trainable()) continue;
+    if (covered < weight->begin()) gaps_.emplace_back(covered, weight->begin());
+    covered = weight->end();
+  }
+  if (covered < numel_) gaps_.emplace_back(covered, numel_);
 
   const at::TensorOptions compute = at::TensorOptions().dtype(options_.compute).device(options_.device);
   const bool one_dtype = options_.compute == at::kFloat || !options_.master_weights;
@@ -102,14 +158,45 @@ ParameterBuffer::~ParameterBuffer() = default;
 
 int64_t ParameterBuffer::num_parameters() const {
   int64_t n = 0;
-  for (const ParameterSpec& spec : specs_) n += NumelOf(spec);
+  for (const ParameterSpec& spec : specs_) n += NumelOf(spec.shape);
   return n;
 }
 
 Weight& ParameterBuffer::weight(int index) { return *weights_[weight_of_parameter_[index]]; }
 
-int64_t ParameterBuffer::unique_begin() const {
-  return options_.shard == ParallelConfig::NONE && sharded() ? shard_numel_ * options_.gather_group->rank() : 0;
+ProcessGroup* ParameterBuffer::ReplicasOf(int parameter) const {
+  const ParameterSpec& spec = specs_[parameter];
+  if (options_.tensor_group->size() == 1) return nullptr;
+  if (spec.placement == Placement::kReplicated) return options_.tensor_group.get();
+  const bool few_heads =
+      spec.placement == Placement::kRows && spec.heads > 0 && spec.heads < options_.tensor_group->size();
+  return few_heads ? options_.head_replica_group.get() : nullptr;
+}
+
+double ParameterBuffer::UniqueSquaredNorm() const {
+  double sum = 0;
+  for (const Segment& s : unique_segments_) {
+    if (specs_[s.parameter].trainable) sum += SquaredNorm(own_gradient_.narrow(0, s.own_begin, s.numel));
+  }
+  return sum;
+}
+
+std::vector<Segment> ParameterBuffer::WholeRuns(const Segment& s) const {
+  const Rectangle& r = rectangles_[s.parameter];
+  const std::vector<int64_t>& shape = specs_[s.parameter].shape;
+  if (shape.size() < 2 || r.size[1] == shape[1]) {
+    Segment whole = s;
+    whole.parameter_begin += shape.size() < 2 ? r.offset[0] : r.offset[0] * shape[1];
+    return {whole};
+  }
+  std::vector<Segment> runs;
+  for (int64_t done = 0; done < s.numel;) {
+    const int64_t index = s.parameter_begin + done, row = index / r.size[1], column = index % r.size[1];
+    const int64_t n = std::min(s.numel - done, r.size[1] - column);
+    runs.push_back({s.parameter, s.own_begin + done, n, (r.offset[0] + row) * shape[1] + r.offset[1] + column});
+    done += n;
+  }
+  return runs;
 }
 
 void ParameterBuffer::StartUnshard() {
@@ -135,35 +222,47 @@ void ParameterBuffer::Reshard() {
 }
 
 void ParameterBuffer::BeginStep() {
-  gradient_fresh_ = true;
+  gradient_empty_ = true;
   // With one shard rank the gradient is accumulated in place: keep the memory.
   if (sharded()) {
     gradient_.reset();
     own_gradient_.reset();
   }
-  for (auto& weight : weights_) weight->contributions = 0;
+  for (auto& weight : weights_) {
+    weight->contributions = 0;
+    weight->fresh = true;
+  }
 }
 
 void ParameterBuffer::AccumulateGradient(GroupWeight& weight, const GradientTask& task) {
+  if (deferred_ == nullptr) return Contribute(weight, task);
+  deferred_->push_back([this, &weight, task] { Contribute(weight, task); });
+}
+
+void ParameterBuffer::Contribute(GroupWeight& weight, const GradientTask& task) {
   if (!gradient_.defined()) {
-    gradient_ = at::zeros({numel_}, at::TensorOptions().dtype(at::kFloat).device(options_.device));
-  } else if (gradient_fresh_) {
-    gradient_.zero_();
+    gradient_ = at::empty({numel_}, at::TensorOptions().dtype(at::kFloat).device(options_.device));
+    for (const auto& [begin, end] : gaps_) gradient_.narrow(0, begin, end - begin).zero_();
   }
-  gradient_fresh_ = false;
+  gradient_empty_ = false;
   ++weight.contributions;
   at::Tensor accumulator = weight.View(gradient_);
-  task(accumulator);
+  task(accumulator, std::exchange(weight.fresh, false));
 }
 
 void ParameterBuffer::StartReduce(bool last_microbatch) {
   FinishReduce();
-  if (!gradient_.defined() || gradient_fresh_) return;
+  if (!gradient_.defined() || gradient_empty_) return;
   if (!sharded()) {
     own_gradient_ = gradient_;
     return;
   }
   if (!last_microbatch && !options_.reduce_every_microbatch) return;
+  for (auto& weight : weights_) {
+    if (weight->trainable() && weight->fresh) weight->View(gradient_).zero_();
+    weight->fresh = true;
+  }
+  gradient_empty_ = true;
   at::Tensor wire = gradient_;
   if (options_.reduce != at::kFloat) {
     wire = at::empty(gradient_.sizes(), gradient_.options().dtype(options_.reduce));
@@ -206,7 +305,36 @@ void ParameterBuffer::FinishGradients(int num_microbatches) {
                   weight.contributions, " gradient contributions in a step of ", num_microbatches,
                   " microbatches with ", options_.uses, " uses each");
   }
-  if (own_gradient_.defined()) options_.replicate_group->AllReduce(own_gradient_, ReduceOp::kSum).Wait();
+  if (!own_gradient_.defined()) return;
+  options_.replicate_group->AllReduce(own_gradient_, ReduceOp::kSum).Wait();
+  options_.tied_group->AllReduce(own_gradient_, ReduceOp::kSum).Wait();
+  std::map<ProcessGroup*, std::vector<const Segment*>> replicated;
+  for (const Segment& s : segments_) {
+    ProcessGroup* replicas = ReplicasOf(s.parameter);
+    if (replicas != nullptr && specs_[s.parameter].trainable) replicated[replicas].push_back(&s);
+  }
+  // The larger group first, on every rank: the order must not depend on addresses.
+  for (ProcessGroup* group : {options_.tensor_group.get(), options_.head_replica_group.get()}) {
+    if (const auto found = replicated.find(group); found != replicated.end()) SumOverReplicas(*group, found->second);
+  }
+}
+
+// The segments lie alike on all ranks of `group`: packed, summed, unpacked.
+void ParameterBuffer::SumOverReplicas(ProcessGroup& group, const std::vector<const Segment*>& segments) {
+  int64_t total = 0;
+  for (const Segment* s : segments) total += s->numel;
+  at::Tensor packed = at::empty({total}, own_gradient_.options());
+  const auto each = [&](auto&& copy) {
+    int64_t at = 0;
+    for (const Segment* s : segments) {
+      at::Tensor part = packed.narrow(0, at, s->numel), own = own_gradient_.narrow(0, s->own_begin, s->numel);
+      copy(part, own);
+      at += s->numel;
+    }
+  };
+  each([](at::Tensor& part, at::Tensor& own) { CopyConverted(own, part); });
+  group.AllReduce(packed, ReduceOp::kSum).Wait();
+  each([](at::Tensor& part, at::Tensor& own) { CopyConverted(part, own); });
 }
 
 void ParameterBuffer::Publish(bool converted) {
@@ -226,9 +354,13 @@ void ParameterBuffer::Initialize(uint64_t seed) {
       continue;
     }
     const RandomKey key = MakeRandomKey(seed, RandomPurpose::kInitialization, StableId(spec.name.c_str()), 0);
+    const std::vector<Segment> runs = WholeRuns(segment);
     ParallelRanges(segment.numel, 16384, [&](int64_t begin, int64_t end) {
+      size_t run = 0;
       for (int64_t i = begin; i < end; ++i) {
-        const uint64_t element = static_cast<uint64_t>(segment.parameter_begin + i);
+        while (segment.own_begin + i >= runs[run].own_begin + runs[run].numel) ++run;
+        const uint64_t element =
+            static_cast<uint64_t>(runs[run].parameter_begin + segment.own_begin + i - runs[run].own_begin);
         const Random4 random = Philox(key, element / 2, 0);
         // Box-Muller: each pair of words gives two normal numbers; elements 2j and 2j+1 take one each.
         const double u = (random.word[0] + 0.5) * 0x1p-32,

@@ -5,6 +5,7 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -18,6 +19,14 @@ namespace trireme {
 
 enum class Initialization { kNormal, kOnes, kZeros };
 
+// How n tensor ranks share a parameter.
+enum class Placement {
+  kReplicated,  // each holds it all
+  kRows,        // each n-th of the rows: column-parallel products
+  kColumns,     // each n-th of the columns: row-parallel products
+  kVocabulary,  // rows, not necessarily divisible: the last ranks hold fewer
+};
+
 struct ParameterSpec {
   std::string name;            // canonical, as in a Llama checkpoint: "model.layers.0.self_attn.q_proj.weight"
   std::vector<int64_t> shape;  // global; one or two dimensions
@@ -27,6 +36,8 @@ struct ParameterSpec {
   bool trainable = true;
   bool fused_with_previous =
       false;  // multiplied as one matrix with the parameter before: lies unpadded after it, same columns
+  Placement placement = Placement::kReplicated;
+  int64_t heads = 0;  // kRows: the rows are this many heads; fewer than ranks are held by several ranks each. 0: any
 };
 
 // Where elements of this rank's part of a buffer belong.
@@ -34,7 +45,7 @@ struct Segment {
   int parameter = 0;      // index into specs()
   int64_t own_begin = 0;  // first element, within the own tensors
   int64_t numel = 0;
-  int64_t parameter_begin = 0;  // index of that element in the flattened parameter
+  int64_t parameter_begin = 0;  // index of that element in the flattened rectangle() of the parameter
 };
 
 struct BufferOptions {
@@ -48,12 +59,17 @@ struct BufferOptions {
   std::shared_ptr<ProcessGroup>
       reduce_group;  // the same ranks; another communicator on GPUs, so that both can be under way
   std::shared_ptr<ProcessGroup> replicate_group;  // copies of the sharded model
+  // The following may be null: none.
+  std::shared_ptr<ProcessGroup> tensor_group;        // over which placements cut parameters
+  std::shared_ptr<ProcessGroup> head_replica_group;  // tensor ranks that hold the same heads of parameters with fewer
+  std::shared_ptr<ProcessGroup> tied_group;          // pipeline ranks that hold a copy of this buffer
   at::Device device = at::kCPU;
   int uses = 1;                   // units that use it (2: tied embedding and head)
   bool poison_resharded = false;  // tests: fill the slab with NaN on Reshard(), so that a use after it shows
 };
 
-// Parameters lie one after another (each fused group from a multiple of 256 elements) and are cut into equal contiguous
+// A rank's rectangles of the parameters (the same sizes on all tensor ranks: a short vocabulary part is padded) lie one
+// after another (each fused group from a multiple of 256 elements) and are cut into equal contiguous
 // shards over the gather group, at multiples of 256 elements. What a rank owns of a parameter is at most three
 // rectangles. With one shard rank, stored, gathered and (in one dtype) compute values are one tensor and nothing moves.
 // Slabs come from the reusing allocators. Level: NONE owns everything on every rank; OPTIMIZER and GRADIENTS keep the
@@ -68,8 +84,9 @@ class ParameterBuffer {
   const std::string& name() const { return options_.name; }
   const std::vector<ParameterSpec>& specs() const { return specs_; }
   const BufferOptions& options() const { return options_; }
-  int64_t numel() const { return numel_; }  // with padding
-  int64_t num_parameters() const;           // elements without padding
+  const Rectangle& rectangle(int parameter) const { return rectangles_[parameter]; }  // of this tensor rank
+  int64_t numel() const { return numel_; }                                            // with padding
+  int64_t num_parameters() const;                                                     // elements without padding
 
   // The weight that starts with parameter `index` (the first of its fused group): [sum of rows, columns] or [width].
   Weight& weight(int index);
@@ -85,9 +102,13 @@ class ParameterBuffer {
   // the sum is under way.
   void StartReduce(bool last_microbatch);
   void FinishReduce();
-  // Collective over the replicate group, after the last FinishReduce. CHECKs that every trainable parameter got exactly
-  // uses x num_microbatches contributions.
+  // Collective over the replicate, tied and tensor groups, after the last FinishReduce: copies of a parameter get the
+  // sum of their gradients. CHECKs that every trainable parameter got exactly uses x num_microbatches contributions.
   void FinishGradients(int num_microbatches);
+
+  // While set, gradient tasks go there instead of running (zero-bubble schedules); null: they run at once.
+  using DeferredTasks = std::vector<std::function<void()>>;
+  void set_deferred(DeferredTasks* tasks) { deferred_ = tasks; }
 
   // ---- What the optimizer and checkpoints see: this rank's part. ----
   const at::Tensor& own_weights() const {
@@ -101,9 +122,13 @@ class ParameterBuffer {
   }  // [own_numel] compute dtype; the same tensor where dtypes agree
   const std::vector<Segment>& segments() const { return segments_; }
 
-  // The part of the own tensors that no other rank of the gather group counts or saves: [begin, begin + numel).
-  int64_t unique_begin() const;
-  int64_t unique_numel() const { return shard_numel_; }
+  // The segments that this rank counts and saves: every element of a parameter once among the ranks of the gather,
+  // tensor and tied groups.
+  const std::vector<Segment>& unique_segments() const { return unique_segments_; }
+  double UniqueSquaredNorm() const;  // of own_gradient(); the same at every sharding level
+
+  // The same elements as runs that are contiguous in the whole parameter; parameter_begin counts in the whole.
+  std::vector<Segment> WholeRuns(const Segment& segment) const;
 
   // Called after own_weights() changed (an update or a load): makes compute and gathered values follow. Collective over
   // the gather group. `converted`: own_compute() was already written.
@@ -119,16 +144,22 @@ class ParameterBuffer {
   class GroupWeight;
 
   void AccumulateGradient(GroupWeight& weight, const GradientTask& task);
+  void Contribute(GroupWeight& weight, const GradientTask& task);
+  void SumOverReplicas(ProcessGroup& group, const std::vector<const Segment*>& segments);
+  ProcessGroup* ReplicasOf(int parameter) const;  // tensor ranks with the same rectangle; null: none
   bool sharded() const { return options_.gather_group->size() > 1; }
   bool owns_all() const { return options_.shard == ParallelConfig::NONE || !sharded(); }
 
   std::vector<ParameterSpec> specs_;
+  std::vector<Rectangle> rectangles_;
   std::vector<int64_t> offsets_;  // of each parameter in the buffer
   BufferOptions options_;
   int64_t numel_ = 0, shard_numel_ = 0, own_numel_ = 0, own_offset_ = 0;
   std::vector<std::unique_ptr<GroupWeight>> weights_;
   std::vector<int> weight_of_parameter_;
-  std::vector<Segment> segments_;
+  std::vector<Segment> segments_, unique_segments_;
+  std::vector<std::pair<int64_t, int64_t>> gaps_;  // begin and end of what belongs to no trainable weight
+  DeferredTasks* deferred_ = nullptr;
 
   at::Tensor own_weights_, own_compute_;
   at::Tensor gathered_;  // [numel], compute dtype; undefined while resharded
@@ -140,7 +171,7 @@ class ParameterBuffer {
   at::Tensor reduced_;  // result of the reduction under way
   Work reduce_work_;
   bool reducing_ = false;
-  bool gradient_fresh_ = true;  // nothing was added in this step yet
+  bool gradient_empty_ = true;  // nothing was added to gradient_ yet
 };
 
 }  // namespace trireme

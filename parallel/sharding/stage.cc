@@ -7,6 +7,7 @@
 
 #include <algorithm>
 
+#include "kernels/device.h"
 #include "launch/status.h"
 
 namespace trireme {
@@ -14,7 +15,7 @@ namespace trireme {
 Stage::Stage(std::vector<std::unique_ptr<Unit>> units, std::vector<std::unique_ptr<ParameterBuffer>> buffers,
              StageOptions options)
     : units_(std::move(units)), buffers_(std::move(buffers)), options_(std::move(options)) {
-  std::vector<ParameterBuffer*> seen;
+  std::vector<const ParameterBuffer*> seen = options_.reduced_earlier;
   for (const auto& unit : units_) {
     std::vector<ParameterBuffer*> firsts;
     for (ParameterBuffer* buffer : unit->buffers()) {
@@ -57,13 +58,13 @@ void Stage::BeginStep() {
   for (auto& buffer : buffers_) buffer->BeginStep();
 }
 
-void Stage::Forward(MicrobatchState& state, double loss_scale, at::Tensor& loss_sums) {
+Carry Stage::Forward(MicrobatchState& state, Carry carry, double loss_scale, at::Tensor& loss_sums) {
   const int count = static_cast<int>(units_.size());
   state.inputs.assign(count, {});
   state.outputs.assign(count, {});
-  const UnitContext context = Context(state.batch, Phase::kTrain, loss_scale, &loss_sums);
+  state.kept.assign(count, KeptResults(&options_.keep));
+  UnitContext context = Context(state.batch, Phase::kTrain, loss_scale, &loss_sums);
   const at::Tensor anchor = at::empty({0}, at::TensorOptions().device(options_.device)).requires_grad_();
-  Carry carry;
   StartUnshard(0);
   for (int i = 0; i < count; ++i) {
     StartUnshard(i + 1);
@@ -74,54 +75,109 @@ void Stage::Forward(MicrobatchState& state, double loss_scale, at::Tensor& loss_
     for (const at::Tensor& tensor : carry) input.push_back(tensor.detach().requires_grad_(!again));
     state.inputs[i] = input;
     at::AutoGradMode grad_mode(!again);
+    context.kept = again ? &state.kept[i] : nullptr;
     carry = units_[i]->Forward(context, std::move(input), anchor);
     if (!again) state.outputs[i] = carry;
+    if (again && options_.offload) MoveKept(state, i, at::kCPU);
     // The unit whose backward comes next stays gathered.
     if (i + 1 < count) Reshard(i);
   }
+  for (at::Tensor& tensor : carry) tensor = tensor.detach();
+  return carry;
 }
 
-void Stage::Backward(MicrobatchState& state, double loss_scale, at::Tensor& loss_sums, bool last) {
+void Stage::MoveKept(MicrobatchState& state, int unit, at::Device to) const {
+  if (!state.outputs[unit].empty()) return;  // Not run again: its graph holds what it needs.
+  for (at::Tensor& tensor : state.inputs[unit]) tensor = CopyBetweenHostAndDevice(tensor, to);
+  for (auto& [name, tensors] : state.kept[unit].results()) {
+    for (at::Tensor& tensor : tensors) tensor = CopyBetweenHostAndDevice(tensor, to);
+  }
+}
+
+Carry Stage::WalkBack(MicrobatchState& state, Carry gradients, double loss_scale, at::Tensor& loss_sums, bool defer,
+                      bool last) {
   const int count = static_cast<int>(units_.size());
-  const UnitContext context = Context(state.batch, Phase::kTrain, loss_scale, &loss_sums);
+  UnitContext context = Context(state.batch, Phase::kTrain, loss_scale, &loss_sums);
   const at::Tensor anchor = at::empty({0}, at::TensorOptions().device(options_.device)).requires_grad_();
-  Carry gradients;  // of the loss with respect to the output of unit i
+  if (defer) state.weight_gradients.assign(count, {});
   std::vector<ParameterBuffer*> reducing;
+  if (options_.offload) MoveKept(state, count - 1, options_.device);
   for (int i = count - 1; i >= 0; --i) {
     StartUnshard(i - 1);
+    if (options_.offload && i > 0) MoveKept(state, i - 1, options_.device);
     FinishUnshard(i);
     if (state.outputs[i].empty()) {
       Observe("recompute", i);
       at::AutoGradMode grad_mode(true);
       for (at::Tensor& tensor : state.inputs[i]) tensor = tensor.detach().requires_grad_();
+      state.kept[i].recording = false;
+      context.kept = &state.kept[i];
       state.outputs[i] = units_[i]->Forward(context, state.inputs[i], anchor);
     }
-    Observe("backward", i);
-    if (i == count - 1) gradients = {at::ones_like(state.outputs[i][0])};
+    Observe(defer ? "input_gradient" : "backward", i);
+    if (gradients.empty()) gradients = {at::ones_like(state.outputs[i][0])};
+    for (ParameterBuffer* buffer : units_[i]->buffers())
+      buffer->set_deferred(defer ? &state.weight_gradients[i] : nullptr);
     torch::autograd::backward(state.outputs[i], gradients);
+    for (ParameterBuffer* buffer : units_[i]->buffers()) buffer->set_deferred(nullptr);
     state.outputs[i].clear();
     gradients.clear();
     for (at::Tensor& tensor : state.inputs[i]) gradients.push_back(std::move(tensor.mutable_grad()));
     state.inputs[i].clear();
+    if (!defer) {
+      for (ParameterBuffer* buffer : reducing) buffer->FinishReduce();
+      reducing = reduced_after_[i];
+      if (!reducing.empty()) Observe("reduce", i);
+      for (ParameterBuffer* buffer : reducing) buffer->StartReduce(last);
+    }
+    Reshard(i);
+  }
+  for (ParameterBuffer* buffer : reducing) buffer->FinishReduce();
+  return gradients;
+}
+
+Carry Stage::Backward(MicrobatchState& state, Carry output_gradient, double loss_scale, at::Tensor& loss_sums,
+                      bool last) {
+  return WalkBack(state, std::move(output_gradient), loss_scale, loss_sums, /*defer=*/false, last);
+}
+
+Carry Stage::InputGradient(MicrobatchState& state, Carry output_gradient, double loss_scale, at::Tensor& loss_sums) {
+  return WalkBack(state, std::move(output_gradient), loss_scale, loss_sums, /*defer=*/true, /*last=*/false);
+}
+
+void Stage::WeightGradient(MicrobatchState& state, bool last) {
+  std::vector<ParameterBuffer*> reducing;
+  for (int i = static_cast<int>(units_.size()) - 1; i >= 0; --i) {
+    Observe("weight_gradient", i);
+    at::AutoGradMode no_grad(false);
+    for (std::function<void()>& task : state.weight_gradients[i]) {
+      task();
+      task = nullptr;  // Lets go of the activations it held.
+    }
+    state.weight_gradients[i].clear();
     for (ParameterBuffer* buffer : reducing) buffer->FinishReduce();
     reducing = reduced_after_[i];
     if (!reducing.empty()) Observe("reduce", i);
     for (ParameterBuffer* buffer : reducing) buffer->StartReduce(last);
-    Reshard(i);
   }
   for (ParameterBuffer* buffer : reducing) buffer->FinishReduce();
+}
+
+void Stage::Prefetch(bool backward) { StartUnshard(backward ? static_cast<int>(units_.size()) - 1 : 0); }
+
+void Stage::Release() {
+  for (int i = 0; i < static_cast<int>(units_.size()); ++i) Reshard(i);
 }
 
 void Stage::FinishGradients(int num_microbatches) {
   for (auto& buffer : buffers_) buffer->FinishGradients(num_microbatches);
 }
 
-void Stage::Evaluate(const MicrobatchTensors& batch, at::Tensor& loss_sums) {
+Carry Stage::Evaluate(const MicrobatchTensors& batch, Carry carry, at::Tensor& loss_sums) {
   at::AutoGradMode no_grad(false);
   const int count = static_cast<int>(units_.size());
   const UnitContext context = Context(batch, Phase::kEvaluate, 1, &loss_sums);
   const at::Tensor anchor = at::empty({0}, at::TensorOptions().device(options_.device));
-  Carry carry;
   StartUnshard(0);
   for (int i = 0; i < count; ++i) {
     StartUnshard(i + 1);
@@ -129,6 +185,7 @@ void Stage::Evaluate(const MicrobatchTensors& batch, at::Tensor& loss_sums) {
     carry = units_[i]->Forward(context, std::move(carry), anchor);
     Reshard(i);
   }
+  return carry;
 }
 
 }  // namespace trireme

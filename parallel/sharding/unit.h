@@ -9,6 +9,8 @@
 #include <string>
 #include <vector>
 
+#include "parallel/layers/context_attention.h"
+#include "parallel/layers/kept_results.h"
 #include "parallel/sharding/parameter_buffer.h"
 
 namespace trireme {
@@ -16,13 +18,15 @@ namespace trireme {
 // What flows from unit to unit: a short list of tensors of fixed shapes, [tokens, hidden] first.
 using Carry = std::vector<at::Tensor>;
 
-// One microbatch on the device: a flat stream of T tokens cut into segments.
+// One microbatch on the device: a flat stream of T tokens cut into segments. Under context parallelism T are this
+// rank's tokens and the segments those of the whole stream.
 struct MicrobatchTensors {
   at::Tensor tokens;      // [T] int64
   at::Tensor targets;     // [T] int64; negative: no loss
   at::Tensor positions;   // [T] int64, within the segment
   at::Tensor cu_seqlens;  // [segments + 1] int32
   int64_t max_seqlen = 0;
+  std::shared_ptr<const ContextAttention> context;  // null: the stream is not cut
 };
 
 enum class Phase { kTrain, kEvaluate };
@@ -34,6 +38,7 @@ struct UnitContext {
   double z_loss = 0;
   int64_t loss_chunk_tokens = 512;
   at::Tensor* loss_sums = nullptr;  // [2] float64: the loss head adds sum of cross-entropy and sum of lse^2
+  KeptResults* kept = nullptr;      // where a recomputed unit keeps results of its first pass; null: nothing
 };
 
 // Units hold no state between calls. The first unit gets an empty carry, the last returns a scalar to be seeded with

@@ -19,6 +19,7 @@ struct Shape {
   std::vector<int32_t> q_lengths, k_lengths;
   int64_t heads, kv_heads, head_dim, window;
   bool causal = true;
+  std::vector<int32_t> diagonal = {};  // empty: bottom-right
 };
 
 std::string Describe(const Shape& s) {
@@ -26,6 +27,8 @@ std::string Describe(const Shape& s) {
   for (const int32_t length : s.q_lengths) absl::StrAppend(&text, " ", length);
   absl::StrAppend(&text, ", k");
   for (const int32_t length : s.k_lengths) absl::StrAppend(&text, " ", length);
+  if (!s.diagonal.empty()) absl::StrAppend(&text, ", diagonal");
+  for (const int32_t diagonal : s.diagonal) absl::StrAppend(&text, " ", diagonal);
   return text;
 }
 
@@ -44,6 +47,16 @@ const Shape kShapes[] = {
     {{5, 70, 1}, {9, 600, 300}, 4, 4, 16, 0},
     {{3, 66}, {530, 140}, 2, 1, 32, 37},
     {{20, 70}, {11, 530}, 2, 2, 16, 0, /*causal=*/false},
+};
+
+// Within the keys; the first queries see nothing (below zero), all see all (beyond the keys), and with a window the
+// last queries see nothing, or none does.
+const Shape kDiagonalShapes[] = {
+    {{7, 70, 5, 9}, {20, 600, 5, 3}, 4, 2, 16, 0, true, {3, 530, -2, 8}},
+    {{130, 66}, {40, 530}, 2, 1, 32, 0, true, {-70, -1}},
+    {{70, 90, 5}, {80, 700, 4}, 3, 1, 16, 33, true, {60, 640, 4}},
+    {{140, 3, 12}, {90, 10, 6}, 2, 2, 24, 20, true, {-30, 200, -40}},
+    {{80, 6}, {1200, 6}, 2, 1, 16, 600, true, {1150, 0}},
 };
 
 class AttentionTest : public testing::TestWithParam<at::ScalarType> {
@@ -74,6 +87,11 @@ class AttentionTest : public testing::TestWithParam<at::ScalarType> {
     a.max_k = *std::max_element(s.k_lengths.begin(), s.k_lengths.end());
     a.window = s.window;
     a.causal = s.causal;
+    if (!s.diagonal.empty()) {
+      std::vector<int32_t> diagonal = s.diagonal;
+      diagonal.resize(a.cu_seqlens_q.size(0) - 1);
+      a.diagonal = TensorOf(diagonal);
+    }
     a.scale = 1 / std::sqrt(static_cast<double>(s.head_dim));
     return a;
   }
@@ -99,19 +117,16 @@ class AttentionTest : public testing::TestWithParam<at::ScalarType> {
     return RelativeError(got, want) * want.abs().max().item<double>() / std::max(want.abs().max().item<double>(), 1.0);
   }
 
-  double tolerance() const { return GetParam() == at::kFloat ? 1e-5 : Tolerance(GetParam()); }
-  TestTensors random_{41};
-};
-
-TEST_P(AttentionTest, CpuLikeMathInFloat64) {
-  for (const Shape& shape : kShapes) {
-    SCOPED_TRACE(Describe(shape));
-    const AttentionArguments a = Arguments(shape), wide = Wide(a);
+  // CPU's forward and backward against math's in float64. lse is compared where it is finite; -inf has to be there too.
+  void ExpectCpuLikeMath(const AttentionArguments& a) {
+    const AttentionArguments wide = Wide(a);
     ASSERT_TRUE(CpuAttention().supports(a).ok());
     const AttentionOutput output = CpuAttention().forward(a), expected = MathAttention().forward(wide);
     EXPECT_EQ(output.out.scalar_type(), GetParam());
     EXPECT_LT(RelativeError(output.out, expected.out), tolerance());
-    EXPECT_LT((output.lse.to(at::kDouble) - expected.lse).abs().max().item<double>(), 1e-5);
+    const at::Tensor lse = output.lse.to(at::kDouble);
+    EXPECT_TRUE(lse.isneginf().equal(expected.lse.isneginf()));
+    EXPECT_LT((lse.clamp_min(-1e30) - expected.lse.clamp_min(-1e30)).abs().max().item<double>(), 1e-5);
 
     const at::Tensor d_out = random_.Normal(output.out.sizes(), GetParam());
     AttentionGradients gradients = Gradients(a), expected_gradients = Gradients(wide);
@@ -123,6 +138,48 @@ TEST_P(AttentionTest, CpuLikeMathInFloat64) {
     EXPECT_LT(GradientError(gradients.dk, expected_gradients.dk), slack * tolerance());
     EXPECT_LT(GradientError(gradients.dv, expected_gradients.dv), slack * tolerance());
   }
+
+  double tolerance() const { return GetParam() == at::kFloat ? 1e-5 : Tolerance(GetParam()); }
+  TestTensors random_{41};
+};
+
+TEST_P(AttentionTest, CpuLikeMathInFloat64) {
+  for (const Shape& shape : kShapes) {
+    SCOPED_TRACE(Describe(shape));
+    ExpectCpuLikeMath(Arguments(shape));
+  }
+}
+
+TEST_P(AttentionTest, CpuLikeMathOnAnyDiagonal) {
+  for (const Shape& shape : kDiagonalShapes) {
+    SCOPED_TRACE(Describe(shape));
+    ExpectCpuLikeMath(Arguments(shape));
+  }
+}
+
+// The keys in two parts, each with the whole softmax's output: their gradients add up to the whole's.
+TEST_P(AttentionTest, PartsOfTheKeysGiveTheirShareOfTheGradients) {
+  const AttentionArguments a = Arguments({{70}, {90}, 2, 1, 16, 0});
+  const AttentionOutput whole = CpuAttention().forward(a);
+  const at::Tensor d_out = random_.Normal(a.q.sizes(), GetParam());
+  AttentionGradients expected = Gradients(a);
+  CpuAttention().backward(a, whole, d_out, expected);
+  const int32_t cut = 50;
+  at::Tensor dq = at::full(a.q.sizes(), 0.0, at::TensorOptions().dtype(at::kDouble));
+  for (const int32_t begin : {0, cut}) {
+    AttentionArguments part = a;
+    part.k = a.k.narrow(0, begin, begin == 0 ? cut : 90 - cut);
+    part.v = a.v.narrow(0, begin, part.k.size(0));
+    part.cu_seqlens_q = CuSeqlens({70}, 0);
+    part.cu_seqlens_k = CuSeqlens({static_cast<int32_t>(part.k.size(0))}, 0);
+    part.diagonal = TensorOf(std::vector<int32_t>{20 - begin});
+    AttentionGradients gradients = Gradients(part);
+    CpuAttention().backward(part, whole, d_out, gradients);
+    dq += gradients.dq.to(at::kDouble);
+    EXPECT_LT(GradientError(gradients.dk, expected.dk.narrow(0, begin, part.k.size(0))), tolerance());
+    EXPECT_LT(GradientError(gradients.dv, expected.dv.narrow(0, begin, part.k.size(0))), tolerance());
+  }
+  EXPECT_LT(GradientError(dq, expected.dq), tolerance());
 }
 
 TEST_P(AttentionTest, SameBitsOnAnyNumberOfThreads) {
@@ -192,6 +249,48 @@ TEST_P(AttentionTest, MathLikeSoftmax) {
     const at::Tensor scores = at::matmul(of(wide.q, head), of(wide.k, head / 2).t()) * a.scale + hidden;
     EXPECT_LT(RelativeError(of(output.out, head), at::matmul(at::softmax(scores, 1), of(wide.v, head / 2))),
               tolerance());
+  }
+}
+
+// The mask as the contract words it, one score at a time.
+TEST(MathAttention, DiagonalLikeLoops) {
+  struct Case {
+    int32_t queries, keys, diagonal;
+    int64_t window;
+  };
+  for (const Case& c : {Case{5, 7, 2, 0}, Case{5, 7, -2, 0}, Case{5, 7, 9, 0}, Case{5, 7, 1, 3}, Case{6, 4, 2, 2},
+                        Case{4, 6, -9, 0}, Case{5, 7, 20, 4}}) {
+    TestTensors random(7);
+    AttentionArguments a;
+    a.q = random.Normal({c.queries, 1, 8}, at::kDouble);
+    a.k = random.Normal({c.keys, 1, 8}, at::kDouble);
+    a.v = random.Normal({c.keys, 1, 8}, at::kDouble);
+    a.cu_seqlens_q = TensorOf(std::vector<int32_t>{0, c.queries});
+    a.cu_seqlens_k = TensorOf(std::vector<int32_t>{0, c.keys});
+    a.max_q = c.queries;
+    a.max_k = c.keys;
+    a.diagonal = TensorOf(std::vector<int32_t>{c.diagonal});
+    a.window = c.window;
+    a.scale = 0.5;
+    const AttentionOutput output = MathAttention().forward(a);
+    for (int64_t i = 0; i < c.queries; ++i) {
+      at::Tensor sum = at::full({8}, 0.0, a.q.options());
+      double total = 0;
+      for (int64_t j = 0; j < c.keys; ++j) {
+        if (j > i + c.diagonal || (c.window > 0 && j <= i + c.diagonal - c.window)) continue;
+        const double weight = std::exp(a.scale * (a.q[i][0] * a.k[j][0]).sum().item<double>());
+        sum += weight * a.v[j][0];
+        total += weight;
+      }
+      const at::Tensor expected = total > 0 ? sum / total : sum;
+      EXPECT_LT((output.out[i][0] - expected).abs().max().item<double>(), 1e-13) << "query " << i;
+      const double lse = output.lse[0][i].item<double>();
+      if (total > 0) {
+        EXPECT_NEAR(lse, std::log(total), 1e-13) << "query " << i;
+      } else {
+        EXPECT_EQ(lse, -INFINITY) << "query " << i;
+      }
+    }
   }
 }
 

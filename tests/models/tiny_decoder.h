@@ -73,8 +73,8 @@ inline double ForwardBackward(Stage& stage, const MicrobatchTensors& batch, doub
   MicrobatchState state;
   state.batch = batch;
   stage.BeginStep();
-  stage.Forward(state, loss_scale, sums);
-  stage.Backward(state, loss_scale, sums, /*last=*/true);
+  stage.Forward(state, {}, loss_scale, sums);
+  stage.Backward(state, {}, loss_scale, sums, /*last=*/true);
   stage.FinishGradients(1);
   return sums[0].item<double>();
 }

@@ -63,7 +63,9 @@ struct PlayedRanks {
 };
 
 void AddOnes(Weight& weight, double value = 1) {
-  weight.AddGradient([value](at::Tensor& accumulator) { accumulator.add_(value); });
+  weight.AddGradient([value](at::Tensor& accumulator, bool overwrite) {
+    overwrite ? accumulator.fill_(value) : accumulator.add_(value);
+  });
 }
 void AddToAll(ParameterBuffer& buffer, double value = 1) {
   for (const int index : {0, 1, 4}) AddOnes(buffer.weight(index), value);
@@ -111,8 +113,7 @@ TEST(ParameterBufferLayout, ShardsPartitionTheParameters) {
         const int64_t shard = buffer.own_weights().numel();
         EXPECT_EQ(shard * ranks, buffer.numel());
         EXPECT_EQ(shard % 256, 0);
-        EXPECT_EQ(buffer.unique_begin(), 0);
-        EXPECT_EQ(buffer.unique_numel(), shard);
+        EXPECT_EQ(buffer.unique_segments().size(), buffer.segments().size());
         for (const Segment& s : buffer.segments()) {
           EXPECT_LE(s.own_begin + s.numel, shard);
           const int64_t offset = whole.segments()[s.parameter].own_begin;
@@ -130,13 +131,15 @@ TEST(ParameterBufferLayout, LevelNoneOwnsAllAndCountsItsPart) {
   BufferOptions options = SelfOptions();
   options.shard = ParallelConfig::NONE;
   PlayedRanks played(3, options);
-  int64_t next = 0;
+  std::map<std::pair<int, int64_t>, int> owners;
   for (const auto& buffer : played.buffers) {
     EXPECT_EQ(buffer->own_weights().numel(), buffer->numel());
-    EXPECT_EQ(buffer->unique_begin(), next);
-    next += buffer->unique_numel();
+    for (const Segment& s : buffer->unique_segments()) {
+      for (int64_t i = 0; i < s.numel; ++i) ++owners[{s.parameter, s.parameter_begin + i}];
+    }
   }
-  EXPECT_EQ(next, played.buffers[0]->numel());
+  EXPECT_EQ(static_cast<int64_t>(owners.size()), played.buffers[0]->num_parameters());
+  for (const auto& [element, count] : owners) ASSERT_EQ(count, 1) << "parameter " << element.first;
 }
 
 TEST(ParameterBufferValues, InitializationIsAFunctionOfSeedNameAndElement) {

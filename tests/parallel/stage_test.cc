@@ -3,6 +3,9 @@
 
 #include <gtest/gtest.h>
 
+#include <set>
+#include <string>
+
 #include "tests/models/tiny_decoder.h"
 #include "tests/parallel/played_group.h"
 
@@ -88,11 +91,24 @@ TEST(StageNumbers, RecomputeChangesNoBit) {
     DecoderSpec spec = TinyDecoderSpec();
     spec.tied_embeddings = tied;
     const MicrobatchTensors batch = TinyBatch(spec, {9, 1, 14});
-    StageOptions recompute;
-    recompute.recompute = true;
-    const auto kept = MakeStage(spec, OneRankOptions(), {}), again = MakeStage(spec, OneRankOptions(), recompute);
-    EXPECT_EQ(ForwardBackward(*kept, batch), ForwardBackward(*again, batch));
-    ExpectSameBits(Gradients(*kept), Gradients(*again));
+    const auto kept = MakeStage(spec, OneRankOptions(), {});
+    const double loss = ForwardBackward(*kept, batch);
+    for (const bool offload : {false, true}) {
+      for (const std::set<std::string>& keep : {std::set<std::string>{},
+                                                {kKeepAttention},
+                                                {kKeepQkv},
+                                                {kKeepGateUp},
+                                                {kKeepAttention, kKeepQkv},
+                                                {kKeepAttention, kKeepQkv, kKeepGateUp}}) {
+        StageOptions recompute;
+        recompute.recompute = true;
+        recompute.keep = keep;
+        recompute.offload = offload;
+        const auto again = MakeStage(spec, OneRankOptions(), recompute);
+        EXPECT_EQ(ForwardBackward(*again, batch), loss);
+        ExpectSameBits(Gradients(*kept), Gradients(*again));
+      }
+    }
   }
 }
 
@@ -131,7 +147,7 @@ TEST(StageNumbers, ShardingChangesNoBit) {
         Stage stage(std::move(ranks[0].units), std::move(ranks[0].buffers), stage_options);
         EXPECT_EQ(ForwardBackward(stage, batch), loss);
         at::Tensor sums = NoSums();
-        stage.Evaluate(batch, sums);
+        stage.Evaluate(batch, {}, sums);
         EXPECT_EQ(sums[0].item<double>(), loss);
         for (size_t i = 0; i < stage.buffers().size(); ++i) {
           // The played sum doubles, exactly.
@@ -159,8 +175,8 @@ TEST(StageNumbers, GradientsAddUpOverMicrobatches) {
   for (const MicrobatchTensors* batch : {&first, &second}) {
     MicrobatchState state;
     state.batch = *batch;
-    stage->Forward(state, 1, sums);
-    stage->Backward(state, 1, sums, batch == &second);
+    stage->Forward(state, {}, 1, sums);
+    stage->Backward(state, {}, 1, sums, batch == &second);
   }
   stage->FinishGradients(2);
   const std::vector<at::Tensor> both = Gradients(*stage);
@@ -174,7 +190,7 @@ TEST(StageShapes, WhatFlowsBetweenUnits) {
   state.batch = TinyBatch(spec, {9, 4});
   at::Tensor sums = NoSums();
   stage->BeginStep();
-  stage->Forward(state, 1, sums);
+  stage->Forward(state, {}, 1, sums);
   ASSERT_EQ(state.inputs.size(), 4u);
   EXPECT_TRUE(state.inputs[0].empty()) << "the first unit reads the batch";
   for (int i = 1; i < 4; ++i) {
@@ -183,7 +199,7 @@ TEST(StageShapes, WhatFlowsBetweenUnits) {
     EXPECT_TRUE(state.inputs[i][0].is_leaf()) << "autograd ends at the unit";
   }
   EXPECT_EQ(state.outputs[3][0].dim(), 0) << "the last unit returns a scalar";
-  stage->Backward(state, 1, sums, /*last=*/true);
+  stage->Backward(state, {}, 1, sums, /*last=*/true);
   for (int i = 0; i < 4; ++i) {
     EXPECT_TRUE(state.inputs[i].empty()) << "backward consumes the state";
     EXPECT_TRUE(state.outputs[i].empty());
@@ -199,7 +215,7 @@ TEST(StageShapes, RecomputeKeepsInputsOnly) {
   state.batch = TinyBatch(spec, {9});
   at::Tensor sums = NoSums();
   stage->BeginStep();
-  stage->Forward(state, 1, sums);
+  stage->Forward(state, {}, 1, sums);
   EXPECT_TRUE(state.outputs[1].empty());
   EXPECT_TRUE(state.outputs[2].empty());
   EXPECT_FALSE(state.outputs[0].empty());
@@ -213,7 +229,7 @@ TEST(StageNumbers, EvaluationIsForwardsLossWithoutGradients) {
   const MicrobatchTensors batch = TinyBatch(spec, {9, 4});
   stage->BeginStep();
   at::Tensor sums = NoSums();
-  stage->Evaluate(batch, sums);
+  stage->Evaluate(batch, {}, sums);
   for (const auto& buffer : stage->buffers()) EXPECT_FALSE(buffer->own_gradient().defined());
   EXPECT_EQ(sums[0].item<double>(), ForwardBackward(*stage, batch));
 }

@@ -66,18 +66,15 @@ Microbatch TinyMicrobatch(int64_t step, int64_t first, int64_t count, bool docum
 std::map<std::string, at::Tensor> WholeTensors(const ParameterBuffer& buffer, const at::Tensor& own) {
   std::map<std::string, at::Tensor> whole;
   const at::Tensor values = own.to(at::kFloat);
-  const int64_t low = buffer.unique_begin(), high = low + buffer.unique_numel();
   std::vector<at::Tensor> by_parameter;
   for (const ParameterSpec& spec : buffer.specs()) {
     by_parameter.push_back(at::zeros(spec.shape, at::TensorOptions().dtype(at::kFloat)));
   }
-  for (const Segment& segment : buffer.segments()) {
-    const int64_t begin = std::max(segment.own_begin, low), end = std::min(segment.own_begin + segment.numel, high);
-    if (begin >= end) continue;
+  for (const Segment& segment : buffer.unique_segments()) {
     by_parameter[segment.parameter]
         .view({-1})
-        .narrow(0, segment.parameter_begin + begin - segment.own_begin, end - begin)
-        .copy_(values.narrow(0, begin, end - begin));
+        .narrow(0, segment.parameter_begin, segment.numel)
+        .copy_(values.narrow(0, segment.own_begin, segment.numel));
   }
   for (size_t i = 0; i < by_parameter.size(); ++i) {
     // Every element is on one rank and zero elsewhere: adding the bits as integers moves them unchanged.
@@ -139,8 +136,8 @@ double TinyTrainer::ForwardBackward(int64_t step) {
         TinyMicrobatch(step, (data_rank_ * layout_.accumulation + i) * count, count, layout_.document_mask);
     MicrobatchState state;
     state.batch = {Copied(m.tokens), Copied(m.targets), Copied(m.positions), Copied(m.cu_seqlens), m.max_seqlen};
-    stage_->Forward(state, 1 / targets, sums);
-    stage_->Backward(state, 1 / targets, sums, /*last=*/i + 1 == layout_.accumulation);
+    stage_->Forward(state, {}, 1 / targets, sums);
+    stage_->Backward(state, {}, 1 / targets, sums, /*last=*/i + 1 == layout_.accumulation);
   }
   stage_->FinishGradients(layout_.accumulation);
   return SumOverRanks(*data_group_, sums.const_data_ptr<double>()[0]) / targets;

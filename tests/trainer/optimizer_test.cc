@@ -51,7 +51,9 @@ void Backward(ParameterBuffer& buffer, int64_t step) {
   for (size_t i = 0; i < buffer.specs().size(); ++i) {
     const at::Tensor gradient = random.Normal(buffer.specs()[i].shape, at::kFloat);
     if (buffer.weight(static_cast<int>(i)).trainable())
-      buffer.weight(static_cast<int>(i)).AddGradient([=](at::Tensor& accumulator) { accumulator.add_(gradient); });
+      buffer.weight(static_cast<int>(i)).AddGradient([=](at::Tensor& accumulator, bool overwrite) {
+        overwrite ? accumulator.copy_(gradient) : accumulator.add_(gradient);
+      });
   }
   buffer.StartReduce(true);
   buffer.FinishGradients(1);

@@ -84,9 +84,36 @@ TEST(RecipeTest, MeshAndRanks) {
   ExpectRefused("parallel { data_replicate: 0 }", "parallel.data_replicate: is 0; give 1 or more");
   ExpectRefused("parallel { data_shard: -1 }", "parallel.data_shard: is -1");
   ExpectRefused("parallel { tensor: -2 }", "parallel.tensor: is -2");
-  ExpectRefused("parallel { tensor: 2 }", "parallel.tensor: 2 is not supported yet", 2);
-  ExpectRefused("parallel { pipeline: 2 }", "parallel.pipeline: 2 is not supported yet", 2);
-  ExpectRefused("parallel { context: 2 }", "parallel.context: 2 is not supported yet", 2);
+}
+
+TEST(RecipeTest, LayoutsThatDoNotFitComeWithTheClosestThatDoes) {
+  const std::string closest = "\n    the closest layout of 3 ranks that fits: parallel { data_shard: 3 }";
+  ExpectRefused("parallel { context: 3 }",
+                "parallel.context: data.sequence_length 128 is not a multiple of 6: each rank takes two of 6 equal "
+                "chunks" +
+                    closest,
+                3);
+  ExpectRefused("parallel { pipeline: 8 }", "8 ranks x 1 stages need 8 units, but the model has 2 blocks", 8);
+  ExpectRefused("parallel { pipeline: 2 pipeline_schedule: \"2F2B\" }", "2F2B", 2);
+  ExpectRefused("parallel { pipeline: 2 pipeline_blocks: 3 pipeline_blocks: 1 }",
+                "pipeline_blocks: [3, 1] must be 2 numbers, one per stage, that sum to the model's 2 blocks", 2);
+  // Three things keep 8 tensor ranks from it; four take the heads.
+  const absl::Status status = Make(Config("parallel { tensor: 8 }"), 8).status();
+  for (const char* reason :
+       {"8 does not divide model.num_attention_heads 4", "8 does not divide model.intermediate_size 100",
+        "closest layout of 8 ranks that fits: parallel { tensor: 4 data_shard: 2 }"})
+    EXPECT_NE(status.message().find(reason), std::string::npos) << status;
+}
+
+TEST(RecipeTest, StagesAreBalancedByCostUnlessGiven) {
+  const Recipe balanced = MustMake("model { num_hidden_layers: 6 } parallel { pipeline: 2 }", 2);
+  EXPECT_EQ(balanced.stage_units, (std::vector<int>{4, 4}));
+  // A head as costly as several blocks stands with fewer of them.
+  const Recipe heavy = MustMake("model { num_hidden_layers: 6 vocab_size: 2000 } parallel { pipeline: 2 }", 2);
+  EXPECT_GT(heavy.stage_units[0], heavy.stage_units[1]);
+  const Recipe given =
+      MustMake("model { num_hidden_layers: 6 } parallel { pipeline: 2 pipeline_blocks: 5 pipeline_blocks: 1 }", 2);
+  EXPECT_EQ(given.stage_units, (std::vector<int>{6, 2}));
 }
 
 // Whoever starts jobs tells this from a mistake in the config.

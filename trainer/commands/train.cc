@@ -17,6 +17,13 @@ void AddTrainCommand(CLI::App& app, const Extensions& extensions, absl::Status* 
   command->add_option("--ranks", options->expected_ranks, "Fail at once unless started with this many ranks");
   command->add_flag("--allow-change", options->allow_change,
                     "Resume although the config changed in what alters numbers");
+  command->add_option(
+      "--check-against", options->check_against,
+      "Compare each step's loss and every parameter's gradient norm with those of the run in this run_dir "
+      "(made with logging.parameter_norms); stop at the first that differs");
+  command->add_option("--check-tolerance", options->check_tolerance, "Relative difference that --check-against allows")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
   command
       ->add_option("--stop-at", options->stop_at,
                    "Save and end after this step, as if preempted; the same command resumes")

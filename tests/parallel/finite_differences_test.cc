@@ -8,7 +8,8 @@
 #include <cmath>
 #include <functional>
 
-#include "kernels/functions.h"
+#include "parallel/comm/mpi_group.h"
+#include "parallel/layers/functions.h"
 #include "tests/kernels/test_tensors.h"
 
 namespace trireme {
@@ -24,7 +25,7 @@ class TensorWeight final : public Weight {
   void AddGradient(GradientTask task) override {
     ASSERT_TRUE(trainable_) << "a frozen weight was given a gradient";
     ++contributions;
-    task(gradient_);
+    task(gradient_, /*overwrite=*/false);
   }
   const at::Tensor& values() const { return values_; }
   const at::Tensor& gradient() const { return gradient_; }
@@ -87,18 +88,19 @@ class FiniteDifferences : public testing::Test {
   }
 
   TestTensors random_{5};
+  const std::shared_ptr<ProcessGroup> alone_ = MakeSelfGroup("alone");
 };
 
 TEST_F(FiniteDifferences, Embedding) {
   TensorWeight table = Parameter({7, 5});
   const at::Tensor tokens = TensorOf<int64_t>({3, 0, 3, 6, 3}), anchor = Anchor();  // A repeated token adds up.
-  Check([&] { return Weigh(Embedding(tokens, table, anchor)); }, {}, {&table});
+  Check([&] { return Weigh(Embedding(tokens, table, *alone_, anchor)); }, {}, {&table});
 }
 
 TEST_F(FiniteDifferences, FrozenEmbeddingGetsNoGradient) {
   TensorWeight table = Parameter({7, 5}, /*trainable=*/false);
   const at::Tensor anchor = Anchor();
-  torch::autograd::backward({Weigh(Embedding(TensorOf<int64_t>({1, 2}), table, anchor))}, {});
+  torch::autograd::backward({Weigh(Embedding(TensorOf<int64_t>({1, 2}), table, *alone_, anchor))}, {});
   EXPECT_EQ(table.contributions, 0);
 }
 
@@ -111,14 +113,14 @@ TEST_F(FiniteDifferences, Norm) {
 TEST_F(FiniteDifferences, NormLinear) {
   const at::Tensor x = Input({4, 6});
   TensorWeight norm = Parameter({6}), linear = Parameter({5, 6});
-  Check([&] { return Weigh(NormLinear(x, at::Tensor(), norm, 1e-3, linear).second); }, {x}, {&norm, &linear});
+  Check([&] { return Weigh(NormLinear(x, at::Tensor(), norm, 1e-3, linear, *alone_).second); }, {x}, {&norm, &linear});
 }
 
 TEST_F(FiniteDifferences, NormLinearReturnsItsInputWithoutDelta) {
   const at::Tensor x = Input({4, 6});
   TensorWeight norm = Parameter({6}), linear = Parameter({5, 6});
   const auto loss = [&] {
-    const auto [h, y] = NormLinear(x, at::Tensor(), norm, 1e-3, linear);
+    const auto [h, y] = NormLinear(x, at::Tensor(), norm, 1e-3, linear, *alone_);
     return Weigh(y) + Weigh(h).pow(2);
   };
   Check(loss, {x}, {&norm, &linear});
@@ -128,7 +130,7 @@ TEST_F(FiniteDifferences, NormLinearWithDeltaUsingBothOutputs) {
   const at::Tensor x = Input({4, 6}), delta = Input({4, 6});
   TensorWeight norm = Parameter({6}), linear = Parameter({5, 6});
   const auto loss = [&] {
-    const auto [h, y] = NormLinear(x, delta, norm, 1e-3, linear);
+    const auto [h, y] = NormLinear(x, delta, norm, 1e-3, linear, *alone_);
     return Weigh(y) + Weigh(h).pow(2);
   };
   Check(loss, {x, delta}, {&norm, &linear});
@@ -137,29 +139,29 @@ TEST_F(FiniteDifferences, NormLinearWithDeltaUsingBothOutputs) {
 TEST_F(FiniteDifferences, NormLinearWithDeltaUsingTheProductOnly) {
   const at::Tensor x = Input({4, 6}), delta = Input({4, 6});
   TensorWeight norm = Parameter({6}), linear = Parameter({5, 6});
-  Check([&] { return Weigh(NormLinear(x, delta, norm, 1e-3, linear).second); }, {x, delta}, {&norm, &linear});
+  Check([&] { return Weigh(NormLinear(x, delta, norm, 1e-3, linear, *alone_).second); }, {x, delta}, {&norm, &linear});
 }
 
 TEST_F(FiniteDifferences, FrozenNormAndLinearStillPassGradients) {
   const at::Tensor x = Input({4, 6});
   TensorWeight norm = Parameter({6}, false), linear = Parameter({5, 6}, false);
-  Check([&] { return Weigh(NormLinear(x, at::Tensor(), norm, 1e-3, linear).second); }, {x}, {&norm, &linear});
+  Check([&] { return Weigh(NormLinear(x, at::Tensor(), norm, 1e-3, linear, *alone_).second); }, {x}, {&norm, &linear});
 }
 
 TEST_F(FiniteDifferences, Linear) {
   const at::Tensor x = Input({3, 6}), residual = Input({3, 4});
   TensorWeight weight = Parameter({4, 6}), again = Parameter({4, 6});
-  Check([&] { return Weigh(Linear(x, weight)); }, {x}, {&weight});
+  Check([&] { return Weigh(Linear(x, weight, *alone_)); }, {x}, {&weight});
   x.mutable_grad().reset();
-  Check([&] { return Weigh(Linear(x, again, residual)); }, {x, residual}, {&again});
+  Check([&] { return Weigh(Linear(x, again, *alone_, residual)); }, {x, residual}, {&again});
 }
 
 TEST_F(FiniteDifferences, SwiGluLinear) {
   const at::Tensor gate_up = Input({3, 10}), residual = Input({3, 4});
   TensorWeight weight = Parameter({4, 5}), again = Parameter({4, 5});
-  Check([&] { return Weigh(SwiGluLinear(gate_up, weight)); }, {gate_up}, {&weight});
+  Check([&] { return Weigh(SwiGluLinear(gate_up, weight, *alone_)); }, {gate_up}, {&weight});
   gate_up.mutable_grad().reset();
-  Check([&] { return Weigh(SwiGluLinear(gate_up, again, residual)); }, {gate_up, residual}, {&again});
+  Check([&] { return Weigh(SwiGluLinear(gate_up, again, *alone_, residual)); }, {gate_up, residual}, {&again});
 }
 
 // Sines and cosines of made-up frequencies.
@@ -208,11 +210,11 @@ TEST_F(FiniteDifferences, CrossEntropyHead) {
       options.scale = 0.25;
       options.z_loss = z_loss;
       options.chunk_tokens = chunk;
-      torch::autograd::backward({CrossEntropyHead(x, weight, targets, options).seed}, {});
+      torch::autograd::backward({CrossEntropyHead(x, weight, 9, targets, *alone_, options).seed}, {});
       EXPECT_EQ(weight.contributions, 1);
       options.with_gradient = false;
       const auto value = [&] {
-        const at::Tensor sums = CrossEntropyHead(x, weight, targets, options).sums;
+        const at::Tensor sums = CrossEntropyHead(x, weight, 9, targets, *alone_, options).sums;
         return 0.25 * (sums[0].item<double>() + z_loss * sums[1].item<double>());
       };
       ExpectDerivative("x", value, x, x.grad());
@@ -225,9 +227,9 @@ TEST_F(FiniteDifferences, CrossEntropyHead) {
 TEST_F(FiniteDifferences, GradientsAddUpOverMicrobatches) {
   const at::Tensor x = Input({3, 6});
   TensorWeight weight = Parameter({4, 6});
-  torch::autograd::backward({Weigh(Linear(x, weight))}, {});
+  torch::autograd::backward({Weigh(Linear(x, weight, *alone_))}, {});
   const at::Tensor once = weight.gradient().clone();
-  torch::autograd::backward({Weigh(Linear(x, weight))}, {});
+  torch::autograd::backward({Weigh(Linear(x, weight, *alone_))}, {});
   EXPECT_LT(RelativeError(weight.gradient(), once * 2), 1e-15);
 }
 

@@ -1,0 +1,33 @@
+// parallel/layers/autograd.h
+// What the autograd functions of this folder share. Included by its .cc files only.
+#ifndef TRIREME_PARALLEL_LAYERS_AUTOGRAD_H_
+#define TRIREME_PARALLEL_LAYERS_AUTOGRAD_H_
+
+#include <torch/csrc/autograd/custom_function.h>
+
+#include <optional>
+
+namespace trireme {
+
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
+
+// Objects that outlive the graph, saved by address.
+inline c10::IValue Pack(const void* pointer) { return static_cast<int64_t>(reinterpret_cast<intptr_t>(pointer)); }
+template <typename T>
+T* SavedPointer(const AutogradContext* context, const char* key) {
+  return reinterpret_cast<T*>(static_cast<intptr_t>(context->saved_data.at(key).toInt()));
+}
+template <typename T>
+T& Saved(const AutogradContext* context, const char* key) {
+  return *SavedPointer<T>(context, key);
+}
+
+// Autograd takes optional inputs, not undefined ones.
+inline std::optional<at::Tensor> Present(const at::Tensor& tensor) {
+  return tensor.defined() ? std::optional<at::Tensor>(tensor) : std::nullopt;
+}
+
+}  // namespace trireme
+
+#endif  // TRIREME_PARALLEL_LAYERS_AUTOGRAD_H_

@@ -1,0 +1,117 @@
+// The two operations whose weight rows are a vocabulary, cut over tensor ranks.
+#include <ATen/core/grad_mode.h>
+#include <ATen/ops/bitwise_and.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/logsumexp.h>
+#include <ATen/ops/sum.h>
+#include <ATen/ops/zeros.h>
+
+#include "parallel/layers/autograd.h"
+#include "parallel/layers/functions.h"
+#include "parallel/layers/token_split.h"
+
+namespace trireme {
+namespace {
+
+// The tokens whose rows this rank holds, as indices into them; others are row 0 and are to be masked.
+struct LocalTokens {
+  at::Tensor ids;      // [T]
+  at::Tensor foreign;  // [T, 1] bool; undefined where all are this rank's
+};
+LocalTokens Localize(const at::Tensor& tokens, int64_t first_row, int64_t rows, ProcessGroup& tensor) {
+  if (tensor.size() == 1) return {tokens, {}};
+  const at::Tensor ids = tokens.sub(first_row);
+  const at::Tensor foreign = ids.lt(0).logical_or(ids.ge(rows));
+  return {ids.masked_fill(foreign, 0), foreign.unsqueeze(1)};
+}
+
+struct EmbeddingFunction : torch::autograd::Function<EmbeddingFunction> {
+  static at::Tensor forward(AutogradContext* context, const at::Tensor& anchor, const at::Tensor& tokens,
+                            Weight* weight, ProcessGroup* tensor) {
+    context->saved_data["weight"] = Pack(weight);
+    context->saved_data["tensor"] = Pack(tensor);
+    context->save_for_backward({tokens});
+    const Gathered part = weight->full();
+    context->saved_data["first_row"] = part.first_row;
+    if (part.data.size(0) == 0)
+      return ReduceRows(*tensor, at::zeros({tokens.size(0), part.data.size(1)}, part.data.options()));
+    const LocalTokens local = Localize(tokens, part.first_row, part.data.size(0), *tensor);
+    at::Tensor out = EmbeddingForward(local.ids, part.data);
+    if (local.foreign.defined()) out.masked_fill_(local.foreign, 0);
+    return ReduceRows(*tensor, out);
+  }
+  static variable_list backward(AutogradContext* context, variable_list gradients) {
+    Weight& weight = Saved<Weight>(context, "weight");
+    if (weight.trainable()) {
+      ProcessGroup& tensor = Saved<ProcessGroup>(context, "tensor");
+      weight.AddGradient(
+          [&tensor, tokens = context->get_saved_variables()[0], d_part = gradients[0].contiguous(),
+           first_row = context->saved_data.at("first_row").toInt()](at::Tensor& accumulator, bool overwrite) {
+            if (overwrite) accumulator.zero_();
+            at::Tensor dy = GatherRows(tensor, d_part);
+            if (accumulator.size(0) == 0) return;
+            const LocalTokens local = Localize(tokens, first_row, accumulator.size(0), tensor);
+            if (local.foreign.defined()) dy = dy.masked_fill(local.foreign, 0);
+            AddEmbeddingGradient(local.ids, dy, accumulator);
+          });
+    }
+    return {at::Tensor(), at::Tensor(), at::Tensor(), at::Tensor()};
+  }
+};
+
+struct CrossEntropyFunction : torch::autograd::Function<CrossEntropyFunction> {
+  static at::Tensor forward(AutogradContext* context, const at::Tensor& x, const at::Tensor& dx) {
+    context->save_for_backward({dx});
+    return at::zeros({}, x.options());
+  }
+  // The gradient was computed in forward and already carries its scale: the seed's gradient is one by contract.
+  static variable_list backward(AutogradContext* context, variable_list) {
+    return {context->get_saved_variables()[0], at::Tensor()};
+  }
+};
+
+// The parts' [2, rows] (lse; logit of the target, 0 elsewhere) -> those of the whole vocabulary, in rank order.
+void CombineStatistics(ProcessGroup& tensor, at::Tensor& statistics) {
+  at::Tensor all = at::empty({tensor.size(), 2, statistics.size(1)}, statistics.options());
+  tensor.AllGather(all, statistics).Wait();
+  statistics.select(0, 0).copy_(at::logsumexp(all.select(1, 0), {0}));
+  statistics.select(0, 1).copy_(at::sum(all.select(1, 1), {0}));
+}
+
+}  // namespace
+
+at::Tensor Embedding(const at::Tensor& tokens, Weight& weight, ProcessGroup& tensor, const at::Tensor& anchor) {
+  return EmbeddingFunction::apply(anchor, tokens, &weight, &tensor);
+}
+
+HeadLoss CrossEntropyHead(const at::Tensor& x, Weight& weight, int64_t vocab_size, const at::Tensor& targets,
+                      ProcessGroup& tensor, const LossHeadOptions& given) {
+  HeadLoss loss;
+  at::Tensor dx;
+  {
+    at::NoGradGuard no_grad;
+    const at::Tensor rows = GatherRows(tensor, x.detach());
+    const Gathered part = weight.full();
+    LossHeadOptions options = given;
+    if (tensor.size() > 1) {
+      options.first_id = part.first_row;
+      options.vocab_size = vocab_size;
+      options.combine = [&tensor](at::Tensor& statistics) { CombineStatistics(tensor, statistics); };
+    }
+    LossHeadResult result;
+    if (options.with_gradient && weight.trainable()) {
+      weight.AddGradient([&](at::Tensor& accumulator, bool overwrite) {
+        options.overwrite = overwrite;
+        result = LossHead(rows, part.data, targets, options, &accumulator);
+      });
+    } else {
+      result = LossHead(rows, part.data, targets, options, nullptr);
+    }
+    loss.sums = result.sums;
+    if (options.with_gradient) dx = ReduceRows(tensor, result.dx);
+  }
+  if (given.with_gradient) loss.seed = CrossEntropyFunction::apply(x, dx);
+  return loss;
+}
+
+}  // namespace trireme

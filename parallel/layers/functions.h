@@ -1,0 +1,74 @@
+// parallel/layers/functions.h
+// The differentiable operations of a decoder. Each is one autograd node: it saves activations only, asks its weights
+// for their values again in backward, hands weight gradients to Weight::AddGradient and returns none to autograd. What
+// is cheap to compute again (norm and SwiGLU outputs) is not saved. `anchor`: an empty tensor that requires grad, so
+// that a unit with integer inputs has a graph.
+//
+// `tensor`: the ranks that share each matrix product (parallel/layers/token_split.h). Between products a rank holds
+// rows t = T/n of the tokens; a column-parallel product gathers them and makes N/n of the columns, a row-parallel one
+// takes K/n of them and scatters the sum. What is gathered is not saved: it is gathered again for weight gradients. A
+// group of one moves nothing. All ranks of the group call the same operations in the same order.
+#ifndef TRIREME_PARALLEL_LAYERS_FUNCTIONS_H_
+#define TRIREME_PARALLEL_LAYERS_FUNCTIONS_H_
+
+#include <ATen/core/Tensor.h>
+
+#include <utility>
+
+#include "kernels/attention.h"
+#include "kernels/ops.h"
+#include "kernels/weight.h"
+#include "parallel/comm/process_group.h"
+#include "parallel/layers/context_attention.h"
+#include "parallel/layers/kept_results.h"
+
+namespace trireme {
+
+// tokens [T] int64, weight [V/n, H] -> [t, H].
+at::Tensor Embedding(const at::Tensor& tokens, Weight& weight, ProcessGroup& tensor, const at::Tensor& anchor);
+
+// x [t, H] -> RMSNorm(x) [t, H].
+at::Tensor Norm(const at::Tensor& x, Weight& norm, double eps);
+
+// h = x + delta (delta may be undefined: h = x), y = RMSNorm(h) linear^T. Returns {h [t, H], y [T, N/n]}. Saves h and
+// one number per row. kept, name: where y may be kept (null: nowhere).
+std::pair<at::Tensor, at::Tensor> NormLinear(const at::Tensor& x, const at::Tensor& delta, Weight& norm, double eps,
+                                             Weight& linear, ProcessGroup& tensor, KeptResults* kept = nullptr,
+                                             const char* name = nullptr);
+
+// x [T, K/n] -> x weight^T, summed over ranks (+ residual [t, N] where defined): [t, N].
+at::Tensor Linear(const at::Tensor& x, Weight& weight, ProcessGroup& tensor, const at::Tensor& residual = {});
+
+// gate_up [T, 2F/n] -> SwiGLU(gate_up) weight^T, summed over ranks (+ residual where defined). Saves gate_up only.
+at::Tensor SwiGluLinear(const at::Tensor& gate_up, Weight& weight, ProcessGroup& tensor,
+                        const at::Tensor& residual = {});
+
+struct SelfAttentionArguments {
+  int64_t heads, kv_heads, head_dim;  // this rank's
+  at::Tensor positions;               // [T] int64
+  const RopeTable* rope;              // null: no rotation
+  at::Tensor cu_seqlens;              // [segments + 1] int32
+  int64_t max_seqlen;
+  int64_t window;
+  const AttentionBackend* backend;
+  const ContextAttention* context = nullptr;  // where sequences are cut over ranks, until backward; null: they are not
+  KeptResults* kept = nullptr;
+  bool rotated = false;  // qkv is from an earlier pass that rotated it
+};
+// qkv [T, (heads + 2 kv_heads) head_dim] -> [T, heads * head_dim]. Rotates q and k inside qkv, which the caller must
+// not use again. Collective over the context's group.
+at::Tensor SelfAttention(const at::Tensor& qkv, const SelfAttentionArguments& arguments);
+
+struct HeadLoss {
+  at::Tensor seed;  // scalar with a graph: backward(seed) delivers dx. Its value carries no meaning.
+  at::Tensor sums;  // [2] float64: sum of cross-entropy over targets, sum of lse^2; the same on all tensor ranks
+};
+// Projection and cross-entropy of x [t, H] with targets [T] under a vocabulary of vocab_size cut over ranks; the logits
+// are never gathered: two numbers per token are. With options.with_gradient the weight's gradient is handed over at
+// once, in forward. Of `options`: scale, z_loss, chunk_tokens, with_gradient.
+HeadLoss CrossEntropyHead(const at::Tensor& x, Weight& weight, int64_t vocab_size, const at::Tensor& targets,
+                          ProcessGroup& tensor, const LossHeadOptions& options);
+
+}  // namespace trireme
+
+#endif  // TRIREME_PARALLEL_LAYERS_FUNCTIONS_H_

@@ -1,0 +1,170 @@
+#include "tests/parallel/tiny_run.h"
+
+#include <ATen/ops/zeros.h>
+
+#include <cmath>
+
+#include "configs/text_parser.h"
+#include "tests/parallel/multi_rank.h"
+#include "tests/parallel/tiny_model.h"
+
+namespace trireme {
+namespace {
+
+constexpr char kBase[] = R"(
+  model { num_hidden_layers: 2 hidden_size: 64 num_attention_heads: 8 num_key_value_heads: 4 intermediate_size: 96
+          vocab_size: 211 initializer_range: 0.1 }
+  data { sequence_length: 32 }
+  global_batch_size: 16
+  optimizer { sgd { learning_rate: 0.3 } }
+  lr_schedule { clip_grad_norm: 0 }
+  train_for { steps: 100 }
+  run_dir: "unused")";
+
+// One mesh per shape for the whole job: communicators are few.
+std::shared_ptr<Mesh> MeshOf(const MeshShape& shape) {
+  static auto* const meshes = new std::map<std::string, std::shared_ptr<Mesh>>;
+  std::shared_ptr<Mesh>& mesh = (*meshes)[shape.ToString()];
+  if (mesh == nullptr) {
+    absl::StatusOr<std::unique_ptr<Mesh>> made = Mesh::Create(TestProcess(), shape, at::kCPU);
+    TRIREME_CHECK(made.ok(), made.status().message());
+    mesh = *std::move(made);
+  }
+  return mesh;
+}
+
+}  // namespace
+
+double TensorNorm(const at::Tensor& a) {
+  double sum = 0;
+  const float* data = a.const_data_ptr<float>();
+  for (int64_t i = 0; i < a.numel(); ++i) sum += static_cast<double>(data[i]) * data[i];
+  return std::sqrt(sum);
+}
+
+double RelativeDistance(const at::Tensor& a, const at::Tensor& reference) {
+  double sum = 0;
+  const float *x = a.const_data_ptr<float>(), *y = reference.const_data_ptr<float>();
+  for (int64_t i = 0; i < a.numel(); ++i)
+    sum += (static_cast<double>(x[i]) - y[i]) * (static_cast<double>(x[i]) - y[i]);
+  return std::sqrt(sum) / TensorNorm(reference);
+}
+
+TinyRun::TinyRun(const std::vector<std::string>& fragments, bool alone) {
+  RunConfig config;
+  std::vector<std::string> problems;
+  ParseConfigText({"base", kBase, ""}, &config, &problems);
+  for (const std::string& fragment : fragments) {
+    RunConfig part;
+    ParseConfigText({"fragment", fragment, ""}, &part, &problems);
+    config.MergeFrom(part);
+  }
+  TRIREME_CHECK(problems.empty(), problems[0]);
+  const int world = alone ? 1 : TestProcess().size();
+  absl::StatusOr<Recipe> recipe = MakeRecipe(config, world, extensions_.families, {"cpu", "math"}, CorpusFacts());
+  TRIREME_CHECK(recipe.ok(), recipe.status().message());
+  recipe_ = *std::move(recipe);
+  mesh_ = alone ? std::shared_ptr<Mesh>(Mesh::Alone(at::kCPU)) : MeshOf(recipe_.mesh);
+  absl::StatusOr<std::unique_ptr<Model>> model = Model::Create(recipe_, *mesh_, extensions_);
+  TRIREME_CHECK(model.ok(), model.status().message());
+  model_ = *std::move(model);
+  optimizer_ = std::make_unique<Optimizer>(recipe_.config.optimizer(), model_->buffers(), recipe_.config.seed());
+  checkpointer_ = std::make_unique<Checkpointer>(recipe_, *mesh_, *model_, *optimizer_, std::vector<std::string>());
+}
+
+StepBatch TinyRun::Batch(int64_t step) const {
+  StepBatch batch;
+  const int64_t micro = recipe_.config.micro_batch_size();
+  for (int64_t m = 0; m < recipe_.num_microbatches; ++m) {
+    batch.microbatches.push_back(TinyMicrobatch(step, (mesh_->data_rank() * recipe_.num_microbatches + m) * micro,
+                                                micro, recipe_.config.data().document_mask()));
+  }
+  return batch;
+}
+
+double TinyRun::ForwardBackward(int64_t step) {
+  const absl::StatusOr<Loss> loss = model_->ForwardBackward(Batch(step));
+  TRIREME_CHECK(loss.ok(), loss.status().message());
+  return loss->mean;
+}
+
+void TinyRun::Update() {
+  progress_.set_step(progress_.step() + 1);
+  const GradNorm norm = model_->ClipGradNorm(recipe_.config.lr_schedule().clip_grad_norm());
+  optimizer_->Step(progress_.step(), recipe_.peak_learning_rate(), norm.clip_factor);
+}
+
+double TinyRun::Step() {
+  const double loss = ForwardBackward(progress_.step() + 1);
+  Update();
+  return loss;
+}
+
+double TinyRun::Evaluate(int64_t step) {
+  const Model::EvaluationSums sums = model_->Evaluate(Batch(step).microbatches);
+  return sums.loss_sum / static_cast<double>(sums.targets);
+}
+
+Tensors TinyRun::Whole(const std::vector<TensorPart>& parts, const std::string& suffix) {
+  // Shapes from a model that holds everything, in the order of its names.
+  RunConfig config = recipe_.config;
+  config.clear_parallel();
+  const absl::StatusOr<Recipe> recipe = MakeRecipe(config, 1, extensions_.families, {"cpu", "math"}, CorpusFacts());
+  TRIREME_CHECK(recipe.ok(), recipe.status().message());
+  const std::unique_ptr<Mesh> alone = Mesh::Alone(at::kCPU);
+  const absl::StatusOr<std::unique_ptr<Model>> model = Model::Create(*recipe, *alone, extensions_);
+  Tensors whole;
+  for (ParameterBuffer* buffer : (*model)->buffers()) {
+    for (const ParameterSpec& spec : buffer->specs())
+      whole[spec.name + suffix] = at::zeros(spec.shape, at::TensorOptions().dtype(at::kFloat));
+  }
+  for (const TensorPart& part : parts) {
+    at::Tensor target = whole.at(part.name);
+    for (size_t dim = 0; dim < part.rectangle.size.size(); ++dim)
+      target = target.narrow(static_cast<int64_t>(dim), part.rectangle.offset[dim], part.rectangle.size[dim]);
+    target.copy_(part.values.view(part.rectangle.size));
+  }
+  for (auto& [name, tensor] : whole) {
+    // Every element is on one rank and zero elsewhere: adding the bits as integers moves them unchanged.
+    at::Tensor bits = tensor.view(at::kInt);
+    mesh_->control().AllReduce(bits, ReduceOp::kSum).Wait();
+  }
+  return whole;
+}
+
+Tensors TinyRun::Gradients() {
+  std::vector<TensorPart> parts;
+  for (ParameterBuffer* buffer : model_->buffers()) {
+    if (mesh_->coordinate(Axis::kDataReplicate) > 0) continue;
+    for (TensorPart& part : PartsOf(*buffer, buffer->own_gradient(), "", /*unique=*/true)) parts.push_back(part);
+  }
+  return Whole(parts, "");
+}
+
+Tensors TinyRun::Weights() {
+  std::vector<TensorPart> parts;
+  for (ParameterBuffer* buffer : model_->buffers()) {
+    if (mesh_->coordinate(Axis::kDataReplicate) > 0) continue;
+    for (TensorPart& part : PartsOf(*buffer, buffer->own_weights(), "", /*unique=*/true)) parts.push_back(part);
+  }
+  return Whole(parts, "");
+}
+
+std::map<std::string, std::string> TinyRun::Bytes() {
+  std::map<std::string, std::string> bytes;
+  const auto add = [&](const Tensors& tensors) {
+    for (const auto& [name, tensor] : tensors)
+      bytes[name] = std::string(static_cast<const char*>(tensor.data_ptr()), tensor.nbytes());
+  };
+  add(Weights());
+  std::map<std::string, std::vector<TensorPart>> states;  // by suffix
+  for (const Optimizer::State& state : optimizer_->states()) {
+    std::vector<TensorPart>& parts = states[state.name];
+    if (mesh_->coordinate(Axis::kDataReplicate) > 0) continue;
+    for (TensorPart& part : PartsOf(*state.buffer, state.tensor, state.name, /*unique=*/true)) parts.push_back(part);
+  }
+  for (const auto& [suffix, parts] : states) add(Whole(parts, "." + suffix));
+  return bytes;
+}
+
+}  // namespace trireme
