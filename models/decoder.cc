@@ -29,6 +29,7 @@ class EmbeddingUnit final : public Unit {
   const std::string& name() const override { return name_; }
   const std::vector<ParameterBuffer*>& buffers() const override { return buffers_; }
   bool recomputable() const override { return false; }
+  bool backward_reads_parameters() const override { return false; }
   Carry Forward(const UnitContext& context, Carry, const at::Tensor& anchor) override {
     return {Embedding(context.batch->tokens, buffers_[0]->weight(0), *shared_->tensor, anchor)};
   }

@@ -7,9 +7,10 @@
 #include <algorithm>
 #include <cmath>
 #include <fstream>
+#include <limits>
 #include <nlohmann/json.hpp>
-
-#include "parallel/comm/mesh.h"
+#include <optional>
+#include <type_traits>
 
 namespace trireme {
 namespace {
@@ -26,14 +27,39 @@ std::map<std::string, int> Degrees(const std::string& mesh) {
   return degrees;
 }
 
+// As MetricsLog writes it: what is not finite is a string.
+std::optional<double> NumberIn(const Json& json) {
+  if (json.is_number()) return json.get<double>();
+  if (json == "NaN") return std::nan("");
+  if (json == "Infinity") return std::numeric_limits<double>::infinity();
+  if (json == "-Infinity") return -std::numeric_limits<double>::infinity();
+  return std::nullopt;
+}
+
+template <typename T>
+T ValueOr(const Json& object, const char* key, const T& otherwise) {
+  const auto found = object.find(key);
+  if (found == object.end()) return otherwise;
+  if constexpr (std::is_same_v<T, std::string>) return found->is_string() ? found->template get<T>() : otherwise;
+  if constexpr (!std::is_same_v<T, std::string>)
+    return found->is_number_integer() ? found->template get<T>() : otherwise;
+}
+
+// Two runs whose numbers stop being finite in the same place are the same.
+bool Same(double a, double b, double allowed) {
+  return std::abs(a - b) <= allowed || a == b || (std::isnan(a) && std::isnan(b));
+}
+
 bool Contains(const std::string& text, const char* part) { return absl::StrContains(text, part); }
 
 }  // namespace
 
 std::string LikelyCause(const std::vector<std::pair<std::string, double>>& differing, size_t total,
                         const std::string& mesh, const std::string& other_mesh) {
+  TRIREME_CHECK(!differing.empty(), "nothing differs");
   const std::map<std::string, int> here = Degrees(mesh);
   std::map<std::string, int> there = Degrees(other_mesh);
+  if (there.empty()) return absl::StrCat("unknown: the other run does not say its layout; this one is ", mesh);
   const auto differs = [&](const char* axis) {
     const auto found = here.find(axis);
     return found != here.end() && there[axis] != found->second;
@@ -41,7 +67,7 @@ std::string LikelyCause(const std::vector<std::pair<std::string, double>>& diffe
   const auto all_of = [&](auto&& matches) {
     return std::all_of(differing.begin(), differing.end(), [&](const auto& item) { return matches(item.first); });
   };
-  const double first = differing.empty() ? 1 : differing.front().second;
+  const double first = differing.front().second;
   const bool one_ratio = std::all_of(differing.begin(), differing.end(),
                                      [&](const auto& item) { return std::abs(item.second / first - 1) < 1e-3; });
   if (differing.size() == total && one_ratio) {
@@ -83,18 +109,33 @@ absl::StatusOr<RunComparison> RunComparison::Open(const std::string& run_dir, co
   const std::string path = run_dir + "/metrics.jsonl";
   std::ifstream file(path);
   if (!file) return Error(ExitCode::kConfig, "--check-against: ", path, " cannot be read; give the run_dir of a run");
-  std::string line;
+  std::string line, mesh_there;
+  int64_t number = 0;
   while (std::getline(file, line)) {
+    ++number;
+    // A run that was killed may leave half a line at the end.
     const Json json = Json::parse(line, nullptr, /*allow_exceptions=*/false);
     if (!json.is_object()) continue;
-    const std::string type = json.value("type", "");
-    if (type == "run") comparison.other_mesh_ = json.value("mesh", "");
-    if (type != "gradient_norms" || !json.contains("norms") || !json["norms"].is_object()) continue;
-    Recorded& recorded = comparison.steps_[json.value("step", int64_t{0})];
-    recorded.loss = json.value("loss", std::nan(""));
-    for (const auto& [name, value] : json["norms"].items()) {
-      if (value.is_number()) recorded.norms[name] = value.get<double>();
+    const std::string type = ValueOr<std::string>(json, "type", "");
+    if (type == "run") mesh_there = ValueOr<std::string>(json, "mesh", "");
+    if (type != "gradient_norms") continue;
+    Recorded recorded;
+    recorded.mesh = mesh_there;
+    const auto step = ValueOr<int64_t>(json, "step", 0);
+    const std::optional<double> loss = NumberIn(json.value("loss", Json()));
+    const Json norms = json.value("norms", Json());
+    bool whole = step > 0 && loss.has_value() && norms.is_object();
+    for (const auto& [name, value] : norms.items()) {
+      const std::optional<double> norm = NumberIn(value);
+      whole &= norm.has_value();
+      recorded.norms[name] = norm.value_or(0);
     }
+    if (!whole) {
+      return Error(ExitCode::kConfig, "--check-against: ", path, " line ", number,
+                   " is damaged: gradient norms without their step, loss or numbers");
+    }
+    recorded.loss = *loss;
+    comparison.steps_[step] = std::move(recorded);
   }
   if (comparison.steps_.empty()) {
     return Error(ExitCode::kConfig, "--check-against: ", path,
@@ -109,8 +150,11 @@ absl::Status RunComparison::Compare(int64_t step, double loss, const GradientNor
   const Recorded& other = found->second;
   ++compared_steps_;
   double largest = 0;
-  for (const auto& [name, norm] : other.norms) largest = std::max(largest, norm);
-  // Round-off of the whole gradient reaches small ones: below this, relative differences mean nothing.
+  for (const auto& [name, norm] : other.norms) {
+    if (std::isfinite(norm)) largest = std::max(largest, norm);
+  }
+  // Round-off of the whole gradient, in fp32 about 1e-7 of it, reaches small ones: below ten times that, relative
+  // differences mean nothing.
   const double floor = 1e-6 * largest;
   std::vector<std::pair<std::string, double>> differing;
   std::string first, missing;
@@ -120,8 +164,7 @@ absl::Status RunComparison::Compare(int64_t step, double loss, const GradientNor
       if (missing.empty()) missing = name;
       continue;
     }
-    const double difference = std::abs(norm - expected->second);
-    if (difference <= tolerance_ * std::max(std::abs(expected->second), floor / std::max(tolerance_, 1e-12))) continue;
+    if (Same(norm, expected->second, std::max(tolerance_ * std::abs(expected->second), floor))) continue;
     differing.emplace_back(name, expected->second != 0 ? norm / expected->second : std::nan(""));
     if (first.empty()) first = absl::StrFormat("%s: gradient norm %.9g here, %.9g there", name, norm, expected->second);
   }
@@ -130,7 +173,7 @@ absl::Status RunComparison::Compare(int64_t step, double loss, const GradientNor
                  other.norms.size(), " parameters, this one has ", norms.size(),
                  missing.empty() ? "" : absl::StrCat("; ", missing, " is not among them"));
   }
-  const bool loss_differs = !(std::abs(loss - other.loss) <= tolerance_ * std::abs(other.loss));
+  const bool loss_differs = !Same(loss, other.loss, tolerance_ * std::abs(other.loss));
   if (differing.empty() && !loss_differs) return absl::OkStatus();
   const std::string losses = absl::StrFormat("loss %.9g here, %.9g there", loss, other.loss);
   if (differing.empty()) {
@@ -139,7 +182,7 @@ absl::Status RunComparison::Compare(int64_t step, double loss, const GradientNor
   }
   return Error(ExitCode::kCheckFailed, "step ", step, " differs from ", run_dir_, " (", losses, ")\n  first: ", first,
                "\n  ", differing.size(), " of ", norms.size(), " parameters differ by more than ", tolerance_,
-               "\n  likely: ", LikelyCause(differing, norms.size(), mesh_, other_mesh_));
+               "\n  likely: ", LikelyCause(differing, norms.size(), mesh_, other.mesh));
 }
 
 }  // namespace trireme

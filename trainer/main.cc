@@ -33,6 +33,7 @@ int Main(int argc, char** argv, const Extensions& extensions) {
   AddTokenizerCommand(app, &result);
   AddInspectCommand(app, &result);
   AddValidateCommand(app, extensions, &result);
+  AddPlanCommand(app, extensions, &result);
   AddBenchCommand(app, extensions, &result);
   AddConfigCommand(app, &result);
   try {

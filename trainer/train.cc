@@ -23,6 +23,7 @@
 #include "trainer/metrics.h"
 #include "trainer/model.h"
 #include "trainer/optimizer.h"
+#include "trainer/trace.h"
 #include "trainer/version.h"
 #include "trainer/watchdog.h"
 
@@ -42,6 +43,7 @@ struct Job {
   MetricsLog* metrics;        // rank 0's; null elsewhere
   double peak_flops;          // of all ranks together; 0: unknown
   RunComparison* comparison;  // null: none
+  StepTrace trace;
   TrainProgress progress;
 };
 
@@ -144,7 +146,10 @@ absl::Status Loop(Job& job) {
     job.progress.set_step(step);
     job.mesh.log().Beat(absl::StrCat("step ", step));
     ASSIGN_OR_RETURN(const StepBatch batch, loader->Next());
+    const bool traced = job.trace.wants(step);
+    if (traced) job.trace.Start();
     ASSIGN_OR_RETURN(const Loss loss, job.model.ForwardBackward(batch));
+    if (traced) RETURN_IF_ERROR(job.trace.Finish(step));
     const GradNorm norm = job.model.ClipGradNorm(recipe.config.lr_schedule().clip_grad_norm());
     const GradientNorms norms = WantsNorms(job) ? job.model.ParameterGradientNorms() : GradientNorms();
     ASSIGN_OR_RETURN(const bool skip, ApplyNonFinitePolicy(job, loss, norm));
@@ -258,6 +263,7 @@ absl::Status Run(const TrainOptions& options, const Extensions& extensions, cons
           metrics.get(),
           peak_flops,
           comparison.has_value() ? &*comparison : nullptr,
+          StepTrace(recipe, mesh, (*model)->executor()),
           progress};
   const absl::Status status = Loop(job);
   if (metrics != nullptr) RETURN_IF_ERROR(metrics->Flush());

@@ -1,7 +1,7 @@
 #include "parallel/pipeline/generators.h"
 
 #include <algorithm>
-#include <array>
+#include <cstdint>
 #include <optional>
 
 namespace trireme {
@@ -134,17 +134,18 @@ Schedule ZeroBubbleV(const ScheduleShape& shape) {
     }
     return input ? input : weight;
   };
-  while (now[0].weight < num_microbatches || now[last].weight < num_microbatches || before[0].weight == -1) {
-    bool idle = true;
+  constexpr int64_t kActionsPerMicrobatch = 6;  // F, I, W on both stages
+  for (int64_t left = kActionsPerMicrobatch * num_microbatches * num_ranks; left > 0;) {
+    const int64_t left_before = left;
     for (int rank = 0; rank < num_ranks; ++rank) {
       const std::optional<Action> action = pick(rank);
       if (!action) continue;
       schedule.ranks[rank].push_back(*action);
       Done& done = now[action->stage];
       ++(action->kind == kF ? done.forward : action->kind == kI ? done.input : done.weight);
-      idle = false;
+      --left;
     }
-    TRIREME_CHECK(!idle, "ZB-V: no rank can go on");
+    TRIREME_CHECK(left < left_before, "ZB-V: no rank can go on");
     before = now;
   }
   return schedule;

@@ -79,8 +79,8 @@ Carry Stage::Forward(MicrobatchState& state, Carry carry, double loss_scale, at:
     carry = units_[i]->Forward(context, std::move(input), anchor);
     if (!again) state.outputs[i] = carry;
     if (again && options_.offload) MoveKept(state, i, at::kCPU);
-    // The unit whose backward comes next stays gathered.
-    if (i + 1 < count) Reshard(i);
+    // The unit whose backward comes next stays gathered, if that reads it.
+    if (i + 1 < count || !units_[i]->backward_reads_parameters()) Reshard(i);
   }
   for (at::Tensor& tensor : carry) tensor = tensor.detach();
   return carry;
@@ -103,9 +103,10 @@ Carry Stage::WalkBack(MicrobatchState& state, Carry gradients, double loss_scale
   std::vector<ParameterBuffer*> reducing;
   if (options_.offload) MoveKept(state, count - 1, options_.device);
   for (int i = count - 1; i >= 0; --i) {
-    StartUnshard(i - 1);
+    const bool reads = units_[i]->backward_reads_parameters();
+    if (i > 0 && units_[i - 1]->backward_reads_parameters()) StartUnshard(i - 1);
     if (options_.offload && i > 0) MoveKept(state, i - 1, options_.device);
-    FinishUnshard(i);
+    if (reads) FinishUnshard(i);
     if (state.outputs[i].empty()) {
       Observe("recompute", i);
       at::AutoGradMode grad_mode(true);
@@ -130,7 +131,7 @@ Carry Stage::WalkBack(MicrobatchState& state, Carry gradients, double loss_scale
       if (!reducing.empty()) Observe("reduce", i);
       for (ParameterBuffer* buffer : reducing) buffer->StartReduce(last);
     }
-    Reshard(i);
+    if (reads) Reshard(i);
   }
   for (ParameterBuffer* buffer : reducing) buffer->FinishReduce();
   return gradients;
@@ -163,7 +164,10 @@ void Stage::WeightGradient(MicrobatchState& state, bool last) {
   for (ParameterBuffer* buffer : reducing) buffer->FinishReduce();
 }
 
-void Stage::Prefetch(bool backward) { StartUnshard(backward ? static_cast<int>(units_.size()) - 1 : 0); }
+void Stage::Prefetch(bool backward) {
+  const int unit = backward ? static_cast<int>(units_.size()) - 1 : 0;
+  if (!backward || units_[unit]->backward_reads_parameters()) StartUnshard(unit);
+}
 
 void Stage::Release() {
   for (int i = 0; i < static_cast<int>(units_.size()); ++i) Reshard(i);

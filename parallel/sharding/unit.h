@@ -50,6 +50,8 @@ class Unit {
   virtual const std::vector<ParameterBuffer*>& buffers() const = 0;
   // Whether running it twice to save memory makes sense (blocks do; embedding and head do not).
   virtual bool recomputable() const = 0;
+  // Whether its backward asks for the values of its parameters (an embedding's does not): they are gathered for it.
+  virtual bool backward_reads_parameters() const { return true; }
   // anchor: an empty tensor that requires grad.
   virtual Carry Forward(const UnitContext& context, Carry input, const at::Tensor& anchor) = 0;
 };

@@ -39,11 +39,10 @@ TEST(StageOrder, GathersOneAheadAndReducesAfterBackward) {
   const auto stage = MakeStage(spec, OneRankOptions(), options);
   ForwardBackward(*stage, TinyBatch(spec, {9}));
   EXPECT_EQ(actions, (std::vector<std::string>{
-                         "unshard 0",  "unshard 1",  "forward 0", "reshard 0",  "unshard 2", "forward 1",
-                         "reshard 1",  "unshard 3",  "forward 2", "reshard 2",  "forward 3",                // Forward.
-                         "unshard 2",  "backward 3", "reduce 3",  "reshard 3",  "unshard 1", "backward 2",  // Backward.
-                         "reduce 2",   "reshard 2",  "unshard 0", "backward 1", "reduce 1",  "reshard 1",
-                         "backward 0", "reduce 0",   "reshard 0"}));
+                         "unshard 0", "unshard 1",  "forward 0",  "reshard 0", "unshard 2", "forward 1",  "reshard 1",
+                         "unshard 3", "forward 2",  "reshard 2",  "forward 3",                             // Forward.
+                         "unshard 2", "backward 3", "reduce 3",   "reshard 3", "unshard 1", "backward 2",  // Backward.
+                         "reduce 2",  "reshard 2",  "backward 1", "reduce 1",  "reshard 1", "backward 0", "reduce 0"}));
 }
 
 TEST(StageOrder, RecomputesBlocksJustBeforeTheirBackward) {

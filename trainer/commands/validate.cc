@@ -13,11 +13,12 @@ namespace {
 struct Flags {
   std::vector<std::string> configs, overrides;
   int ranks = 1;
+  bool without_data = false;
 };
 
 absl::Status Run(const Flags& flags, const Extensions& extensions) {
   ASSIGN_OR_RETURN(const RunConfig config, LoadConfig(flags.configs, flags.overrides));
-  const absl::StatusOr<Corpora> corpora = OpenCorpora(config);
+  const absl::StatusOr<Corpora> corpora = flags.without_data ? absl::StatusOr<Corpora>(Corpora()) : OpenCorpora(config);
   std::vector<std::string> attention;
   for (const AttentionBackend& backend : extensions.attention_backends) attention.push_back(backend.name);
   const absl::StatusOr<Recipe> recipe =
@@ -44,6 +45,8 @@ void AddValidateCommand(CLI::App& app, const Extensions& extensions, absl::Statu
   command->add_option("--ranks", flags->ranks, "Ranks the job will have")
       ->check(CLI::PositiveNumber)
       ->capture_default_str();
+  command->add_flag("--without-data", flags->without_data,
+                    "Leave the corpora alone: for a plan on paper; model.vocab_size must be given");
   command->callback([flags, &extensions, result] { *result = Run(*flags, extensions); });
 }
 

@@ -1,0 +1,84 @@
+#include "parallel/pipeline/lower.h"
+
+#include <algorithm>
+#include <cstddef>
+#include <set>
+
+namespace trireme {
+namespace {
+
+// How many actions, the current one included, have their parameters gathered.
+constexpr size_t kWindow = 2;
+
+bool NeedsParameters(ActionKind kind) {
+  return kind == ActionKind::kForward || kind == ActionKind::kBackward || kind == ActionKind::kInputGradient;
+}
+
+bool MakesWeightGradient(ActionKind kind) {
+  return kind == ActionKind::kBackward || kind == ActionKind::kWeightGradient;
+}
+
+std::vector<Action> LowerRow(const std::vector<Action>& row, const Schedule& schedule, const LowerOptions& options) {
+  std::vector<Action> lowered;
+  std::set<int> gathered;  // stages
+  std::vector<int> weight_gradients_left(schedule.num_stages(), schedule.num_microbatches);
+  // The stages that row[begin, begin + kWindow) needs.
+  const auto needed = [&](size_t begin) {
+    std::vector<int> stages;
+    for (size_t i = begin; i < std::min(begin + kWindow, row.size()); ++i) {
+      if (NeedsParameters(row[i].kind)) stages.push_back(row[i].stage);
+    }
+    return stages;
+  };
+  for (size_t i = 0; i < row.size(); ++i) {
+    const Action& action = row[i];
+    TRIREME_CHECK(IsCompute(action.kind), ToString(action), " in a schedule that is to be lowered");
+    for (int stage : needed(i)) {
+      if (gathered.insert(stage).second) lowered.push_back({ActionKind::kUnshard, stage, -1});
+    }
+    lowered.push_back(action);
+    if (MakesWeightGradient(action.kind)) {
+      const bool last = --weight_gradients_left[action.stage] == 0;
+      if (last || options.reduce_every_microbatch) {
+        lowered.push_back({ActionKind::kReduceGradients, action.stage, -1});
+      }
+    }
+    if (!options.reshard) continue;
+    const std::vector<int> soon = needed(i + 1);
+    const std::set<int> keep(soon.begin(), soon.end());
+    for (auto stage = gathered.begin(); stage != gathered.end();) {
+      if (keep.count(*stage) > 0) {
+        ++stage;
+        continue;
+      }
+      lowered.push_back({ActionKind::kReshard, *stage, -1});
+      stage = gathered.erase(stage);
+    }
+  }
+  return lowered;
+}
+
+}  // namespace
+
+Schedule Lower(const Schedule& schedule, const LowerOptions& options) {
+  Schedule lowered = schedule;
+  for (std::vector<Action>& row : lowered.ranks) row = LowerRow(row, schedule, options);
+  return lowered;
+}
+
+std::vector<Message> LinkOrder(const Schedule& schedule, int from_rank, int to_rank) {
+  std::vector<Message> messages;
+  if (from_rank == to_rank) return messages;
+  const auto on_receiver = [&](int stage) {
+    return stage >= 0 && stage < schedule.num_stages() && schedule.rank_of_stage[stage] == to_rank;
+  };
+  for (const Action& action : schedule.ranks[from_rank]) {
+    const bool forward = action.kind == ActionKind::kForward;
+    const bool backward = action.kind == ActionKind::kBackward || action.kind == ActionKind::kInputGradient;
+    const int receiver = forward ? action.stage + 1 : action.stage - 1;
+    if ((forward || backward) && on_receiver(receiver)) messages.push_back({backward, receiver, action.microbatch});
+  }
+  return messages;
+}
+
+}  // namespace trireme

@@ -1,0 +1,29 @@
+// trainer/memory_estimate.h
+// What a rank of a recipe will hold, from sizes alone.
+#ifndef TRIREME_TRAINER_MEMORY_ESTIMATE_H_
+#define TRIREME_TRAINER_MEMORY_ESTIMATE_H_
+
+#include <cstdint>
+#include <vector>
+
+#include "trainer/recipe.h"
+
+namespace trireme {
+
+struct RankMemory {
+  int64_t weights = 0;      // shards in every format kept, and what is gathered at once
+  int64_t gradients = 0;    // shards, and one unit's whole gradient while it is summed
+  int64_t optimizer = 0;    // state
+  int64_t activations = 0;  // of all microbatches between forward and backward, and the loss head's logits
+  int64_t total() const { return weights + gradients + optimizer + activations; }
+};
+
+// Of the ranks at `pipeline_rank`. Leaves out what does not grow with the model: libraries, communicators, the loader.
+RankMemory EstimateMemory(const Recipe& recipe, int pipeline_rank);
+
+// Bytes that one microbatch keeps on a rank from forward to backward in a block; with a head: in the loss head.
+int64_t BlockActivationBytes(const Recipe& recipe);
+
+}  // namespace trireme
+
+#endif  // TRIREME_TRAINER_MEMORY_ESTIMATE_H_
