@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # launch/gpu_check.sh [BUILD_FOLDER]
 # Proves the GPU parts on this machine: builds them (build-cuda/, or takes the build in BUILD_FOLDER), runs the tests that need a GPU, also under
-# compute-sanitizer where there is one, compares layouts over NCCL on 1, 2 and 4 ranks with the CPU's losses, delays communication streams at random,
-# and measures the training step. Ends in a table; exit code 1 when anything failed, 0 and "skipped: no GPU" on a machine without.
+# compute-sanitizer where there is one, compares sharding levels and every axis over NCCL on 1, 2 and 4 ranks with the CPU's losses, also with
+# communication streams delayed at random, and measures the training step. Ends in a table; exit code 1 when anything failed, 0 and "skipped: no GPU" on a machine without.
 # shellcheck disable=SC2317  # part calls the functions.
 set -euo pipefail
 source "$(dirname "$0")/env.sh"
@@ -112,6 +112,13 @@ layout() {
   local name="gpu_$1_$2"
   train_losses "$name" "$1" CUDA "parallel.shard=$2" && same_losses "$name" cpu 1e-5
 }
+# axes RANKS FIELDS: a mesh over NCCL, FIELDS being those of `parallel`; and once more with delayed communication.
+axes() {
+  local name=gpu_axes delayed=gpu_axes_delayed
+  rm -rf "${out:?}/$name" "${out:?}/$delayed"
+  train_losses $name "$1" CUDA "parallel { $2 }" && same_losses $name cpu 1e-5 &&
+    TRIREME_TEST_DELAY_STREAMS=7 train_losses $delayed "$1" CUDA "parallel { $2 }" && same_losses $delayed $name 1e-5
+}
 delayed_layout() {
   TRIREME_TEST_DELAY_STREAMS=7 train_losses delayed 2 CUDA parallel.shard=PARAMETERS && same_losses delayed gpu_2_PARAMETERS 1e-5
 }
@@ -137,6 +144,13 @@ for n in 2 4; do
   for level in NONE OPTIMIZER GRADIENTS PARAMETERS; do part "$n ranks, shard: $level (fp32)" layout $n $level; done
 done
 part "2 ranks, communication delayed" delayed_layout
+for mesh in "tensor: 2" "pipeline: 2" "pipeline: 2 pipeline_schedule: \"ZB-H1\"" "context: 2" "context: 2 context_method: RING"; do
+  part "2 ranks, $mesh" axes 2 "$mesh"
+done
+for mesh in "tensor: 2 pipeline: 2" "tensor: 4" "pipeline: 2 pipeline_schedule: \"ZB-V\" context: 2" "tensor: 2 context: 2 context_method: RING" \
+  "tensor: 2 data_shard: 2 shard: PARAMETERS"; do
+  part "4 ranks, $mesh" axes 4 "$mesh"
+done
 part "bfloat16, 1 and 2 ranks" bf16_layout
 for recipe in bench_shape_a bench_smollm2_135m; do part "bench $recipe, bf16, 1 GPU" bench $recipe; done
 

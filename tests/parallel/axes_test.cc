@@ -183,6 +183,22 @@ TEST(Axes, SchedulesGiveTheSameGradients) {
   }
 }
 
+TEST(Axes, Bfloat16IsAtMostTwiceAsFarFromFloat32AsOnOneRank) {
+  REQUIRE_RANKS(World() == 2 || World() == 4, "each axis of 2 or 4 ranks");
+  const std::string bf16 = "precision { compute: BF16 } micro_batch_size: 2";
+  TinyRun alone({bf16}, /*alone=*/true);
+  const Tensors by_one = Train(alone).gradients;
+  const Trajectory& exact = Reference("");
+  for (const char* axis : {"tensor", "pipeline", "context", "context_method: RING context"}) {
+    TinyRun run({bf16, absl::StrCat("parallel { ", axis, ": ", World(), " }")});
+    const Tensors gradients = Train(run).gradients;
+    for (const auto& [name, expected] : exact.gradients) {
+      EXPECT_LE(RelativeDistance(gradients.at(name), expected), 2 * RelativeDistance(by_one.at(name), expected))
+          << axis << ": " << name;
+    }
+  }
+}
+
 // ---- Work ----
 
 // What one rank sends over the tensor axis in a step, with T tokens in a microbatch of `hidden` wide rows.

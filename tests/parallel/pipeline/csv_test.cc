@@ -54,7 +54,7 @@ TEST(Csv, RunsAnOverlappedPairOneAfterTheOther) {
 
 TEST(Csv, ErrorsNameLineAndCell) {
   const std::string place = "line 2, cell 3 ";
-  for (const std::string& cell :
+  for (const char* cell :
        {"1X0", "F0", "1F", "1", "-1F0", "1F-1", "1F0x", "1F0 1B0", "1f0", "1F99999999999999999999", "99999999F0", "01F",
         "(1F1;1B0", "(1F1;1B0)", "(1F1;)OVERLAP_F_B", "1SEND_F", "1UNSHARD0", "1FB0", "\x01"}) {
     const std::string reason = Reason(ParseCsv("0F0,0B0\n1F0,1B0," + std::string(cell) + "\n").status());
@@ -63,7 +63,8 @@ TEST(Csv, ErrorsNameLineAndCell) {
 }
 
 TEST(Csv, RefusesAStageOnTwoRanks) {
-  EXPECT_TRUE(Says(Reason(ParseCsv("0F0,0B0\n1F0,0B0,1B0\n").status()), "line 2 (0B0): stage 0 already runs on rank 0"));
+  EXPECT_TRUE(
+      Says(Reason(ParseCsv("0F0,0B0\n1F0,0B0,1B0\n").status()), "line 2 (0B0): stage 0 already runs on rank 0"));
 }
 
 TEST(Csv, RefusesAStageWithoutARankAndARankWithoutAction) {

@@ -2,7 +2,6 @@
 
 #include <gtest/gtest.h>
 
-#include <algorithm>
 #include <map>
 #include <set>
 
@@ -28,18 +27,149 @@ TEST(Lower, GathersOneActionAheadOfNeed) {
 
 TEST(Lower, DropsParametersThatTheNextTwoActionsDoNotNeed) {
   EXPECT_EQ(Lowered("0F0,0F1,1F0,1F1,1B0,1B1,0B0,0B1\n", kSharded),
-            "0UNSHARD,0F0,1UNSHARD,0F1,0RESHARD,1F0,1F1,1B0,0UNSHARD,1B1,1REDUCE_GRAD,1RESHARD,"
-            "0B0,0B1,0REDUCE_GRAD,0RESHARD\n"
-            // In that order: 1B0 is two actions before 0B0.
-            ""s.empty()
-                ? ""
-                : "");
+            "0UNSHARD,0F0,1UNSHARD,0F1,0RESHARD,1F0,1F1,1B0,0UNSHARD,1B1,1REDUCE_GRAD,1RESHARD,0B0,0B1,0REDUCE_GRAD,"
+            "0RESHARD\n");
 }
 
-TEST(Lower, KeepsParametersOfStagesThatTakeTurns) {
+TEST(Lower, KeepsTheParametersOfStagesThatTakeTurns) {
   EXPECT_EQ(Lowered("0F0,1F0,0F1,1F1,1B0,0B0,1B1,0B1\n", kSharded),
-            "0UNSHARD,1UNSHARD,0F0,1F0,0F1,1F1,0RESHARD,0UNSHARD,1B0,0B0,1B1,1REDUCE_GRAD,1RESHARD,"
-            "0B1,0REDUCE_GRAD,0RESHARD\n");
+            "0UNSHARD,1UNSHARD,0F0,1F0,0F1,0RESHARD,1F1,0UNSHARD,1B0,0B0,1B1,1REDUCE_GRAD,1RESHARD,0B1,0REDUCE_GRAD,"
+            "0RESHARD\n");
+}
+
+TEST(Lower, AWeightGradientNeedsNoParameters) {
+  EXPECT_EQ(Lowered("0F0,0I0,0W0,0F1,0I1,0W1\n", kSharded), "0UNSHARD,0F0,0I0,0W0,0F1,0I1,0RESHARD,0W1,0REDUCE_GRAD\n");
+  EXPECT_EQ(Lowered("0F0,0F1,0I0,0I1,0W0,0W1\n", kSharded), "0UNSHARD,0F0,0F1,0I0,0I1,0RESHARD,0W0,0W1,0REDUCE_GRAD\n");
+}
+
+TEST(Lower, ReducesAfterEveryMicrobatchWhereAsked) {
+  EXPECT_EQ(Lowered("0F0,0I0,0F1,0I1,0W0,0W1\n", {.reshard = false, .reduce_every_microbatch = true}),
+            "0UNSHARD,0F0,0I0,0F1,0I1,0W0,0REDUCE_GRAD,0W1,0REDUCE_GRAD\n");
+}
+
+struct Row {
+  std::string text;
+  std::vector<Action> actions;
+};
+
+std::vector<Row> RowsOfAll(const LowerOptions& options) {
+  std::vector<Row> rows;
+  for (const std::string& name : ScheduleNames()) {
+    for (const ScheduleShape& shape : Shapes(name, 5, 9)) {
+      for (const std::vector<Action>& row : Lower(Make(name, shape), options).ranks) {
+        rows.push_back({Describe(name, shape), row});
+      }
+    }
+  }
+  return rows;
+}
+
+TEST(Lower, LeavesTheComputeActionsAsTheyWere) {
+  for (const std::string& name : ScheduleNames()) {
+    for (const ScheduleShape& shape : Shapes(name, 4, 9)) {
+      const Schedule schedule = Make(name, shape);
+      Schedule lowered = Lower(schedule, {.reshard = true, .reduce_every_microbatch = true});
+      for (auto& row : lowered.ranks) std::erase_if(row, [](const Action& a) { return !IsCompute(a.kind); });
+      EXPECT_EQ(lowered.ranks, schedule.ranks) << Describe(name, shape);
+    }
+  }
+}
+
+TEST(Lower, ParametersAreGatheredBeforeTheActionBeforeTheirUse) {
+  for (bool reshard : {false, true}) {
+    for (const Row& row : RowsOfAll({.reshard = reshard, .reduce_every_microbatch = true})) {
+      std::set<int> gathered, gathered_earlier;  // now, and before the last compute action
+      int computed = 0;
+      for (const Action& action : row.actions) {
+        if (action.kind == ActionKind::kUnshard) {
+          EXPECT_TRUE(gathered.insert(action.stage).second) << row.text;
+        }
+        if (action.kind == ActionKind::kReshard) {
+          EXPECT_EQ(gathered.erase(action.stage), 1u) << row.text;
+        }
+        if (!IsCompute(action.kind)) continue;
+        if (action.kind != ActionKind::kWeightGradient) {
+          EXPECT_EQ((computed == 0 ? gathered : gathered_earlier).count(action.stage), 1u)
+              << row.text << ": " << ToString(action);
+        }
+        EXPECT_LE(gathered.size(), reshard ? 2u : 4u) << row.text;
+        gathered_earlier = gathered;
+        ++computed;
+      }
+      EXPECT_EQ(gathered.empty(), reshard) << row.text;
+    }
+  }
+}
+
+TEST(Lower, NoParametersAreDroppedOnlyToBeGatheredAtOnce) {
+  for (const Row& row : RowsOfAll({.reshard = true, .reduce_every_microbatch = false})) {
+    std::set<int> dropped;
+    for (const Action& action : row.actions) {
+      if (IsCompute(action.kind)) dropped.clear();
+      if (action.kind == ActionKind::kReshard) dropped.insert(action.stage);
+      if (action.kind == ActionKind::kUnshard) {
+        EXPECT_EQ(dropped.count(action.stage), 0u) << row.text;
+      }
+    }
+  }
+}
+
+TEST(Lower, GradientsAreReducedOnceAndAfterTheLastOfThem) {
+  for (const Row& row : RowsOfAll({.reshard = true, .reduce_every_microbatch = false})) {
+    std::map<int, int> reduced;
+    std::set<int> stages;
+    for (const Action& action : row.actions) {
+      stages.insert(action.stage);
+      if (action.kind == ActionKind::kReduceGradients) ++reduced[action.stage];
+      if (action.kind == ActionKind::kBackward || action.kind == ActionKind::kWeightGradient) {
+        EXPECT_EQ(reduced.count(action.stage), 0u) << row.text;
+      }
+    }
+    EXPECT_EQ(reduced.size(), stages.size()) << row.text;
+    for (const auto& [stage, times] : reduced) EXPECT_EQ(times, 1) << row.text;
+  }
+}
+
+TEST(LinkOrder, IsTheOrderOfTheSender) {
+  const Schedule schedule = Make("1F1B", 2, 1, 3);  // 0F0,0F1,0B0,0F2,0B1,0B2 and 1F0,1B0,1F1,1B1,1F2,1B2
+  EXPECT_EQ(LinkOrder(schedule, 0, 1), (std::vector<Message>{{false, 1, 0}, {false, 1, 1}, {false, 1, 2}}));
+  EXPECT_EQ(LinkOrder(schedule, 1, 0), (std::vector<Message>{{true, 0, 0}, {true, 0, 1}, {true, 0, 2}}));
+}
+
+TEST(LinkOrder, MixesActivationsAndGradientsWhereStagesComeRound) {
+  const Schedule schedule = Make("Interleaved1F1B", 2, 2, 2);  // rank 1: 1F0,1F1,3F0,3B0,3F1,3B1,1B0,1B1
+  EXPECT_EQ(
+      LinkOrder(schedule, 1, 0),
+      (std::vector<Message>{{false, 2, 0}, {false, 2, 1}, {true, 2, 0}, {true, 2, 1}, {true, 0, 0}, {true, 0, 1}}));
+}
+
+TEST(LinkOrder, StagesOnOneRankSendNothing) {
+  const Schedule schedule = Make("ZB-V", 2, 2, 1);  // rank 1 has stages 1 and 2
+  EXPECT_TRUE(LinkOrder(schedule, 1, 1).empty());
+  EXPECT_EQ(LinkOrder(schedule, 1, 0), (std::vector<Message>{{false, 3, 0}, {true, 0, 0}}));
+}
+
+TEST(LinkOrder, EveryStageBoundaryBetweenRanksIsCrossedOnceForwardAndOnceBackwardPerMicrobatch) {
+  for (const std::string& name : ScheduleNames()) {
+    for (const ScheduleShape& shape : Shapes(name, 5, 9)) {
+      const Schedule schedule = Make(name, shape);
+      std::map<std::pair<bool, std::pair<int, int>>, int> times;
+      for (int from = 0; from < shape.num_ranks; ++from) {
+        for (int to = 0; to < shape.num_ranks; ++to) {
+          for (const Message& m : LinkOrder(schedule, from, to)) {
+            EXPECT_EQ(schedule.rank_of_stage[m.stage], to);
+            EXPECT_EQ(schedule.rank_of_stage[m.gradient ? m.stage + 1 : m.stage - 1], from);
+            EXPECT_EQ((++times[{m.gradient, {m.stage, m.microbatch}}]), 1) << Describe(name, shape);
+          }
+        }
+      }
+      size_t boundaries = 0;
+      for (int s = 1; s < schedule.num_stages(); ++s) {
+        boundaries += schedule.rank_of_stage[s] != schedule.rank_of_stage[s - 1] ? 1 : 0;
+      }
+      EXPECT_EQ(times.size(), 2 * boundaries * shape.num_microbatches) << Describe(name, shape);
+    }
+  }
 }
 
 }  // namespace

@@ -29,7 +29,8 @@ TEST(MakeSchedule, TablesReadAsInThePapers) {
   EXPECT_EQ(PrintCsv(Make("1F1B", 2, 1, 3)), "0F0,0F1,0B0,0F2,0B1,0B2\n1F0,1B0,1F1,1B1,1F2,1B2\n");
   EXPECT_EQ(PrintCsv(Make("ZB-H1", 2, 1, 3)),
             "0F0,0F1,0I0,0W0,0F2,0I1,0W1,0I2,0W2\n1F0,1I0,1F1,1I1,1W0,1F2,1I2,1W1,1W2\n");
-  EXPECT_EQ(PrintCsv(Make("Interleaved1F1B", 2, 2, 2)), "0F0,0F1,2F0,2F1,2B0,2B1,0B0,0B1\n1F0,1F1,3F0,3B0,3F1,3B1,1B0,1B1\n");
+  EXPECT_EQ(PrintCsv(Make("Interleaved1F1B", 2, 2, 2)),
+            "0F0,0F1,2F0,2F1,2B0,2B1,0B0,0B1\n1F0,1F1,3F0,3B0,3F1,3B1,1B0,1B1\n");
 }
 
 TEST(MakeSchedule, InterleavedDealsStagesRoundAndZeroBubbleVFoldsThem) {
@@ -98,8 +99,14 @@ TEST(MakeSchedule, RefusesStagesPerRankThatTheScheduleCannotHave) {
 }
 
 TEST(MakeSchedule, RefusesShapesThatAreEmptyOrDoNotFitInMemory) {
-  for (const ScheduleShape& shape : {ScheduleShape{0, 1, 4}, {2, 0, 4}, {2, 1, 0}, {2, 1, -1}, {-3, 1, 4},
-                                     {1 << 20, 1, 1}, {1 << 13, 1, 1 << 20}, {2, 1, 2147483647}}) {
+  for (const ScheduleShape& shape : {ScheduleShape{0, 1, 4},
+                                     {2, 0, 4},
+                                     {2, 1, 0},
+                                     {2, 1, -1},
+                                     {-3, 1, 4},
+                                     {1 << 20, 1, 1},
+                                     {1 << 13, 1, 1 << 20},
+                                     {2, 1, 2147483647}}) {
     const auto status = MakeSchedule("1F1B", shape.num_ranks, shape.stages_per_rank, shape.num_microbatches).status();
     EXPECT_EQ(ExitCodeOf(status), ExitCode::kConfig) << Describe("1F1B", shape);
   }

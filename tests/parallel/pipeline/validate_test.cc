@@ -37,9 +37,9 @@ TEST(Validate, RefusesATableWithAnyActionRemovedDoubledOrChanged) {
           const std::string place = absl::StrCat(Describe(name, shape), ", rank ", rank, ", action ", i);
           EXPECT_FALSE(changed([](auto& row, auto at) { row.erase(at); }).ok()) << place;
           EXPECT_FALSE(changed([](auto& row, auto at) { row.push_back(*at); }).ok()) << place;
-          EXPECT_FALSE(changed([](auto& row, auto at) { ++at->microbatch; }).ok()) << place;
-          EXPECT_FALSE(changed([](auto& row, auto at) { ++at->stage; }).ok()) << place;
-          EXPECT_FALSE(changed([](auto& row, auto at) {
+          EXPECT_FALSE(changed([](auto&, auto at) { ++at->microbatch; }).ok()) << place;
+          EXPECT_FALSE(changed([](auto&, auto at) { ++at->stage; }).ok()) << place;
+          EXPECT_FALSE(changed([](auto&, auto at) {
                          at->kind = at->kind == ActionKind::kForward ? ActionKind::kBackward : ActionKind::kForward;
                        }).ok())
               << place;
