@@ -15,7 +15,7 @@ enum class ExitCode : int {
   kWorldSize = 6,      // Started with another number of ranks than expected.
   kNonFinite = 7,      // Loss or gradient norm became NaN or infinite and the policy says stop.
   kHang = 8,           // The watchdog saw no progress within the configured time.
-  kPeerLost = 9,       // Communication failed because another rank is gone.
+  kPeerLost = 9,       // Communication failed: another rank is gone, or called something else.
   kOutOfMemory = 10,   // Host or device memory exhausted.
   kCheckFailed = 11,   // --check-against found a difference.
   kPreempted = 75,     // Asked to stop by SIGTERM or SIGUSR1; saved; start again to resume.

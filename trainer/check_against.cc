@@ -117,7 +117,8 @@ absl::StatusOr<RunComparison> RunComparison::Open(const std::string& run_dir, co
     const Json json = Json::parse(line, nullptr, /*allow_exceptions=*/false);
     if (!json.is_object()) continue;
     const std::string type = ValueOr<std::string>(json, "type", "");
-    if (type == "run") mesh_there = ValueOr<std::string>(json, "mesh", "");
+    // Resumed, perhaps on another layout.
+    if (type == "run" || type == "resume") mesh_there = ValueOr<std::string>(json, "mesh", "");
     if (type != "gradient_norms") continue;
     Recorded recorded;
     recorded.mesh = mesh_there;

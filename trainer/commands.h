@@ -17,6 +17,7 @@ void AddInspectCommand(CLI::App& app, absl::Status* result);
 void AddTrainCommand(CLI::App& app, const Extensions& extensions, absl::Status* result);
 void AddValidateCommand(CLI::App& app, const Extensions& extensions, absl::Status* result);
 void AddPlanCommand(CLI::App& app, const Extensions& extensions, absl::Status* result);
+void AddExportCommand(CLI::App& app, const Extensions& extensions, absl::Status* result);
 void AddConfigCommand(CLI::App& app, absl::Status* result);
 void AddBenchCommand(CLI::App& app, const Extensions& extensions, absl::Status* result);
 

@@ -35,6 +35,7 @@ int Main(int argc, char** argv, const Extensions& extensions) {
   AddValidateCommand(app, extensions, &result);
   AddPlanCommand(app, extensions, &result);
   AddBenchCommand(app, extensions, &result);
+  AddExportCommand(app, extensions, &result);
   AddConfigCommand(app, &result);
   try {
     app.parse(argc, argv);

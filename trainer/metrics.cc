@@ -48,7 +48,8 @@ bool Exists(const std::string& path) {
 }
 
 // Rewrites the file so that it holds the run up to `step`, followed by the resume line.
-absl::Status CutAfter(const std::string& path, int64_t step, const std::string& run_line) {
+absl::Status CutAfter(const std::string& path, int64_t step, const RunDescription& run) {
+  const std::string run_line = RunLine(run);
   const std::string temporary = path + ".tmp";
   ASSIGN_OR_RETURN(std::unique_ptr<FileWriter> writer, FileWriter::Create(temporary));
   std::ifstream earlier(path, std::ios::binary);
@@ -72,7 +73,7 @@ absl::Status CutAfter(const std::string& path, int64_t step, const std::string& 
   }
   if (damaged > 0) Warning("metrics: ", path, " had ", damaged, " damaged lines; they are left out");
   if (!described) RETURN_IF_ERROR(writer->Append(run_line.data(), run_line.size()));
-  const std::string resume = Line({{"type", "resume"}, {"step", step}});
+  const std::string resume = Line({{"type", "resume"}, {"step", step}, {"mesh", run.mesh}});
   RETURN_IF_ERROR(writer->Append(resume.data(), resume.size()));
   RETURN_IF_ERROR(writer->Close());
   return RenameDurably(temporary, path);
@@ -109,7 +110,7 @@ absl::StatusOr<std::unique_ptr<MetricsLog>> MetricsLog::Open(const std::string& 
   RETURN_IF_ERROR(MakeDirectories(run_dir));
   const std::string path = run_dir + "/metrics.jsonl";
   if (resume_step > 0) {
-    RETURN_IF_ERROR(CutAfter(path, resume_step, RunLine(description)));
+    RETURN_IF_ERROR(CutAfter(path, resume_step, description));
   } else {
     if (Exists(path)) RETURN_IF_ERROR(RenameDurably(path, run_dir + "/metrics.previous.jsonl"));
     RETURN_IF_ERROR(WriteFileAtomically(path, RunLine(description)));

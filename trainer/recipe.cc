@@ -6,7 +6,9 @@
 #include <cmath>
 
 #include "configs/config_loader.h"
+#include "launch/log.h"
 #include "parallel/layers/kept_results.h"
+#include "trainer/import.h"
 #include "trainer/layout.h"
 
 namespace trireme {
@@ -206,6 +208,7 @@ absl::StatusOr<Recipe> MakeRecipe(const RunConfig& config, int world_size, const
   Recipe recipe;
   recipe.config = config;
   ModelConfig* model = recipe.config.mutable_model();
+  if (const std::string ignored = ResolveModelConfig(model, &problems); !ignored.empty()) Info(ignored);
   if (!model->has_vocab_size() && facts.vocab_size > 0) model->set_vocab_size(static_cast<int32_t>(facts.vocab_size));
   if (!model->has_max_position_embeddings()) model->set_max_position_embeddings(config.data().sequence_length());
   CheckParallel(config, world_size, &recipe, &problems);
@@ -284,6 +287,10 @@ std::vector<std::string> NumericChanges(const RunConfig& saved, const RunConfig&
     config->clear_kernels();
     config->clear_recompute();
     config->clear_trace();
+    config->clear_export_();
+    // What these files say stands in the other fields.
+    config->mutable_model()->clear_from();
+    config->mutable_model()->clear_config();
     config->clear_non_finite();
     config->mutable_data()->clear_prefetch_steps();
     config->mutable_data()->clear_verify_checksums();

@@ -198,6 +198,7 @@ absl::Status ShardedTensorReader::Read(const TensorPart& part) const {
     CopyOverlap(source.rectangle, source.file->data(*source.entry), part.rectangle,
                 static_cast<uint8_t*>(host.data_ptr()), common, element_size);
     covered += common.numel();
+    bytes_read_ += common.numel() * element_size;
   }
   if (covered != part.rectangle.numel())
     return bad(absl::StrCat("covers ", covered, " of the ", part.rectangle.numel(), " elements of ",

@@ -46,6 +46,9 @@ class ShardedTensorReader {
   // dtype are errors.
   absl::Status Read(const TensorPart& part) const;
 
+  // Of tensors, by Read() so far.
+  int64_t bytes_read() const { return bytes_read_; }
+
   // Global shapes by name: max(offset + size) over the files.
   const std::map<std::string, std::vector<int64_t>>& shapes() const { return shapes_; }
 
@@ -59,6 +62,7 @@ class ShardedTensorReader {
   std::vector<std::unique_ptr<SafetensorsFile>> files_;
   std::map<std::string, std::vector<Source>> sources_;
   std::map<std::string, std::vector<int64_t>> shapes_;
+  mutable int64_t bytes_read_ = 0;
 };
 
 }  // namespace trireme

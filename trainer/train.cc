@@ -20,6 +20,8 @@
 #include "trainer/checkpointer.h"
 #include "trainer/corpora.h"
 #include "trainer/evaluation.h"
+#include "trainer/export.h"
+#include "trainer/import.h"
 #include "trainer/metrics.h"
 #include "trainer/model.h"
 #include "trainer/optimizer.h"
@@ -144,7 +146,7 @@ absl::Status Loop(Job& job) {
     const double start = MonotonicSeconds();
     const int64_t step = job.progress.step() + 1;
     job.progress.set_step(step);
-    job.mesh.log().Beat(absl::StrCat("step ", step));
+    job.mesh.log().BeginStep(step);
     ASSIGN_OR_RETURN(const StepBatch batch, loader->Next());
     const bool traced = job.trace.wants(step);
     if (traced) job.trace.Start();
@@ -223,9 +225,16 @@ absl::Status Run(const TrainOptions& options, const Extensions& extensions, cons
   ASSIGN_OR_RETURN(const bool resumed, checkpointer.Resume(options.allow_change, &progress));
   if (progress.step() >= recipe.total_steps) {
     Info("the run is finished: step ", progress.step(), " of ", recipe.total_steps);
-    return absl::OkStatus();
+    return ExportAtEnd(recipe, progress.step(), extensions.families, mesh);
   }
-  if (!resumed) (*model)->Initialize();
+  absl::Status writable = absl::OkStatus();
+  if (world.rank() == 0) writable = CheckExport(config);
+  RETURN_IF_ERROR(Agree(world, writable));
+  if (!resumed && config.model().has_from()) {
+    RETURN_IF_ERROR(ImportWeights(recipe, mesh, **model));
+  } else if (!resumed) {
+    (*model)->Initialize();
+  }
   ReleaseCachedCpuMemory();
 
   std::unique_ptr<MetricsLog> metrics;
@@ -265,11 +274,13 @@ absl::Status Run(const TrainOptions& options, const Extensions& extensions, cons
           comparison.has_value() ? &*comparison : nullptr,
           StepTrace(recipe, mesh, (*model)->executor()),
           progress};
-  const absl::Status status = Loop(job);
+  absl::Status status = Loop(job);
   if (metrics != nullptr) RETURN_IF_ERROR(metrics->Flush());
+  if (status.ok()) status = ExportAtEnd(recipe, job.progress.step(), extensions.families, mesh);
   if (status.ok() && comparison.has_value()) {
     if (comparison->compared_steps() == 0) {
-      Warning("--check-against: ", options.check_against, " recorded none of the steps that ran");
+      return MarkAgreed(Error(ExitCode::kCheckFailed, "--check-against: ", options.check_against,
+                              " recorded none of the steps that ran; nothing was compared"));
     } else {
       Info("the same as ", options.check_against, " in ", comparison->compared_steps(), " steps, to ",
            options.check_tolerance);
@@ -298,7 +309,11 @@ absl::StatusOr<Plan> MakePlan(const TrainOptions& options, const Extensions& ext
   ASSIGN_OR_RETURN(const RunConfig config, LoadConfig(options.configs, options.overrides));
   if (config.run_dir().empty())
     return Error(ExitCode::kConfig, "run_dir: not set; give a folder for checkpoints and metrics");
-  ASSIGN_OR_RETURN(plan.corpora, OpenCorpora(config));
+  // Tokens are checked against the model's vocabulary; what is wrong with the model itself, MakeRecipe says.
+  RunConfig resolved = config;
+  std::vector<std::string> problems;
+  ResolveModelConfig(resolved.mutable_model(), &problems);
+  ASSIGN_OR_RETURN(plan.corpora, OpenCorpora(resolved));
   std::vector<std::string> attention;
   for (const AttentionBackend& backend : extensions.attention_backends) attention.push_back(backend.name);
   ASSIGN_OR_RETURN(plan.recipe, MakeRecipe(config, process.size(), extensions.families, attention, plan.corpora.facts));

@@ -56,6 +56,11 @@ void OperationLog::Beat(const std::string& phase) {
   last_progress_ = MonotonicSeconds();
 }
 
+void OperationLog::BeginStep(int64_t step) {
+  step_ = step;
+  Beat(absl::StrCat("step ", step));
+}
+
 double OperationLog::SecondsSilent() const {
   std::lock_guard<std::mutex> lock(mutex_);
   return MonotonicSeconds() - last_progress_;

@@ -58,6 +58,11 @@ class OperationLog {
   // Notes that the main thread is alive and what it does ("step 12", "saving"); any operation does too.
   void Beat(const std::string& phase);
 
+  // Beat("step N"), and marks every collective started from here on as the step's: groups compare it between ranks, so
+  // that one that a rank left out is noticed although the next of its kind looks the same. All ranks, or none.
+  void BeginStep(int64_t step);
+  int64_t step() const { return step_; }  // 0 before the first
+
   // Seconds since the last sign of progress, or since the log was made.
   double SecondsSilent() const;
 
@@ -80,6 +85,7 @@ class OperationLog {
   std::map<std::string, int64_t> sequence_;
   std::map<std::pair<std::string, std::string>, OperationCount> counts_;
   std::string phase_ = "starting";
+  std::atomic<int64_t> step_ = 0;
   std::map<std::string, std::vector<int>> members_;
   std::set<std::string> groups_that_tell_waits_;
   double last_progress_;

@@ -55,6 +55,13 @@ class Work {
 // order; several may be under way. Tensors are contiguous; float32, float64, bfloat16, float16, integers and bytes
 // (sums: floating point and integers). CPU sums add in rank order, so every rank gets the same bits. A group of one
 // copies, or does nothing.
+//
+// Calls that do not match are a defect that must not become wrong numbers. Over MPI every rank tells the next one in
+// the group what it calls (32 bytes beside each collective, in no count), and no wait ends before the left neighbour's
+// call was compared with this rank's: another operation, size, dtype, root or step (OperationLog::BeginStep) ends the
+// process with ExitCode::kPeerLost, naming both ranks and both calls. So does a received message of another size than
+// its tensor; but Open MPI 4.1 may write past a tensor that is too small for a long one before it says so. Ranks that
+// wait in different groups are the watchdog's to find. Calls over NCCL are not compared.
 class ProcessGroup {
  public:
   virtual ~ProcessGroup() = default;

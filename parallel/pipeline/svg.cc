@@ -15,7 +15,8 @@ namespace {
 constexpr double kLeft = 64, kTop = 34, kRight = 24, kRowHeight = 28, kRowGap = 6;
 constexpr double kLegendHeight = 74;
 constexpr double kMinWidth = 480, kMaxWidth = 8000, kShortestAction = 22, kLetterWidth = 7, kTickDistance = 70;
-constexpr double kDarkest = 0.55;  // of full brightness, for the last of a rank's stages
+constexpr double kDarkest = 0.55;     // of full brightness, for the last of a rank's stages
+constexpr double kWhiteLabels = 0.7;  // on what is darker than this
 
 struct Style {
   ActionKind kind;
@@ -93,8 +94,8 @@ void DrawRows(const Timeline& timeline, double pixels_per_second, std::string& s
         Colour(style, brightness.at(action.stage)), ToString(action), timed.begin, timed.end);
     const std::string label = absl::StrCat(action.microbatch);
     if (width < kLetterWidth * (static_cast<double>(label.size()) + 1)) continue;
-    absl::StrAppendFormat(&svg, "<text class=\"label\" x=\"%.1f\" y=\"%.1f\">%s</text>\n", x + width / 2,
-                          y + kRowHeight * 0.65, label);
+    absl::StrAppendFormat(&svg, "<text class=\"label\" x=\"%.1f\" y=\"%.1f\" fill=\"%s\">%s</text>\n", x + width / 2,
+                          y + kRowHeight * 0.65, brightness.at(action.stage) < kWhiteLabels ? "#fff" : "#000", label);
   }
 }
 

@@ -1,7 +1,7 @@
 """Trireme against its peers, interleaved (A B C A B C ...) in one go, since a machine's speed drifts. Prints tables of ratios.
 
-Groups: A, B512, B2048 (one process, 2 threads, against Transformers eager, with a tuned malloc, compiled, Trainer) and fsdp2
-(shape A on two one-thread ranks, PARAMETERS, against PyTorch FSDP2 over gloo).
+Groups: A, B512, B2048 (one process, 2 threads, against Transformers eager, with a tuned malloc, compiled, Trainer), fsdp2
+and tensor (shape A on two one-thread ranks, PARAMETERS or tensor: 2, against PyTorch's FSDP2 or tensor parallelism over gloo).
 """
 
 import argparse
@@ -22,11 +22,26 @@ TRIREME = {
     "B512": ("bench_smollm2_135m", [], 1),
     "B2048": ("bench_smollm2_135m", ["data.sequence_length=2048"], 1),
     "fsdp2": ("bench_shape_a", ["micro_batch_size=4", "parallel.shard=PARAMETERS"], 2),
+    "tensor": ("bench_shape_a", ["parallel.tensor=2"], 2),
 }
-STEPS = {"A": (10, 3), "B512": (4, 1), "B2048": (2, 1), "fsdp2": (10, 3)}  # timed, warm-up
+# Contenders on two ranks: script and options.
+ON_TWO_RANKS = {
+    "fsdp2": ["fsdp2_peer.py", "A"],
+    "tensor": ["tensor_peer.py", "A"],
+    "sequence": ["tensor_peer.py", "A", "--sequence"],
+}
+CONTENDERS = {"fsdp2": ["fsdp2"], "tensor": ["tensor", "sequence"]}  # the other groups': --peers
+STEPS = {"A": (10, 3), "B512": (4, 1), "B2048": (2, 1), "fsdp2": (10, 3), "tensor": (10, 3)}  # timed, warm-up
 
 # What Trireme must reach: times a contender's tokens per second, and at most this part of its memory.
-REQUIRED_SPEED = {("A", "eager"): 1.4, ("B512", "eager"): 1.3, ("B2048", "eager"): 1.3, ("fsdp2", "fsdp2"): 1.3}
+REQUIRED_SPEED = {
+    ("A", "eager"): 1.4,
+    ("B512", "eager"): 1.3,
+    ("B2048", "eager"): 1.3,
+    ("fsdp2", "fsdp2"): 1.3,
+    ("tensor", "tensor"): 1.3,
+    ("tensor", "sequence"): 1.3,
+}
 REQUIRED_MEMORY = {("A", "eager"): 0.5}
 
 
@@ -78,9 +93,10 @@ def run_trireme(binary, group):
 def run_peer(contender, group):
     steps, warmup = STEPS[group]
     options = ["--steps", str(steps), "--warmup", str(warmup)]
-    if contender == "fsdp2":
+    if contender in ON_TWO_RANKS:
         launcher = ["-m", "torch.distributed.run", "--nproc-per-node", "2"]
-        return last_json([sys.executable, *launcher, os.path.join(HERE, "fsdp2_peer.py"), "A", *options], {"OMP_NUM_THREADS": "1"})
+        script, *arguments = ON_TWO_RANKS[contender]
+        return last_json([sys.executable, *launcher, os.path.join(HERE, script), *arguments, *options], {"OMP_NUM_THREADS": "1"})
     return last_json([sys.executable, os.path.join(HERE, "peers.py"), contender, group, *options], {})
 
 
@@ -136,7 +152,7 @@ def main():
     args = parser.parse_args()
     everything = {}
     for group in args.groups:
-        contenders = ["trireme"] + (["fsdp2"] if group == "fsdp2" else args.peers)
+        contenders = ["trireme"] + CONTENDERS.get(group, args.peers)
         results = {name: [] for name in contenders}
         for number in range(args.rounds):
             for name in contenders:

@@ -4,10 +4,10 @@
 //   trireme_probe CONFIG... --folder DIR --save        also saves a checkpoint into the config's run_dir
 //   trireme_probe CONFIG... --folder DIR --tokens N    writes the tokens that `trireme train` reads in steps 1 to N
 // Reads DIR/weights/model.safetensors (float32, canonical names; absent: initialized from the seed) and
-// DIR/batches.safetensors: for step s and microbatch m (of all ranks, in order), from 0, I64 [T] "s.m.tokens",
+// DIR/batches.safetensors: for step s and microbatch m (of all data ranks, in order), from 0, I64 [T] "s.m.tokens",
 // "s.m.targets", "s.m.positions" and I32 [segments + 1] "s.m.cu_seqlens".
 // Writes DIR/result.json and DIR/rope.safetensors; when training also DIR/gradients (of the first step) and DIR/updated
-// (weights after the last) in the sharded form of checkpoints. Runs under mpirun too.
+// (weights after the last) in the sharded form of checkpoints. Runs under mpirun too, on any mesh.
 #include <absl/strings/str_split.h>
 
 #include <CLI/CLI.hpp>
@@ -166,7 +166,7 @@ absl::Status RunModel(const Flags& flags, const Recipe& recipe, Mesh& mesh, cons
   }
   ASSIGN_OR_RETURN(const std::vector<StepBatch> batches,
                    ReadBatches(flags.folder + "/batches.safetensors", mesh.data_rank(), mesh.num_data_ranks()));
-  nlohmann::json result = {{"ranks", mesh.control().size()}, {"attention", model->attention().name}};
+  nlohmann::json result = {{"mesh", mesh.shape().ToString()}, {"attention", model->attention().name}};
   if (flags.evaluate) {
     for (const StepBatch& batch : batches) {
       const Model::EvaluationSums sums = model->Evaluate(batch.microbatches);

@@ -38,7 +38,7 @@ class Microbatch:
 class Request:
     recipe: str  # textproto
     weights: dict  # canonical name -> fp32 tensor
-    steps: list  # of lists of microbatches, all ranks' in order
+    steps: list  # of lists of microbatches, all data ranks' in order
     ranks: int = 1
     flags: list = field(default_factory=list)
     overrides: list = field(default_factory=list)
@@ -66,6 +66,9 @@ def read_sharded(folder):
         whole = torch.full(shape, float("nan"), dtype=parts[0][1].dtype)
         for offset, tensor in parts:
             whole[tuple(slice(o, o + n) for o, n in zip(offset, tensor.shape))] = tensor
+        written = sum(tensor.numel() for _, tensor in parts)
+        if written != whole.numel():
+            raise RuntimeError(f"{folder}: the ranks wrote {written} of the {whole.numel()} elements of {key}, each must stand once")
         tensors[key] = whole
     return tensors
 

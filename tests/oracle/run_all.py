@@ -1,6 +1,7 @@
 """Every oracle check in one Python process. Exit code 0: all passed; 1: one failed; 77: not run, and why is printed."""
 
 import argparse
+import importlib
 import os
 import sys
 import time
@@ -9,12 +10,13 @@ import traceback
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 SKIPPED = 77
+MODULES = ["causality", "dcp", "llama", "parallel", "schedule"]  # NAME is run() of NAME_oracle.py
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--probe", default="build/bin/trireme_probe", help="the binary of tests/oracle/probe.cc")
-    parser.add_argument("--only", choices=["llama", "causality", "dcp"], nargs="+", default=["causality", "dcp", "llama"])
+    parser.add_argument("--only", choices=MODULES, nargs="+", default=MODULES)
     args = parser.parse_args()
     try:
         import safetensors  # noqa: F401
@@ -28,18 +30,14 @@ def main():
         return SKIPPED
     print(f"torch {torch.__version__}, transformers {transformers.__version__}")
 
-    import causality_oracle
-    import dcp_oracle
-    import llama_oracle
     from checks import Checks
     from probe import Probe
 
-    modules = {"llama": llama_oracle, "causality": causality_oracle, "dcp": dcp_oracle}
     checks, probe = Checks(), Probe(args.probe)
     for name in args.only:
         start = time.monotonic()
         try:
-            modules[name].run(checks, probe)
+            importlib.import_module(f"{name}_oracle").run(checks, probe)
         except Exception:
             checks.failed.append(f"{name} (ended by an exception)")
             traceback.print_exc(file=sys.stdout)

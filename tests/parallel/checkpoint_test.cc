@@ -143,6 +143,17 @@ TEST(Checkpoint, SavedOnAnyMeshLoadsOnAnyOther) {
       const absl::StatusOr<bool> found = loaded.Resume();
       EXPECT_TRUE(found.ok() && *found) << found.status();
       ExpectSame(loaded.Bytes(), expected);
+      // A rank reads what it owns, once.
+      const absl::StatusOr<ShardedTensorReader> reader =
+          ShardedTensorReader::Open(Checkpointer::FolderFor(folder.path(), 2) + "/weights");
+      int64_t owned = 0;
+      for (ParameterBuffer* buffer : loaded.model().buffers()) {
+        for (const TensorPart& part : PartsOf(*buffer, buffer->own_weights(), "", /*unique=*/false)) {
+          EXPECT_TRUE(reader->Read(part).ok());
+          owned += part.rectangle.numel() * 4;
+        }
+      }
+      EXPECT_EQ(reader->bytes_read(), owned);
       // The order of sums differs between layouts, and AdamW's root enlarges round-off of small gradients.
       for (const double loss : losses) EXPECT_NEAR(loaded.Step() / loss, 1, from == to ? 0 : 1e-5);
     }

@@ -16,7 +16,7 @@ ALLOWED = {
     "data": {"launch", "configs"},
     "parallel": {"launch", "configs", "kernels", "data"},
     "models": {"launch", "configs", "kernels", "data", "parallel", "models/formats"},
-    "models/formats": {"launch", "configs"},
+    "models/formats": {"launch", "configs", "data"},
     "trainer": {"launch", "configs", "kernels", "data", "parallel", "models", "models/formats"},
 }
 SOURCE_SUFFIXES = {".h", ".cc", ".cu", ".cuh"}

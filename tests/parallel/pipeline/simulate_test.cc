@@ -78,6 +78,13 @@ TEST(Simulate, ZeroBubbleVWaitsOnlyForTheFirstAndTheLastMicrobatchToCome) {
   }
 }
 
+TEST(Simulate, ZeroBubbleVMakesRoomForForwardsWhenMemoryIsFull) {
+  // What PyTorch's ZBVZeroBubble takes; schedule_oracle.py compares them all.
+  EXPECT_LE(TimesOf(Make("ZB-V", 6, 2, 7), {1, 1, 1}).total, 50);
+  EXPECT_LE(TimesOf(Make("ZB-V", 8, 2, 9), {1, 1, 1}).total, 66);
+  EXPECT_LE(TimesOf(Make("ZB-V", 8, 2, 10), {1, 1, 1}).total, 70);
+}
+
 TEST(Simulate, AStageOfOneForwardOneBackwardHoldsAsManyActivationsAsStagesFollow) {
   for (const ScheduleShape& shape : Shapes("1F1B", 8, 12)) {
     StageCosts stage;
@@ -85,6 +92,17 @@ TEST(Simulate, AStageOfOneForwardOneBackwardHoldsAsManyActivationsAsStagesFollow
     const Timeline timeline = TimesOf(Make("1F1B", shape), stage);
     for (int rank = 0; rank < shape.num_ranks; ++rank) {
       EXPECT_EQ(timeline.peak_activation_bytes[rank], 3.0 * std::min(shape.num_microbatches, shape.num_ranks - rank));
+    }
+  }
+}
+
+TEST(Simulate, ActivationsAreHeldUntilTheWeightGradient) {
+  for (const std::string& name : ScheduleNames()) {
+    for (const ScheduleShape& shape : Shapes(name, 5, 9)) {
+      const Schedule schedule = Make(name, shape);
+      const std::vector<int> held = MaxInFlight(schedule);
+      EXPECT_EQ(TimesOf(schedule, StageCosts()).peak_activation_bytes, std::vector<double>(held.begin(), held.end()))
+          << Describe(name, shape);
     }
   }
 }

@@ -67,6 +67,28 @@ class Kills(job.JobTest):
         self.assertEqual(self.temporaries(), set(), "leftovers of killed saves")
         print(f"{kills} kills, {in_save} of them in a save; the slowest job was gone {slowest:.1f} s after", flush=True)
 
+    def test_killed_on_a_mesh_of_all_axes(self):
+        ranks, mesh = 8, ["--set", "parallel={tensor: 2 pipeline: 2 context: 2}", "--set", "train_for.steps=12"]
+        reference = self.uninterrupted(ranks, *mesh)
+        rng, kills = random.Random(11), 0
+        for _ in range(8):
+            if kills == 3:
+                break
+            newest = self.newest()
+            started = job.start_train(self.folder, ranks, *mesh)
+            started.wait_for(lambda: started.process.poll() is not None or self.newest() > newest, "a checkpoint", pause=0)
+            pids = started.ranks()
+            try:
+                os.kill(rng.choice(pids), signal.SIGKILL)
+                kills += 1
+            except (IndexError, ProcessLookupError):
+                pass
+            started.wait(15)
+            self.assertGone([*pids, started.process.pid])
+        self.assertGreaterEqual(kills, 2)
+        self.assertCode(job.train(self.folder, ranks, *mesh), 0)
+        self.assertSameEnd(self.run_dir, reference)
+
     def test_mpirun_killed_takes_its_ranks_along(self):
         started = job.start_train(self.folder, 2)
         started.wait_for(lambda: self.newest() > 0, "the first checkpoint")

@@ -1,0 +1,183 @@
+// Which tokenizer.json becomes which metadata. That llama.cpp then gives the same ids is tests/oracle/gguf_oracle.py's.
+#include "models/formats/gguf_tokenizer.h"
+
+#include <gtest/gtest.h>
+
+#include <nlohmann/json.hpp>
+
+#include "data/bpe_bytes.h"
+#include "data/pretokenizer_patterns.h"
+
+namespace trireme {
+namespace {
+
+using nlohmann::json;
+
+const json kByteLevel = {{"type", "ByteLevel"}, {"add_prefix_space", false}, {"use_regex", true}};
+const json kBareByteLevel = {{"type", "ByteLevel"}, {"add_prefix_space", false}, {"use_regex", false}};
+
+json Split(const std::string& pattern) {
+  return {{"type", "Split"}, {"pattern", {{"Regex", pattern}}}, {"behavior", "Isolated"}, {"invert", false}};
+}
+json Sequence(const std::vector<json>& steps) { return {{"type", "Sequence"}, {"pretokenizers", steps}}; }
+
+// All bytes, "ab", and two added tokens: 257 is special, 258 is not.
+json Example() {
+  json vocabulary;
+  for (int byte = 0; byte < 256; ++byte) {
+    const char c = static_cast<char>(byte);
+    vocabulary[SpellBytes(absl::string_view(&c, 1))] = byte;
+  }
+  vocabulary["ab"] = 256;
+  const json added = json::array({{{"id", 257}, {"content", "<|end|>"}, {"special", true}},
+                                  {{"id", 258}, {"content", "<note>"}, {"special", false}}});
+  const json merges = json::array({json::array({"a", "b"})});
+  return {{"model", {{"type", "BPE"}, {"vocab", vocabulary}, {"merges", merges}}},
+          {"added_tokens", added},
+          {"pre_tokenizer", kByteLevel},
+          {"decoder", {{"type", "ByteLevel"}}}};
+}
+
+GgufTokenizerOptions Options(int64_t vocab_size = 264) {
+  GgufTokenizerOptions options;
+  options.vocab_size = vocab_size;
+  return options;
+}
+
+std::optional<GgufValue> Find(const GgufTokenizer& tokenizer, const std::string& key) {
+  for (const auto& [name, value] : tokenizer.metadata) {
+    if (name == key) return value;
+  }
+  return std::nullopt;
+}
+
+template <typename T>
+std::vector<T> List(const GgufTokenizer& tokenizer, const std::string& key) {
+  return std::get<std::vector<T>>(std::get<GgufArray>(Find(tokenizer, key).value()));
+}
+
+// The name of the splitting rules, or the error.
+std::string Pre(const json& pre_tokenizer, bool ignore_merges = false) {
+  json file = Example();
+  file["pre_tokenizer"] = pre_tokenizer;
+  file["model"]["ignore_merges"] = ignore_merges;
+  const auto tokenizer = MakeGgufTokenizer(file.dump(), Options());
+  if (!tokenizer.ok()) return std::string(tokenizer.status().message());
+  return std::get<std::string>(Find(*tokenizer, "tokenizer.ggml.pre").value());
+}
+
+TEST(GgufTokenizer, TokensTypesAndMerges) {
+  const auto tokenizer = MakeGgufTokenizer(Example().dump(), Options());
+  ASSERT_TRUE(tokenizer.ok()) << tokenizer.status();
+  EXPECT_EQ(Find(*tokenizer, "tokenizer.ggml.model"), GgufValue(std::string("gpt2")));
+  const auto tokens = List<std::string>(*tokenizer, "tokenizer.ggml.tokens");
+  const auto types = List<int32_t>(*tokenizer, "tokenizer.ggml.token_type");
+  ASSERT_EQ(tokens.size(), 264u);
+  ASSERT_EQ(types.size(), 264u);
+  EXPECT_EQ(tokens[32], "\xC4\xA0");
+  EXPECT_EQ(tokens[256], "ab");
+  EXPECT_EQ(types[256], 1);
+  EXPECT_EQ(tokens[257], "<|end|>");
+  EXPECT_EQ(types[257], 3);
+  EXPECT_EQ(tokens[258], "<note>");
+  EXPECT_EQ(types[258], 4);
+  EXPECT_EQ(tokens[259], "[PAD259]") << "rows of the embedding without a token";
+  EXPECT_EQ(types[259], 5);
+  EXPECT_EQ(List<std::string>(*tokenizer, "tokenizer.ggml.merges"), std::vector<std::string>{"a b"});
+  EXPECT_TRUE(tokenizer->warnings.empty());
+}
+
+TEST(GgufTokenizer, UnusedNamesNeverMeetATokens) {
+  json file = Example();
+  file["added_tokens"][1]["content"] = "[PAD260]";
+  const auto tokenizer = MakeGgufTokenizer(file.dump(), Options());
+  ASSERT_TRUE(tokenizer.ok()) << tokenizer.status();
+  EXPECT_EQ(List<std::string>(*tokenizer, "tokenizer.ggml.tokens")[260], "[PAD260]_");
+}
+
+TEST(GgufTokenizer, BothSpellingsOfMergesAreTheSame) {
+  json file = Example();
+  file["model"]["merges"] = {"#version: 0.2", "a b"};
+  const auto tokenizer = MakeGgufTokenizer(file.dump(), Options());
+  ASSERT_TRUE(tokenizer.ok()) << tokenizer.status();
+  EXPECT_EQ(List<std::string>(*tokenizer, "tokenizer.ggml.merges"), std::vector<std::string>{"a b"});
+}
+
+TEST(GgufTokenizer, SplittingRulesWithAName) {
+  const json digits = {{"type", "Digits"}, {"individual_digits", true}};
+  EXPECT_EQ(Pre(kByteLevel), "gpt-2");
+  EXPECT_EQ(Pre(Sequence({kByteLevel})), "gpt-2");
+  EXPECT_EQ(Pre(Sequence({Split(kGpt2Pattern), kBareByteLevel})), "gpt-2");
+  EXPECT_EQ(Pre(Sequence({digits, kByteLevel})), "smollm");
+  EXPECT_EQ(Pre(Sequence({Split(kLlama3Pattern), kBareByteLevel}), /*ignore_merges=*/true), "llama-bpe");
+  EXPECT_EQ(Pre(Sequence({Split(kLlama3Pattern), kBareByteLevel}), /*ignore_merges=*/false), "dbrx");
+  EXPECT_EQ(Pre(Sequence({Split(kQwen2Pattern), kBareByteLevel})), "qwen2");
+}
+
+TEST(GgufTokenizer, SplittingRulesWithoutANameAreRefused) {
+  const std::string why = "llama.cpp has no name for these splitting rules";
+  const json runs = {{"type", "Digits"}, {"individual_digits", false}};
+  json merged = Split(kGpt2Pattern);
+  merged["behavior"] = "MergedWithNext";
+  for (const json& rules : {kBareByteLevel, Sequence({runs, kByteLevel}), Sequence({Split("\\p{L}+"), kBareByteLevel}),
+                            Sequence({Split(kQwen2Pattern), kByteLevel}), Sequence({merged, kBareByteLevel})})
+    EXPECT_NE(Pre(rules).find(why), std::string::npos) << Pre(rules);
+  EXPECT_NE(Pre(kByteLevel, /*ignore_merges=*/true).find("with ignore_merges"), std::string::npos);
+  json prefix = kByteLevel;
+  prefix["add_prefix_space"] = true;
+  EXPECT_NE(Pre(prefix).find("add_prefix_space"), std::string::npos);
+}
+
+TEST(GgufTokenizer, IdsAndTemplate) {
+  GgufTokenizerOptions options = Options();
+  options.bos_token_id = 1;
+  options.eos_token_id = 257;
+  options.pad_token_id = 2;
+  options.add_bos_token = true;
+  options.chat_template = "{{ messages }}";
+  const auto tokenizer = MakeGgufTokenizer(Example().dump(), options);
+  ASSERT_TRUE(tokenizer.ok()) << tokenizer.status();
+  EXPECT_EQ(Find(*tokenizer, "tokenizer.ggml.bos_token_id"), GgufValue(uint32_t{1}));
+  EXPECT_EQ(Find(*tokenizer, "tokenizer.ggml.eos_token_id"), GgufValue(uint32_t{257}));
+  EXPECT_EQ(Find(*tokenizer, "tokenizer.ggml.padding_token_id"), GgufValue(uint32_t{2}));
+  EXPECT_EQ(Find(*tokenizer, "tokenizer.ggml.add_bos_token"), GgufValue(true));
+  EXPECT_EQ(Find(*tokenizer, "tokenizer.chat_template"), GgufValue(std::string("{{ messages }}")));
+  const auto bare = MakeGgufTokenizer(Example().dump(), Options());
+  EXPECT_EQ(Find(*bare, "tokenizer.ggml.add_bos_token"), GgufValue(false)) << "llama.cpp's default differs by rules";
+  for (const char* key : {"tokenizer.ggml.bos_token_id", "tokenizer.ggml.eos_token_id", "tokenizer.chat_template"})
+    EXPECT_EQ(Find(*bare, key), std::nullopt) << key;
+}
+
+TEST(GgufTokenizer, OptionsThatContradictTheFile) {
+  const std::string file = Example().dump();
+  GgufTokenizerOptions outside = Options(), no_bos = Options();
+  outside.eos_token_id = 264;
+  no_bos.add_bos_token = true;
+  for (const auto& [options, why] : {std::pair<GgufTokenizerOptions, std::string>{Options(258), "has ids up to 258"},
+                                     {outside, "eos_token_id 264 is outside"},
+                                     {no_bos, "add_bos_token needs"}}) {
+    const auto tokenizer = MakeGgufTokenizer(file, options);
+    ASSERT_FALSE(tokenizer.ok()) << why;
+    EXPECT_EQ(ExitCodeOf(tokenizer.status()), ExitCode::kConfig);
+    EXPECT_NE(tokenizer.status().message().find(why), std::string::npos) << tokenizer.status();
+  }
+}
+
+TEST(GgufTokenizer, WhatLlamaCppDoesDifferentlyIsSaid) {
+  json file = Example();
+  file["normalizer"] = {{"type", "NFC"}};
+  file["added_tokens"][1]["lstrip"] = true;
+  const auto tokenizer = MakeGgufTokenizer(file.dump(), Options());
+  ASSERT_TRUE(tokenizer.ok()) << tokenizer.status();
+  ASSERT_EQ(tokenizer->warnings.size(), 2u);
+  EXPECT_NE(tokenizer->warnings[0].find("NFC"), std::string::npos);
+  EXPECT_NE(tokenizer->warnings[1].find("<note>"), std::string::npos);
+}
+
+TEST(GgufTokenizer, FilesThatAreNoByteLevelBpeAreRefused) {
+  for (const std::string file : {"", "[]", "{}", R"({"model":{"type":"WordPiece"}})"})
+    EXPECT_EQ(ExitCodeOf(MakeGgufTokenizer(file, Options()).status()), ExitCode::kData) << file;
+}
+
+}  // namespace
+}  // namespace trireme

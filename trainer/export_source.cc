@@ -1,0 +1,175 @@
+#include "trainer/export_source.h"
+
+#include <ATen/ops/empty.h>
+#include <absl/strings/match.h>
+#include <absl/strings/str_join.h>
+
+#include <algorithm>
+#include <cstring>
+#include <filesystem>
+#include <memory>
+
+#include "launch/file.h"
+#include "launch/log.h"
+#include "models/decoder.h"
+#include "models/formats/hf_directory.h"
+#include "trainer/checkpointer.h"
+#include "trainer/import.h"
+#include "trainer/sharded_tensors.h"
+
+namespace trireme {
+namespace {
+
+namespace fs = std::filesystem;
+
+absl::StatusOr<DecoderSpec> Specify(const ModelConfig& model, const std::vector<ModelFamily>& families) {
+  ASSIGN_OR_RETURN(const ModelFamily family, FindFamily(families, model.family()));
+  std::vector<std::string> problems;
+  const DecoderSpec spec = family.specify(model, &problems);
+  if (problems.empty()) return spec;
+  return Error(ExitCode::kData, "the model does not fit:\n  ", absl::StrJoin(problems, "\n  "));
+}
+
+absl::Status CheckWeights(const std::string& folder, const CheckpointManifest& manifest) {
+  int64_t total = 0, done = 0;
+  const auto is_weights = [](const CheckpointFile& file) { return absl::StartsWith(file.path(), "weights/"); };
+  for (const CheckpointFile& file : manifest.file()) total += is_weights(file) ? file.bytes() : 0;
+  Progress progress(absl::StrCat("checking ", folder), total, "B");
+  for (const CheckpointFile& file : manifest.file()) {
+    if (!is_weights(file)) continue;
+    ASSIGN_OR_RETURN(const Digest digest, HashFile(absl::StrCat(folder, "/", file.path()), [&](uint64_t bytes) {
+                       progress.Update(done + static_cast<int64_t>(bytes));
+                     }));
+    done += file.bytes();
+    if (digest != file.digest())
+      return Error(ExitCode::kCheckpoint, "checkpoint ", folder, ": ", file.path(),
+                   " has another content than when it was saved; use another checkpoint");
+  }
+  progress.Update(done);
+  return absl::OkStatus();
+}
+
+// The digest of a folder's tokenizer; "" when it has none.
+absl::StatusOr<Digest> TokenizerDigest(const std::string& folder) {
+  const std::string path = folder + "/tokenizer.json";
+  std::error_code error;
+  return fs::exists(path, error) ? HashFile(path) : absl::StatusOr<Digest>("");
+}
+
+// What the directory that a run started from adds, if it is still there: tokenizer files, and the ids of special tokens
+// unless the run's corpora have another tokenizer.
+absl::Status AddOrigin(ExportSource* source) {
+  const absl::StatusOr<std::string> origin = FindHfDirectory(source->model.from());
+  if (!origin.ok()) return absl::OkStatus();
+  bool same = true;
+  ASSIGN_OR_RETURN(const Digest own, TokenizerDigest(*origin));
+  for (const std::string& folder : source->tokenizer_folders) {
+    ASSIGN_OR_RETURN(const Digest other, TokenizerDigest(folder));
+    same = same && (other.empty() || other == own);
+  }
+  source->tokenizer_folders.push_back(*origin);
+  const absl::StatusOr<HfConfig> config = ReadHfConfig(*origin + "/" + kHfConfigName);
+  if (same && config.ok()) source->ids = config->ids;
+  return absl::OkStatus();
+}
+
+absl::StatusOr<ExportSource> OpenCheckpoint(const std::string& folder, const std::vector<ModelFamily>& families) {
+  ASSIGN_OR_RETURN(const CheckpointManifest manifest, ReadCheckpointManifest(folder, /*verify=*/false, 0, 1));
+  RETURN_IF_ERROR(CheckWeights(folder, manifest));
+  const RunConfig& config = manifest.config();
+  ExportSource source;
+  source.description = absl::StrCat("checkpoint ", folder);
+  source.model = config.model();
+  ASSIGN_OR_RETURN(const DecoderSpec spec, Specify(source.model, families));
+  ASSIGN_OR_RETURN(ShardedTensorReader opened, ShardedTensorReader::Open(folder + "/weights"));
+  const auto reader = std::make_shared<const ShardedTensorReader>(std::move(opened));
+  const at::ScalarType stored = config.precision().master_weights() ? at::kFloat : at::kBFloat16;
+  for (const ParameterSpec& parameter : DecoderParameters(spec))
+    source.tensors.push_back({parameter.name, parameter.shape, stored});
+  source.read = [reader](const ExportTensor& tensor, int64_t begin, int64_t end) -> absl::StatusOr<at::Tensor> {
+    TensorPart part;
+    part.name = tensor.name;
+    part.shape = tensor.shape;
+    part.rectangle.offset.assign(tensor.shape.size(), 0);
+    part.rectangle.size = tensor.shape;
+    part.rectangle.offset[0] = begin;
+    part.rectangle.size[0] = end - begin;
+    part.values = at::empty({part.rectangle.numel()}, at::TensorOptions().dtype(tensor.dtype));
+    RETURN_IF_ERROR(reader->Read(part));
+    return part.values;
+  };
+  // One tokenizer made all sources.
+  for (const DataSource& data : config.data().source()) source.tokenizer_folders.push_back(data.path());
+  if (source.model.has_from()) RETURN_IF_ERROR(AddOrigin(&source));
+  return source;
+}
+
+absl::StatusOr<ExportSource> OpenDirectory(const std::string& folder, const std::vector<ModelFamily>& families) {
+  ASSIGN_OR_RETURN(const HfConfig config, ReadHfConfig(folder + "/" + kHfConfigName));
+  ExportSource source;
+  source.description = absl::StrCat("model ", folder);
+  source.model = config.model;
+  source.ids = config.ids;
+  source.tokenizer_folders = {folder};
+  ASSIGN_OR_RETURN(const DecoderSpec spec, Specify(source.model, families));
+  ASSIGN_OR_RETURN(HfDirectory opened, HfDirectory::Open(folder));
+  const auto directory = std::make_shared<const HfDirectory>(std::move(opened));
+  RETURN_IF_ERROR(CheckHfTensors(*directory, spec));
+  for (const ParameterSpec& parameter : DecoderParameters(spec)) {
+    const std::string& dtype = directory->tensors().at(parameter.name).entry->dtype;
+    if (dtype != "F32" && dtype != "BF16" && dtype != "F16")
+      return Error(ExitCode::kData, "model ", folder, ": ", parameter.name, " is stored as ", dtype,
+                   "; F32, BF16 and F16 weights can be exported");
+    source.tensors.push_back({parameter.name, parameter.shape,
+                              dtype == "F32"    ? at::kFloat
+                              : dtype == "BF16" ? at::kBFloat16
+                                                : at::kHalf});
+  }
+  source.read = [directory](const ExportTensor& tensor, int64_t begin, int64_t end) -> absl::StatusOr<at::Tensor> {
+    const int64_t row = tensor.shape.size() == 2 ? tensor.shape[1] : 1;
+    at::Tensor values = at::empty({(end - begin) * row}, at::TensorOptions().dtype(tensor.dtype));
+    const HfDirectory::Tensor& stored = directory->tensors().at(tensor.name);
+    std::memcpy(values.mutable_data_ptr(), stored.data() + begin * row * values.element_size(), values.nbytes());
+    return values;
+  };
+  return source;
+}
+
+// Newest first, the first whose manifest can be read.
+absl::StatusOr<std::string> NewestCheckpoint(const std::string& run_dir) {
+  std::vector<std::string> steps;
+  std::error_code error;
+  for (const auto& entry : fs::directory_iterator(run_dir + "/checkpoints", error)) {
+    const std::string name = entry.path().filename().string();
+    if (absl::StartsWith(name, "step-") && !absl::StrContains(name, ".")) steps.push_back(entry.path().string());
+  }
+  // Steps are padded with zeros; beyond eight digits the longer name is the later step.
+  std::sort(steps.begin(), steps.end(), [](const std::string& a, const std::string& b) {
+    return std::make_pair(a.size(), a) > std::make_pair(b.size(), b);
+  });
+  for (const std::string& step : steps) {
+    const absl::Status status = ReadCheckpointManifest(step, /*verify=*/false, 0, 1).status();
+    if (status.ok()) return step;
+    Warning(status.message(), "; trying an older one");
+  }
+  return Error(ExitCode::kCheckpoint, "export ", run_dir, ": holds no whole checkpoint");
+}
+
+}  // namespace
+
+absl::StatusOr<ExportSource> OpenExportSource(const std::string& source, const std::vector<ModelFamily>& families) {
+  std::error_code error;
+  const auto holds = [&](const char* name) { return fs::exists(fs::path(source) / name, error); };
+  if (holds("manifest.pb")) return OpenCheckpoint(source, families);
+  if (holds("checkpoints")) {
+    ASSIGN_OR_RETURN(const std::string newest, NewestCheckpoint(source));
+    return OpenCheckpoint(newest, families);
+  }
+  const absl::StatusOr<std::string> folder = FindHfDirectory(source);
+  if (folder.ok() && fs::exists(fs::path(*folder) / kHfConfigName, error)) return OpenDirectory(*folder, families);
+  return Error(ExitCode::kConfig, "export ", source,
+               folder.ok() ? ": is neither a run_dir, nor a checkpoint, nor a Hugging Face directory"
+                           : absl::StrCat(": ", folder.status().message()));
+}
+
+}  // namespace trireme

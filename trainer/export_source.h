@@ -1,0 +1,40 @@
+// trainer/export_source.h
+// What can be exported: a run, a checkpoint or a Hugging Face directory, as named tensors read piece by piece.
+#ifndef TRIREME_TRAINER_EXPORT_SOURCE_H_
+#define TRIREME_TRAINER_EXPORT_SOURCE_H_
+
+#include <ATen/core/Tensor.h>
+
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "models/family.h"
+#include "models/formats/hf_config.h"
+
+namespace trireme {
+
+struct ExportTensor {
+  std::string name;
+  std::vector<int64_t> shape;
+  at::ScalarType dtype = at::kFloat;  // as stored: float32, bfloat16 or float16
+};
+
+struct ExportSource {
+  std::string description;            // "checkpoint runs/a/checkpoints/step-00000100"
+  ModelConfig model;                  // resolved
+  std::vector<ExportTensor> tensors;  // in the model's order
+  // Rows [begin, end) of a tensor (elements, if it has one dimension), on the CPU, in its dtype.
+  std::function<absl::StatusOr<at::Tensor>(const ExportTensor&, int64_t begin, int64_t end)> read;
+  HfTokenIds ids;  // where the source is a model directory
+  // Where tokenizer files may lie. The first folder with a tokenizer.json decides which tokenizer it is.
+  std::vector<std::string> tokenizer_folders;
+};
+
+// SOURCE: a run_dir (its newest checkpoint that is whole), a checkpoint's step folder, or a Hugging Face directory or
+// ORG/NAME in the local cache. A checkpoint's weights are checked against their digests first.
+absl::StatusOr<ExportSource> OpenExportSource(const std::string& source, const std::vector<ModelFamily>& families);
+
+}  // namespace trireme
+
+#endif  // TRIREME_TRAINER_EXPORT_SOURCE_H_

@@ -1,0 +1,31 @@
+// trainer/import.h
+// Models of other software as the start of a run.
+#ifndef TRIREME_TRAINER_IMPORT_H_
+#define TRIREME_TRAINER_IMPORT_H_
+
+#include <string>
+#include <vector>
+
+#include "models/formats/hf_directory.h"
+#include "parallel/comm/mesh.h"
+#include "trainer/model.h"
+
+namespace trireme {
+
+// Sets what the config.json of model.from or model.config says; nothing when neither is set. What does not fit is
+// appended to `problems`. Returns the keys that were ignored, as a sentence for the log, or "". Not collective.
+std::string ResolveModelConfig(ModelConfig* model, std::vector<std::string>* problems);
+
+// OK when the directory holds exactly the model's tensors in their shapes (a head that repeats a tied embedding and the
+// rotary frequencies of old files may be there too); else kData, listing what is missing, unexpected or of another
+// shape.
+absl::Status CheckHfTensors(const HfDirectory& directory, const DecoderSpec& spec);
+
+// Fills the weights of `model` from the directory model.from, converted from F32, BF16 or F16. Each rank maps the files
+// and touches only its own rectangles. Missing and unexpected tensors are one error that lists them. Collective; errors
+// are agreed.
+absl::Status ImportWeights(const Recipe& recipe, Mesh& mesh, Model& model);
+
+}  // namespace trireme
+
+#endif  // TRIREME_TRAINER_IMPORT_H_
