@@ -85,7 +85,7 @@ at::Tensor Embedding(const at::Tensor& tokens, Weight& weight, ProcessGroup& ten
 }
 
 HeadLoss CrossEntropyHead(const at::Tensor& x, Weight& weight, int64_t vocab_size, const at::Tensor& targets,
-                      ProcessGroup& tensor, const LossHeadOptions& given) {
+                          ProcessGroup& tensor, const LossHeadOptions& given) {
   HeadLoss loss;
   at::Tensor dx;
   {
