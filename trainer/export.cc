@@ -214,7 +214,7 @@ absl::Status ExportHf(const ExportOptions& options, const std::vector<ModelFamil
   if (output.empty()) return Error(ExitCode::kConfig, "export: no output; give a folder with --output");
   if (Exists(output))
     return Error(ExitCode::kConfig, "export: ", output, " exists already; remove it or choose another output");
-  ASSIGN_OR_RETURN(const ExportSource source, OpenExportSource(options.source, families));
+  ASSIGN_OR_RETURN(const ExportSource source, OpenExportSource(options.source, families, options.alive));
   if (source.model.family() != "llama")
     return Error(ExitCode::kConfig, "export: ", source.description, " is of the family \"", source.model.family(),
                  "\", which --format hf cannot express; \"llama\" it can");

@@ -30,7 +30,8 @@ absl::StatusOr<DecoderSpec> Specify(const ModelConfig& model, const std::vector<
   return Error(ExitCode::kData, "the model does not fit:\n  ", absl::StrJoin(problems, "\n  "));
 }
 
-absl::Status CheckWeights(const std::string& folder, const CheckpointManifest& manifest) {
+absl::Status CheckWeights(const std::string& folder, const CheckpointManifest& manifest,
+                          const std::function<void()>& alive) {
   int64_t total = 0, done = 0;
   const auto is_weights = [](const CheckpointFile& file) { return absl::StartsWith(file.path(), "weights/"); };
   for (const CheckpointFile& file : manifest.file()) total += is_weights(file) ? file.bytes() : 0;
@@ -39,6 +40,7 @@ absl::Status CheckWeights(const std::string& folder, const CheckpointManifest& m
     if (!is_weights(file)) continue;
     ASSIGN_OR_RETURN(const Digest digest, HashFile(absl::StrCat(folder, "/", file.path()), [&](uint64_t bytes) {
                        progress.Update(done + static_cast<int64_t>(bytes));
+                       if (alive) alive();
                      }));
     done += file.bytes();
     if (digest != file.digest())
@@ -73,9 +75,10 @@ absl::Status AddOrigin(ExportSource* source) {
   return absl::OkStatus();
 }
 
-absl::StatusOr<ExportSource> OpenCheckpoint(const std::string& folder, const std::vector<ModelFamily>& families) {
+absl::StatusOr<ExportSource> OpenCheckpoint(const std::string& folder, const std::vector<ModelFamily>& families,
+                                            const std::function<void()>& alive) {
   ASSIGN_OR_RETURN(const CheckpointManifest manifest, ReadCheckpointManifest(folder, /*verify=*/false, 0, 1));
-  RETURN_IF_ERROR(CheckWeights(folder, manifest));
+  RETURN_IF_ERROR(CheckWeights(folder, manifest, alive));
   const RunConfig& config = manifest.config();
   ExportSource source;
   source.description = absl::StrCat("checkpoint ", folder);
@@ -157,13 +160,14 @@ absl::StatusOr<std::string> NewestCheckpoint(const std::string& run_dir) {
 
 }  // namespace
 
-absl::StatusOr<ExportSource> OpenExportSource(const std::string& source, const std::vector<ModelFamily>& families) {
+absl::StatusOr<ExportSource> OpenExportSource(const std::string& source, const std::vector<ModelFamily>& families,
+                                              const std::function<void()>& alive) {
   std::error_code error;
   const auto holds = [&](const char* name) { return fs::exists(fs::path(source) / name, error); };
-  if (holds("manifest.pb")) return OpenCheckpoint(source, families);
+  if (holds("manifest.pb")) return OpenCheckpoint(source, families, alive);
   if (holds("checkpoints")) {
     ASSIGN_OR_RETURN(const std::string newest, NewestCheckpoint(source));
-    return OpenCheckpoint(newest, families);
+    return OpenCheckpoint(newest, families, alive);
   }
   const absl::StatusOr<std::string> folder = FindHfDirectory(source);
   if (folder.ok() && fs::exists(fs::path(*folder) / kHfConfigName, error)) return OpenDirectory(*folder, families);

@@ -33,7 +33,9 @@ struct ExportSource {
 
 // SOURCE: a run_dir (its newest checkpoint that is whole), a checkpoint's step folder, or a Hugging Face directory or
 // ORG/NAME in the local cache. A checkpoint's weights are checked against their digests first.
-absl::StatusOr<ExportSource> OpenExportSource(const std::string& source, const std::vector<ModelFamily>& families);
+// alive: called now and then meanwhile; may be empty.
+absl::StatusOr<ExportSource> OpenExportSource(const std::string& source, const std::vector<ModelFamily>& families,
+                                              const std::function<void()>& alive);
 
 }  // namespace trireme
 
