@@ -21,7 +21,7 @@ std::vector<double> TokenLosses(Stage& stage, const MicrobatchTensors& batch) {
     one.targets = batch.targets.clone().fill_(-1);
     one.targets[t].copy_(batch.targets[t]);
     at::Tensor sums = NoSums();
-    stage.Evaluate(one, sums);
+    stage.Evaluate(one, {}, sums);
     losses.push_back(sums[0].item<double>());
   }
   return losses;
