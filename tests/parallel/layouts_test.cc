@@ -69,6 +69,9 @@ class Layouts : public testing::Test {
     }
   }
   static void TearDownTestSuite() { meshes_.clear(); }
+  void SetUp() override {
+    REQUIRE_RANKS(TestProcess().size() <= 8, "16 sequences make 2 microbatches for at most 8 data ranks");
+  }
 
   static inline std::map<int, std::unique_ptr<Mesh>> meshes_;
 };
