@@ -12,13 +12,11 @@
 namespace trireme {
 namespace {
 
-constexpr char kEmbeddingName[] = "model.embed_tokens";
-
 // What all blocks share.
 struct Shared {
   DecoderSpec spec;
   AttentionBackend attention;
-  RopeTable rope;
+  RopeTable rope, local_rope;
   std::shared_ptr<ProcessGroup> tensor;
 };
 
@@ -40,14 +38,16 @@ class EmbeddingUnit final : public Unit {
   std::shared_ptr<const Shared> shared_;
 };
 
-// x + attention(norm(x)), then + mlp(norm(.)): Llama's block.
+// x + attention(norm(x)), then + mlp(norm(.)): Llama's block, with what the specification adds.
 class BlockUnit final : public Unit {
  public:
-  // In the order of the buffer.
-  enum Index { kInputNorm, kQ, kK, kV, kO, kPostNorm, kGate, kUp, kDown };
-
-  BlockUnit(std::string name, ParameterBuffer* buffer, std::shared_ptr<const Shared> shared)
-      : name_(std::move(name)), buffers_({buffer}), shared_(std::move(shared)) {}
+  BlockUnit(std::string name, ParameterBuffer* buffer, int64_t layer, BlockParameters index,
+            std::shared_ptr<const Shared> shared)
+      : name_(std::move(name)),
+        buffers_({buffer}),
+        pattern_(shared->spec.layer(layer)),
+        index_(std::move(index)),
+        shared_(std::move(shared)) {}
   const std::string& name() const override { return name_; }
   const std::vector<ParameterBuffer*>& buffers() const override { return buffers_; }
   bool recomputable() const override { return true; }
@@ -57,33 +57,43 @@ class BlockUnit final : public Unit {
     const DecoderSpec& spec = shared_->spec;
     ProcessGroup& tensor = *shared_->tensor;
     KeptResults* kept = context.kept;
-    SelfAttentionArguments attention;
-    attention.heads = spec.num_heads / tensor.size();
-    attention.kv_heads = std::max<int64_t>(1, spec.num_kv_heads / tensor.size());
-    attention.head_dim = spec.head_dim;
-    attention.positions = context.batch->positions;
-    attention.rope = &shared_->rope;
-    attention.cu_seqlens = context.batch->cu_seqlens;
-    attention.max_seqlen = context.batch->max_seqlen;
-    attention.window = spec.sliding_window;
-    attention.backend = &shared_->attention;
-    attention.context = context.batch->context.get();
-    attention.kept = kept;
-    attention.rotated = kept != nullptr && kept->Has(kKeepQkv);
+    const SelfAttentionArguments attention = Attention(context);
 
     const at::Tensor& x = input[0];  // [this tensor rank's tokens, hidden]
-    const at::Tensor qkv =
-        NormLinear(x, at::Tensor(), p.weight(kInputNorm), spec.rms_norm_eps, p.weight(kQ), tensor, kept, kKeepQkv)
-            .second;
-    const at::Tensor attended = Linear(SelfAttention(qkv, attention), p.weight(kO), tensor);
-    const auto [h, gate_up] =
-        NormLinear(x, attended, p.weight(kPostNorm), spec.rms_norm_eps, p.weight(kGate), tensor, kept, kKeepGateUp);
-    return {SwiGluLinear(gate_up, p.weight(kDown), tensor, /*residual=*/h)};
+    const at::Tensor qkv = NormLinear(x, at::Tensor(), p.weight(index_.input_norm), spec.rms_norm_eps,
+                                      p.weight(index_.q), tensor, kept, kKeepQkv)
+                               .second;
+    const at::Tensor attended = Linear(SelfAttention(qkv, attention), p.weight(index_.o), tensor);
+    const auto [h, gate_up] = NormLinear(x, attended, p.weight(index_.mlp_norm), spec.rms_norm_eps,
+                                         p.weight(index_.gate), tensor, kept, kKeepGateUp);
+    return {SwiGluLinear(gate_up, p.weight(index_.down), tensor, /*residual=*/h)};
   }
 
  private:
+  SelfAttentionArguments Attention(const UnitContext& context) const {
+    const DecoderSpec& spec = shared_->spec;
+    const int64_t ranks = shared_->tensor->size();
+    const MicrobatchTensors& batch = *context.batch;
+    SelfAttentionArguments attention;
+    attention.heads = spec.num_heads / ranks;
+    attention.kv_heads = std::max<int64_t>(1, spec.num_kv_heads / ranks);
+    attention.head_dim = spec.head_dim;
+    attention.positions = batch.positions;
+    attention.rope = !pattern_.rope ? nullptr : pattern_.local ? &shared_->local_rope : &shared_->rope;
+    attention.cu_seqlens = batch.cu_seqlens;
+    attention.max_seqlen = batch.max_seqlen;
+    attention.window = pattern_.window;
+    attention.backend = &shared_->attention;
+    attention.context = batch.contexts.empty() ? nullptr : batch.contexts.at(pattern_.window).get();
+    attention.kept = context.kept;
+    attention.rotated = context.kept != nullptr && context.kept->Has(kKeepQkv);
+    return attention;
+  }
+
   std::string name_;
   std::vector<ParameterBuffer*> buffers_;
+  LayerPattern pattern_;
+  BlockParameters index_;
   std::shared_ptr<const Shared> shared_;
 };
 
@@ -121,79 +131,7 @@ class HeadUnit final : public Unit {
   std::shared_ptr<const Shared> shared_;
 };
 
-ParameterSpec Matrix(const std::string& name, int64_t rows, int64_t columns, double deviation, Placement placement) {
-  ParameterSpec spec;
-  spec.name = name;
-  spec.shape = {rows, columns};
-  spec.standard_deviation = deviation;
-  spec.placement = placement;
-  return spec;
-}
-
-// Heads of head_dim rows, fused with the projection before.
-ParameterSpec FusedHeads(ParameterSpec matrix, int64_t heads) {
-  matrix.heads = heads;
-  matrix.fused_with_previous = true;
-  return matrix;
-}
-
-ParameterSpec Fused(ParameterSpec matrix) {
-  matrix.fused_with_previous = true;
-  return matrix;
-}
-
-ParameterSpec NormWeight(const std::string& name, int64_t width) {
-  ParameterSpec spec;
-  spec.name = name;
-  spec.shape = {width};
-  spec.initialization = Initialization::kOnes;
-  spec.decay = false;
-  return spec;
-}
-
-std::vector<ParameterSpec> EmbeddingParameters(const DecoderSpec& s) {
-  return {Matrix(absl::StrCat(kEmbeddingName, ".weight"), s.vocab_size, s.hidden_size, s.initializer_range,
-                 Placement::kVocabulary)};
-}
-
-std::vector<ParameterSpec> HeadParameters(const DecoderSpec& s) {
-  std::vector<ParameterSpec> head = {NormWeight("model.norm.weight", s.hidden_size)};
-  if (!s.tied_embeddings)
-    head.push_back(Matrix("lm_head.weight", s.vocab_size, s.hidden_size, s.initializer_range, Placement::kVocabulary));
-  return head;
-}
-
-std::vector<ParameterSpec> BlockParameters(const DecoderSpec& s, int64_t layer) {
-  const std::string prefix = absl::StrCat("model.layers.", layer, ".");
-  const int64_t h = s.hidden_size, q = s.num_heads * s.head_dim, kv = s.num_kv_heads * s.head_dim;
-  const int64_t f = s.intermediate_size;
-  const double deviation = s.initializer_range;
-  const double residual = s.scaled_residual_init ? deviation / std::sqrt(2.0 * s.num_layers) : deviation;
-  constexpr Placement kRows = Placement::kRows, kColumns = Placement::kColumns;
-  return {
-      NormWeight(prefix + "input_layernorm.weight", h),
-      Matrix(prefix + "self_attn.q_proj.weight", q, h, deviation, kRows),
-      FusedHeads(Matrix(prefix + "self_attn.k_proj.weight", kv, h, deviation, kRows), s.num_kv_heads),
-      FusedHeads(Matrix(prefix + "self_attn.v_proj.weight", kv, h, deviation, kRows), s.num_kv_heads),
-      Matrix(prefix + "self_attn.o_proj.weight", h, q, residual, kColumns),
-      NormWeight(prefix + "post_attention_layernorm.weight", h),
-      Matrix(prefix + "mlp.gate_proj.weight", f, h, deviation, kRows),
-      Fused(Matrix(prefix + "mlp.up_proj.weight", f, h, deviation, kRows)),
-      Matrix(prefix + "mlp.down_proj.weight", h, f, residual, kColumns),
-  };
-}
-
 }  // namespace
-
-std::vector<ParameterSpec> DecoderParameters(const DecoderSpec& spec) {
-  std::vector<ParameterSpec> all = EmbeddingParameters(spec);
-  const auto append = [&](const std::vector<ParameterSpec>& specs) {
-    all.insert(all.end(), specs.begin(), specs.end());
-  };
-  for (int64_t layer = 0; layer < spec.num_layers; ++layer) append(BlockParameters(spec, layer));
-  append(HeadParameters(spec));
-  return all;
-}
 
 DecoderUnits BuildDecoder(const DecoderSpec& spec, const BufferOptions& options, const AttentionBackend& attention,
                           const UnitRange& range) {
@@ -201,7 +139,17 @@ DecoderUnits BuildDecoder(const DecoderSpec& spec, const BufferOptions& options,
   auto shared = std::make_shared<Shared>();
   shared->spec = spec;
   shared->attention = attention;
-  shared->rope = MakeRopeTable(spec, spec.max_positions, ArithmeticType(options.compute), options.device);
+  const auto any_layer = [&](auto&& property) {
+    for (int64_t i = 0; i < spec.num_layers; ++i) {
+      if (property(spec.layer(i))) return true;
+    }
+    return false;
+  };
+  const at::ScalarType arithmetic = ArithmeticType(options.compute);
+  if (any_layer([](const LayerPattern& layer) { return layer.rope && !layer.local; }))
+    shared->rope = MakeRopeTable(spec, spec.max_positions, arithmetic, options.device);
+  if (any_layer([](const LayerPattern& layer) { return layer.rope && layer.local; }))
+    shared->local_rope = MakeRopeTable(spec, spec.max_positions, arithmetic, options.device, /*local=*/true);
   shared->tensor = options.tensor_group != nullptr ? options.tensor_group : MakeSelfGroup("alone");
   const auto has = [&](int64_t unit) { return unit >= range.begin && unit < range.end; };
   const bool first = has(0), last = has(spec.num_layers + 1);
@@ -224,7 +172,9 @@ DecoderUnits BuildDecoder(const DecoderSpec& spec, const BufferOptions& options,
   for (int64_t layer = 0; layer < spec.num_layers; ++layer) {
     if (!has(layer + 1)) continue;
     const std::string name = absl::StrCat("model.layers.", layer);
-    decoder.units.push_back(std::make_unique<BlockUnit>(name, add_buffer(name, BlockParameters(spec, layer)), shared));
+    BlockParameters index = MakeBlockParameters(spec, layer);
+    ParameterBuffer* buffer = add_buffer(name, index.parameters);
+    decoder.units.push_back(std::make_unique<BlockUnit>(name, buffer, layer, std::move(index), shared));
   }
   if (last) {
     ParameterBuffer* head_buffer = add_buffer("head", HeadParameters(spec));
@@ -242,7 +192,8 @@ AttentionArguments ExampleAttention(const DecoderSpec& spec, at::ScalarType comp
   example.cu_seqlens_q = example.cu_seqlens_k = at::zeros({2}, options.dtype(at::kInt));
   example.max_q = example.max_k = 1;
   example.window = spec.sliding_window;
-  example.scale = 1.0 / std::sqrt(static_cast<double>(spec.head_dim));
+  example.scale = spec.attention_scale > 0 ? spec.attention_scale : 1.0 / std::sqrt(static_cast<double>(spec.head_dim));
+  example.softcap = spec.attention_softcap;
   return example;
 }
 

@@ -10,6 +10,7 @@
 #include "kernels/attention.h"
 #include "kernels/ops.h"
 #include "models/decoder_spec.h"
+#include "models/parameters.h"
 #include "parallel/sharding/unit.h"
 
 namespace trireme {
@@ -28,16 +29,15 @@ struct UnitRange {
 };
 
 // `options` gives everything of a buffer but its name and uses; options.tied_group applies to a tied matrix only.
-// Parameters have Llama's checkpoint names. Not collective.
+// Not collective.
 DecoderUnits BuildDecoder(const DecoderSpec& spec, const BufferOptions& options, const AttentionBackend& attention,
                           const UnitRange& range = {});
 
 // Cosines and sines of position x frequency for positions below `positions`, in float64 rounded to `dtype` as
 // Transformers computes them in float32.
-RopeTable MakeRopeTable(const DecoderSpec& spec, int64_t positions, at::ScalarType dtype, at::Device device);
-
-// Every parameter of the model, in its order.
-std::vector<ParameterSpec> DecoderParameters(const DecoderSpec& spec);
+// `local`: of the layers with frequencies of their own.
+RopeTable MakeRopeTable(const DecoderSpec& spec, int64_t positions, at::ScalarType dtype, at::Device device,
+                        bool local = false);
 
 // An example of what the decoder asks of attention, to choose a backend by.
 AttentionArguments ExampleAttention(const DecoderSpec& spec, at::ScalarType compute, at::Device device);

@@ -5,11 +5,23 @@
 
 #include <cstdint>
 #include <optional>
+#include <set>
+#include <string>
+#include <vector>
 
 #include "configs/run_config.pb.h"
 #include "launch/status.h"
 
 namespace trireme {
+
+enum class MlpActivation { kSilu, kGeluTanh };  // of the gate
+
+// What may differ between blocks.
+struct LayerPattern {
+  int64_t window = 0;  // tokens that a query sees, itself included; 0: all earlier ones
+  bool rope = true;    // positions rotate queries and keys
+  bool local = false;  // by local_rope_theta, without rescaling
+};
 
 struct DecoderSpec {
   int64_t num_layers = 0;
@@ -21,14 +33,29 @@ struct DecoderSpec {
   int64_t vocab_size = 0;
   int64_t max_positions = 0;
   double rope_theta = 10000;
+  double local_rope_theta = 10000;
   std::optional<RopeScaling> rope_scaling;
   double rms_norm_eps = 1e-5;
   bool tied_embeddings = false;
   double initializer_range = 0.02;
   bool scaled_residual_init = false;
-  int64_t sliding_window = 0;  // 0: none
+  int64_t sliding_window = 0;         // 0: none
+  std::vector<LayerPattern> pattern;  // one per layer; empty: all have sliding_window and rotate
 
-  int64_t num_parameters() const;  // a tied matrix once
+  bool qkv_bias = false, output_bias = false;  // of attention's projections
+  bool qk_norm = false;                        // RMSNorm over each head of q and k, before rotation
+  bool norm_offset = false;                    // norms multiply by 1 + weight
+  bool post_norms = false;                     // what a sublayer adds to the residual stream is normed first
+  MlpActivation activation = MlpActivation::kSilu;
+  double attention_scale = 0;      // of scores; 0: 1 / sqrt(head_dim)
+  double attention_softcap = 0;    // scores s become c tanh(s / c); 0: they do not
+  double final_logit_softcap = 0;  // logits likewise
+  double embedding_scale = 1;      // embeddings are multiplied by it, rounded to their type
+
+  LayerPattern layer(int64_t index) const {
+    return pattern.empty() ? LayerPattern{sliding_window} : pattern[static_cast<size_t>(index)];
+  }
+  std::set<int64_t> windows() const;  // that occur
 
   // Floating-point operations that training on one token takes: 6 per weight that multiplies, and the attention scores
   // of a causal sequence (each query sees half of it on average). Recomputation is not counted.

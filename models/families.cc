@@ -2,7 +2,9 @@
 
 namespace trireme {
 
-std::vector<ModelFamily> BuiltInFamilies() { return {LlamaFamily()}; }
+std::vector<ModelFamily> BuiltInFamilies() {
+  return {LlamaFamily(), Qwen2Family(), Qwen3Family(), SmolLm3Family(), Gemma2Family(), Gemma3Family()};
+}
 
 absl::StatusOr<ModelFamily> FindFamily(const std::vector<ModelFamily>& families, const std::string& name) {
   std::string known;

@@ -17,8 +17,17 @@ struct ModelFamily {
   DecoderSpec (*specify)(const ModelConfig& config, std::vector<std::string>* problems);
 };
 
-// Llama 2/3 (arXiv 2302.13971, 2407.21783): RMSNorm before, grouped queries, rotary positions, SwiGLU, no biases.
+// What all families share, from the fields that mean the same in all: Llama's decoder. A family's specify() adds to it.
+DecoderSpec SpecifyDecoder(const ModelConfig& config, std::vector<std::string>* problems);
+
+// Llama 2/3 (arXiv 2302.13971, 2407.21783), SmolLM2 and Mistral: RMSNorm before, grouped queries, rotary positions,
+// SwiGLU.
 ModelFamily LlamaFamily();
+ModelFamily Qwen2Family();    // arXiv 2407.10671: biases on q, k and v
+ModelFamily Qwen3Family();    // arXiv 2505.09388: q and k are normed per head
+ModelFamily SmolLm3Family();  // some layers do not rotate
+ModelFamily Gemma2Family();   // arXiv 2408.00118: norms 1 + w before and after, soft caps, scaled embeddings, GELU
+ModelFamily Gemma3Family();   // arXiv 2503.19786, its text model: as Gemma 2, normed heads instead of soft caps
 
 // The families built in; a program outside the tree passes more to Main().
 std::vector<ModelFamily> BuiltInFamilies();

@@ -10,6 +10,7 @@
 #include "kernels/philox.h"
 #include "kernels/thread_pool.h"
 #include "launch/log.h"
+#include "models/parameters.h"
 #include "parallel/comm/mpi_group.h"
 #include "trainer/agreement.h"
 #include "trainer/model.h"
@@ -102,7 +103,7 @@ absl::Status Bench(const BenchOptions& options, const Extensions& extensions) {
   line["threads_per_rank"] = CpuThreads();
   line["device"] = DeviceName(*device);
   line["attention"] = (*model)->attention().name;
-  line["parameters"] = recipe->model.num_parameters();
+  line["parameters"] = NumParameters(recipe->model);
   std::cout << line.dump() << std::endl;
   return absl::OkStatus();
 }

@@ -19,6 +19,7 @@
 #include "launch/file.h"
 #include "launch/log.h"
 #include "models/formats/hf_directory.h"
+#include "models/formats/hf_model_type.h"
 #include "trainer/agreement.h"
 #include "trainer/checkpointer.h"
 #include "trainer/export_source.h"
@@ -215,9 +216,9 @@ absl::Status ExportHf(const ExportOptions& options, const std::vector<ModelFamil
   if (Exists(output))
     return Error(ExitCode::kConfig, "export: ", output, " exists already; remove it or choose another output");
   ASSIGN_OR_RETURN(const ExportSource source, OpenExportSource(options.source, families, options.alive));
-  if (source.model.family() != "llama")
+  if (HfModelTypeOf(source.model) == nullptr)
     return Error(ExitCode::kConfig, "export: ", source.description, " is of the family \"", source.model.family(),
-                 "\", which --format hf cannot express; \"llama\" it can");
+                 "\", which --format hf cannot express; it knows the model types ", KnownHfModelTypes());
   const int64_t now = std::chrono::system_clock::now().time_since_epoch().count();
   const std::string temporary = absl::StrFormat("%s.tmp-%x-%x", output, now, ::getpid());
   absl::Status status = WriteDirectory(source, options, temporary);

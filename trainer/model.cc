@@ -201,10 +201,11 @@ MicrobatchTensors Model::ToDevice(const Microbatch& m) const {
   batch.tokens = part(m.tokens);
   batch.targets = part(m.targets);
   batch.positions = part(m.positions);
-  batch.context = std::make_shared<ContextAttention>(
-      context_group_.get(),
-      PlanContext(MethodOf(recipe_.config.parallel()), m.cu_seqlens, length, recipe_.model.sliding_window, ranks, rank),
-      device_);
+  const ContextMethod method = MethodOf(recipe_.config.parallel());
+  for (const int64_t window : recipe_.model.windows()) {
+    batch.contexts[window] = std::make_shared<ContextAttention>(
+        context_group_.get(), PlanContext(method, m.cu_seqlens, length, window, ranks, rank), device_);
+  }
   return batch;
 }
 

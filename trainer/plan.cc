@@ -9,6 +9,7 @@
 
 #include "launch/file.h"
 #include "launch/log.h"
+#include "models/parameters.h"
 #include "parallel/pipeline/balance.h"
 #include "parallel/pipeline/validate.h"
 #include "trainer/layout.h"
@@ -101,7 +102,7 @@ std::string PlanText(const Recipe& recipe, const RunPlan& plan) {
   const Schedule& schedule = recipe.schedule;
   std::string text =
       absl::StrCat("mesh       ", recipe.mesh.ToString(), "\nmodel      ",
-                   HumanCount(static_cast<double>(recipe.model.num_parameters())), " parameters\nschedule   ",
+                   HumanCount(static_cast<double>(NumParameters(recipe.model))), " parameters\nschedule   ",
                    schedule.name, ", ", schedule.num_stages(), schedule.num_stages() == 1 ? " stage" : " stages", ", ",
                    schedule.num_microbatches, " microbatches of ", recipe.config.micro_batch_size(), " x ",
                    recipe.config.data().sequence_length(), " tokens per data rank\nunits      ",

@@ -14,6 +14,7 @@
 #include "kernels/thread_pool.h"
 #include "launch/file.h"
 #include "launch/log.h"
+#include "models/parameters.h"
 #include "parallel/comm/mpi_group.h"
 #include "trainer/agreement.h"
 #include "trainer/check_against.h"
@@ -187,7 +188,7 @@ RunDescription Describe(const Recipe& recipe, const Process& process, at::Device
   run.config = ConfigText(recipe.config);
   run.ranks = process.size();
   run.mesh = recipe.mesh.ToString();
-  run.parameters = recipe.model.num_parameters();
+  run.parameters = NumParameters(recipe.model);
   run.device = DeviceName(device);
   run.total_steps = recipe.total_steps;
   run.version = kVersion;
@@ -246,7 +247,7 @@ absl::Status Run(const TrainOptions& options, const Extensions& extensions, cons
       PeakFlops(mesh.device(), config.precision().compute() == PrecisionConfig::BF16 ? at::kBFloat16 : at::kFloat);
   const double peak_flops = SumOverRanks(world, own_peak);
   Info(absl::StrFormat("training %s parameters for %d steps of %s tokens on %d x %s (%s), attention %s, %s",
-                       HumanCount(static_cast<double>(recipe.model.num_parameters())), recipe.total_steps,
+                       HumanCount(static_cast<double>(NumParameters(recipe.model))), recipe.total_steps,
                        HumanCount(static_cast<double>(recipe.tokens_per_step)), process.size(),
                        DeviceName(mesh.device()), recipe.mesh.ToString(), (*model)->attention().name,
                        mesh.device().is_cuda() ? "NCCL" : absl::StrCat(CpuThreads(), " threads each, ", BlasName())));

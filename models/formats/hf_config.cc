@@ -2,28 +2,24 @@
 
 #include <absl/strings/match.h>
 #include <absl/strings/str_join.h>
-#include <google/protobuf/util/message_differencer.h>
 
+#include <algorithm>
+#include <functional>
 #include <nlohmann/json.hpp>
 #include <set>
 
 #include "launch/file.h"
-#include "models/formats/json_file.h"
+#include "models/formats/hf_model_type.h"
 
 namespace trireme {
 namespace {
 
 using Json = nlohmann::json;
 
-// What Transformers assumes where a file is silent. Sizes are not among it: a file without them is incomplete.
-struct Defaults {
-  int32_t max_position_embeddings;
-  int32_t num_key_value_heads;  // 0: as many as query heads
-  int32_t sliding_window;       // 0: none
-};
 constexpr uint64_t kMaxConfigBytes = uint64_t{64} << 20;
-constexpr Defaults kLlama = {2048, 0, 0}, kMistral = {131072, 8, 4096};
-constexpr double kRopeTheta = 10000, kRmsNormEps = 1e-6, kInitializerRange = 0.02;
+constexpr int32_t kMaxLayers = 100'000;   // more are refused elsewhere; no file makes us allocate more
+constexpr int32_t kMaxWindowLayers = 28;  // Transformers' default
+constexpr double kRmsNormEps = 1e-6, kInitializerRange = 0.02;
 
 // Says nothing: null, false, empty.
 bool IsBlank(const Json& value) {
@@ -39,6 +35,7 @@ bool WithoutEffect(const std::string& key) {
       "attn_implementation",
       "bad_words_ids",
       "begin_suppress_tokens",
+      "cache_implementation",
       "chunk_size_feed_forward",
       "diversity_penalty",
       "do_sample",
@@ -84,88 +81,7 @@ bool WithoutEffect(const std::string& key) {
   return keys.count(key) > 0 || absl::StartsWith(key, "_") || absl::EndsWith(key, "_token_id");
 }
 
-// One of the two dialects: `theta` of its own, scaling if any.
-struct Rope {
-  std::optional<double> theta;
-  std::optional<RopeScaling> scaling;
-};
-
-Rope ReadRope(const Json& object, const std::string& name, std::vector<std::string>* problems) {
-  Rope rope;
-  JsonReader reader(object, name + ".", problems);
-  rope.theta = reader.Number("rope_theta");
-  reader.Require("partial_rotary_factor", 1.0, "is not supported; every dimension of a head is turned");
-  std::string type = reader.Text("rope_type");
-  const std::string old_type = reader.Text("type");
-  if (type.empty()) type = old_type;
-  if (type == "llama3") {
-    RopeScaling& scaling = rope.scaling.emplace();
-    scaling.set_rope_type(RopeScaling::LLAMA3);
-    const auto required = [&](const char* key) {
-      const std::optional<double> value = reader.Number(key);
-      if (!value.has_value() && !reader.Has(key))
-        problems->push_back(absl::StrCat(name, ".", key, ": missing; rope_type llama3 needs it"));
-      return value.value_or(1);
-    };
-    scaling.set_factor(required("factor"));
-    scaling.set_low_freq_factor(required("low_freq_factor"));
-    scaling.set_high_freq_factor(required("high_freq_factor"));
-    required("original_max_position_embeddings");
-    scaling.set_original_max_position_embeddings(reader.Integer("original_max_position_embeddings").value_or(1));
-  } else if (type == "default" || (type.empty() && !reader.Has("factor"))) {
-    // The default type has no other settings: Transformers ignores them too.
-    return rope;
-  } else {
-    problems->push_back(absl::StrCat(name, ".rope_type: ", type.empty() ? "missing" : absl::StrCat("\"", type, "\""),
-                                     " is not supported; \"default\" and \"llama3\" are"));
-    return rope;
-  }
-  for (const std::string& key : reader.Rest()) reader.Bad(key, object[key], "is not understood");
-  return rope;
-}
-
-void ReadRotary(JsonReader& reader, ModelConfig* model, std::vector<std::string>* problems) {
-  Rope old_dialect, new_dialect;
-  old_dialect.theta = reader.Number("rope_theta");
-  const auto read = [&](const char* key, Rope* rope) {
-    const Json* value = reader.Find(key);
-    if (value == nullptr) return false;
-    if (!value->is_object()) {
-      reader.Bad(key, *value, "is not an object");
-      return false;
-    }
-    const Rope found = ReadRope(*value, key, problems);
-    if (found.theta.has_value()) {
-      if (rope->theta.has_value() && rope->theta != found.theta)
-        problems->push_back(absl::StrCat(key, ".rope_theta: ", *found.theta, " contradicts rope_theta ", *rope->theta));
-      rope->theta = found.theta;
-    }
-    rope->scaling = found.scaling;
-    return true;
-  };
-  // rope_scaling: null says that there is none; leaving it out says nothing once there are rope_parameters.
-  const bool has_scaling = read("rope_scaling", &old_dialect) || reader.Has("rope_scaling");
-  const bool has_parameters = read("rope_parameters", &new_dialect);
-  if (has_parameters) {
-    if (old_dialect.theta.has_value() && new_dialect.theta.has_value() && old_dialect.theta != new_dialect.theta) {
-      problems->push_back(absl::StrCat("rope_parameters.rope_theta: ", *new_dialect.theta, " contradicts rope_theta ",
-                                       *old_dialect.theta));
-    }
-    if (has_scaling && old_dialect.scaling.has_value() != new_dialect.scaling.has_value()) {
-      problems->push_back(
-          "rope_parameters: contradicts rope_scaling; one rescales the frequencies, the other does not");
-    } else if (old_dialect.scaling.has_value() &&
-               !google::protobuf::util::MessageDifferencer::Equals(*old_dialect.scaling, *new_dialect.scaling)) {
-      problems->push_back("rope_parameters: contradicts rope_scaling; their numbers differ");
-    }
-  }
-  const std::optional<double> theta = new_dialect.theta.has_value() ? new_dialect.theta : old_dialect.theta;
-  model->set_rope_theta(theta.value_or(kRopeTheta));
-  const std::optional<RopeScaling>& scaling = has_parameters ? new_dialect.scaling : old_dialect.scaling;
-  if (scaling.has_value()) *model->mutable_rope_scaling() = *scaling;
-}
-
-void ReadSizes(JsonReader& reader, const Defaults& defaults, bool mistral, ModelConfig* model) {
+void ReadSizes(JsonReader& reader, const HfModelType& type, ModelConfig* model) {
   const auto integer = [&](const char* key, void (ModelConfig::*set)(int32_t)) {
     if (const std::optional<int32_t> value = reader.Integer(key)) (model->*set)(*value);
   };
@@ -177,20 +93,90 @@ void ReadSizes(JsonReader& reader, const Defaults& defaults, bool mistral, Model
   integer("head_dim", &ModelConfig::set_head_dim);
   integer("num_key_value_heads", &ModelConfig::set_num_key_value_heads);
   if (!model->has_num_key_value_heads()) {
-    if (defaults.num_key_value_heads > 0 && !reader.Has("num_key_value_heads")) {
-      model->set_num_key_value_heads(defaults.num_key_value_heads);
+    if (type.num_key_value_heads > 0 && !reader.Has("num_key_value_heads")) {
+      model->set_num_key_value_heads(type.num_key_value_heads);
     } else if (model->has_num_attention_heads()) {
       model->set_num_key_value_heads(model->num_attention_heads());
     }
   }
-  if (!model->has_head_dim() && model->hidden_size() > 0 && model->num_attention_heads() > 0)
+  if (!model->has_head_dim() && type.head_dim > 0) {
+    model->set_head_dim(type.head_dim);
+  } else if (!model->has_head_dim() && model->hidden_size() > 0 && model->num_attention_heads() > 0) {
     model->set_head_dim(model->hidden_size() / model->num_attention_heads());
-  model->set_max_position_embeddings(
-      reader.Integer("max_position_embeddings").value_or(defaults.max_position_embeddings));
-  model->set_sliding_window(mistral && !reader.Has("sliding_window") ? defaults.sliding_window
-                                                                     : reader.Integer("sliding_window").value_or(0));
-  if (!mistral && model->sliding_window() != 0)
-    reader.Bad("sliding_window", model->sliding_window(), "has no effect on model_type llama; remove it");
+  }
+  model->set_max_position_embeddings(reader.Integer("max_position_embeddings").value_or(type.max_position_embeddings));
+}
+
+constexpr char kSliding[] = "sliding_attention", kFull[] = "full_attention";
+
+// The list of a number of layers, or what the rule makes of it.
+std::vector<std::string> ReadLayerTypes(JsonReader& reader, int32_t layers,
+                                        const std::function<bool(int32_t)>& slides) {
+  std::vector<std::string> types;
+  if (const Json* list = reader.Find("layer_types"); list != nullptr) {
+    for (const Json& type : *list) types.push_back(type.is_string() ? type.get<std::string>() : type.dump());
+    if (!list->is_array()) reader.Bad("layer_types", *list, "is not a list");
+    return types;
+  }
+  for (int32_t i = 0; i < std::min(layers, kMaxLayers); ++i) types.push_back(slides(i) ? kSliding : kFull);
+  return types;
+}
+
+// Sets sliding_window, and layer_types where not all layers have it.
+void ReadWindows(JsonReader& reader, const HfModelType& type, ModelConfig* model) {
+  const std::optional<int32_t> value = reader.Integer("sliding_window");
+  int32_t window = value.has_value() || reader.Has("sliding_window") ? value.value_or(0) : type.sliding_window;
+  model->set_sliding_window(0);
+  if (type.windows == HfWindows::kNone) {
+    if (window != 0)
+      reader.Bad("sliding_window", window,
+                 absl::StrCat("has no effect on model_type ", type.model_type, "; remove it"));
+    return;
+  }
+  const int32_t layers = model->num_hidden_layers();
+  std::vector<std::string> types(static_cast<size_t>(std::clamp(layers, 0, kMaxLayers)), kSliding);
+  if (type.windows == HfWindows::kSwitched) {
+    const bool used = reader.Bool("use_sliding_window").value_or(false);
+    if (!used) window = 0;
+    const int32_t first = reader.Integer("max_window_layers").value_or(kMaxWindowLayers);
+    types = ReadLayerTypes(reader, layers, [&](int32_t i) {
+      if (window == 0) return false;
+      return type.no_rope ? model->no_rope_layers(i) == 0 : i >= first;
+    });
+  } else if (type.windows == HfWindows::kPattern) {
+    const std::optional<int32_t> old_period = reader.Integer("_sliding_window_pattern");
+    const int32_t period =
+        std::max(1, reader.Integer("sliding_window_pattern").value_or(old_period.value_or(type.window_period)));
+    types = ReadLayerTypes(reader, layers, [&](int32_t i) { return (i + 1) % period != 0; });
+  }
+  const auto sliding = std::count(types.begin(), types.end(), kSliding);
+  if (sliding == 0) window = 0;
+  model->set_sliding_window(window);
+  if (sliding == static_cast<int64_t>(types.size()) || sliding == 0) return;
+  for (const std::string& name : types) model->add_layer_types(name);
+}
+
+void ReadNoRopeLayers(JsonReader& reader, ModelConfig* model) {
+  const int32_t interval = std::max(1, reader.Integer("no_rope_layer_interval").value_or(4));
+  if (const Json* list = reader.Find("no_rope_layers"); list != nullptr && list->is_array()) {
+    for (const Json& value : *list) model->add_no_rope_layers(value.is_number() && value != 0 ? 1 : 0);
+    if (list->size() != static_cast<size_t>(model->num_hidden_layers()))
+      reader.Bad("no_rope_layers", *list, "has not one entry for each of num_hidden_layers");
+    return;
+  }
+  for (int32_t i = 0; i < std::min(model->num_hidden_layers(), kMaxLayers); ++i)
+    model->add_no_rope_layers((i + 1) % interval != 0 ? 1 : 0);
+}
+
+void ReadGemma(JsonReader& reader, const HfModelType& type, ModelConfig* model) {
+  const auto softcap = [&](const char* key, double by_default) {
+    return reader.Has(key) ? reader.Number(key).value_or(0) : by_default;
+  };
+  model->set_query_pre_attn_scalar(reader.Number("query_pre_attn_scalar").value_or(256));
+  model->set_attn_logit_softcapping(softcap("attn_logit_softcapping", type.attention_softcap));
+  model->set_final_logit_softcapping(softcap("final_logit_softcapping", type.logit_softcap));
+  reader.Require("use_bidirectional_attention", false, "is not supported");
+  reader.Require("hidden_activation", "gelu_pytorch_tanh", "is not supported; \"gelu_pytorch_tanh\" is");
 }
 
 HfTokenIds ReadIds(JsonReader& reader) {
@@ -216,17 +202,14 @@ HfTokenIds ReadIds(JsonReader& reader) {
   return ids;
 }
 
-void CheckArchitecture(JsonReader& reader, const std::string& type, std::vector<std::string>* problems) {
-  const std::string expected = type == "mistral" ? "MistralForCausalLM" : "LlamaForCausalLM";
-  if (type != "llama" && type != "mistral") {
-    problems->push_back(absl::StrCat("model_type: ", type.empty() ? "missing" : absl::StrCat("\"", type, "\""),
-                                     " is not supported; \"llama\" and \"mistral\" are"));
-  } else if (const Json* names = reader.Find("architectures"); names != nullptr && *names != Json::array({expected})) {
-    reader.Bad("architectures", *names, absl::StrCat("is not [\"", expected, "\"]"));
-  }
-  reader.Require("hidden_act", "silu", "is not supported; \"silu\" is");
-  reader.Require("attention_bias", false, "is not supported; projections have no biases here");
-  reader.Require("mlp_bias", false, "is not supported; projections have no biases here");
+void CheckArchitecture(JsonReader& reader, const HfModelType& type) {
+  if (const Json* names = reader.Find("architectures"); names != nullptr && *names != Json::array({type.architecture}))
+    reader.Bad("architectures", *names, absl::StrCat("is not [\"", type.architecture, "\"]"));
+  const char* activation = type.gemma ? "gelu_pytorch_tanh" : "silu";
+  reader.Require("hidden_act", activation, absl::StrCat("is not supported; \"", activation, "\" is"));
+  if (!type.attention_bias)
+    reader.Require("attention_bias", false, absl::StrCat("is not supported for model_type ", type.model_type));
+  reader.Require("mlp_bias", false, "is not supported; the MLP's projections have no biases here");
   reader.Require("attention_dropout", 0.0, "is not supported; there is no dropout");
   reader.Require("rope_interleaved", false, "is not supported; halves are turned, not neighbours");
   reader.Require("is_encoder_decoder", false, "is not supported");
@@ -243,13 +226,25 @@ absl::StatusOr<HfConfig> ParseHfConfig(const std::string& text, const std::strin
   std::vector<std::string> problems;
   HfConfig config;
   JsonReader reader(object, "", &problems);
-  const std::string type = reader.Text("model_type");
-  const bool mistral = type == "mistral";
-  CheckArchitecture(reader, type, &problems);
-  ReadSizes(reader, mistral ? kMistral : kLlama, mistral, &config.model);
-  ReadRotary(reader, &config.model, &problems);
+  const std::string name = reader.Text("model_type");
+  const HfModelType* type = FindHfModelType(name);
+  if (type == nullptr) {
+    return Error(ExitCode::kData, origin,
+                 ": model_type: ", name.empty() ? "missing" : absl::StrCat("\"", name, "\" is not supported"), "; ",
+                 KnownHfModelTypes(), " are");
+  }
+  CheckArchitecture(reader, *type);
+  if (name != "llama" && name != "mistral") config.model.set_family(type->family);
+  ReadSizes(reader, *type, &config.model);
+  if (type->no_rope) ReadNoRopeLayers(reader, &config.model);
+  ReadWindows(reader, *type, &config.model);
+  ReadHfRotary(reader, *type, &config.model, &problems);
+  if (type->attention_bias) {
+    if (const std::optional<bool> bias = reader.Bool("attention_bias")) config.model.set_attention_bias(*bias);
+  }
+  if (type->gemma) ReadGemma(reader, *type, &config.model);
   config.model.set_rms_norm_eps(reader.Number("rms_norm_eps").value_or(kRmsNormEps));
-  config.model.set_tie_word_embeddings(reader.Bool("tie_word_embeddings").value_or(false));
+  config.model.set_tie_word_embeddings(reader.Bool("tie_word_embeddings").value_or(type->tied));
   config.model.set_initializer_range(reader.Number("initializer_range").value_or(kInitializerRange));
   config.ids = ReadIds(reader);
   config.dtype = reader.Text("dtype");

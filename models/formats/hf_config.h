@@ -1,5 +1,5 @@
 // models/formats/hf_config.h
-// Hugging Face's config.json of the Llama family (model_type llama, mistral) and our ModelConfig.
+// Hugging Face's config.json of the model types in hf_model_type.cc, and our ModelConfig.
 //
 // Rotary positions have two dialects: rope_theta with rope_scaling (Transformers 4, most other engines) and
 // rope_parameters (Transformers 5). Both are read, and must agree where a file has both; both are written, because an
@@ -24,7 +24,9 @@ struct HfTokenIds {
 };
 
 struct HfConfig {
-  ModelConfig model;  // every field that the file or Transformers' default for it determines; no family, from, config
+  // Every field that the file or Transformers' default for it determines; no from, config. Our default family is left
+  // open.
+  ModelConfig model;
   HfTokenIds ids;
   std::string dtype;                 // "float32", ...; "" when the file does not say
   std::vector<std::string> ignored;  // keys that do not change numbers, beyond the usual bookkeeping
@@ -35,8 +37,8 @@ struct HfConfig {
 absl::StatusOr<HfConfig> ParseHfConfig(const std::string& text, const std::string& origin);
 absl::StatusOr<HfConfig> ReadHfConfig(const std::string& path);
 
-// config.json of a model whose fields are all filled in. dtype as Transformers names it. A sliding window makes it
-// model_type mistral, since llama has none.
+// config.json of a model whose fields are all filled in and whose family has a model_type (HfModelTypeOf). dtype as
+// Transformers names it.
 std::string WriteHfConfig(const ModelConfig& model, const HfTokenIds& ids, const std::string& dtype);
 
 // Sets in `model` what `file` says. A field already set in `model` to something else is a problem naming both

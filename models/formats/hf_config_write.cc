@@ -1,62 +1,128 @@
 #include <google/protobuf/text_format.h>
 #include <google/protobuf/util/message_differencer.h>
 
+#include <algorithm>
+#include <cmath>
 #include <nlohmann/json.hpp>
 
 #include "models/formats/hf_config.h"
+#include "models/formats/hf_model_type.h"
 
 namespace trireme {
 
 using Json = nlohmann::json;
 
-std::string WriteHfConfig(const ModelConfig& model, const HfTokenIds& ids, const std::string& dtype) {
-  const bool mistral = model.sliding_window() > 0;
-  nlohmann::ordered_json rope = {{"rope_theta", model.rope_theta()}, {"rope_type", "default"}};
-  nlohmann::ordered_json scaling;
+namespace {
+
+nlohmann::ordered_json Scaling(const RopeScaling& s) {
+  nlohmann::ordered_json json = {{"factor", s.factor()}};
+  if (s.rope_type() == RopeScaling::LINEAR) {
+    json["rope_type"] = "linear";
+    return json;
+  }
+  json["original_max_position_embeddings"] = s.original_max_position_embeddings();
+  if (s.rope_type() == RopeScaling::LLAMA3) {
+    json["rope_type"] = "llama3";
+    json["low_freq_factor"] = s.low_freq_factor();
+    json["high_freq_factor"] = s.high_freq_factor();
+  } else {
+    json["rope_type"] = "yarn";
+    if (s.has_beta_fast()) json["beta_fast"] = s.beta_fast();
+    if (s.has_beta_slow()) json["beta_slow"] = s.beta_slow();
+    if (s.has_attention_factor()) json["attention_factor"] = s.attention_factor();
+  }
+  return json;
+}
+
+void WriteRotary(const ModelConfig& model, const HfModelType& type, nlohmann::ordered_json* json) {
+  nlohmann::ordered_json rope = {{"rope_theta", model.rope_theta()}, {"rope_type", "default"}}, scaling;
   if (model.has_rope_scaling()) {
-    const RopeScaling& s = model.rope_scaling();
-    scaling = {{"rope_type", "llama3"},
-               {"factor", s.factor()},
-               {"low_freq_factor", s.low_freq_factor()},
-               {"high_freq_factor", s.high_freq_factor()},
-               {"original_max_position_embeddings", s.original_max_position_embeddings()}};
+    scaling = Scaling(model.rope_scaling());
     rope.update(scaling);
   }
+  (*json)["rope_theta"] = model.rope_theta();
+  (*json)["rope_scaling"] = scaling;
+  if (type.local_rope) {
+    (*json)["rope_local_base_freq"] = model.rope_local_base_freq();
+    rope = {{"full_attention", rope},
+            {"sliding_attention", {{"rope_theta", model.rope_local_base_freq()}, {"rope_type", "default"}}}};
+  }
+  (*json)["rope_parameters"] = rope;
+}
+
+void WriteWindows(const ModelConfig& model, const HfModelType& type, nlohmann::ordered_json* json) {
+  if (type.windows == HfWindows::kNone) return;
+  (*json)["sliding_window"] = model.sliding_window() > 0 ? Json(model.sliding_window()) : Json();
+  if (type.windows == HfWindows::kAll) return;
+  Json types = Json::array();
+  for (int i = 0; i < model.num_hidden_layers(); ++i) {
+    types.push_back(!model.layer_types().empty() ? model.layer_types(i)
+                    : model.sliding_window() > 0 ? "sliding_attention"
+                                                 : "full_attention");
+  }
+  (*json)["layer_types"] = types;
+  if (type.windows != HfWindows::kSwitched) return;
+  (*json)["use_sliding_window"] = model.sliding_window() > 0;
+  if (type.no_rope) return;
+  const auto first = std::find(types.begin(), types.end(), "sliding_attention");
+  (*json)["max_window_layers"] = first - types.begin();
+}
+
+}  // namespace
+
+std::string WriteHfConfig(const ModelConfig& model, const HfTokenIds& ids, const std::string& dtype) {
+  const HfModelType* found = HfModelTypeOf(model);
+  TRIREME_CHECK(found != nullptr, "no model_type for the family ", model.family());
+  const HfModelType& type = *found;
   const auto id = [](const std::optional<int64_t>& value) { return value.has_value() ? Json(*value) : Json(); };
   const Json eos = ids.eos.empty() ? Json() : ids.eos.size() == 1 ? Json(ids.eos[0]) : Json(ids.eos);
   nlohmann::ordered_json json = {
-      {"architectures", Json::array({mistral ? "MistralForCausalLM" : "LlamaForCausalLM"})},
+      {"architectures", Json::array({type.architecture})},
       {"attention_dropout", 0.0},
       {"bos_token_id", id(ids.bos)},
       {"dtype", dtype},
       {"eos_token_id", eos},
-      {"head_dim", model.has_head_dim() ? model.head_dim() : model.hidden_size() / model.num_attention_heads()},
-      {"hidden_act", "silu"},
       {"hidden_size", model.hidden_size()},
       {"initializer_range", model.initializer_range()},
       {"intermediate_size", model.intermediate_size()},
       {"max_position_embeddings", model.max_position_embeddings()},
-      {"model_type", mistral ? "mistral" : "llama"},
+      {"model_type", type.model_type},
       {"num_attention_heads", model.num_attention_heads()},
       {"num_hidden_layers", model.num_hidden_layers()},
       {"num_key_value_heads",
        model.has_num_key_value_heads() ? model.num_key_value_heads() : model.num_attention_heads()},
       {"pad_token_id", id(ids.pad)},
       {"rms_norm_eps", model.rms_norm_eps()},
-      {"rope_parameters", rope},
-      {"rope_scaling", scaling},
-      {"rope_theta", model.rope_theta()},
       {"tie_word_embeddings", model.tie_word_embeddings()},
       {"torch_dtype", dtype},
       {"use_cache", true},
       {"vocab_size", model.vocab_size()},
   };
-  if (mistral) {
-    json["sliding_window"] = model.sliding_window();
+  const int32_t usual_head_dim = model.hidden_size() / model.num_attention_heads();
+  const int32_t head_dim = model.has_head_dim() ? model.head_dim() : usual_head_dim;
+  if (type.own_head_dim || head_dim != usual_head_dim) json["head_dim"] = head_dim;
+  WriteRotary(model, type, &json);
+  WriteWindows(model, type, &json);
+  if (type.attention_bias) json["attention_bias"] = model.attention_bias();
+  if (type.gemma) {
+    const auto softcap = [](double value) { return value > 0 ? Json(value) : Json(); };
+    json["attn_logit_softcapping"] = softcap(model.attn_logit_softcapping());
+    json["final_logit_softcapping"] = softcap(model.final_logit_softcapping());
+    json["hidden_activation"] = "gelu_pytorch_tanh";
+    // Integers, where they are: Transformers demands one.
+    const double scalar =
+        model.has_query_pre_attn_scalar() ? model.query_pre_attn_scalar() : static_cast<double>(head_dim);
+    json["query_pre_attn_scalar"] = scalar == std::floor(scalar) ? Json(static_cast<int64_t>(scalar)) : Json(scalar);
   } else {
-    json["attention_bias"] = false;
-    json["mlp_bias"] = false;
+    json["hidden_act"] = "silu";
   }
+  if (type.no_rope) {
+    Json layers = Json::array();
+    for (int i = 0; i < model.num_hidden_layers(); ++i)
+      layers.push_back(model.no_rope_layers().empty() ? ((i + 1) % 4 != 0 ? 1 : 0) : model.no_rope_layers(i));
+    json["no_rope_layers"] = layers;
+  }
+  if (type.family == std::string("llama") && type.windows == HfWindows::kNone) json["mlp_bias"] = false;
   return json.dump(2) + "\n";
 }
 
@@ -85,7 +151,9 @@ void MergeHfConfig(const ModelConfig& file, const std::string& origin, ModelConf
   std::vector<const google::protobuf::FieldDescriptor*> fields;
   reflection->ListFields(file, &fields);
   for (const auto* field : fields) {
-    if (reflection->HasField(*model, field) && !SameField(*model, file, field)) {
+    const bool set =
+        field->is_repeated() ? reflection->FieldSize(*model, field) > 0 : reflection->HasField(*model, field);
+    if (set && !SameField(*model, file, field)) {
       problems->push_back(absl::StrCat("model.", field->name(), ": is ", Show(*model, field), ", but ", origin,
                                        " says ", Show(file, field), "; remove it, or change a copy of that file"));
     }
@@ -93,6 +161,13 @@ void MergeHfConfig(const ModelConfig& file, const std::string& origin, ModelConf
   // The only field by whose absence a file says something.
   if (model->has_rope_scaling() && !file.has_rope_scaling())
     problems->push_back(absl::StrCat("model.rope_scaling: ", origin, " has none; remove it"));
+  if (!file.has_family() && model->has_family() && model->family() != "llama")
+    problems->push_back(absl::StrCat("model.family: is \"", model->family(), "\", but ", origin,
+                                     " is of the family \"llama\"; remove it, or change a copy of that file"));
+  // Merging appends to lists.
+  for (const auto* field : fields) {
+    if (field->is_repeated()) reflection->ClearField(model, field);
+  }
   model->MergeFrom(file);
 }
 

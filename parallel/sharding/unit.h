@@ -5,6 +5,7 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <map>
 #include <memory>
 #include <string>
 #include <vector>
@@ -26,7 +27,8 @@ struct MicrobatchTensors {
   at::Tensor positions;   // [T] int64, within the segment
   at::Tensor cu_seqlens;  // [segments + 1] int32
   int64_t max_seqlen = 0;
-  std::shared_ptr<const ContextAttention> context;  // null: the stream is not cut
+  // By window: how the stream is cut over ranks; empty: it is not.
+  std::map<int64_t, std::shared_ptr<const ContextAttention>> contexts;
 };
 
 enum class Phase { kTrain, kEvaluate };

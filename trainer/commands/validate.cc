@@ -3,6 +3,7 @@
 
 #include "configs/config_loader.h"
 #include "launch/log.h"
+#include "models/parameters.h"
 #include "trainer/commands.h"
 #include "trainer/corpora.h"
 #include "trainer/recipe.h"
@@ -28,7 +29,7 @@ absl::Status Run(const Flags& flags, const Extensions& extensions) {
   RETURN_IF_ERROR(recipe.status());
   RETURN_IF_ERROR(corpora.status());
   std::cout << ConfigText(recipe->config) << "\n# fits " << flags.ranks << " ranks: " << recipe->mesh.ToString()
-            << "\n# " << HumanCount(static_cast<double>(recipe->model.num_parameters())) << " parameters, "
+            << "\n# " << HumanCount(static_cast<double>(NumParameters(recipe->model))) << " parameters, "
             << recipe->total_steps << " steps of " << HumanCount(static_cast<double>(recipe->tokens_per_step))
             << " tokens, " << recipe->num_microbatches << " microbatches per rank and step\n";
   return absl::OkStatus();

@@ -121,7 +121,7 @@ TEST(HfConfigTest, DialectsThatContradictEachOtherAreRefused) {
 }
 
 TEST(HfConfigTest, OtherRotaryMethodsAreRefused) {
-  for (const char* type : {"linear", "dynamic", "yarn", "longrope"}) {
+  for (const char* type : {"dynamic", "longrope"}) {
     ExpectRefused(With({{"rope_scaling", {{"type", type}, {"factor", 2.0}}}}), absl::StrCat("\"", type, "\""));
     ExpectRefused(With({{"rope_parameters", {{"rope_type", type}, {"rope_theta", 500000.0}, {"factor", 2.0}}}}),
                   "is not supported");
@@ -139,10 +139,9 @@ TEST(HfConfigTest, OtherRotaryMethodsAreRefused) {
 
 TEST(HfConfigTest, WhatWouldBeComputedOtherwiseIsRefusedByName) {
   const std::pair<Json, const char*> cases[] = {
-      {{{"model_type", "qwen2"}}, "model_type: \"qwen2\""},
+      {{{"model_type", "phi3"}}, "model_type: \"phi3\" is not supported; \"llama\", \"mistral\", \"qwen2\""},
       {{{"architectures", Json::array({"LlamaForSequenceClassification"})}}, "architectures: "},
       {{{"hidden_act", "gelu"}}, "hidden_act: \"gelu\""},
-      {{{"attention_bias", true}}, "attention_bias: true"},
       {{{"mlp_bias", true}}, "mlp_bias: true"},
       {{{"attention_dropout", 0.1}}, "attention_dropout: 0.1"},
       {{{"rope_interleaved", true}}, "rope_interleaved: true"},
@@ -191,10 +190,84 @@ TEST(HfConfigTest, MistralHasAWindow) {
   EXPECT_EQ(Read(file).model.sliding_window(), 20);
 }
 
+TEST(HfConfigTest, LinearAndYarnRotations) {
+  const RopeScaling linear = Read(With({{"rope_scaling", {{"type", "linear"}, {"factor", 2.0}}}})).model.rope_scaling();
+  EXPECT_EQ(linear.rope_type(), RopeScaling::LINEAR);
+  EXPECT_EQ(linear.factor(), 2);
+  const Json settings = {{"rope_type", "yarn"}, {"factor", 4.0}, {"original_max_position_embeddings", 64}};
+  const RopeScaling yarn = Read(With({{"rope_scaling", settings}})).model.rope_scaling();
+  EXPECT_EQ(yarn.rope_type(), RopeScaling::YARN);
+  EXPECT_EQ(yarn.original_max_position_embeddings(), 64);
+  EXPECT_FALSE(yarn.has_attention_factor());
+  ExpectRefused(With({{"rope_scaling", {{"rope_type", "yarn"}, {"factor", 4.0}}}}),
+                "rope_scaling.original_max_position_embeddings: missing; rope_type yarn needs it");
+  Json cut = settings;
+  cut["truncate"] = false;
+  ExpectRefused(With({{"rope_scaling", cut}}), "rope_scaling.truncate: false");
+}
+
+Json Of(const char* type, const char* architecture, const Json& change) {
+  Json file = With({{"model_type", type}, {"architectures", Json::array({architecture})}, {"num_hidden_layers", 4}});
+  file.update(change);
+  return file;
+}
+
+std::vector<std::string> LayerTypes(const Json& file) {
+  const ModelConfig model = Read(file).model;
+  return {model.layer_types().begin(), model.layer_types().end()};
+}
+
+TEST(HfConfigTest, QwenHasItsWindowOnlyWhereSwitchedOn) {
+  const Json off = Of("qwen2", "Qwen2ForCausalLM", {{"sliding_window", 20}, {"use_sliding_window", false}});
+  EXPECT_EQ(Read(off).model.sliding_window(), 0);
+  EXPECT_EQ(Read(off).model.family(), "qwen2");
+  const Json on =
+      Of("qwen3", "Qwen3ForCausalLM", {{"sliding_window", 20}, {"use_sliding_window", true}, {"max_window_layers", 3}});
+  EXPECT_EQ(Read(on).model.sliding_window(), 20);
+  const std::string full = "full_attention", sliding = "sliding_attention";
+  EXPECT_EQ(LayerTypes(on), (std::vector<std::string>{full, full, full, sliding}));
+}
+
+TEST(HfConfigTest, GemmaHasAPatternOfWindows) {
+  const std::string full = "full_attention", sliding = "sliding_attention";
+  Json gemma = Of("gemma2", "Gemma2ForCausalLM", {{"hidden_activation", "gelu_pytorch_tanh"}});
+  gemma.erase("hidden_act");
+  EXPECT_EQ(LayerTypes(gemma), (std::vector<std::string>{sliding, full, sliding, full}));
+  EXPECT_EQ(Read(gemma).model.attn_logit_softcapping(), 50);
+  gemma["attn_logit_softcapping"] = nullptr;
+  EXPECT_EQ(Read(gemma).model.attn_logit_softcapping(), 0);
+  gemma["hidden_activation"] = "relu";
+  ExpectRefused(gemma, "hidden_activation: \"relu\"");
+
+  Json third =
+      Of("gemma3_text", "Gemma3ForCausalLM", {{"sliding_window_pattern", 3}, {"rope_local_base_freq", 9000.0}});
+  third.erase("hidden_act");
+  EXPECT_EQ(LayerTypes(third), (std::vector<std::string>{sliding, sliding, full, sliding}));
+  EXPECT_EQ(Read(third).model.rope_local_base_freq(), 9000);
+  third["rope_parameters"] = {{"full_attention", {{"rope_type", "default"}, {"rope_theta", 500000.0}}},
+                              {"sliding_attention", {{"rope_type", "default"}, {"rope_theta", 8000.0}}}};
+  ExpectRefused(third, "contradicts rope_local_base_freq 9000");
+}
+
+TEST(HfConfigTest, SmolLm3LeavesRotationOutOfEachFourthLayer) {
+  const ModelConfig model = Read(Of("smollm3", "SmolLM3ForCausalLM", {})).model;
+  const std::vector<int32_t> layers(model.no_rope_layers().begin(), model.no_rope_layers().end());
+  EXPECT_EQ(layers, (std::vector<int32_t>{1, 1, 1, 0}));
+  ExpectRefused(Of("smollm3", "SmolLM3ForCausalLM", {{"no_rope_layers", {1, 0}}}), "no_rope_layers: ");
+}
+
 TEST(HfConfigTest, WritesWhatItReads) {
   Json mistral =
       With({{"model_type", "mistral"}, {"architectures", Json::array({"MistralForCausalLM"})}, {"sliding_window", 20}});
-  for (const Json& file : {Old(), With({{"rope_scaling", Llama3()}}), With({{"head_dim", 24}}), mistral}) {
+  Json gemma = Of("gemma3_text", "Gemma3ForCausalLM", {{"sliding_window_pattern", 3}, {"query_pre_attn_scalar", 144}});
+  gemma.erase("hidden_act");
+  const Json yarn = {
+      {"rope_type", "yarn"}, {"factor", 4.0}, {"original_max_position_embeddings", 64}, {"beta_fast", 20.0}};
+  for (const Json& file : {Old(), With({{"rope_scaling", Llama3()}}), With({{"head_dim", 24}}), mistral, gemma,
+                           With({{"rope_scaling", yarn}}), Of("qwen2", "Qwen2ForCausalLM", {}),
+                           Of("smollm3", "SmolLM3ForCausalLM", {{"attention_bias", true}}),
+                           Of("qwen3", "Qwen3ForCausalLM",
+                              {{"sliding_window", 20}, {"use_sliding_window", true}, {"max_window_layers", 2}})}) {
     const HfConfig config = Read(file);
     const HfConfig again = Read(Json::parse(WriteHfConfig(config.model, config.ids, config.dtype)));
     EXPECT_EQ(again.model.SerializeAsString(), config.model.SerializeAsString());

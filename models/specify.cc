@@ -1,9 +1,12 @@
+#include <algorithm>
 #include <cmath>
 
 #include "models/family.h"
 
 namespace trireme {
 namespace {
+
+constexpr int64_t kMaxLayers = 100'000;
 
 void CheckNumbers(const ModelConfig& c, std::vector<std::string>* problems) {
   const auto positive_number = [&](const char* field, double value, bool zero_too) {
@@ -19,6 +22,10 @@ void CheckNumbers(const ModelConfig& c, std::vector<std::string>* problems) {
     positive_number("rope_scaling.factor", s.factor(), /*zero_too=*/false);
     positive_number("rope_scaling.low_freq_factor", s.low_freq_factor(), /*zero_too=*/false);
     positive_number("rope_scaling.original_max_position_embeddings", s.original_max_position_embeddings(), false);
+    positive_number("rope_scaling.beta_fast", s.beta_fast(), /*zero_too=*/false);
+    positive_number("rope_scaling.beta_slow", s.beta_slow(), /*zero_too=*/false);
+    if (s.has_attention_factor())
+      positive_number("rope_scaling.attention_factor", s.attention_factor(), /*zero_too=*/false);
     if (!(s.high_freq_factor() > s.low_freq_factor())) {
       problems->push_back(absl::StrCat("model.rope_scaling.high_freq_factor: ", s.high_freq_factor(),
                                        " must exceed low_freq_factor ", s.low_freq_factor()));
@@ -26,7 +33,38 @@ void CheckNumbers(const ModelConfig& c, std::vector<std::string>* problems) {
   }
 }
 
-DecoderSpec Specify(const ModelConfig& c, std::vector<std::string>* problems) {
+// Which layers have the window, and which rotate.
+void SpecifyLayers(const ModelConfig& c, DecoderSpec* spec, std::vector<std::string>* problems) {
+  if (c.layer_types().empty() && c.no_rope_layers().empty()) return;
+  const auto right_size = [&](const char* field, int size) {
+    if (size == 0 || size == spec->num_layers) return true;
+    problems->push_back(
+        absl::StrCat("model.", field, ": has ", size, " entries for ", spec->num_layers, " layers; give one for each"));
+    return false;
+  };
+  if (!right_size("layer_types", c.layer_types_size()) || !right_size("no_rope_layers", c.no_rope_layers_size()))
+    return;
+  for (int i = 0; i < spec->num_layers; ++i) {
+    LayerPattern layer = {spec->sliding_window};
+    if (!c.layer_types().empty()) {
+      const std::string& type = c.layer_types(i);
+      if (type != "sliding_attention" && type != "full_attention") {
+        problems->push_back(absl::StrCat("model.layer_types: \"", type,
+                                         "\" is not known; give \"sliding_attention\" or \"full_attention\""));
+      } else if (type == "full_attention") {
+        layer.window = 0;
+      } else if (spec->sliding_window < 1) {
+        problems->push_back("model.layer_types: has \"sliding_attention\", but model.sliding_window is 0; set it");
+      }
+    }
+    if (!c.no_rope_layers().empty()) layer.rope = c.no_rope_layers(i) != 0;
+    spec->pattern.push_back(layer);
+  }
+}
+
+}  // namespace
+
+DecoderSpec SpecifyDecoder(const ModelConfig& c, std::vector<std::string>* problems) {
   DecoderSpec spec;
   const auto positive = [&](const char* field, bool set, int64_t value) {
     if (!set || value < 1)
@@ -35,6 +73,10 @@ DecoderSpec Specify(const ModelConfig& c, std::vector<std::string>* problems) {
     return value < 1 ? 1 : value;
   };
   spec.num_layers = positive("num_hidden_layers", c.has_num_hidden_layers(), c.num_hidden_layers());
+  if (spec.num_layers > kMaxLayers) {
+    problems->push_back(absl::StrCat("model.num_hidden_layers: is ", spec.num_layers, "; at most ", kMaxLayers));
+    spec.num_layers = 1;
+  }
   spec.hidden_size = positive("hidden_size", c.has_hidden_size(), c.hidden_size());
   spec.num_heads = positive("num_attention_heads", c.has_num_attention_heads(), c.num_attention_heads());
   spec.num_kv_heads =
@@ -64,7 +106,7 @@ DecoderSpec Specify(const ModelConfig& c, std::vector<std::string>* problems) {
   if (c.has_rope_scaling()) {
     spec.rope_scaling = c.rope_scaling();
     if (!c.rope_scaling().has_rope_type())
-      problems->push_back("model.rope_scaling.rope_type: not set; give LLAMA3 or remove rope_scaling");
+      problems->push_back("model.rope_scaling.rope_type: not set; give LLAMA3, LINEAR or YARN, or remove rope_scaling");
   }
   CheckNumbers(c, problems);
   if (c.sliding_window() < 0)
@@ -75,11 +117,9 @@ DecoderSpec Specify(const ModelConfig& c, std::vector<std::string>* problems) {
   spec.initializer_range = c.initializer_range();
   spec.scaled_residual_init = c.scaled_residual_init();
   spec.sliding_window = c.sliding_window();
+  spec.qkv_bias = spec.output_bias = c.attention_bias();
+  SpecifyLayers(c, &spec, problems);
   return spec;
 }
-
-}  // namespace
-
-ModelFamily LlamaFamily() { return {"llama", &Specify}; }
 
 }  // namespace trireme

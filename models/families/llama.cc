@@ -1,0 +1,7 @@
+#include "models/family.h"
+
+namespace trireme {
+
+ModelFamily LlamaFamily() { return {"llama", &SpecifyDecoder}; }
+
+}  // namespace trireme

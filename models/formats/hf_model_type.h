@@ -1,0 +1,55 @@
+// models/formats/hf_model_type.h
+// What sets the config.json of one of Transformers' model types apart from the others: defaults, and which keys exist.
+#ifndef TRIREME_MODELS_FORMATS_HF_MODEL_TYPE_H_
+#define TRIREME_MODELS_FORMATS_HF_MODEL_TYPE_H_
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "configs/run_config.pb.h"
+#include "models/formats/json_file.h"
+
+namespace trireme {
+
+enum class HfWindows {
+  kNone,
+  kAll,       // every layer has sliding_window
+  kSwitched,  // use_sliding_window, then the layers from max_window_layers on, or those of layer_types
+  kPattern,   // all but each window_period-th layer, or those of layer_types
+};
+
+struct HfModelType {
+  const char* model_type;
+  const char* architecture;
+  const char* family;  // ours
+  // What Transformers assumes where a file is silent. Sizes are not among it: a file without them is incomplete.
+  int32_t max_position_embeddings;
+  int32_t num_key_value_heads = 0;  // 0: as many as query heads
+  int32_t head_dim = 0;             // 0: hidden_size / num_attention_heads
+  bool own_head_dim = true;         // has the key
+  bool tied = false;
+  double rope_theta = 10000;
+  HfWindows windows = HfWindows::kNone;
+  int32_t sliding_window = 0;   // 0: none
+  int32_t window_period = 0;    // kPattern
+  bool attention_bias = false;  // has the key
+  bool no_rope = false;         // has no_rope_layers
+  bool gemma = false;           // has soft caps, query_pre_attn_scalar, hidden_activation
+  bool local_rope = false;      // layers with a window have frequencies of their own
+  double attention_softcap = 0, logit_softcap = 0;
+};
+
+// Null: none is called so.
+const HfModelType* FindHfModelType(const std::string& model_type);
+std::string KnownHfModelTypes();  // "gemma2", ...
+
+// The type to write a model as. A Llama with a window is a Mistral, since llama has none. Null: no type of this family.
+const HfModelType* HfModelTypeOf(const ModelConfig& model);
+
+// Rotary settings of both dialects (hf_config.h).
+void ReadHfRotary(JsonReader& reader, const HfModelType& type, ModelConfig* model, std::vector<std::string>* problems);
+
+}  // namespace trireme
+
+#endif  // TRIREME_MODELS_FORMATS_HF_MODEL_TYPE_H_

@@ -1,0 +1,35 @@
+// models/parameters.h
+// The parameters of each unit, in the order of its buffer, under the names of Hugging Face's checkpoints.
+#ifndef TRIREME_MODELS_PARAMETERS_H_
+#define TRIREME_MODELS_PARAMETERS_H_
+
+#include <string>
+#include <vector>
+
+#include "models/decoder_spec.h"
+#include "parallel/sharding/parameter_buffer.h"
+
+namespace trireme {
+
+constexpr char kEmbeddingName[] = "model.embed_tokens";
+
+// Indices into `parameters`; -1: the model has none. q, gate and q_bias begin fused groups.
+struct BlockParameters {
+  std::vector<ParameterSpec> parameters;
+  int input_norm = -1, q = -1, q_bias = -1, q_norm = -1, k_norm = -1, o = -1, o_bias = -1;
+  int post_attention_norm = -1;  // of what attention adds
+  int mlp_norm = -1, gate = -1, down = -1;
+  int post_mlp_norm = -1;  // of what the MLP adds
+};
+
+BlockParameters MakeBlockParameters(const DecoderSpec& spec, int64_t layer);
+std::vector<ParameterSpec> EmbeddingParameters(const DecoderSpec& spec);
+std::vector<ParameterSpec> HeadParameters(const DecoderSpec& spec);  // the norm; untied: then the head
+
+// Every parameter of the model, in its order.
+std::vector<ParameterSpec> DecoderParameters(const DecoderSpec& spec);
+int64_t NumParameters(const DecoderSpec& spec);  // elements; a tied matrix once
+
+}  // namespace trireme
+
+#endif  // TRIREME_MODELS_PARAMETERS_H_
