@@ -62,6 +62,9 @@ int64_t FirstLimit(const AttentionArguments& a, const Task& t, int64_t q0, int64
   return a.causal ? q0 + t.diagonal + 1 - k0 : int64_t{1} << 40;
 }
 
+// What is left to multiply scores by once the soft cap, which takes the scale in, is applied.
+double ScaleAfterCap(const AttentionArguments& a) { return a.softcap > 0 ? 1 : a.scale; }
+
 template <typename C>
 void ZeroRows(int64_t rows, int64_t columns, int64_t stride, C* x) {
   for (int64_t r = 0; r < rows; ++r) std::fill(x + r * stride, x + r * stride + columns, C(0));
@@ -82,8 +85,12 @@ void ForwardTask(const AttentionArguments& a, const Task& t, Heads<C> q, Heads<C
       const int64_t columns = std::min(kKeyBlock, keys.end - k0);
       Gemm(Transpose::kNo, Transpose::kYes, rows, columns, d, C(1), q.At(t.q_begin + q0, t.head), q.token_stride,
            k.At(t.k_begin + k0, kv_head), k.token_stride, C(0), scores.data(), kKeyBlock);
-      loops.softmax_block(rows, columns, kKeyBlock, FirstLimit(a, t, q0, k0), a.window, static_cast<C>(a.scale),
-                          scores.data(), row_max.data(), row_sum.data(), shrink.data());
+      if (a.softcap > 0) {
+        loops.softcap(rows, columns, kKeyBlock, static_cast<C>(a.scale), static_cast<C>(a.softcap), scores.data());
+      }
+      loops.softmax_block(rows, columns, kKeyBlock, FirstLimit(a, t, q0, k0), a.window,
+                          static_cast<C>(ScaleAfterCap(a)), scores.data(), row_max.data(), row_sum.data(),
+                          shrink.data());
       const bool first = k0 == keys.begin;
       if (!first) loops.scale_rows(rows, d, out.token_stride, shrink.data(), out_block);
       Gemm(Transpose::kNo, Transpose::kNo, rows, d, columns, C(1), scores.data(), kKeyBlock,
@@ -106,6 +113,7 @@ void BackwardTask(const AttentionArguments& a, const Task& t, Heads<C> q, Heads<
   const auto& loops = LoopsFor<C>();
   const int64_t d = a.q.size(2), kv_head = t.head / (a.q.size(1) / a.k.size(1));
   std::vector<C> p(kQueryBlock * kKeyBlock), dp(kQueryBlock * kKeyBlock), delta(kQueryBlock);
+  std::vector<C> capped(a.softcap > 0 ? kQueryBlock * kKeyBlock : 0);
   std::fill(dk_head, dk_head + t.k_size * d, C(0));
   std::fill(dv_head, dv_head + t.k_size * d, C(0));
   for (int64_t q0 = 0; q0 < t.q_size; q0 += kQueryBlock) {
@@ -123,13 +131,22 @@ void BackwardTask(const AttentionArguments& a, const Task& t, Heads<C> q, Heads<
       const C* v_block = v.At(t.k_begin + k0, kv_head);
       Gemm(Transpose::kNo, Transpose::kYes, rows, columns, d, C(1), q_block, q.token_stride, k_block, k.token_stride,
            C(0), p.data(), kKeyBlock);
-      loops.softmax_again(rows, columns, kKeyBlock, FirstLimit(a, t, q0, k0), a.window, static_cast<C>(a.scale),
-                          p.data(), lse + t.head * a.q.size(0) + t.q_begin + q0);
+      if (a.softcap > 0) {
+        loops.softcap(rows, columns, kKeyBlock, static_cast<C>(a.scale), static_cast<C>(a.softcap), p.data());
+        std::copy(p.begin(), p.begin() + rows * kKeyBlock, capped.begin());
+      }
+      loops.softmax_again(rows, columns, kKeyBlock, FirstLimit(a, t, q0, k0), a.window,
+                          static_cast<C>(ScaleAfterCap(a)), p.data(), lse + t.head * a.q.size(0) + t.q_begin + q0);
       Gemm(Transpose::kYes, Transpose::kNo, columns, d, rows, C(1), p.data(), kKeyBlock, d_out_block,
            d_out.token_stride, C(1), dv_head + k0 * d, d);
       Gemm(Transpose::kNo, Transpose::kYes, rows, columns, d, C(1), d_out_block, d_out.token_stride, v_block,
            v.token_stride, C(0), dp.data(), kKeyBlock);
-      loops.softmax_backward(rows, columns, kKeyBlock, static_cast<C>(a.scale), p.data(), delta.data(), dp.data());
+      loops.softmax_backward(rows, columns, kKeyBlock, static_cast<C>(ScaleAfterCap(a)), p.data(), delta.data(),
+                             dp.data());
+      if (a.softcap > 0) {
+        loops.softcap_backward(rows, columns, kKeyBlock, static_cast<C>(a.scale), static_cast<C>(a.softcap),
+                               capped.data(), dp.data());
+      }
       Gemm(Transpose::kNo, Transpose::kNo, rows, d, columns, C(1), dp.data(), kKeyBlock, k_block, k.token_stride,
            k0 == keys.begin ? C(0) : C(1), dq_block, dq.token_stride);
       Gemm(Transpose::kYes, Transpose::kNo, columns, d, rows, C(1), dp.data(), kKeyBlock, q_block, q.token_stride, C(1),
@@ -140,7 +157,6 @@ void BackwardTask(const AttentionArguments& a, const Task& t, Heads<C> q, Heads<
 
 absl::Status Supports(const AttentionArguments& a) {
   if (!a.q.is_cpu()) return absl::UnimplementedError("needs CPU tensors");
-  if (a.softcap > 0) return absl::UnimplementedError("has no soft cap");
   if (a.window > 0 && !a.causal) return absl::UnimplementedError("has no window without a causal mask");
   return absl::OkStatus();
 }

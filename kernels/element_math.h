@@ -85,6 +85,33 @@ TRIREME_HOST_DEVICE inline void SwiGluBackward(C gate, C up, C d_out, C* d_gate,
   *d_gate = d_out * up * (sigmoid + silu * (C(1) - sigmoid));
 }
 
+// GELU by its tanh formula (Transformers' gelu_pytorch_tanh): g (1 + tanh(u)) / 2 = g sigmoid(2u), with
+// u = sqrt(2 / pi) (g + 0.044715 g^3); times up.
+template <typename C>
+TRIREME_HOST_DEVICE inline C GeGlu(C gate, C up) {
+  const C twice = C(1.5957691216057308) * (gate + C(0.044715) * gate * gate * gate);
+  return gate / (C(1) + Exp(-twice)) * up;
+}
+template <typename C>
+TRIREME_HOST_DEVICE inline void GeGluBackward(C gate, C up, C d_out, C* d_gate, C* d_up) {
+  const C twice = C(1.5957691216057308) * (gate + C(0.044715) * gate * gate * gate);
+  const C slope = C(1.5957691216057308) * (C(1) + C(0.134145) * gate * gate);
+  const C sigmoid = C(1) / (C(1) + Exp(-twice));
+  *d_up = d_out * gate * sigmoid;
+  *d_gate = d_out * up * sigmoid * (C(1) + gate * (C(1) - sigmoid) * slope);
+}
+
+// tanh(x) to a few units of the last place of 1: odd, so that small arguments keep their sign and zero stays zero.
+TRIREME_HOST_DEVICE inline float Tanh(float x) {
+  const float size = x < 0 ? -x : x, e = Exp(-2.0f * size);
+  const float square = x * x;
+  // Below 1/8 the quotient would cancel: x - x^3/3 + 2x^5/15 - 17x^7/315.
+  const float series = size * (1.0f + square * (-0.33333333f + square * (0.13333333f + square * -0.053968254f)));
+  const float value = size < 0.125f ? series : (1.0f - e) / (1.0f + e);
+  return x < 0 ? -value : value;
+}
+TRIREME_HOST_DEVICE inline double Tanh(double x) { return tanh(x); }
+
 // Rotates the pair (a, b) = (x[i], x[i + head_dim / 2]) by an angle, as Transformers' rotate_half does.
 template <typename C>
 TRIREME_HOST_DEVICE inline void Rotate(C* a, C* b, C cosine, C sine) {

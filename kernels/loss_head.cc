@@ -63,6 +63,37 @@ void CrossEntropyRows(at::Tensor& logits, const int64_t* targets, const LossHead
     each_row([&](int64_t r) { RowGradient<C>(columns, x + r * columns, targets[r], options, lse[r]); });
 }
 
+template <typename Body>
+void EachPartOfRows(const at::Tensor& rows, const Body& body) {
+  DispatchDtype(rows.scalar_type(), [&](auto type) {
+    using C = decltype(type);
+    if constexpr (!std::is_same_v<C, Bf16>) {
+      ParallelRanges(rows.size(0), RowGrain(rows.size(1)), [&](int64_t begin, int64_t end) { body(C(), begin, end); });
+    }
+  });
+}
+
+// Applies the soft cap in place; returns a copy for CapLogitsBackward where there will be gradients.
+at::Tensor CapLogits(const LossHeadOptions& options, at::Tensor& logits) {
+  if (options.softcap <= 0) return {};
+  EachPartOfRows(logits, [&](auto type, int64_t begin, int64_t end) {
+    using C = decltype(type);
+    const int64_t columns = logits.size(1);
+    LoopsFor<C>().softcap(end - begin, columns, columns, C(1), static_cast<C>(options.softcap),
+                          Data<C>(logits) + begin * columns);
+  });
+  return options.with_gradient ? logits.clone() : at::Tensor();
+}
+
+void CapLogitsBackward(const LossHeadOptions& options, const at::Tensor& capped, at::Tensor& gradient) {
+  EachPartOfRows(gradient, [&](auto type, int64_t begin, int64_t end) {
+    using C = decltype(type);
+    const int64_t columns = gradient.size(1);
+    LoopsFor<C>().softcap_backward(end - begin, columns, columns, C(1), static_cast<C>(options.softcap),
+                                   Data<C>(capped) + begin * columns, Data<C>(gradient) + begin * columns);
+  });
+}
+
 template <typename C>
 void AddSums(const at::Tensor& statistics, const int64_t* targets, double* sums) {
   const int64_t rows = statistics.size(1);
@@ -89,6 +120,7 @@ LossHeadResult LossHead(const at::Tensor& x, const at::Tensor& weight, const at:
     const int64_t rows = std::min(chunk, tokens - begin);
     const at::Tensor part = wide_x.narrow(0, begin, rows);
     at::Tensor logits = MatmulTransposed(part, wide_weight);  // [rows, vocab], arithmetic type
+    const at::Tensor capped = CapLogits(options, logits);
     at::Tensor statistics = at::empty({2, rows}, logits.options());
     const int64_t* target = Data<int64_t>(targets) + begin;
     DispatchDtype(logits.scalar_type(), [&](auto type) {
@@ -99,6 +131,7 @@ LossHeadResult LossHead(const at::Tensor& x, const at::Tensor& weight, const at:
       }
     });
     if (!options.with_gradient) continue;
+    if (capped.defined()) CapLogitsBackward(options, capped, logits);
     at::Tensor dx = Matmul(logits, wide_weight);
     at::Tensor dx_part = result.dx.narrow(0, begin, rows);
     CopyConverted(dx, dx_part);

@@ -29,21 +29,25 @@ void AddOuterProduct(const at::Tensor& dy, const at::Tensor& x, at::Tensor& accu
 // ---- RMSNorm (rms_norm.cc; arXiv 1910.07467) ----
 struct RmsNormResult {
   at::Tensor h;     // [T, H]: x + delta, or x itself without delta
-  at::Tensor y;     // [T, H]: h * rstd * weight
+  at::Tensor y;     // [T, H]: h * rstd * (weight + offset)
   at::Tensor rstd;  // [T], arithmetic type
 };
 // delta may be undefined. Statistics in the arithmetic type; h is rounded to the dtype before them, y once.
-RmsNormResult RmsNorm(const at::Tensor& x, const at::Tensor& delta, const at::Tensor& weight, double eps);
-at::Tensor RmsNormAgain(const at::Tensor& h, const at::Tensor& rstd,
-                        const at::Tensor& weight);  // y, from what forward left
+// offset: 1 where norms learn the distance from one (Gemma), added in the arithmetic type.
+RmsNormResult RmsNorm(const at::Tensor& x, const at::Tensor& delta, const at::Tensor& weight, double eps,
+                      double offset = 0);
+at::Tensor RmsNormAgain(const at::Tensor& h, const at::Tensor& rstd, const at::Tensor& weight,
+                        double offset = 0);  // y, from what forward left
 // Returns dx = d_h + the norm's own gradient (d_h may be undefined); adds into d_weight [H] (arithmetic type; may be
 // undefined).
 at::Tensor RmsNormBackward(const at::Tensor& h, const at::Tensor& rstd, const at::Tensor& weight, const at::Tensor& dy,
-                           const at::Tensor& d_h, at::Tensor* d_weight);
+                           const at::Tensor& d_h, at::Tensor* d_weight, double offset = 0);
 
-// ---- SwiGLU (swiglu.cc): gate_up [T, 2F], gate first -> [T, F] ----
-at::Tensor SwiGluForward(const at::Tensor& gate_up);
-at::Tensor SwiGluBackward(const at::Tensor& gate_up, const at::Tensor& d_out);  // [T, 2F]
+// ---- Gated activation (gated.cc): gate_up [T, 2F], gate first -> activation(gate) * up [T, F] ----
+enum class Activation { kSilu, kGeluTanh };  // SwiGLU (arXiv 2002.05202), GeGLU by the tanh formula
+at::Tensor GatedForward(const at::Tensor& gate_up, Activation activation = Activation::kSilu);
+at::Tensor GatedBackward(const at::Tensor& gate_up, const at::Tensor& d_out,
+                         Activation activation = Activation::kSilu);  // [T, 2F]
 
 // ---- Rotary embedding (rope.cc): in place on the first `heads` heads of packed rows ----
 struct RopeTable {
@@ -61,8 +65,9 @@ void AddEmbeddingGradient(const at::Tensor& tokens, const at::Tensor& dy,
 
 // ---- Loss head (loss_head.cc): projection and cross-entropy in chunks; [T, vocab] never exists ----
 struct LossHeadOptions {
-  double scale = 1;   // multiplies the gradient: 1 / number of targets in the global batch
-  double z_loss = 0;  // coefficient of lse^2
+  double scale = 1;    // multiplies the gradient: 1 / number of targets in the global batch
+  double z_loss = 0;   // coefficient of lse^2
+  double softcap = 0;  // logits l become c tanh(l / c); 0: they do not
   int64_t chunk_tokens = 512;
   bool with_gradient = true;
   bool overwrite = false;  // d_weight is set, not added to

@@ -4,6 +4,7 @@
 #include <ATen/core/Reduction.h>
 #include <ATen/ops/cat.h>
 #include <ATen/ops/cross_entropy_loss.h>
+#include <ATen/ops/gelu.h>
 #include <ATen/ops/logsumexp.h>
 #include <ATen/ops/matmul.h>
 #include <ATen/ops/rsqrt.h>
@@ -15,9 +16,9 @@ at::Tensor RmsNorm(const at::Tensor& x, const at::Tensor& weight, double eps) {
   return x * at::rsqrt(x.pow(2).mean(-1, /*keepdim=*/true) + eps) * weight;
 }
 
-at::Tensor SwiGlu(const at::Tensor& gate_up) {
+at::Tensor Gated(const at::Tensor& gate_up, Activation activation) {
   const std::vector<at::Tensor> halves = gate_up.chunk(2, 1);
-  return at::silu(halves[0]) * halves[1];
+  return (activation == Activation::kSilu ? at::silu(halves[0]) : at::gelu(halves[0], "tanh")) * halves[1];
 }
 
 at::Tensor Rope(const at::Tensor& heads, const at::Tensor& positions, const RopeTable& table) {

@@ -12,7 +12,7 @@ namespace trireme::reference {
 
 // All tensors float64.
 at::Tensor RmsNorm(const at::Tensor& x, const at::Tensor& weight, double eps);  // [T, H], [H] -> [T, H]
-at::Tensor SwiGlu(const at::Tensor& gate_up);                                   // [T, 2F] -> [T, F]
+at::Tensor Gated(const at::Tensor& gate_up, Activation activation);             // [T, 2F] -> [T, F]
 // heads [T, heads, head_dim], as Transformers writes it: x cos + rotate_half(x) sin.
 at::Tensor Rope(const at::Tensor& heads, const at::Tensor& positions, const RopeTable& table);
 

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <tuple>
 
 #include "parallel/comm/mpi_group.h"
 #include "parallel/layers/functions.h"
@@ -29,7 +30,8 @@ class EmbeddingUnit final : public Unit {
   bool recomputable() const override { return false; }
   bool backward_reads_parameters() const override { return false; }
   Carry Forward(const UnitContext& context, Carry, const at::Tensor& anchor) override {
-    return {Embedding(context.batch->tokens, buffers_[0]->weight(0), *shared_->tensor, anchor)};
+    return {Embedding(context.batch->tokens, buffers_[0]->weight(0), *shared_->tensor, anchor,
+                      shared_->spec.embedding_scale)};
   }
 
  private:
@@ -59,14 +61,31 @@ class BlockUnit final : public Unit {
     KeptResults* kept = context.kept;
     const SelfAttentionArguments attention = Attention(context);
 
+    const double eps = spec.rms_norm_eps, offset = spec.norm_offset ? 1 : 0;
+    const auto optional = [&](int index) { return index < 0 ? nullptr : &p.weight(index); };
+
     const at::Tensor& x = input[0];  // [this tensor rank's tokens, hidden]
-    const at::Tensor qkv = NormLinear(x, at::Tensor(), p.weight(index_.input_norm), spec.rms_norm_eps,
-                                      p.weight(index_.q), tensor, kept, kKeepQkv)
-                               .second;
-    const at::Tensor attended = Linear(SelfAttention(qkv, attention), p.weight(index_.o), tensor);
-    const auto [h, gate_up] = NormLinear(x, attended, p.weight(index_.mlp_norm), spec.rms_norm_eps,
-                                         p.weight(index_.gate), tensor, kept, kKeepGateUp);
-    return {SwiGluLinear(gate_up, p.weight(index_.down), tensor, /*residual=*/h)};
+    at::Tensor qkv = NormLinear(x, at::Tensor(), p.weight(index_.input_norm), eps, p.weight(index_.q), tensor, kept,
+                                kKeepQkv, optional(index_.q_bias), offset)
+                         .second;
+    if (spec.qk_norm) {
+      qkv = HeadNorm(qkv, p.weight(index_.q_norm), p.weight(index_.k_norm), attention.heads, attention.kv_heads, eps,
+                     offset);
+    }
+    at::Tensor h = x;
+    at::Tensor attended =
+        Linear(SelfAttention(qkv, attention), p.weight(index_.o), tensor, at::Tensor(), optional(index_.o_bias));
+    if (spec.post_norms) {
+      h = AddNorm(x, attended, p.weight(index_.post_attention_norm), eps, offset);
+      attended = at::Tensor();
+    }
+    at::Tensor gate_up;
+    std::tie(h, gate_up) = NormLinear(h, attended, p.weight(index_.mlp_norm), eps, p.weight(index_.gate), tensor, kept,
+                                      kKeepGateUp, nullptr, offset);
+    Weight& down = p.weight(index_.down);
+    if (!spec.post_norms) return {GatedLinear(gate_up, spec.activation, down, tensor, /*residual=*/h)};
+    const at::Tensor mlp = GatedLinear(gate_up, spec.activation, down, tensor);
+    return {AddNorm(h, mlp, p.weight(index_.post_mlp_norm), eps, offset)};
   }
 
  private:
@@ -86,7 +105,10 @@ class BlockUnit final : public Unit {
     attention.backend = &shared_->attention;
     attention.context = batch.contexts.empty() ? nullptr : batch.contexts.at(pattern_.window).get();
     attention.kept = context.kept;
-    attention.rotated = context.kept != nullptr && context.kept->Has(kKeepQkv);
+    // Normed heads are a copy: what was kept is from before.
+    attention.rotated = !spec.qk_norm && context.kept != nullptr && context.kept->Has(kKeepQkv);
+    attention.scale = spec.attention_scale;
+    attention.softcap = spec.attention_softcap;
     return attention;
   }
 
@@ -114,11 +136,12 @@ class HeadUnit final : public Unit {
     LossHeadOptions options;
     options.scale = context.loss_scale;
     options.z_loss = context.z_loss;
+    options.softcap = shared_->spec.final_logit_softcap;
     options.chunk_tokens = context.loss_chunk_tokens;
     options.with_gradient = context.phase == Phase::kTrain;
     const DecoderSpec& spec = shared_->spec;
-    const HeadLoss loss = CrossEntropyHead(Norm(input[0], norm_, spec.rms_norm_eps), head_, spec.vocab_size,
-                                           context.batch->targets, *shared_->tensor, options);
+    const HeadLoss loss = CrossEntropyHead(Norm(input[0], norm_, spec.rms_norm_eps, spec.norm_offset ? 1 : 0), head_,
+                                           spec.vocab_size, context.batch->targets, *shared_->tensor, options);
     context.loss_sums->add_(loss.sums);
     return {loss.seed};
   }

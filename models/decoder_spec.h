@@ -10,11 +10,10 @@
 #include <vector>
 
 #include "configs/run_config.pb.h"
+#include "kernels/ops.h"
 #include "launch/status.h"
 
 namespace trireme {
-
-enum class MlpActivation { kSilu, kGeluTanh };  // of the gate
 
 // What may differ between blocks.
 struct LayerPattern {
@@ -46,11 +45,11 @@ struct DecoderSpec {
   bool qk_norm = false;                        // RMSNorm over each head of q and k, before rotation
   bool norm_offset = false;                    // norms multiply by 1 + weight
   bool post_norms = false;                     // what a sublayer adds to the residual stream is normed first
-  MlpActivation activation = MlpActivation::kSilu;
-  double attention_scale = 0;      // of scores; 0: 1 / sqrt(head_dim)
-  double attention_softcap = 0;    // scores s become c tanh(s / c); 0: they do not
-  double final_logit_softcap = 0;  // logits likewise
-  double embedding_scale = 1;      // embeddings are multiplied by it, rounded to their type
+  Activation activation = Activation::kSilu;   // of the gate
+  double attention_scale = 0;                  // of scores; 0: 1 / sqrt(head_dim)
+  double attention_softcap = 0;                // scores s become c tanh(s / c); 0: they do not
+  double final_logit_softcap = 0;              // logits likewise
+  double embedding_scale = 1;                  // embeddings are multiplied by it, rounded to their type
 
   LayerPattern layer(int64_t index) const {
     return pattern.empty() ? LayerPattern{sliding_window} : pattern[static_cast<size_t>(index)];

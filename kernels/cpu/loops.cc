@@ -26,7 +26,8 @@ inline C Infinity() {
 }
 
 template <typename T, typename C>
-void RmsNorm(int64_t rows, int64_t width, const T* x, const T* delta, const T* weight, C eps, T* h, T* y, C* rstd) {
+void RmsNorm(int64_t rows, int64_t width, const T* x, const T* delta, const T* weight, C offset, C eps, T* h, T* y,
+             C* rstd) {
   for (int64_t r = 0; r < rows; ++r) {
     const T* source = x + r * width;
     C sum = 0;
@@ -43,44 +44,44 @@ void RmsNorm(int64_t rows, int64_t width, const T* x, const T* delta, const T* w
     rstd[r] = scale;
     T* out = y + r * width;
 #pragma omp simd
-    for (int64_t i = 0; i < width; ++i) Store(&out[i], Load(source[i]) * scale * Load(weight[i]));
+    for (int64_t i = 0; i < width; ++i) Store(&out[i], Load(source[i]) * scale * (Load(weight[i]) + offset));
   }
 }
 
 template <typename T, typename C>
-void RmsNormAgain(int64_t rows, int64_t width, const T* h, const C* rstd, const T* weight, T* y) {
+void RmsNormAgain(int64_t rows, int64_t width, const T* h, const C* rstd, const T* weight, C offset, T* y) {
   for (int64_t r = 0; r < rows; ++r) {
     const C scale = rstd[r];
     const T* source = h + r * width;
     T* out = y + r * width;
 #pragma omp simd
-    for (int64_t i = 0; i < width; ++i) Store(&out[i], Load(source[i]) * scale * Load(weight[i]));
+    for (int64_t i = 0; i < width; ++i) Store(&out[i], Load(source[i]) * scale * (Load(weight[i]) + offset));
   }
 }
 
 template <typename T, typename C>
-void RmsNormBackward(int64_t rows, int64_t width, const T* h, const C* rstd, const T* weight, const T* dy, const T* d_h,
-                     T* dx, C* d_weight) {
+void RmsNormBackward(int64_t rows, int64_t width, const T* h, const C* rstd, const T* weight, C offset, const T* dy,
+                     const T* d_h, T* dx, C* d_weight) {
   for (int64_t r = 0; r < rows; ++r) {
     const C scale = rstd[r];
     const T* source = h + r * width;
     const T* gradient = dy + r * width;
     C dot = 0;
 #pragma omp simd reduction(+ : dot)
-    for (int64_t i = 0; i < width; ++i) dot += Load(gradient[i]) * Load(weight[i]) * Load(source[i]);
+    for (int64_t i = 0; i < width; ++i) dot += Load(gradient[i]) * (Load(weight[i]) + offset) * Load(source[i]);
     const C correction = dot * scale * scale / static_cast<C>(width);
     T* out = dx + r * width;
     if (d_h != nullptr) {
       const T* residual = d_h + r * width;
 #pragma omp simd
       for (int64_t i = 0; i < width; ++i) {
-        Store(&out[i],
-              Load(residual[i]) + scale * (Load(gradient[i]) * Load(weight[i]) - Load(source[i]) * correction));
+        Store(&out[i], Load(residual[i]) +
+                           scale * (Load(gradient[i]) * (Load(weight[i]) + offset) - Load(source[i]) * correction));
       }
     } else {
 #pragma omp simd
       for (int64_t i = 0; i < width; ++i) {
-        Store(&out[i], scale * (Load(gradient[i]) * Load(weight[i]) - Load(source[i]) * correction));
+        Store(&out[i], scale * (Load(gradient[i]) * (Load(weight[i]) + offset) - Load(source[i]) * correction));
       }
     }
     if (d_weight != nullptr) {
@@ -90,19 +91,41 @@ void RmsNormBackward(int64_t rows, int64_t width, const T* h, const C* rstd, con
   }
 }
 
-template <typename T, typename C>
-void SwiGluRows(int64_t rows, int64_t width, const T* gate_up, T* out) {
+// The gate's activation and its product with the other half.
+struct Silu {
+  template <typename C>
+  static C Forward(C gate, C up) {
+    return SwiGlu<C>(gate, up);
+  }
+  template <typename C>
+  static void Backward(C gate, C up, C d_out, C* d_gate, C* d_up) {
+    SwiGluBackward<C>(gate, up, d_out, d_gate, d_up);
+  }
+};
+struct GeluTanh {
+  template <typename C>
+  static C Forward(C gate, C up) {
+    return GeGlu<C>(gate, up);
+  }
+  template <typename C>
+  static void Backward(C gate, C up, C d_out, C* d_gate, C* d_up) {
+    GeGluBackward<C>(gate, up, d_out, d_gate, d_up);
+  }
+};
+
+template <typename Activation, typename T, typename C>
+void GatedRows(int64_t rows, int64_t width, const T* gate_up, T* out) {
   for (int64_t r = 0; r < rows; ++r) {
     const T* gate = gate_up + r * 2 * width;
     const T* up = gate + width;
     T* result = out + r * width;
 #pragma omp simd
-    for (int64_t i = 0; i < width; ++i) Store(&result[i], SwiGlu<C>(Load(gate[i]), Load(up[i])));
+    for (int64_t i = 0; i < width; ++i) Store(&result[i], Activation::template Forward<C>(Load(gate[i]), Load(up[i])));
   }
 }
 
-template <typename T, typename C>
-void SwiGluRowsBackward(int64_t rows, int64_t width, const T* gate_up, const T* d_out, T* d_gate_up) {
+template <typename Activation, typename T, typename C>
+void GatedRowsBackward(int64_t rows, int64_t width, const T* gate_up, const T* d_out, T* d_gate_up) {
   for (int64_t r = 0; r < rows; ++r) {
     const T* gate = gate_up + r * 2 * width;
     const T* up = gate + width;
@@ -112,7 +135,7 @@ void SwiGluRowsBackward(int64_t rows, int64_t width, const T* gate_up, const T* 
 #pragma omp simd
     for (int64_t i = 0; i < width; ++i) {
       C dg, du;
-      SwiGluBackward<C>(Load(gate[i]), Load(up[i]), Load(gradient[i]), &dg, &du);
+      Activation::template Backward<C>(Load(gate[i]), Load(up[i]), Load(gradient[i]), &dg, &du);
       Store(&d_gate[i], dg);
       Store(&d_up[i], du);
     }
@@ -201,6 +224,30 @@ void SoftmaxBackward(int64_t rows, int64_t columns, int64_t ld, C scale, const C
     const C offset = delta[r];
 #pragma omp simd
     for (int64_t i = 0; i < columns; ++i) d[i] = p[i] * (d[i] - offset) * scale;
+  }
+}
+
+template <typename C>
+void Softcap(int64_t rows, int64_t columns, int64_t ld, C scale, C cap, C* x) {
+  const C factor = scale / cap;
+  for (int64_t r = 0; r < rows; ++r) {
+    C* row = x + r * ld;
+#pragma omp simd
+    for (int64_t i = 0; i < columns; ++i) row[i] = cap * Tanh(row[i] * factor);
+  }
+}
+
+template <typename C>
+void SoftcapBackward(int64_t rows, int64_t columns, int64_t ld, C scale, C cap, const C* x, C* d) {
+  const C inverse = C(1) / cap;
+  for (int64_t r = 0; r < rows; ++r) {
+    const C* row = x + r * ld;
+    C* gradient = d + r * ld;
+#pragma omp simd
+    for (int64_t i = 0; i < columns; ++i) {
+      const C t = row[i] * inverse;
+      gradient[i] *= (C(1) - t * t) * scale;
+    }
   }
 }
 
@@ -329,12 +376,16 @@ TypedLoops<T, C> MakeTyped() {
   return {&RmsNorm<T, C>,
           &RmsNormAgain<T, C>,
           &RmsNormBackward<T, C>,
-          &SwiGluRows<T, C>,
-          &SwiGluRowsBackward<T, C>,
+          &GatedRows<Silu, T, C>,
+          &GatedRowsBackward<Silu, T, C>,
+          &GatedRows<GeluTanh, T, C>,
+          &GatedRowsBackward<GeluTanh, T, C>,
           &Rope<T, C>,
           &SoftmaxBlock<C>,
           &SoftmaxAgain<C>,
           &SoftmaxBackward<C>,
+          &Softcap<C>,
+          &SoftcapBackward<C>,
           &ScaleRows<C>,
           &RowDots<C>,
           &CrossEntropy<C>,

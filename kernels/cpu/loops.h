@@ -14,18 +14,20 @@ namespace trireme {
 // T = float, double, Bf16; C = the arithmetic type of T.
 template <typename T, typename C>
 struct TypedLoops {
-  // h = x + delta (when delta is not null), else h is not written; y = h * rstd * weight, rstd[row] = 1 /
+  // h = x + delta (when delta is not null), else h is not written; y = h * rstd * (weight + offset), rstd[row] = 1 /
   // sqrt(mean(h^2) + eps).
-  void (*rms_norm)(int64_t rows, int64_t width, const T* x, const T* delta, const T* weight, C eps, T* h, T* y,
-                   C* rstd);
-  // y = h * rstd * weight, from what rms_norm left.
-  void (*rms_norm_again)(int64_t rows, int64_t width, const T* h, const C* rstd, const T* weight, T* y);
+  void (*rms_norm)(int64_t rows, int64_t width, const T* x, const T* delta, const T* weight, C offset, C eps, T* h,
+                   T* y, C* rstd);
+  // y, from what rms_norm left.
+  void (*rms_norm_again)(int64_t rows, int64_t width, const T* h, const C* rstd, const T* weight, C offset, T* y);
   // dx = d_h (when not null) + the norm's gradient; d_weight [width] += this part's weight gradient (when not null).
-  void (*rms_norm_backward)(int64_t rows, int64_t width, const T* h, const C* rstd, const T* weight, const T* dy,
-                            const T* d_h, T* dx, C* d_weight);
+  void (*rms_norm_backward)(int64_t rows, int64_t width, const T* h, const C* rstd, const T* weight, C offset,
+                            const T* dy, const T* d_h, T* dx, C* d_weight);
   // gate_up [rows, 2 * width] (gate first), out [rows, width].
   void (*swiglu)(int64_t rows, int64_t width, const T* gate_up, T* out);
   void (*swiglu_backward)(int64_t rows, int64_t width, const T* gate_up, const T* d_out, T* d_gate_up);
+  void (*geglu)(int64_t rows, int64_t width, const T* gate_up, T* out);  // the same with GELU of the gate
+  void (*geglu_backward)(int64_t rows, int64_t width, const T* gate_up, const T* d_out, T* d_gate_up);
   // Rotates `heads` heads of head_dim each, in place, in rows `stride` apart; cosine, sine [positions, head_dim / 2];
   // direction 1 or -1.
   void (*rope)(int64_t rows, int64_t heads, int64_t head_dim, int64_t stride, T* x, const int64_t* positions,
@@ -43,6 +45,10 @@ struct TypedLoops {
   // d_probabilities.
   void (*softmax_backward)(int64_t rows, int64_t columns, int64_t ld, C scale, const C* probabilities, const C* delta,
                            C* d_probabilities);
+  // The soft cap of scores: x = cap * tanh(x * scale / cap).
+  void (*softcap)(int64_t rows, int64_t columns, int64_t ld, C scale, C cap, C* x);
+  // And its gradient: d *= (1 - (x / cap)^2) * scale, with x after the cap.
+  void (*softcap_backward)(int64_t rows, int64_t columns, int64_t ld, C scale, C cap, const C* x, C* d);
   // Rows of C scaled by factor[row].
   void (*scale_rows)(int64_t rows, int64_t columns, int64_t ld, const C* factor, C* x);
   // sum over columns of a * b, per row.

@@ -24,15 +24,15 @@ void CheckLaunch(const char* kernel);
 // ---- RMSNorm (rms_norm.cu) ----
 // What is void* is stored as `storage`: [rows, width], weight [width]. delta null: h is not written.
 void LaunchRmsNorm(Storage storage, int64_t rows, int64_t width, const void* x, const void* delta, const void* weight,
-                   float eps, void* h, void* y, float* rstd, Stream stream);
+                   float offset, float eps, void* h, void* y, float* rstd, Stream stream);
 void LaunchRmsNormAgain(Storage storage, int64_t rows, int64_t width, const void* h, const float* rstd,
-                        const void* weight, void* y, Stream stream);
+                        const void* weight, float offset, void* y, Stream stream);
 // Parts of the weight's gradient: a function of the shape only. Scratch for LaunchRmsNormBackward is [parts, width]
 // float32.
 int64_t RmsNormParts(int64_t rows);
 // d_h may be null. d_weight null: no weight gradient, and scratch may be null.
 void LaunchRmsNormBackward(Storage storage, int64_t rows, int64_t width, const void* h, const float* rstd,
-                           const void* weight, const void* dy, const void* d_h, void* dx, float* scratch,
+                           const void* weight, float offset, const void* dy, const void* d_h, void* dx, float* scratch,
                            float* d_weight, Stream stream);
 
 // ---- Elements (elementwise.cu) ----

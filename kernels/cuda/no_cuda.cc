@@ -11,14 +11,14 @@ namespace {
 
 }  // namespace
 
-RmsNormResult RmsNorm(const at::Tensor&, const at::Tensor&, const at::Tensor&, double) { Absent("RmsNorm"); }
-at::Tensor RmsNormAgain(const at::Tensor&, const at::Tensor&, const at::Tensor&) { Absent("RmsNormAgain"); }
+RmsNormResult RmsNorm(const at::Tensor&, const at::Tensor&, const at::Tensor&, double, double) { Absent("RmsNorm"); }
+at::Tensor RmsNormAgain(const at::Tensor&, const at::Tensor&, const at::Tensor&, double) { Absent("RmsNormAgain"); }
 at::Tensor RmsNormBackward(const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&,
-                           const at::Tensor&, at::Tensor*) {
+                           const at::Tensor&, at::Tensor*, double) {
   Absent("RmsNormBackward");
 }
-at::Tensor SwiGluForward(const at::Tensor&) { Absent("SwiGluForward"); }
-at::Tensor SwiGluBackward(const at::Tensor&, const at::Tensor&) { Absent("SwiGluBackward"); }
+at::Tensor GatedForward(const at::Tensor&, Activation) { Absent("GatedForward"); }
+at::Tensor GatedBackward(const at::Tensor&, const at::Tensor&, Activation) { Absent("GatedBackward"); }
 void ApplyRope(at::Tensor&, int64_t, int64_t, const at::Tensor&, const RopeTable&, bool) { Absent("ApplyRope"); }
 at::Tensor EmbeddingForward(const at::Tensor&, const at::Tensor&) { Absent("EmbeddingForward"); }
 void AddEmbeddingGradient(const at::Tensor&, const at::Tensor&, at::Tensor&) { Absent("AddEmbeddingGradient"); }

@@ -1,6 +1,10 @@
 #include "kernels/cuda/ops.h"
 
+#include <ATen/TensorOperators.h>
+#include <ATen/ops/cat.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/gelu.h>
+#include <ATen/ops/gelu_backward.h>
 #include <ATen/ops/mm.h>
 #include <ATen/ops/sort.h>
 #include <ATen/ops/zeros.h>
@@ -46,39 +50,46 @@ Bf16* Bf16s(const at::Tensor& x) {
 
 }  // namespace
 
-RmsNormResult RmsNorm(const at::Tensor& x, const at::Tensor& delta, const at::Tensor& weight, double eps) {
+RmsNormResult RmsNorm(const at::Tensor& x, const at::Tensor& delta, const at::Tensor& weight, double eps,
+                      double offset) {
   const Target target(x);
   const int64_t rows = x.size(0), width = x.size(1);
   RmsNormResult result;
   result.h = delta.defined() ? at::empty(x.sizes(), x.options()) : x;
   result.y = at::empty(x.sizes(), x.options());
   result.rstd = at::empty({rows}, x.options().dtype(at::kFloat));
-  LaunchRmsNorm(StorageOf(x), rows, width, Address(x), Address(delta), Address(weight), static_cast<float>(eps),
-                Address(result.h), Address(result.y), Floats(result.rstd), target.stream);
+  LaunchRmsNorm(StorageOf(x), rows, width, Address(x), Address(delta), Address(weight), static_cast<float>(offset),
+                static_cast<float>(eps), Address(result.h), Address(result.y), Floats(result.rstd), target.stream);
   return result;
 }
 
-at::Tensor RmsNormAgain(const at::Tensor& h, const at::Tensor& rstd, const at::Tensor& weight) {
+at::Tensor RmsNormAgain(const at::Tensor& h, const at::Tensor& rstd, const at::Tensor& weight, double offset) {
   const Target target(h);
   at::Tensor y = at::empty(h.sizes(), h.options());
-  LaunchRmsNormAgain(StorageOf(h), h.size(0), h.size(1), Address(h), Floats(rstd), Address(weight), Address(y),
-                     target.stream);
+  LaunchRmsNormAgain(StorageOf(h), h.size(0), h.size(1), Address(h), Floats(rstd), Address(weight),
+                     static_cast<float>(offset), Address(y), target.stream);
   return y;
 }
 
 at::Tensor RmsNormBackward(const at::Tensor& h, const at::Tensor& rstd, const at::Tensor& weight, const at::Tensor& dy,
-                           const at::Tensor& d_h, at::Tensor* d_weight) {
+                           const at::Tensor& d_h, at::Tensor* d_weight, double offset) {
   const Target target(h);
   const int64_t rows = h.size(0), width = h.size(1);
   at::Tensor dx = at::empty(h.sizes(), h.options());
   at::Tensor scratch;  // [parts, width]
   if (d_weight != nullptr) scratch = at::empty({RmsNormParts(rows), width}, h.options().dtype(at::kFloat));
-  LaunchRmsNormBackward(StorageOf(h), rows, width, Address(h), Floats(rstd), Address(weight), Address(dy), Address(d_h),
-                        Address(dx), Floats(scratch), d_weight != nullptr ? Floats(*d_weight) : nullptr, target.stream);
+  LaunchRmsNormBackward(StorageOf(h), rows, width, Address(h), Floats(rstd), Address(weight),
+                        static_cast<float>(offset), Address(dy), Address(d_h), Address(dx), Floats(scratch),
+                        d_weight != nullptr ? Floats(*d_weight) : nullptr, target.stream);
   return dx;
 }
 
-at::Tensor SwiGluForward(const at::Tensor& gate_up) {
+// GeGLU has no kernel of its own here: libtorch's operations, one after another.
+at::Tensor GatedForward(const at::Tensor& gate_up, Activation activation) {
+  if (activation == Activation::kGeluTanh) {
+    const std::vector<at::Tensor> halves = gate_up.chunk(2, 1);
+    return at::gelu(halves[0], "tanh").mul_(halves[1]);
+  }
   const Target target(gate_up);
   const int64_t rows = gate_up.size(0), width = gate_up.size(1) / 2;
   at::Tensor out = at::empty({rows, width}, gate_up.options());
@@ -86,7 +97,11 @@ at::Tensor SwiGluForward(const at::Tensor& gate_up) {
   return out;
 }
 
-at::Tensor SwiGluBackward(const at::Tensor& gate_up, const at::Tensor& d_out) {
+at::Tensor GatedBackward(const at::Tensor& gate_up, const at::Tensor& d_out, Activation activation) {
+  if (activation == Activation::kGeluTanh) {
+    const std::vector<at::Tensor> halves = gate_up.chunk(2, 1);
+    return at::cat({at::gelu_backward(d_out * halves[1], halves[0], "tanh"), d_out * at::gelu(halves[0], "tanh")}, 1);
+  }
   const Target target(gate_up);
   at::Tensor d_gate_up = at::empty(gate_up.sizes(), gate_up.options());
   LaunchSwiGluBackward(StorageOf(gate_up), gate_up.size(0), gate_up.size(1) / 2, Address(gate_up), Address(d_out),
@@ -119,6 +134,16 @@ void AddEmbeddingGradient(const at::Tensor& tokens, const at::Tensor& dy, at::Te
                           Floats(accumulator), target.stream);
 }
 
+// Applies the soft cap in place; returns its slope, which the gradient is to be multiplied by; undefined: there is
+// none.
+static at::Tensor CapLogits(const LossHeadOptions& options, at::Tensor& logits) {
+  if (options.softcap <= 0) return {};
+  logits.div_(options.softcap).tanh_();
+  at::Tensor slope = options.with_gradient ? 1 - logits * logits : at::Tensor();
+  logits.mul_(options.softcap);
+  return slope;
+}
+
 LossHeadResult LossHead(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& targets,
                         const LossHeadOptions& options, at::Tensor* d_weight) {
   const Target target(x);
@@ -142,6 +167,7 @@ LossHeadResult LossHead(const at::Tensor& x, const at::Tensor& weight, const at:
     } else {
       at::mm_out(logits, part, weight_t);
     }
+    const at::Tensor slope = CapLogits(options, logits);
     at::Tensor statistics = at::empty({2, rows}, wide);
     CrossEntropyArguments a;
     a.rows = rows;
@@ -167,6 +193,7 @@ LossHeadResult LossHead(const at::Tensor& x, const at::Tensor& weight, const at:
     lse.narrow(0, begin, rows).copy_(statistics.select(0, 0));
     of_target.narrow(0, begin, rows).copy_(statistics.select(0, 1));
     if (!options.with_gradient) continue;
+    if (slope.defined()) gradient.mul_(slope);
     at::Tensor dx = result.dx.narrow(0, begin, rows);
     at::mm_out(dx, gradient, weight);
     if (d_weight != nullptr) AddOuterProduct(gradient, part, *d_weight, options.overwrite && begin == 0);

@@ -8,13 +8,14 @@
 
 namespace trireme::cuda {
 
-RmsNormResult RmsNorm(const at::Tensor& x, const at::Tensor& delta, const at::Tensor& weight, double eps);
-at::Tensor RmsNormAgain(const at::Tensor& h, const at::Tensor& rstd, const at::Tensor& weight);
+RmsNormResult RmsNorm(const at::Tensor& x, const at::Tensor& delta, const at::Tensor& weight, double eps,
+                      double offset);
+at::Tensor RmsNormAgain(const at::Tensor& h, const at::Tensor& rstd, const at::Tensor& weight, double offset);
 at::Tensor RmsNormBackward(const at::Tensor& h, const at::Tensor& rstd, const at::Tensor& weight, const at::Tensor& dy,
-                           const at::Tensor& d_h, at::Tensor* d_weight);
+                           const at::Tensor& d_h, at::Tensor* d_weight, double offset);
 
-at::Tensor SwiGluForward(const at::Tensor& gate_up);
-at::Tensor SwiGluBackward(const at::Tensor& gate_up, const at::Tensor& d_out);
+at::Tensor GatedForward(const at::Tensor& gate_up, Activation activation);
+at::Tensor GatedBackward(const at::Tensor& gate_up, const at::Tensor& d_out, Activation activation);
 
 void ApplyRope(at::Tensor& packed, int64_t heads, int64_t head_dim, const at::Tensor& positions, const RopeTable& table,
                bool inverse);

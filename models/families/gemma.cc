@@ -17,7 +17,7 @@ DecoderSpec SpecifyGemma(const ModelConfig& config, std::vector<std::string>* pr
   not_negative("attn_logit_softcapping", config.attn_logit_softcapping());
   not_negative("final_logit_softcapping", config.final_logit_softcapping());
   spec.norm_offset = spec.post_norms = true;
-  spec.activation = MlpActivation::kGeluTanh;
+  spec.activation = Activation::kGeluTanh;
   spec.attention_scale = 1 / std::sqrt(scalar);
   spec.attention_softcap = config.attn_logit_softcapping();
   spec.final_logit_softcap = config.final_logit_softcapping();

@@ -7,6 +7,9 @@
 
 #include <optional>
 
+#include "kernels/ops.h"
+#include "kernels/weight.h"
+
 namespace trireme {
 
 using torch::autograd::AutogradContext;
@@ -26,6 +29,13 @@ T& Saved(const AutogradContext* context, const char* key) {
 // Autograd takes optional inputs, not undefined ones.
 inline std::optional<at::Tensor> Present(const at::Tensor& tensor) {
   return tensor.defined() ? std::optional<at::Tensor>(tensor) : std::nullopt;
+}
+
+// Hands the gradient of a vector (a norm's weight, a bias) to it.
+inline void AddVectorGradient(Weight& weight, const at::Tensor& gradient) {
+  weight.AddGradient([gradient](at::Tensor& accumulator, bool overwrite) {
+    overwrite ? CopyConverted(gradient, accumulator) : AddInto(accumulator, gradient);
+  });
 }
 
 }  // namespace trireme

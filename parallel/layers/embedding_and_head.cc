@@ -1,4 +1,5 @@
 // The two operations whose weight rows are a vocabulary, cut over tensor ranks.
+#include <ATen/TensorOperators.h>
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/bitwise_and.h>
 #include <ATen/ops/empty.h>
@@ -25,9 +26,16 @@ LocalTokens Localize(const at::Tensor& tokens, int64_t first_row, int64_t rows, 
   return {ids.masked_fill(foreign, 0), foreign.unsqueeze(1)};
 }
 
+double RoundedTo(at::ScalarType dtype, double value) {
+  return dtype == at::kBFloat16 ? static_cast<float>(c10::BFloat16(static_cast<float>(value)))
+         : dtype == at::kFloat  ? static_cast<float>(value)
+                                : value;
+}
+
 struct EmbeddingFunction : torch::autograd::Function<EmbeddingFunction> {
   static at::Tensor forward(AutogradContext* context, const at::Tensor& anchor, const at::Tensor& tokens,
-                            Weight* weight, ProcessGroup* tensor) {
+                            Weight* weight, ProcessGroup* tensor, double scale) {
+    context->saved_data["scale"] = scale;
     context->saved_data["weight"] = Pack(weight);
     context->saved_data["tensor"] = Pack(tensor);
     context->save_for_backward({tokens});
@@ -38,24 +46,26 @@ struct EmbeddingFunction : torch::autograd::Function<EmbeddingFunction> {
     const LocalTokens local = Localize(tokens, part.first_row, part.data.size(0), *tensor);
     at::Tensor out = EmbeddingForward(local.ids, part.data);
     if (local.foreign.defined()) out.masked_fill_(local.foreign, 0);
+    if (scale != 1) out.mul_(RoundedTo(out.scalar_type(), scale));
     return ReduceRows(*tensor, out);
   }
   static variable_list backward(AutogradContext* context, variable_list gradients) {
     Weight& weight = Saved<Weight>(context, "weight");
     if (weight.trainable()) {
       ProcessGroup& tensor = Saved<ProcessGroup>(context, "tensor");
-      weight.AddGradient(
-          [&tensor, tokens = context->get_saved_variables()[0], d_part = gradients[0].contiguous(),
-           first_row = context->saved_data.at("first_row").toInt()](at::Tensor& accumulator, bool overwrite) {
-            if (overwrite) accumulator.zero_();
-            at::Tensor dy = GatherRows(tensor, d_part);
-            if (accumulator.size(0) == 0) return;
-            const LocalTokens local = Localize(tokens, first_row, accumulator.size(0), tensor);
-            if (local.foreign.defined()) dy = dy.masked_fill(local.foreign, 0);
-            AddEmbeddingGradient(local.ids, dy, accumulator);
-          });
+      weight.AddGradient([&tensor, tokens = context->get_saved_variables()[0], d_part = gradients[0].contiguous(),
+                          first_row = context->saved_data.at("first_row").toInt(),
+                          scale = context->saved_data.at("scale").toDouble()](at::Tensor& accumulator, bool overwrite) {
+        if (overwrite) accumulator.zero_();
+        at::Tensor dy = GatherRows(tensor, d_part);
+        if (accumulator.size(0) == 0) return;
+        const LocalTokens local = Localize(tokens, first_row, accumulator.size(0), tensor);
+        if (local.foreign.defined()) dy = dy.masked_fill(local.foreign, 0);
+        if (scale != 1) dy = dy * RoundedTo(dy.scalar_type(), scale);
+        AddEmbeddingGradient(local.ids, dy, accumulator);
+      });
     }
-    return {at::Tensor(), at::Tensor(), at::Tensor(), at::Tensor()};
+    return {at::Tensor(), at::Tensor(), at::Tensor(), at::Tensor(), at::Tensor()};
   }
 };
 
@@ -80,8 +90,9 @@ void CombineStatistics(ProcessGroup& tensor, at::Tensor& statistics) {
 
 }  // namespace
 
-at::Tensor Embedding(const at::Tensor& tokens, Weight& weight, ProcessGroup& tensor, const at::Tensor& anchor) {
-  return EmbeddingFunction::apply(anchor, tokens, &weight, &tensor);
+at::Tensor Embedding(const at::Tensor& tokens, Weight& weight, ProcessGroup& tensor, const at::Tensor& anchor,
+                     double scale) {
+  return EmbeddingFunction::apply(anchor, tokens, &weight, &tensor, scale);
 }
 
 HeadLoss CrossEntropyHead(const at::Tensor& x, Weight& weight, int64_t vocab_size, const at::Tensor& targets,

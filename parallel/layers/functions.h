@@ -24,24 +24,34 @@
 
 namespace trireme {
 
-// tokens [T] int64, weight [V/n, H] -> [t, H].
-at::Tensor Embedding(const at::Tensor& tokens, Weight& weight, ProcessGroup& tensor, const at::Tensor& anchor);
+// tokens [T] int64, weight [V/n, H] -> scale * rows [t, H]; the scale is rounded to the weight's dtype first.
+at::Tensor Embedding(const at::Tensor& tokens, Weight& weight, ProcessGroup& tensor, const at::Tensor& anchor,
+                     double scale = 1);
 
-// x [t, H] -> RMSNorm(x) [t, H].
-at::Tensor Norm(const at::Tensor& x, Weight& norm, double eps);
+// x [t, H] -> RMSNorm(x) [t, H]. offset: of the weight (kernels/ops.h).
+at::Tensor Norm(const at::Tensor& x, Weight& norm, double eps, double offset = 0);
 
-// h = x + delta (delta may be undefined: h = x), y = RMSNorm(h) linear^T. Returns {h [t, H], y [T, N/n]}. Saves h and
-// one number per row. kept, name: where y may be kept (null: nowhere).
+// x + RMSNorm(delta), both [t, H].
+at::Tensor AddNorm(const at::Tensor& x, const at::Tensor& delta, Weight& norm, double eps, double offset = 0);
+
+// qkv [T, (heads + 2 kv_heads) head_dim] with RMSNorm over each head of q and k; weights [head_dim].
+at::Tensor HeadNorm(const at::Tensor& qkv, Weight& q_norm, Weight& k_norm, int64_t heads, int64_t kv_heads, double eps,
+                    double offset = 0);
+
+// h = x + delta (delta may be undefined: h = x), y = RMSNorm(h) linear^T + bias. Returns {h [t, H], y [T, N/n]}. Saves
+// h and one number per row. kept, name: where y may be kept (null: nowhere). bias [N/n]: this rank's; null: none.
 std::pair<at::Tensor, at::Tensor> NormLinear(const at::Tensor& x, const at::Tensor& delta, Weight& norm, double eps,
                                              Weight& linear, ProcessGroup& tensor, KeptResults* kept = nullptr,
-                                             const char* name = nullptr);
+                                             const char* name = nullptr, Weight* bias = nullptr, double offset = 0);
 
-// x [T, K/n] -> x weight^T, summed over ranks (+ residual [t, N] where defined): [t, N].
-at::Tensor Linear(const at::Tensor& x, Weight& weight, ProcessGroup& tensor, const at::Tensor& residual = {});
+// x [T, K/n] -> x weight^T, summed over ranks (+ residual [t, N] where defined, + bias [N]): [t, N].
+at::Tensor Linear(const at::Tensor& x, Weight& weight, ProcessGroup& tensor, const at::Tensor& residual = {},
+                  Weight* bias = nullptr);
 
-// gate_up [T, 2F/n] -> SwiGLU(gate_up) weight^T, summed over ranks (+ residual where defined). Saves gate_up only.
-at::Tensor SwiGluLinear(const at::Tensor& gate_up, Weight& weight, ProcessGroup& tensor,
-                        const at::Tensor& residual = {});
+// gate_up [T, 2F/n] -> (activation(gate) up) weight^T, summed over ranks (+ residual where defined). Saves gate_up
+// only.
+at::Tensor GatedLinear(const at::Tensor& gate_up, Activation activation, Weight& weight, ProcessGroup& tensor,
+                       const at::Tensor& residual = {});
 
 struct SelfAttentionArguments {
   int64_t heads, kv_heads, head_dim;  // this rank's
@@ -50,6 +60,8 @@ struct SelfAttentionArguments {
   at::Tensor cu_seqlens;              // [segments + 1] int32
   int64_t max_seqlen;
   int64_t window;
+  double scale = 0;    // of scores; 0: 1 / sqrt(head_dim)
+  double softcap = 0;  // 0: none
   const AttentionBackend* backend;
   const ContextAttention* context = nullptr;  // where sequences are cut over ranks, until backward; null: they are not
   KeptResults* kept = nullptr;
@@ -65,7 +77,7 @@ struct HeadLoss {
 };
 // Projection and cross-entropy of x [t, H] with targets [T] under a vocabulary of vocab_size cut over ranks; the logits
 // are never gathered: two numbers per token are. With options.with_gradient the weight's gradient is handed over at
-// once, in forward. Of `options`: scale, z_loss, chunk_tokens, with_gradient.
+// once, in forward. Of `options`: scale, z_loss, softcap, chunk_tokens, with_gradient.
 HeadLoss CrossEntropyHead(const at::Tensor& x, Weight& weight, int64_t vocab_size, const at::Tensor& targets,
                           ProcessGroup& tensor, const LossHeadOptions& options);
 

@@ -1,3 +1,5 @@
+#include <ATen/TensorOperators.h>
+#include <ATen/ops/sum.h>
 #include <ATen/ops/zeros.h>
 
 #include "parallel/layers/autograd.h"
@@ -8,38 +10,47 @@ namespace trireme {
 namespace {
 
 // The norm's gradient, with its weight's handed to the sink.
-at::Tensor NormBackward(Weight& norm, const at::Tensor& h, const at::Tensor& rstd, const at::Tensor& dy,
+at::Tensor NormBackward(Weight& norm, double offset, const at::Tensor& h, const at::Tensor& rstd, const at::Tensor& dy,
                         const at::Tensor& d_h) {
   const at::Tensor weight = norm.full().data;
-  if (!norm.trainable()) return RmsNormBackward(h, rstd, weight, dy, d_h, nullptr);
+  if (!norm.trainable()) return RmsNormBackward(h, rstd, weight, dy, d_h, nullptr, offset);
   at::Tensor d_weight = at::zeros(weight.sizes(), rstd.options());
-  at::Tensor dx = RmsNormBackward(h, rstd, weight, dy, d_h, &d_weight);
-  norm.AddGradient([d_weight](at::Tensor& accumulator, bool overwrite) {
-    overwrite ? CopyConverted(d_weight, accumulator) : AddInto(accumulator, d_weight);
-  });
+  at::Tensor dx = RmsNormBackward(h, rstd, weight, dy, d_h, &d_weight, offset);
+  AddVectorGradient(norm, d_weight);
   return dx;
 }
 
+// The gradient of what was added to every row.
+void AddBiasGradient(Weight* bias, const at::Tensor& dy) {
+  if (bias == nullptr || !bias->trainable()) return;
+  AddVectorGradient(*bias, at::sum(dy, {0}, /*keepdim=*/false, ArithmeticType(dy.scalar_type())));
+}
+
 struct NormFunction : torch::autograd::Function<NormFunction> {
-  static at::Tensor forward(AutogradContext* context, const at::Tensor& x, Weight* norm, double eps) {
-    RmsNormResult result = RmsNorm(x, at::Tensor(), norm->full().data, eps);
+  static at::Tensor forward(AutogradContext* context, const at::Tensor& x, Weight* norm, double eps, double offset) {
+    RmsNormResult result = RmsNorm(x, at::Tensor(), norm->full().data, eps, offset);
     context->saved_data["norm"] = Pack(norm);
+    context->saved_data["offset"] = offset;
     context->save_for_backward({x, result.rstd});
     return result.y;
   }
   static variable_list backward(AutogradContext* context, variable_list gradients) {
     const variable_list saved = context->get_saved_variables();
-    return {NormBackward(Saved<Weight>(context, "norm"), saved[0], saved[1], gradients[0].contiguous(), at::Tensor()),
-            at::Tensor(), at::Tensor()};
+    return {NormBackward(Saved<Weight>(context, "norm"), context->saved_data.at("offset").toDouble(), saved[0],
+                         saved[1], gradients[0].contiguous(), at::Tensor()),
+            at::Tensor(), at::Tensor(), at::Tensor()};
   }
 };
 
 struct NormLinearFunction : torch::autograd::Function<NormLinearFunction> {
   static variable_list forward(AutogradContext* context, const at::Tensor& x,
                                const std::optional<at::Tensor>& optional_delta, Weight* norm, double eps,
-                               Weight* linear, ProcessGroup* tensor, KeptResults* kept, const char* name) {
+                               Weight* linear, ProcessGroup* tensor, KeptResults* kept, const char* name, Weight* bias,
+                               double offset) {
     const at::Tensor delta = optional_delta.value_or(at::Tensor());
-    RmsNormResult result = RmsNorm(x, delta, norm->full().data, eps);
+    RmsNormResult result = RmsNorm(x, delta, norm->full().data, eps, offset);
+    context->saved_data["bias"] = Pack(bias);
+    context->saved_data["offset"] = offset;
     context->saved_data["norm"] = Pack(norm);
     context->saved_data["linear"] = Pack(linear);
     context->saved_data["tensor"] = Pack(tensor);
@@ -47,7 +58,9 @@ struct NormLinearFunction : torch::autograd::Function<NormLinearFunction> {
     context->set_materialize_grads(false);
     context->save_for_backward({result.h, result.rstd});
     at::Tensor y = TakeKept(kept, name, [&] {
-      return std::vector<at::Tensor>{MatmulTransposed(GatherRows(*tensor, result.y), linear->full().data)};
+      at::Tensor product = MatmulTransposed(GatherRows(*tensor, result.y), linear->full().data);
+      if (bias != nullptr) product.add_(bias->full().data);
+      return std::vector<at::Tensor>{product};
     })[0];
     // Without delta, h is x itself: it is not returned, so that autograd sees no output that is an input.
     if (!delta.defined()) return {y};
@@ -62,84 +75,111 @@ struct NormLinearFunction : torch::autograd::Function<NormLinearFunction> {
     const bool with_delta = context->saved_data.at("with_delta").toBool();
     const at::Tensor dy = gradients[0].contiguous();  // [T, N/n]
     const at::Tensor norm_values = norm.full().data;
+    const double offset = context->saved_data.at("offset").toDouble();
+    AddBiasGradient(SavedPointer<Weight>(context, "bias"), dy);
 
     // The input travels while d_normed is computed, and that while the weight's gradient is.
     const bool now = linear.trainable() && !linear.gradient_deferred();
-    PendingRows normed = now ? StartGatherRows(tensor, RmsNormAgain(h, rstd, norm_values)) : PendingRows();
+    PendingRows normed = now ? StartGatherRows(tensor, RmsNormAgain(h, rstd, norm_values, offset)) : PendingRows();
     PendingRows d_normed = StartReduceRows(tensor, Matmul(dy, linear.full().data));
     if (now) {
       linear.AddGradient(
           [&](at::Tensor& accumulator, bool overwrite) { AddOuterProduct(dy, normed.Get(), accumulator, overwrite); });
     } else if (linear.trainable()) {
-      linear.AddGradient([dy, h, rstd, values = norm_values.clone(), &tensor](at::Tensor& accumulator, bool overwrite) {
-        AddOuterProduct(dy, GatherRows(tensor, RmsNormAgain(h, rstd, values)), accumulator, overwrite);
-      });
+      linear.AddGradient(
+          [dy, h, rstd, offset, values = norm_values.clone(), &tensor](at::Tensor& accumulator, bool overwrite) {
+            AddOuterProduct(dy, GatherRows(tensor, RmsNormAgain(h, rstd, values, offset)), accumulator, overwrite);
+          });
     }
     normed = PendingRows();
     const at::Tensor d_h = with_delta && gradients[1].defined() ? gradients[1].contiguous() : at::Tensor();
-    at::Tensor dx = NormBackward(norm, h, rstd, d_normed.Get(), d_h);
+    at::Tensor dx = NormBackward(norm, offset, h, rstd, d_normed.Get(), d_h);
     return {dx,           with_delta ? dx : at::Tensor(),
+            at::Tensor(), at::Tensor(),
             at::Tensor(), at::Tensor(),
             at::Tensor(), at::Tensor(),
             at::Tensor(), at::Tensor()};
   }
 };
 
+// x, or what a gate makes of it.
+constexpr int64_t kNoGate = -1;
+at::Tensor Input(const at::Tensor& x, int64_t gate) {
+  return gate == kNoGate ? x : GatedForward(x, static_cast<Activation>(gate));
+}
+
 struct LinearFunction : torch::autograd::Function<LinearFunction> {
   static at::Tensor forward(AutogradContext* context, const at::Tensor& x,
                             const std::optional<at::Tensor>& optional_residual, Weight* weight, ProcessGroup* tensor,
-                            bool swiglu) {
+                            Weight* bias, int64_t gate) {
     const at::Tensor residual = optional_residual.value_or(at::Tensor());
     context->saved_data["weight"] = Pack(weight);
     context->saved_data["tensor"] = Pack(tensor);
-    context->saved_data["swiglu"] = swiglu;
+    context->saved_data["gate"] = gate;
+    context->saved_data["bias"] = Pack(bias);
     context->saved_data["residual"] = residual.defined();
     context->save_for_backward({x});
-    const at::Tensor input = swiglu ? SwiGluForward(x) : x, values = weight->full().data;
-    if (tensor->size() == 1) return MatmulTransposed(input, values, residual);
-    at::Tensor sum = ReduceRows(*tensor, MatmulTransposed(input, values));
-    if (residual.defined()) AddInto(sum, residual);
+    const at::Tensor input = Input(x, gate), values = weight->full().data;
+    at::Tensor sum;
+    if (tensor->size() == 1) {
+      sum = MatmulTransposed(input, values, residual);
+    } else {
+      sum = ReduceRows(*tensor, MatmulTransposed(input, values));
+      if (residual.defined()) AddInto(sum, residual);
+    }
+    if (bias != nullptr) sum.add_(bias->full().data);
     return sum;
   }
   static variable_list backward(AutogradContext* context, variable_list gradients) {
     const at::Tensor x = context->get_saved_variables()[0];
     Weight& weight = Saved<Weight>(context, "weight");
     ProcessGroup& tensor = Saved<ProcessGroup>(context, "tensor");
-    const bool swiglu = context->saved_data.at("swiglu").toBool();
+    const int64_t gate = context->saved_data.at("gate").toInt();
     const at::Tensor d_part = gradients[0].contiguous();  // [t, N]
+    AddBiasGradient(SavedPointer<Weight>(context, "bias"), d_part);
     const at::Tensor dy = GatherRows(tensor, d_part);
     at::Tensor dx;
     if (context->needs_input_grad(0)) {
       dx = Matmul(dy, weight.full().data);
-      if (swiglu) dx = SwiGluBackward(x, dx);
+      if (gate != kNoGate) dx = GatedBackward(x, dx, static_cast<Activation>(gate));
     }
     if (weight.trainable()) {
-      weight.AddGradient([dy, x, swiglu](at::Tensor& accumulator, bool overwrite) {
-        AddOuterProduct(dy, swiglu ? SwiGluForward(x) : x, accumulator, overwrite);
+      weight.AddGradient([dy, x, gate](at::Tensor& accumulator, bool overwrite) {
+        AddOuterProduct(dy, Input(x, gate), accumulator, overwrite);
       });
     }
-    return {dx, context->saved_data.at("residual").toBool() ? d_part : at::Tensor(), at::Tensor(), at::Tensor(),
-            at::Tensor()};
+    return {dx,           context->saved_data.at("residual").toBool() ? d_part : at::Tensor(),
+            at::Tensor(), at::Tensor(),
+            at::Tensor(), at::Tensor()};
   }
 };
 
 }  // namespace
 
-at::Tensor Norm(const at::Tensor& x, Weight& norm, double eps) { return NormFunction::apply(x, &norm, eps); }
+at::Tensor Norm(const at::Tensor& x, Weight& norm, double eps, double offset) {
+  return NormFunction::apply(x, &norm, eps, offset);
+}
+
+at::Tensor AddNorm(const at::Tensor& x, const at::Tensor& delta, Weight& norm, double eps, double offset) {
+  return x + Norm(delta, norm, eps, offset);
+}
 
 std::pair<at::Tensor, at::Tensor> NormLinear(const at::Tensor& x, const at::Tensor& delta, Weight& norm, double eps,
-                                             Weight& linear, ProcessGroup& tensor, KeptResults* kept,
-                                             const char* name) {
-  variable_list outputs = NormLinearFunction::apply(x, Present(delta), &norm, eps, &linear, &tensor, kept, name);
+                                             Weight& linear, ProcessGroup& tensor, KeptResults* kept, const char* name,
+                                             Weight* bias, double offset) {
+  variable_list outputs =
+      NormLinearFunction::apply(x, Present(delta), &norm, eps, &linear, &tensor, kept, name, bias, offset);
   return {delta.defined() ? outputs[1] : x, outputs[0]};
 }
 
-at::Tensor Linear(const at::Tensor& x, Weight& weight, ProcessGroup& tensor, const at::Tensor& residual) {
-  return LinearFunction::apply(x, Present(residual), &weight, &tensor, /*swiglu=*/false);
+at::Tensor Linear(const at::Tensor& x, Weight& weight, ProcessGroup& tensor, const at::Tensor& residual, Weight* bias) {
+  return LinearFunction::apply(x, Present(residual), &weight, &tensor, bias, kNoGate);
 }
 
-at::Tensor SwiGluLinear(const at::Tensor& gate_up, Weight& weight, ProcessGroup& tensor, const at::Tensor& residual) {
-  return LinearFunction::apply(gate_up, Present(residual), &weight, &tensor, /*swiglu=*/true);
+at::Tensor GatedLinear(const at::Tensor& gate_up, Activation activation, Weight& weight, ProcessGroup& tensor,
+                       const at::Tensor& residual) {
+  return LinearFunction::apply(gate_up, Present(residual), &weight, &tensor, static_cast<Weight*>(nullptr),
+                               static_cast<int64_t>(activation));
 }
 
 }  // namespace trireme

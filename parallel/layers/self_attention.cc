@@ -28,7 +28,8 @@ AttentionArguments BackendArguments(const at::Tensor& qkv, const SelfAttentionAr
   arguments.cu_seqlens_q = arguments.cu_seqlens_k = a.cu_seqlens;
   arguments.max_q = arguments.max_k = a.max_seqlen;
   arguments.window = a.window;
-  arguments.scale = 1.0 / std::sqrt(static_cast<double>(a.head_dim));
+  arguments.scale = a.scale > 0 ? a.scale : 1.0 / std::sqrt(static_cast<double>(a.head_dim));
+  arguments.softcap = a.softcap;
   return arguments;
 }
 
@@ -43,6 +44,8 @@ struct SelfAttentionFunction : torch::autograd::Function<SelfAttentionFunction> 
     });
     at::Tensor out = kept[0].view({qkv.size(0), a.heads * a.head_dim});
     context->saved_data["sizes"] = std::vector<int64_t>{a.heads, a.kv_heads, a.head_dim, a.max_seqlen, a.window};
+    context->saved_data["scale"] = a.scale;
+    context->saved_data["softcap"] = a.softcap;
     context->saved_data["rope"] = Pack(a.rope);
     context->saved_data["backend"] = Pack(a.backend);
     context->saved_data["context"] = Pack(a.context);
@@ -58,6 +61,8 @@ struct SelfAttentionFunction : torch::autograd::Function<SelfAttentionFunction> 
     a.head_dim = sizes[2];
     a.max_seqlen = sizes[3];
     a.window = sizes[4];
+    a.scale = context->saved_data.at("scale").toDouble();
+    a.softcap = context->saved_data.at("softcap").toDouble();
     a.positions = saved[3];
     a.cu_seqlens = saved[4];
     a.rope = SavedPointer<const RopeTable>(context, "rope");

@@ -103,7 +103,7 @@ ParameterBuffer::ParameterBuffer(std::vector<ParameterSpec> specs, BufferOptions
   for (const ParameterSpec& spec : specs_) {
     const Placed placed = Place(spec, options_.tensor_group->size(), options_.tensor_group->rank());
     if (spec.fused_with_previous) {
-      TRIREME_CHECK(!weights_.empty() && spec.shape.size() == 2, spec.name, " has nothing to be fused with");
+      TRIREME_CHECK(!weights_.empty(), spec.name, " has nothing to be fused with");
       weights_.back()->AppendRows(placed.rectangle.size[0]);
     } else {
       numel_ = RoundUp(numel_, kUnit);

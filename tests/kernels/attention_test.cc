@@ -20,6 +20,7 @@ struct Shape {
   int64_t heads, kv_heads, head_dim, window;
   bool causal = true;
   std::vector<int32_t> diagonal = {};  // empty: bottom-right
+  double softcap = 0;
 };
 
 std::string Describe(const Shape& s) {
@@ -47,6 +48,8 @@ const Shape kShapes[] = {
     {{5, 70, 1}, {9, 600, 300}, 4, 4, 16, 0},
     {{3, 66}, {530, 140}, 2, 1, 32, 37},
     {{20, 70}, {11, 530}, 2, 2, 16, 0, /*causal=*/false},
+    {{600, 45}, {600, 45}, 4, 2, 16, 0, true, {}, /*softcap=*/1.5},
+    {{3, 66}, {530, 140}, 2, 1, 32, 37, true, {}, /*softcap=*/50},
 };
 
 // Within the keys; the first queries see nothing (below zero), all see all (beyond the keys), and with a window the
@@ -93,6 +96,7 @@ class AttentionTest : public testing::TestWithParam<at::ScalarType> {
       a.diagonal = TensorOf(diagonal);
     }
     a.scale = 1 / std::sqrt(static_cast<double>(s.head_dim));
+    a.softcap = s.softcap;
     return a;
   }
 
@@ -301,11 +305,12 @@ TEST(ChooseAttention, AutoTakesTheFirstThatCan) {
   AttentionArguments example;
   example.q = example.k = example.v = at::empty({1, 2, 16}, at::TensorOptions().dtype(at::kFloat));
   EXPECT_EQ(ChooseAttention(BuiltInAttentionBackends(), "auto", example)->name, "cpu");
-  example.softcap = 30;
+  example.causal = false;
+  example.window = 4;
   EXPECT_EQ(ChooseAttention(BuiltInAttentionBackends(), "auto", example)->name, "math");
   const absl::Status refused = ChooseAttention(BuiltInAttentionBackends(), "cpu", example).status();
   EXPECT_EQ(ExitCodeOf(refused), ExitCode::kConfig);
-  EXPECT_NE(refused.message().find("soft cap"), std::string::npos) << refused;
+  EXPECT_NE(refused.message().find("causal mask"), std::string::npos) << refused;
 }
 
 TEST(ChooseAttention, UnknownNamesListTheKnown) {

@@ -109,11 +109,11 @@ void CpuLoopsTest::CompareRows(const TypedLoops<T, C>& a, const TypedLoops<T, C>
     const auto gate_up = Random<T>(2 * n, 5);
     const auto run = [&](const TypedLoops<T, C>& loops) {
       Results r = {x, x, x, x, x, gate_up, std::vector<C>(rows), std::vector<C>(width)};
-      loops.rms_norm(rows, width, x.data(), delta.data(), weight.data(), C(1e-5), r.h.data(), r.y.data(),
+      loops.rms_norm(rows, width, x.data(), delta.data(), weight.data(), C(0.5), C(1e-5), r.h.data(), r.y.data(),
                      r.rstd.data());
-      loops.rms_norm_again(rows, width, x.data(), r.rstd.data(), weight.data(), r.again.data());
-      loops.rms_norm_backward(rows, width, x.data(), r.rstd.data(), weight.data(), dy.data(), d_h.data(), r.dx.data(),
-                              r.d_weight.data());
+      loops.rms_norm_again(rows, width, x.data(), r.rstd.data(), weight.data(), C(0.5), r.again.data());
+      loops.rms_norm_backward(rows, width, x.data(), r.rstd.data(), weight.data(), C(0.5), dy.data(), d_h.data(),
+                              r.dx.data(), r.d_weight.data());
       loops.swiglu(rows, width, gate_up.data(), r.swiglu.data());
       loops.swiglu_backward(rows, width, gate_up.data(), dy.data(), r.d_gate_up.data());
       return r;

@@ -114,9 +114,8 @@ TEST_P(CudaKernels, RmsNormBackward) {
 TEST_P(CudaKernels, SwiGlu) {
   for (const int64_t width : {64, 100, 333, 5632}) {
     const at::Tensor gate_up = Random({13, 2 * width}, GetParam(), 3), d_out = Random({13, width}, GetParam());
-    EXPECT_LE(Error(SwiGluForward(OnGpu(gate_up)), SwiGluForward(gate_up)), Tolerance(GetParam())) << width;
-    EXPECT_LE(Error(SwiGluBackward(OnGpu(gate_up), OnGpu(d_out)), SwiGluBackward(gate_up, d_out)),
-              Tolerance(GetParam()))
+    EXPECT_LE(Error(GatedForward(OnGpu(gate_up)), GatedForward(gate_up)), Tolerance(GetParam())) << width;
+    EXPECT_LE(Error(GatedBackward(OnGpu(gate_up), OnGpu(d_out)), GatedBackward(gate_up, d_out)), Tolerance(GetParam()))
         << width;
   }
 }

@@ -61,23 +61,45 @@ TEST_P(RowKernels, RmsNormBackward) {
   }
 }
 
-TEST_P(RowKernels, SwiGlu) {
-  for (const auto& [rows, width] : kShapes) {
-    SCOPED_TRACE(absl::StrCat(rows, " x ", width));
-    const at::Tensor gate_up = Random({rows, 2 * width}, 4), d_out = Random({rows, width});
-    const at::Tensor leaf = Leaf(gate_up), expected = reference::SwiGlu(leaf);
-    torch::autograd::backward({expected}, {d_out.to(at::kDouble)});
-    EXPECT_LT(RelativeError(SwiGluForward(gate_up), expected), Tolerance(dtype()));
-    EXPECT_LT(RelativeError(SwiGluBackward(gate_up, d_out), leaf.grad()), Tolerance(dtype()));
+constexpr Activation kActivations[] = {Activation::kSilu, Activation::kGeluTanh};
+
+TEST_P(RowKernels, Gated) {
+  for (const Activation activation : kActivations) {
+    for (const auto& [rows, width] : kShapes) {
+      SCOPED_TRACE(absl::StrCat(rows, " x ", width, ", activation ", static_cast<int>(activation)));
+      const at::Tensor gate_up = Random({rows, 2 * width}, 4), d_out = Random({rows, width});
+      const at::Tensor leaf = Leaf(gate_up), expected = reference::Gated(leaf, activation);
+      torch::autograd::backward({expected}, {d_out.to(at::kDouble)});
+      EXPECT_LT(RelativeError(GatedForward(gate_up, activation), expected), Tolerance(dtype()));
+      EXPECT_LT(RelativeError(GatedBackward(gate_up, d_out, activation), leaf.grad()), Tolerance(dtype()));
+    }
   }
 }
 
-TEST_P(RowKernels, SwiGluOfExtremeGates) {
+TEST_P(RowKernels, GatedWithExtremeGates) {
   const at::Tensor gate_up = TensorOf<float>({-1000, -100, -90, 90, 100, 1000, 2, 2, 2, 2, 2, 2}).view({1, 12});
-  const at::Tensor out = SwiGluForward(gate_up.to(dtype())), expected = reference::SwiGlu(gate_up.to(at::kDouble));
-  EXPECT_LT(RelativeError(out, expected), Tolerance(dtype()));
-  const at::Tensor d_out = at::ones({1, 6}, out.options());
-  EXPECT_TRUE(SwiGluBackward(gate_up.to(dtype()), d_out).isfinite().all().item<bool>());
+  for (const Activation activation : kActivations) {
+    const at::Tensor out = GatedForward(gate_up.to(dtype()), activation),
+                     expected = reference::Gated(gate_up.to(at::kDouble), activation);
+    EXPECT_LT(RelativeError(out, expected), Tolerance(dtype()));
+    const at::Tensor d_out = at::ones({1, 6}, out.options());
+    EXPECT_TRUE(GatedBackward(gate_up.to(dtype()), d_out, activation).isfinite().all().item<bool>());
+  }
+}
+
+// The offset is added in the arithmetic type: one plus a small weight is not rounded to the weight's.
+TEST_P(RowKernels, RmsNormWithOffset) {
+  const at::Tensor h = Random({9, 96}), weight = Random({96}) * 1e-3, dy = Random({9, 96});
+  const at::Tensor h_leaf = Leaf(h), weight_leaf = Leaf(weight);
+  torch::autograd::backward({reference::RmsNorm(h_leaf, weight_leaf + 1, kEps)}, {dy.to(at::kDouble)});
+  const RmsNormResult result = RmsNorm(h, at::Tensor(), weight, kEps, /*offset=*/1);
+  const at::Tensor y = reference::RmsNorm(h.to(at::kDouble), weight.to(at::kDouble) + 1, kEps);
+  EXPECT_LT(RelativeError(result.y, y), Tolerance(dtype()));
+  EXPECT_TRUE(RmsNormAgain(h, result.rstd, weight, 1).equal(result.y));
+  at::Tensor d_weight = at::zeros({96}, h.options().dtype(ArithmeticType(dtype())));
+  EXPECT_LT(RelativeError(RmsNormBackward(h, result.rstd, weight, dy, at::Tensor(), &d_weight, 1), h_leaf.grad()),
+            Tolerance(dtype()));
+  EXPECT_LT(RelativeError(d_weight, weight_leaf.grad()), Tolerance(at::kFloat));
 }
 
 TEST_P(RowKernels, RopeRotatesOnlyItsHeads) {

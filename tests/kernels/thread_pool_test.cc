@@ -87,7 +87,7 @@ TEST_F(ThreadPool, KernelsGiveTheSameBitsOnAnyNumberOfThreads) {
       at::Tensor table = at::zeros({50, width}, d_weight.options());
       AddEmbeddingGradient(ids, delta, table);
       const std::vector<at::Tensor> all = {
-          norm.y, dx, d_weight, SwiGluForward(x), SwiGluBackward(x, delta.narrow(1, 0, width / 2).contiguous()), table};
+          norm.y, dx, d_weight, GatedForward(x), GatedBackward(x, delta.narrow(1, 0, width / 2).contiguous()), table};
       if (first.empty()) first = all;
       for (size_t i = 0; i < all.size(); ++i)
         EXPECT_TRUE(all[i].equal(first[i])) << threads << " threads, result " << i;

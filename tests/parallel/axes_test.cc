@@ -115,6 +115,33 @@ TEST(Axes, SizesThatDoNotDivide) {
   }
 }
 
+// What families add to Llama's decoder, on every axis: biases, norms of heads, layers without rotation or with another,
+// norms after sublayers, soft caps.
+TEST(Axes, EveryFamily) {
+  REQUIRE_RANKS(World() == 2 || World() == 4, "each axis of 2 or 4 ranks");
+  const std::string windows = "sliding_window: 5 layer_types: \"sliding_attention\" layer_types: \"full_attention\" ";
+  const std::string families[] = {
+      "model { family: \"llama\" attention_bias: true num_key_value_heads: 1 }",
+      "model { family: \"qwen2\" num_key_value_heads: 2 tie_word_embeddings: true }",
+      "model { family: \"qwen3\" " + windows + "}",
+      "model { family: \"smollm3\" no_rope_layers: 0 no_rope_layers: 1 }",
+      "model { family: \"gemma2\" " + windows + "attn_logit_softcapping: 2 final_logit_softcapping: 3 }",
+      "model { family: \"gemma3_text\" tie_word_embeddings: true " + windows + "}",
+  };
+  double worst = 0;
+  for (const std::string& family : families) {
+    for (const char* axis :
+         {"tensor", "context_method: RING context", "context_method: GATHER context", "data_shard"}) {
+      worst = std::max(worst, Compare(family, absl::StrCat("parallel { ", axis, ": ", World(), " }")));
+    }
+    worst = std::max(worst, Compare(family + kDocuments,
+                                    absl::StrCat("recompute { policy: SELECTIVE keep: \"attention\" keep: \"qkv\" } "
+                                                 "parallel { pipeline: 2 tensor: ",
+                                                 World() / 2, " pipeline_schedule: \"ZB-H1\" }")));
+  }
+  if (TestProcess().rank() == 0) std::printf("largest gradient error %.2g\n", worst);
+}
+
 // Every mesh of this many ranks whose axes are 1, 2 or 4; of 16 ranks, those that use three axes or more.
 std::vector<std::string> Meshes() {
   if (World() == 16) {

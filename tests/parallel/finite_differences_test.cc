@@ -156,12 +156,54 @@ TEST_F(FiniteDifferences, Linear) {
   Check([&] { return Weigh(Linear(x, again, *alone_, residual)); }, {x, residual}, {&again});
 }
 
-TEST_F(FiniteDifferences, SwiGluLinear) {
-  const at::Tensor gate_up = Input({3, 10}), residual = Input({3, 4});
-  TensorWeight weight = Parameter({4, 5}), again = Parameter({4, 5});
-  Check([&] { return Weigh(SwiGluLinear(gate_up, weight, *alone_)); }, {gate_up}, {&weight});
-  gate_up.mutable_grad().reset();
-  Check([&] { return Weigh(SwiGluLinear(gate_up, again, *alone_, residual)); }, {gate_up, residual}, {&again});
+TEST_F(FiniteDifferences, GatedLinear) {
+  for (const Activation activation : {Activation::kSilu, Activation::kGeluTanh}) {
+    const at::Tensor gate_up = Input({3, 10}), residual = Input({3, 4});
+    TensorWeight weight = Parameter({4, 5}), again = Parameter({4, 5});
+    Check([&] { return Weigh(GatedLinear(gate_up, activation, weight, *alone_)); }, {gate_up}, {&weight});
+    gate_up.mutable_grad().reset();
+    Check([&] { return Weigh(GatedLinear(gate_up, activation, again, *alone_, residual)); }, {gate_up, residual},
+          {&again});
+  }
+}
+
+TEST_F(FiniteDifferences, Biases) {
+  const at::Tensor x = Input({4, 6}), residual = Input({4, 5});
+  TensorWeight norm = Parameter({6}), linear = Parameter({5, 6}), bias = Parameter({5}), output = Parameter({5, 6}),
+               output_bias = Parameter({5});
+  const auto loss = [&] {
+    return Weigh(NormLinear(x, at::Tensor(), norm, 1e-3, linear, *alone_, nullptr, nullptr, &bias).second) +
+           Weigh(Linear(x, output, *alone_, residual, &output_bias)).pow(2);
+  };
+  Check(loss, {x, residual}, {&norm, &linear, &bias, &output, &output_bias});
+}
+
+TEST_F(FiniteDifferences, NormsWithOffset) {
+  const at::Tensor x = Input({4, 6}), delta = Input({4, 6});
+  TensorWeight norm = Parameter({6}), linear = Parameter({5, 6}), post = Parameter({6});
+  const auto loss = [&] {
+    const at::Tensor h = AddNorm(x, delta, post, 1e-3, 1);
+    return Weigh(NormLinear(h, at::Tensor(), norm, 1e-3, linear, *alone_, nullptr, nullptr, nullptr, 1).second) +
+           Weigh(h).pow(2);
+  };
+  Check(loss, {x, delta}, {&norm, &linear, &post});
+}
+
+TEST_F(FiniteDifferences, HeadNorm) {
+  for (const auto& [heads, kv_heads] : {std::pair(4, 2), std::pair(2, 1), std::pair(1, 1)}) {
+    for (const double offset : {0.0, 1.0}) {
+      const at::Tensor qkv = Input({5, (heads + 2 * kv_heads) * 4});
+      TensorWeight q_norm = Parameter({4}), k_norm = Parameter({4});
+      Check([&] { return Weigh(HeadNorm(qkv, q_norm, k_norm, heads, kv_heads, 1e-3, offset)); }, {qkv},
+            {&q_norm, &k_norm});
+    }
+  }
+}
+
+TEST_F(FiniteDifferences, ScaledEmbedding) {
+  TensorWeight table = Parameter({7, 5});
+  const at::Tensor tokens = TensorOf<int64_t>({3, 0, 3, 6, 3}), anchor = Anchor();
+  Check([&] { return Weigh(Embedding(tokens, table, *alone_, anchor, 2.5)); }, {}, {&table});
 }
 
 // Sines and cosines of made-up frequencies.
@@ -175,12 +217,14 @@ TEST_F(FiniteDifferences, SelfAttention) {
     int64_t heads, kv_heads, window;
     bool rope;
     std::vector<int32_t> cu_seqlens;
+    double scale = 0, softcap = 0;
   };
   const int64_t head_dim = 4, tokens = 8;
   const RopeTable table = Table(tokens, head_dim / 2);
   for (const AttentionBackend* backend : {&CpuAttention(), &MathAttention()}) {
     for (const Case& c : {Case{2, 2, 0, false, {0, 8}}, Case{4, 2, 0, true, {0, 3, 4, 8}}, Case{3, 1, 2, true, {0, 8}},
-                          Case{4, 2, 3, true, {0, 5, 8, 8}}}) {
+                          Case{4, 2, 3, true, {0, 5, 8, 8}}, Case{4, 2, 0, true, {0, 3, 8}, 0.7},
+                          Case{2, 1, 3, true, {0, 8}, 0.7, 0.9}}) {
       SelfAttentionArguments arguments;
       arguments.heads = c.heads;
       arguments.kv_heads = c.kv_heads;
@@ -190,6 +234,8 @@ TEST_F(FiniteDifferences, SelfAttention) {
       arguments.cu_seqlens = TensorOf(c.cu_seqlens);
       arguments.max_seqlen = 8;
       arguments.window = c.window;
+      arguments.scale = c.scale;
+      arguments.softcap = c.softcap;
       arguments.backend = backend;
       SCOPED_TRACE(absl::StrCat(backend->name, ", ", c.heads, " heads, window ", c.window));
       const at::Tensor qkv = Input({tokens, (c.heads + 2 * c.kv_heads) * head_dim});
@@ -201,21 +247,22 @@ TEST_F(FiniteDifferences, SelfAttention) {
 
 TEST_F(FiniteDifferences, CrossEntropyHead) {
   const at::Tensor targets = TensorOf<int64_t>({2, -100, 0, 8, -1, 2, 5});
-  for (const double z_loss : {0.0, 0.3}) {
+  for (const auto& [z_loss, softcap] : {std::pair(0.0, 0.0), std::pair(0.3, 0.0), std::pair(0.3, 1.5)}) {
     for (const int64_t chunk : {1, 3, 512}) {
-      SCOPED_TRACE(absl::StrCat("z_loss ", z_loss, ", chunks of ", chunk));
+      SCOPED_TRACE(absl::StrCat("z_loss ", z_loss, ", softcap ", softcap, ", chunks of ", chunk));
       const at::Tensor x = Input({7, 4});
       TensorWeight weight = Parameter({9, 4});
       LossHeadOptions options;
       options.scale = 0.25;
       options.z_loss = z_loss;
+      options.softcap = softcap;
       options.chunk_tokens = chunk;
       torch::autograd::backward({CrossEntropyHead(x, weight, 9, targets, *alone_, options).seed}, {});
       EXPECT_EQ(weight.contributions, 1);
       options.with_gradient = false;
       const auto value = [&] {
         const at::Tensor sums = CrossEntropyHead(x, weight, 9, targets, *alone_, options).sums;
-        return 0.25 * (sums[0].item<double>() + z_loss * sums[1].item<double>());
+        return 0.25 * (sums[0].item<double>() + options.z_loss * sums[1].item<double>());
       };
       ExpectDerivative("x", value, x, x.grad());
       ExpectDerivative("weight", value, weight.values(), weight.gradient());

@@ -250,7 +250,7 @@ TEST(HfConfigTest, GemmaHasAPatternOfWindows) {
 }
 
 TEST(HfConfigTest, SmolLm3LeavesRotationOutOfEachFourthLayer) {
-  const ModelConfig model = Read(Of("smollm3", "SmolLM3ForCausalLM", {})).model;
+  const ModelConfig model = Read(Of("smollm3", "SmolLM3ForCausalLM", Json::object())).model;
   const std::vector<int32_t> layers(model.no_rope_layers().begin(), model.no_rope_layers().end());
   EXPECT_EQ(layers, (std::vector<int32_t>{1, 1, 1, 0}));
   ExpectRefused(Of("smollm3", "SmolLM3ForCausalLM", {{"no_rope_layers", {1, 0}}}), "no_rope_layers: ");
@@ -264,7 +264,7 @@ TEST(HfConfigTest, WritesWhatItReads) {
   const Json yarn = {
       {"rope_type", "yarn"}, {"factor", 4.0}, {"original_max_position_embeddings", 64}, {"beta_fast", 20.0}};
   for (const Json& file : {Old(), With({{"rope_scaling", Llama3()}}), With({{"head_dim", 24}}), mistral, gemma,
-                           With({{"rope_scaling", yarn}}), Of("qwen2", "Qwen2ForCausalLM", {}),
+                           With({{"rope_scaling", yarn}}), Of("qwen2", "Qwen2ForCausalLM", Json::object()),
                            Of("smollm3", "SmolLM3ForCausalLM", {{"attention_bias", true}}),
                            Of("qwen3", "Qwen3ForCausalLM",
                               {{"sliding_window", 20}, {"use_sliding_window", true}, {"max_window_layers", 2}})}) {
