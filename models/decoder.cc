@@ -68,6 +68,7 @@ class BlockUnit final : public Unit {
     attention.window = spec.sliding_window;
     attention.backend = &shared_->attention;
     attention.context = context.batch->context.get();
+    if (context.cache != nullptr) attention.cache = &context.cache->layer(name_);
     attention.kept = kept;
     attention.rotated = kept != nullptr && kept->Has(kKeepQkv);
 
@@ -101,6 +102,10 @@ class HeadUnit final : public Unit {
   bool recomputable() const override { return false; }
 
   Carry Forward(const UnitContext& context, Carry input, const at::Tensor&) override {
+    if (context.phase == Phase::kGenerate) {
+      return {Logits(Norm(input[0], norm_, shared_->spec.rms_norm_eps), head_, shared_->spec.vocab_size,
+                     context.batch->wanted, *shared_->tensor)};
+    }
     LossHeadOptions options;
     options.scale = context.loss_scale;
     options.z_loss = context.z_loss;
