@@ -20,6 +20,7 @@ void AddValidateCommand(CLI::App& app, const Extensions& extensions, absl::Statu
 void AddPlanCommand(CLI::App& app, const Extensions& extensions, absl::Status* result);
 void AddExportCommand(CLI::App& app, const Extensions& extensions, absl::Status* result);
 void AddGenerateCommand(CLI::App& app, const Extensions& extensions, absl::Status* result);
+void AddEvaluateCommand(CLI::App& app, const Extensions& extensions, absl::Status* result);
 void AddConfigCommand(CLI::App& app, absl::Status* result);
 void AddBenchCommand(CLI::App& app, const Extensions& extensions, absl::Status* result);
 

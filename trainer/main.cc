@@ -37,6 +37,7 @@ int Main(int argc, char** argv, const Extensions& extensions) {
   AddBenchCommand(app, extensions, &result);
   AddExportCommand(app, extensions, &result);
   AddGenerateCommand(app, extensions, &result);
+  AddEvaluateCommand(app, extensions, &result);
   AddConfigCommand(app, &result);
   try {
     app.parse(argc, argv);
