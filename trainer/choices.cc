@@ -44,8 +44,7 @@ absl::StatusOr<Question> ParseQuestion(const Json& line) {
 }
 
 absl::StatusOr<std::vector<Candidate>> Candidates(const Session& session, const std::vector<Question>& questions) {
-  if (session.tokenizer == nullptr)
-    return Error(ExitCode::kData, "evaluate --choices: ", session.source.description, " brings no tokenizer.json");
+  RETURN_IF_ERROR(session.tokenizer_status);
   ASSIGN_OR_RETURN(const std::vector<int64_t> prefix, PrefixIds(session.tokenizer_folder, *session.tokenizer));
   const auto encode = [&](const std::string& text) {
     std::vector<int32_t> ids;

@@ -34,9 +34,7 @@ GeneratedToken Choose(Mesh& mesh, const at::Tensor& logits, const SamplingOption
 absl::StatusOr<std::vector<int64_t>> PromptIds(const GenerateOptions& options, const Session& session) {
   std::vector<int64_t> ids = options.prompt_ids;
   if (options.prompt.has_value()) {
-    if (session.tokenizer == nullptr)
-      return Error(ExitCode::kData, "generate: ", session.source.description,
-                   " brings no tokenizer.json; give token ids by --prompt-ids, with --print-ids");
+    RETURN_IF_ERROR(session.tokenizer_status);
     std::string text = *options.prompt;
     if (options.chat) {
       ASSIGN_OR_RETURN(const std::string chat_template, ReadChatTemplate(session.tokenizer_folder));
@@ -75,9 +73,7 @@ absl::Status Run(const GenerateOptions& options, Session& session) {
   absl::StatusOr<std::vector<int64_t>> prompt = PromptIds(options, session);
   if (!prompt.ok()) return MarkAgreed(prompt.status());
   const bool as_text = !options.print_ids && !options.json;
-  if (as_text && session.tokenizer == nullptr)
-    return MarkAgreed(Error(ExitCode::kData, "generate: ", session.source.description,
-                            " brings no tokenizer.json to make text with; add --print-ids"));
+  if (as_text && !session.tokenizer_status.ok()) return MarkAgreed(session.tokenizer_status);
   const std::set<int64_t> ends = EndIds(options, session);
   const auto prompt_tokens = static_cast<int64_t>(prompt->size());
   // The last token is never read again, so it needs no place.

@@ -51,7 +51,8 @@ size_t CompleteBytes(const std::string& text) {
   for (size_t back = 1; back <= 3 && back <= text.size(); ++back) {
     const auto byte = static_cast<unsigned char>(text[text.size() - back]);
     if ((byte & 0xC0) == 0x80) continue;
-    const size_t needed = byte >= 0xF0 ? 4 : byte >= 0xE0 ? 3 : byte >= 0xC0 ? 2 : 1;
+    const bool leads = byte >= 0xC2 && byte <= 0xF4;
+    const size_t needed = !leads ? 1 : byte >= 0xF0 ? 4 : byte >= 0xE0 ? 3 : 2;
     return needed > back ? text.size() - back : text.size();
   }
   return text.size();

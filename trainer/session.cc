@@ -22,20 +22,21 @@ struct Plan {
   Recipe recipe;
   Corpora corpora;
   at::Device device = at::kCPU;
-  std::unique_ptr<Tokenizer> tokenizer;
+  absl::StatusOr<std::unique_ptr<Tokenizer>> tokenizer;
   std::string tokenizer_folder;
 };
 
-absl::Status LoadTokenizer(Plan* plan) {
+absl::StatusOr<std::unique_ptr<Tokenizer>> LoadTokenizer(const ExportSource& source, std::string* folder) {
   std::error_code error;
-  for (const std::string& folder : plan->source.tokenizer_folders) {
-    const std::string path = folder + "/tokenizer.json";
+  for (const std::string& candidate : source.tokenizer_folders) {
+    const std::string path = candidate + "/tokenizer.json";
     if (!std::filesystem::exists(path, error)) continue;
-    ASSIGN_OR_RETURN(plan->tokenizer, Tokenizer::Load(path));
-    plan->tokenizer_folder = folder;
-    return absl::OkStatus();
+    *folder = candidate;
+    return Tokenizer::Load(path);
   }
-  return absl::OkStatus();
+  return Error(ExitCode::kData, source.description,
+               ": brings no tokenizer.json, so text means nothing to it; give and print token ids (--prompt-ids, "
+               "--print-ids)");
 }
 
 // A model in use trains nothing; a recipe wants to know all the same.
@@ -61,7 +62,7 @@ absl::StatusOr<Plan> MakePlan(const SessionOptions& options, const Extensions& e
                  "--set: model and data are SOURCE's and --data's; parallel, precision, kernels and "
                  "launch can be set");
   ASSIGN_OR_RETURN(plan.source, OpenExportSource(options.source, extensions.families, nullptr));
-  RETURN_IF_ERROR(LoadTokenizer(&plan));
+  plan.tokenizer = LoadTokenizer(plan.source, &plan.tokenizer_folder);
   *config.mutable_model() = plan.source.model;
   config.mutable_model()->clear_from();
   config.mutable_model()->clear_config();
@@ -87,8 +88,10 @@ absl::Status RunOn(const Plan& plan, const Extensions& extensions, const Process
   for (ParameterBuffer* buffer : (*model)->buffers()) buffer->Publish(/*converted=*/false);
   Info(plan.source.description, ": ", HumanCount(static_cast<double>(plan.recipe.model.num_parameters())),
        " parameters on ", plan.recipe.mesh.ToString(), ", loaded in ", HumanSeconds(MonotonicSeconds() - start));
-  Session session{process, plan.source, plan.recipe,          plan.corpora,
-                  mesh,    **model,     plan.tokenizer.get(), plan.tokenizer_folder};
+  Session session{process, plan.source, plan.recipe, plan.corpora, mesh, **model};
+  session.tokenizer = plan.tokenizer.ok() ? plan.tokenizer->get() : nullptr;
+  session.tokenizer_folder = plan.tokenizer_folder;
+  session.tokenizer_status = plan.tokenizer.status();
   return run(session);
 }
 

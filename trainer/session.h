@@ -30,9 +30,10 @@ struct Session {
   const Corpora& corpora;
   Mesh& mesh;
   Model& model;
-  // The source's own, with the folder it came from; null and "" when it brings none.
+  // The source's own, with the folder it came from; else null, "" and the reason.
   const Tokenizer* tokenizer = nullptr;
-  std::string tokenizer_folder;
+  std::string tokenizer_folder = {};
+  absl::Status tokenizer_status = {};
 };
 
 // Starts MPI and everything else, then calls `run` on every rank. Its error may be one rank's own, or marked as agreed.
