@@ -4,11 +4,13 @@
 #include <ATen/core/Reduction.h>
 #include <ATen/ops/cat.h>
 #include <ATen/ops/cross_entropy_loss.h>
-#include <ATen/ops/gelu.h>
 #include <ATen/ops/logsumexp.h>
 #include <ATen/ops/matmul.h>
 #include <ATen/ops/rsqrt.h>
+#include <ATen/ops/sigmoid.h>
 #include <ATen/ops/silu.h>
+
+#include <cmath>
 
 namespace trireme::reference {
 
@@ -18,7 +20,11 @@ at::Tensor RmsNorm(const at::Tensor& x, const at::Tensor& weight, double eps) {
 
 at::Tensor Gated(const at::Tensor& gate_up, Activation activation) {
   const std::vector<at::Tensor> halves = gate_up.chunk(2, 1);
-  return (activation == Activation::kSilu ? at::silu(halves[0]) : at::gelu(halves[0], "tanh")) * halves[1];
+  const at::Tensor& gate = halves[0];
+  if (activation == Activation::kSilu) return at::silu(gate) * halves[1];
+  // g (1 + tanh(u)) / 2 without its cancellation far below zero.
+  const at::Tensor u = std::sqrt(2 / M_PI) * (gate + 0.044715 * gate.pow(3));
+  return gate * at::sigmoid(2 * u) * halves[1];
 }
 
 at::Tensor Rope(const at::Tensor& heads, const at::Tensor& positions, const RopeTable& table) {

@@ -1,6 +1,8 @@
 #include "models/decoder.h"
 
+#include <ATen/TensorOperators.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/tanh.h>
 #include <ATen/ops/zeros.h>
 
 #include <algorithm>
@@ -104,6 +106,7 @@ class BlockUnit final : public Unit {
     attention.window = pattern_.window;
     attention.backend = &shared_->attention;
     attention.context = batch.contexts.empty() ? nullptr : batch.contexts.at(pattern_.window).get();
+    if (context.cache != nullptr) attention.cache = &context.cache->layer(name_);
     attention.kept = context.kept;
     // Normed heads are a copy: what was kept is from before.
     attention.rotated = !spec.qk_norm && context.kept != nullptr && context.kept->Has(kKeepQkv);
@@ -133,15 +136,21 @@ class HeadUnit final : public Unit {
   bool recomputable() const override { return false; }
 
   Carry Forward(const UnitContext& context, Carry input, const at::Tensor&) override {
+    const DecoderSpec& spec = shared_->spec;
+    const at::Tensor x = Norm(input[0], norm_, spec.rms_norm_eps, spec.norm_offset ? 1 : 0);
+    if (context.phase == Phase::kGenerate) {
+      at::Tensor logits = Logits(x, head_, spec.vocab_size, context.batch->wanted, *shared_->tensor);
+      const double cap = spec.final_logit_softcap;
+      return {cap > 0 ? at::tanh(logits / cap) * cap : logits};
+    }
     LossHeadOptions options;
     options.scale = context.loss_scale;
     options.z_loss = context.z_loss;
-    options.softcap = shared_->spec.final_logit_softcap;
+    options.softcap = spec.final_logit_softcap;
     options.chunk_tokens = context.loss_chunk_tokens;
     options.with_gradient = context.phase == Phase::kTrain;
-    const DecoderSpec& spec = shared_->spec;
-    const HeadLoss loss = CrossEntropyHead(Norm(input[0], norm_, spec.rms_norm_eps, spec.norm_offset ? 1 : 0), head_,
-                                           spec.vocab_size, context.batch->targets, *shared_->tensor, options);
+    const HeadLoss loss =
+        CrossEntropyHead(x, head_, spec.vocab_size, context.batch->targets, *shared_->tensor, options);
     context.loss_sums->add_(loss.sums);
     return {loss.seed};
   }

@@ -8,6 +8,7 @@
 
 #include "launch/status.h"
 #include "trainer/extensions.h"
+#include "trainer/session.h"
 
 namespace trireme {
 
@@ -18,8 +19,13 @@ void AddTrainCommand(CLI::App& app, const Extensions& extensions, absl::Status* 
 void AddValidateCommand(CLI::App& app, const Extensions& extensions, absl::Status* result);
 void AddPlanCommand(CLI::App& app, const Extensions& extensions, absl::Status* result);
 void AddExportCommand(CLI::App& app, const Extensions& extensions, absl::Status* result);
+void AddGenerateCommand(CLI::App& app, const Extensions& extensions, absl::Status* result);
+void AddEvaluateCommand(CLI::App& app, const Extensions& extensions, absl::Status* result);
 void AddConfigCommand(CLI::App& app, absl::Status* result);
 void AddBenchCommand(CLI::App& app, const Extensions& extensions, absl::Status* result);
+
+// SOURCE, --set and --ranks of the verbs that open a model (trainer/session.h).
+void AddSessionOptions(CLI::App& command, SessionOptions* options);
 
 }  // namespace trireme
 

@@ -2,12 +2,10 @@
 
 #include <algorithm>
 
-#include "data/loader.h"
-
 namespace trireme {
 
 absl::StatusOr<double> EvaluateSplit(Model& model, Mesh& mesh, const Sampler& sampler, const Recipe& recipe,
-                                     int64_t max_sequences) {
+                                     int64_t max_sequences, const std::function<void(const Microbatch&)>& seen) {
   const int64_t windows =
       max_sequences > 0 ? std::min<int64_t>(max_sequences, sampler.num_windows()) : sampler.num_windows();
   const int64_t micro = recipe.config.micro_batch_size(), ranks = mesh.num_data_ranks();
@@ -26,6 +24,7 @@ absl::StatusOr<double> EvaluateSplit(Model& model, Mesh& mesh, const Sampler& sa
         microbatch.num_targets = targets_before;
       }
     }
+    if (seen) seen(microbatch);
     mesh.log().Beat("evaluating");
     const Model::EvaluationSums sums = model.Evaluate({microbatch});
     loss_sum += sums.loss_sum;

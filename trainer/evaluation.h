@@ -3,6 +3,9 @@
 #ifndef TRIREME_TRAINER_EVALUATION_H_
 #define TRIREME_TRAINER_EVALUATION_H_
 
+#include <functional>
+
+#include "data/loader.h"
 #include "data/sampler.h"
 #include "parallel/comm/mesh.h"
 #include "trainer/model.h"
@@ -10,9 +13,9 @@
 namespace trireme {
 
 // Mean cross-entropy per target over the first `max_sequences` windows (0: all), in nat; the same on every rank and, up
-// to round-off, for every number of ranks. Collective.
+// to round-off, for every number of ranks. Collective. seen: told of each microbatch of this data rank.
 absl::StatusOr<double> EvaluateSplit(Model& model, Mesh& mesh, const Sampler& sampler, const Recipe& recipe,
-                                     int64_t max_sequences);
+                                     int64_t max_sequences, const std::function<void(const Microbatch&)>& seen = {});
 
 }  // namespace trireme
 

@@ -155,7 +155,7 @@ absl::StatusOr<std::string> NewestCheckpoint(const std::string& run_dir) {
     if (status.ok()) return step;
     Warning(status.message(), "; trying an older one");
   }
-  return Error(ExitCode::kCheckpoint, "export ", run_dir, ": holds no whole checkpoint");
+  return Error(ExitCode::kCheckpoint, run_dir, ": holds no whole checkpoint");
 }
 
 }  // namespace
@@ -171,7 +171,7 @@ absl::StatusOr<ExportSource> OpenExportSource(const std::string& source, const s
   }
   const absl::StatusOr<std::string> folder = FindHfDirectory(source);
   if (folder.ok() && fs::exists(fs::path(*folder) / kHfConfigName, error)) return OpenDirectory(*folder, families);
-  return Error(ExitCode::kConfig, "export ", source,
+  return Error(ExitCode::kConfig, source,
                folder.ok() ? ": is neither a run_dir, nor a checkpoint, nor a Hugging Face directory"
                            : absl::StrCat(": ", folder.status().message()));
 }

@@ -36,6 +36,8 @@ int Main(int argc, char** argv, const Extensions& extensions) {
   AddPlanCommand(app, extensions, &result);
   AddBenchCommand(app, extensions, &result);
   AddExportCommand(app, extensions, &result);
+  AddGenerateCommand(app, extensions, &result);
+  AddEvaluateCommand(app, extensions, &result);
   AddConfigCommand(app, &result);
   try {
     app.parse(argc, argv);

@@ -284,6 +284,55 @@ Model::EvaluationSums Model::Evaluate(const std::vector<Microbatch>& microbatche
   return result;
 }
 
+int64_t Model::Padding(int64_t tokens) const {
+  const int64_t ranks = mesh_.shape()[Axis::kTensor];
+  return (ranks - tokens % ranks) % ranks;
+}
+
+at::Tensor Model::Logits(const std::vector<std::vector<int64_t>>& new_tokens, KvCache& cache, bool every_token) {
+  std::vector<int64_t> counts, tokens, positions, wanted;
+  for (size_t s = 0; s < new_tokens.size(); ++s) {
+    counts.push_back(static_cast<int64_t>(new_tokens[s].size()));
+    for (size_t i = 0; i < new_tokens[s].size(); ++i) {
+      if (every_token || i + 1 == new_tokens[s].size()) wanted.push_back(static_cast<int64_t>(tokens.size()));
+      positions.push_back(cache.length(static_cast<int64_t>(s)) + static_cast<int64_t>(i));
+      tokens.push_back(new_tokens[s][i]);
+    }
+  }
+  const int64_t padding = Padding(static_cast<int64_t>(tokens.size()));
+  tokens.resize(tokens.size() + padding, 0);
+  positions.resize(tokens.size(), 0);
+  cache.Begin(counts, padding);
+  MicrobatchTensors batch;
+  batch.tokens = CopyOf(tokens, device_);
+  batch.positions = CopyOf(positions, device_);
+  batch.wanted = CopyOf(wanted, device_);
+  batch.cu_seqlens = cache.cu_seqlens();
+  batch.max_seqlen = cache.max_new_tokens();
+  const at::Tensor logits = executor_->Generate(batch, cache);
+  return logits.defined() ? logits.cpu() : logits;
+}
+
+double Model::SequenceLoss(const std::vector<int64_t>& tokens, const std::vector<int64_t>& targets) {
+  const auto count = static_cast<int32_t>(tokens.size());
+  const auto all = static_cast<int32_t>(count + Padding(count));
+  std::vector<int64_t> padded_tokens = tokens, padded_targets = targets, positions;
+  padded_tokens.resize(all, 0);
+  padded_targets.resize(all, kIgnoredTarget);
+  for (int64_t i = 0; i < all; ++i) positions.push_back(i < count ? i : 0);
+  std::vector<int32_t> ends = {0, count};
+  if (all > count) ends.push_back(all);
+  MicrobatchTensors batch;
+  batch.tokens = CopyOf(padded_tokens, device_);
+  batch.targets = CopyOf(padded_targets, device_);
+  batch.positions = CopyOf(positions, device_);
+  batch.cu_seqlens = CopyOf(ends, device_);
+  batch.max_seqlen = std::max(count, all - count);
+  at::Tensor sums = at::zeros({2}, at::TensorOptions().dtype(at::kDouble).device(device_));
+  executor_->Evaluate({batch}, sums);
+  return sums.cpu().const_data_ptr<double>()[0];
+}
+
 std::string Model::DescribeNonFinite(double local_loss_sum) {
   // Gradients flow backward: of several units with non-finite gradients the last one in the model had them first.
   const std::vector<ParameterBuffer*>& all = buffers_;

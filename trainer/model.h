@@ -54,6 +54,15 @@ class Model {
   };
   EvaluationSums Evaluate(const std::vector<Microbatch>& microbatches);
 
+  // Runs new tokens of each sequence of `cache` behind those that it holds. Logits [rows, vocab] float32 on the CPU,
+  // for the last new token of each sequence that has some, or for every new token; undefined on ranks without the loss
+  // head. All ranks bring the same tokens; data and context ranks repeat each other's work. Collective.
+  at::Tensor Logits(const std::vector<std::vector<int64_t>>& new_tokens, KvCache& cache, bool every_token = false);
+
+  // Sum of the cross-entropy of the targets [tokens] (negative: none) of one sequence; 0 on ranks without the loss
+  // head. Data ranks may bring different sequences. Collective over the pipeline and whatever shares the weights.
+  double SequenceLoss(const std::vector<int64_t>& tokens, const std::vector<int64_t>& targets);
+
   // For a non-finite loss or norm: which rank and unit have it. Collective; the same text on all ranks.
   std::string DescribeNonFinite(double local_loss_sum);
 
@@ -65,6 +74,8 @@ class Model {
  private:
   Model(const Recipe& recipe, Mesh& mesh) : recipe_(recipe), mesh_(mesh) {}
   MicrobatchTensors ToDevice(const Microbatch& microbatch) const;
+  // Tokens that must be added to `tokens` for the tensor ranks to share them evenly.
+  int64_t Padding(int64_t tokens) const;
   // Ranks whose losses and gradients are parts of one sum: all but the tensor ranks, which hold the same losses.
   ProcessGroup& loss_group() const;
   void BuildStages(BufferOptions options);

@@ -95,6 +95,20 @@ at::Tensor Embedding(const at::Tensor& tokens, Weight& weight, ProcessGroup& ten
   return EmbeddingFunction::apply(anchor, tokens, &weight, &tensor, scale);
 }
 
+at::Tensor Logits(const at::Tensor& x, Weight& weight, int64_t vocab_size, const at::Tensor& wanted,
+                  ProcessGroup& tensor) {
+  at::NoGradGuard no_grad;
+  const at::Tensor rows = GatherRows(tensor, x).index_select(0, wanted);
+  const Gathered part = weight.full();
+  if (tensor.size() == 1) return MatmulTransposed(rows, part.data).to(at::kFloat);
+  // Each column is one rank's and zero elsewhere: the sum moves it unchanged.
+  at::Tensor logits = at::zeros({wanted.size(0), vocab_size}, rows.options().dtype(at::kFloat));
+  if (part.data.size(0) > 0)
+    logits.narrow(1, part.first_row, part.data.size(0)).copy_(MatmulTransposed(rows, part.data));
+  tensor.AllReduce(logits, ReduceOp::kSum).Wait();
+  return logits;
+}
+
 HeadLoss CrossEntropyHead(const at::Tensor& x, Weight& weight, int64_t vocab_size, const at::Tensor& targets,
                           ProcessGroup& tensor, const LossHeadOptions& given) {
   HeadLoss loss;

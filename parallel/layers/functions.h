@@ -21,6 +21,7 @@
 #include "parallel/comm/process_group.h"
 #include "parallel/layers/context_attention.h"
 #include "parallel/layers/kept_results.h"
+#include "parallel/layers/kv_cache.h"
 
 namespace trireme {
 
@@ -64,12 +65,18 @@ struct SelfAttentionArguments {
   double softcap = 0;  // 0: none
   const AttentionBackend* backend;
   const ContextAttention* context = nullptr;  // where sequences are cut over ranks, until backward; null: they are not
+  KvCache::Layer* cache = nullptr;            // where earlier tokens are; no gradient. Null: the batch is all there is
   KeptResults* kept = nullptr;
   bool rotated = false;  // qkv is from an earlier pass that rotated it
 };
 // qkv [T, (heads + 2 kv_heads) head_dim] -> [T, heads * head_dim]. Rotates q and k inside qkv, which the caller must
 // not use again. Collective over the context's group.
 at::Tensor SelfAttention(const at::Tensor& qkv, const SelfAttentionArguments& arguments);
+
+// x [t, H] -> logits [n, vocab_size] float32 of the rows wanted [n] of all tokens; the same bits on all tensor ranks.
+// No gradient.
+at::Tensor Logits(const at::Tensor& x, Weight& weight, int64_t vocab_size, const at::Tensor& wanted,
+                  ProcessGroup& tensor);
 
 struct HeadLoss {
   at::Tensor seed;  // scalar with a graph: backward(seed) delivers dx. Its value carries no meaning.

@@ -33,13 +33,18 @@ AttentionArguments BackendArguments(const at::Tensor& qkv, const SelfAttentionAr
   return arguments;
 }
 
+AttentionOutput Attend(const SelfAttentionArguments& a, const AttentionArguments& arguments) {
+  return a.cache != nullptr ? a.cache->Attend(*a.backend, arguments)
+                            : ContextAttentionForward(*a.backend, a.context, arguments);
+}
+
 struct SelfAttentionFunction : torch::autograd::Function<SelfAttentionFunction> {
   static at::Tensor forward(AutogradContext* context, const at::Tensor& qkv, const SelfAttentionArguments& a) {
     at::Tensor rotated = qkv;
     if (a.rope != nullptr && !a.rotated)
       ApplyRope(rotated, a.heads + a.kv_heads, a.head_dim, a.positions, *a.rope, /*inverse=*/false);
     const std::vector<at::Tensor> kept = TakeKept(a.kept, kKeepAttention, [&] {
-      const AttentionOutput output = ContextAttentionForward(*a.backend, a.context, BackendArguments(rotated, a));
+      const AttentionOutput output = Attend(a, BackendArguments(rotated, a));
       return std::vector<at::Tensor>{output.out, output.lse};
     });
     at::Tensor out = kept[0].view({qkv.size(0), a.heads * a.head_dim});

@@ -138,28 +138,42 @@ void PipelineExecutor::Finish() {
   TRIREME_CHECK(states_.empty() && arriving_.empty() && handed_over_.empty(), "the schedule left work undone");
 }
 
-void PipelineExecutor::Evaluate(const std::vector<MicrobatchTensors>& microbatches, at::Tensor& loss_sums) {
+Carry PipelineExecutor::ForwardOnly(const MicrobatchTensors& batch,
+                                    const std::function<Carry(Stage& stage, Carry input)>& run) {
   const Schedule& schedule = options_.schedule;
+  Carry carry;
+  for (auto& [s, stage] : stages_) {
+    carry.clear();
+    if (s > 0) {
+      const int from = schedule.rank_of_stage[s - 1];
+      if (from == options_.rank) {
+        carry = std::move(handed_over_.at({false, {s, 0}}));
+        handed_over_.erase({false, {s, 0}});
+      } else {
+        const PipelineLink& link = incoming_.at(from).link;
+        carry = {options_.empty_carry(batch)};
+        link.group->Exchange({{PeerTransfer::kReceive, carry[0], link.peer}}).Wait();
+      }
+    }
+    carry = run(*stage, std::move(carry));
+    if (s + 1 < schedule.num_stages()) Send(false, s + 1, 0, std::exchange(carry, {}));
+  }
+  return carry;
+}
+
+void PipelineExecutor::Evaluate(const std::vector<MicrobatchTensors>& microbatches, at::Tensor& loss_sums) {
   // Stage after stage, microbatch after microbatch: every rank sends and receives in this one order.
   for (const MicrobatchTensors& batch : microbatches) {
-    for (auto& [s, stage] : stages_) {
-      Carry carry;
-      if (s > 0) {
-        const int from = schedule.rank_of_stage[s - 1];
-        if (from == options_.rank) {
-          carry = std::move(handed_over_.at({false, {s, 0}}));
-          handed_over_.erase({false, {s, 0}});
-        } else {
-          const PipelineLink& link = incoming_.at(from).link;
-          carry = {options_.empty_carry(batch)};
-          link.group->Exchange({{PeerTransfer::kReceive, carry[0], link.peer}}).Wait();
-        }
-      }
-      carry = stage->Evaluate(batch, std::move(carry), loss_sums);
-      if (s + 1 < schedule.num_stages()) Send(false, s + 1, 0, std::move(carry));
-    }
+    ForwardOnly(batch, [&](Stage& stage, Carry input) { return stage.Evaluate(batch, std::move(input), loss_sums); });
   }
   sends_.clear();
+}
+
+at::Tensor PipelineExecutor::Generate(const MicrobatchTensors& batch, KvCache& cache) {
+  const Carry logits =
+      ForwardOnly(batch, [&](Stage& stage, Carry input) { return stage.Generate(batch, std::move(input), cache); });
+  sends_.clear();
+  return logits.empty() ? at::Tensor() : logits[0];
 }
 
 }  // namespace trireme

@@ -54,6 +54,9 @@ class PipelineExecutor {
   // Loss only. Collective likewise.
   void Evaluate(const std::vector<MicrobatchTensors>& microbatches, at::Tensor& loss_sums);
 
+  // Logits on the ranks with the loss head, undefined on others. Collective likewise.
+  at::Tensor Generate(const MicrobatchTensors& batch, KvCache& cache);
+
   const std::map<int, std::unique_ptr<Stage>>& stages() const { return stages_; }
   const Schedule& schedule() const { return options_.schedule; }
   void set_observer(std::function<void(const ActionTimes&)> observer) { options_.observer = std::move(observer); }
@@ -79,6 +82,8 @@ class PipelineExecutor {
   void Send(bool gradient, int stage, int microbatch, Carry carry);
   Carry Receive(bool gradient, int stage, int microbatch, const MicrobatchTensors& batch);
   void Finish();
+  // Runs one microbatch through this rank's stages; what the last one returned.
+  Carry ForwardOnly(const MicrobatchTensors& batch, const std::function<Carry(Stage& stage, Carry input)>& run);
 
   ExecutorOptions options_;
   std::map<int, std::unique_ptr<Stage>> stages_;

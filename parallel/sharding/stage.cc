@@ -178,9 +178,18 @@ void Stage::FinishGradients(int num_microbatches) {
 }
 
 Carry Stage::Evaluate(const MicrobatchTensors& batch, Carry carry, at::Tensor& loss_sums) {
+  return WalkWithoutGraph(Context(batch, Phase::kEvaluate, 1, &loss_sums), std::move(carry));
+}
+
+Carry Stage::Generate(const MicrobatchTensors& batch, Carry carry, KvCache& cache) {
+  UnitContext context = Context(batch, Phase::kGenerate, 1, nullptr);
+  context.cache = &cache;
+  return WalkWithoutGraph(context, std::move(carry));
+}
+
+Carry Stage::WalkWithoutGraph(const UnitContext& context, Carry carry) {
   at::AutoGradMode no_grad(false);
   const int count = static_cast<int>(units_.size());
-  const UnitContext context = Context(batch, Phase::kEvaluate, 1, &loss_sums);
   const at::Tensor anchor = at::empty({0}, at::TensorOptions().device(options_.device));
   StartUnshard(0);
   for (int i = 0; i < count; ++i) {

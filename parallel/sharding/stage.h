@@ -61,6 +61,8 @@ class Stage {
   void FinishGradients(int num_microbatches);
   // Loss only; nothing is kept.
   Carry Evaluate(const MicrobatchTensors& batch, Carry input, at::Tensor& loss_sums);
+  // New tokens behind those in `cache`, which has begun this pass. The stage with the head returns logits.
+  Carry Generate(const MicrobatchTensors& batch, Carry input, KvCache& cache);
 
   // Starts gathering what a forward (or a backward) of this stage needs first. Collective over the gather groups.
   void Prefetch(bool backward);
@@ -71,6 +73,7 @@ class Stage {
   UnitContext Context(const MicrobatchTensors& batch, Phase phase, double loss_scale, at::Tensor* loss_sums) const;
   Carry WalkBack(MicrobatchState& state, Carry gradients, double loss_scale, at::Tensor& loss_sums, bool defer,
                  bool last);
+  Carry WalkWithoutGraph(const UnitContext& context, Carry carry);
   void MoveKept(MicrobatchState& state, int unit, at::Device to) const;
   void StartUnshard(int unit);
   void FinishUnshard(int unit);

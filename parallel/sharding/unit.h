@@ -12,6 +12,7 @@
 
 #include "parallel/layers/context_attention.h"
 #include "parallel/layers/kept_results.h"
+#include "parallel/layers/kv_cache.h"
 #include "parallel/sharding/parameter_buffer.h"
 
 namespace trireme {
@@ -29,9 +30,14 @@ struct MicrobatchTensors {
   int64_t max_seqlen = 0;
   // By window: how the stream is cut over ranks; empty: it is not.
   std::map<int64_t, std::shared_ptr<const ContextAttention>> contexts;
+  at::Tensor wanted;  // [n] int64: tokens whose logits Phase::kGenerate returns
 };
 
-enum class Phase { kTrain, kEvaluate };
+enum class Phase {
+  kTrain,
+  kEvaluate,
+  kGenerate  // new tokens behind those in `cache`; the head returns logits [n, vocab] float32 instead of a loss
+};
 
 struct UnitContext {
   const MicrobatchTensors* batch = nullptr;
@@ -40,6 +46,7 @@ struct UnitContext {
   double z_loss = 0;
   int64_t loss_chunk_tokens = 512;
   at::Tensor* loss_sums = nullptr;  // [2] float64: the loss head adds sum of cross-entropy and sum of lse^2
+  KvCache* cache = nullptr;         // kGenerate: begun for this batch
   KeptResults* kept = nullptr;      // where a recomputed unit keeps results of its first pass; null: nothing
 };
 

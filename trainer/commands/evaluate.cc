@@ -1,0 +1,53 @@
+#include "trainer/evaluate.h"
+
+#include <memory>
+
+#include "trainer/commands.h"
+
+namespace trireme {
+
+void AddEvaluateCommand(CLI::App& app, const Extensions& extensions, absl::Status* result) {
+  struct Flags {
+    EvaluateOptions options;
+    std::string corpus, split = "validation";
+    int32_t sequence_length = 0;
+    bool document_mask = false;
+  };
+  auto flags = std::make_shared<Flags>();
+  EvaluateOptions& options = flags->options;
+  options.session.micro_batch_size = 4;
+  CLI::App* command =
+      app.add_subcommand("evaluate", "A model's loss on a corpus, or its accuracy on questions with choices");
+  AddSessionOptions(*command, &options.session);
+  CLI::Option_group* what = command->add_option_group("what");
+  CLI::Option* corpus = what->add_option("--data", flags->corpus, "A corpus, as data.source.path of a recipe");
+  what->add_option("--choices", options.choices,
+                   R"(Questions, one a line: {"prompt": "...", "choices": ["...", "..."], "answer": 0})");
+  what->require_option(1);
+  command->add_option("--split", flags->split, "Of the corpus")
+      ->check(CLI::IsMember({"validation", "train"}))
+      ->capture_default_str()
+      ->needs(corpus);
+  command->add_option("--max-sequences", options.max_sequences, "Windows of the split to use; 0: all")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str()
+      ->needs(corpus);
+  command
+      ->add_option("--sequence-length", flags->sequence_length,
+                   "Tokens per window; default: what the model is meant for, at most 1024")
+      ->check(CLI::PositiveNumber)
+      ->needs(corpus);
+  command->add_flag("--document-mask", flags->document_mask, "Attention stops at document boundaries, as in training")
+      ->needs(corpus);
+  command->add_flag("--json", options.json, "Print one JSON line");
+  command->callback([flags, &extensions, result] {
+    DataConfig& data = flags->options.session.data;
+    if (!flags->corpus.empty()) data.add_source()->set_path(flags->corpus);
+    if (flags->sequence_length > 0) data.set_sequence_length(flags->sequence_length);
+    data.set_document_mask(flags->document_mask);
+    flags->options.train_split = flags->split == "train";
+    *result = Evaluate(flags->options, extensions);
+  });
+}
+
+}  // namespace trireme

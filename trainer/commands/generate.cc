@@ -1,0 +1,55 @@
+#include "trainer/generate.h"
+
+#include <memory>
+
+#include "trainer/commands.h"
+
+namespace trireme {
+
+void AddSessionOptions(CLI::App& command, SessionOptions* options) {
+  command
+      .add_option("SOURCE", options->source,
+                  "A run_dir, a checkpoint's step folder, or a Hugging Face directory or ORG/NAME in its cache")
+      ->required();
+  command.add_option("--set", options->overrides, "Set a field: parallel.tensor=2, precision.compute=BF16, ...")
+      ->allow_extra_args(false);
+  command.add_option("--ranks", options->expected_ranks, "Fail at once unless started with this many ranks");
+}
+
+void AddGenerateCommand(CLI::App& app, const Extensions& extensions, absl::Status* result) {
+  auto options = std::make_shared<GenerateOptions>();
+  CLI::App* command = app.add_subcommand("generate", "Continue a prompt; the text goes to standard output as it comes");
+  AddSessionOptions(*command, &options->session);
+  CLI::Option_group* prompt = command->add_option_group("prompt");
+  CLI::Option* text = prompt->add_option("--prompt", options->prompt, "The text to go on from");
+  prompt->add_option("--prompt-ids", options->prompt_ids, "Its token ids, as in 1,2,3")->delimiter(',');
+  prompt->require_option(1);
+  CLI::Option* chat =
+      command->add_flag("--chat", options->chat, "The prompt is a user's message: apply the model's chat template")
+          ->needs(text);
+  command->add_option("--system", options->system, "With --chat: the system message in place of the template's own")
+      ->needs(chat);
+  command->add_option("--max-tokens", options->max_tokens, "Most tokens to add")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
+  SamplingOptions& sampling = options->sampling;
+  command->add_option("--temperature", sampling.temperature, "0: always the likeliest token")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
+  command->add_option("--top-k", sampling.top_k, "Choose among this many of the likeliest; 0: all")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
+  command->add_option("--top-p", sampling.top_p, "Choose among the likeliest that together are this likely")
+      ->check(CLI::Range(0.0, 1.0))
+      ->capture_default_str();
+  command->add_option("--seed", sampling.seed, "The same seed gives the same text on any mesh")->capture_default_str();
+  command->add_flag("--ignore-eos", options->ignore_eos, "Go on past the model's end-of-sequence tokens");
+  CLI::Option* ids = command->add_flag("--print-ids", options->print_ids, "Print token ids in place of text");
+  command
+      ->add_flag("--json", options->json,
+                 "Print one JSON line at the end: prompt_ids, ids, log_probabilities, finish, rates, text")
+      ->excludes(ids);
+  command->callback([options, &extensions, result] { *result = Generate(*options, extensions); });
+}
+
+}  // namespace trireme

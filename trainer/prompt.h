@@ -1,0 +1,45 @@
+// trainer/prompt.h
+// Text as a model expects it, and text back from tokens as they come.
+#ifndef TRIREME_TRAINER_PROMPT_H_
+#define TRIREME_TRAINER_PROMPT_H_
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "data/tokenizer.h"
+
+namespace trireme {
+
+// Ids that the tokenizer's post_processor puts before a text (a beginning-of-sequence token); empty for most.
+absl::StatusOr<std::vector<int64_t>> PrefixIds(const std::string& tokenizer_folder, const Tokenizer& tokenizer);
+
+// The chat template of a model directory (chat_template.jinja, or chat_template of tokenizer_config.json). Errors are
+// kData: there is none.
+absl::StatusOr<std::string> ReadChatTemplate(const std::string& folder);
+
+// What a ChatML template makes of one user message with add_generation_prompt, and of a system message where one is
+// given. Without one the template's own default, if it has any, stands first. Templates that are not ChatML are refused
+// (kData): no Jinja runs here.
+absl::StatusOr<std::string> RenderChat(const std::string& chat_template, const std::optional<std::string>& system,
+                                       const std::string& user);
+
+// Text of tokens as they come, in whole UTF-8 characters.
+class TextStream {
+ public:
+  explicit TextStream(const Tokenizer& tokenizer) : tokenizer_(tokenizer) {}
+  // The characters that are complete with this token.
+  std::string Push(int64_t id);
+  // What an unfinished character at the end leaves: U+FFFD, or nothing.
+  std::string Finish();
+
+ private:
+  const Tokenizer& tokenizer_;
+  std::vector<int32_t> ids_;
+  size_t given_bytes_ = 0;
+};
+
+}  // namespace trireme
+
+#endif  // TRIREME_TRAINER_PROMPT_H_

@@ -1,0 +1,135 @@
+#include "trainer/session.h"
+
+#include <algorithm>
+#include <filesystem>
+#include <map>
+
+#include "configs/config_loader.h"
+#include "launch/log.h"
+#include "parallel/comm/mpi_group.h"
+#include "trainer/agreement.h"
+#include "trainer/sharded_tensors.h"
+#include "trainer/train.h"
+
+namespace trireme {
+namespace {
+
+constexpr int64_t kDefaultSequenceLength = 1024;
+
+// What can be done before the ranks depend on each other.
+struct Plan {
+  ExportSource source;
+  Recipe recipe;
+  Corpora corpora;
+  at::Device device = at::kCPU;
+  absl::StatusOr<std::unique_ptr<Tokenizer>> tokenizer;
+  std::string tokenizer_folder;
+};
+
+absl::StatusOr<std::unique_ptr<Tokenizer>> LoadTokenizer(const ExportSource& source, std::string* folder) {
+  std::error_code error;
+  for (const std::string& candidate : source.tokenizer_folders) {
+    const std::string path = candidate + "/tokenizer.json";
+    if (!std::filesystem::exists(path, error)) continue;
+    *folder = candidate;
+    return Tokenizer::Load(path);
+  }
+  return Error(ExitCode::kData, source.description,
+               ": brings no tokenizer.json, so text means nothing to it; give and print token ids (--prompt-ids, "
+               "--print-ids)");
+}
+
+// A model in use trains nothing; a recipe wants to know all the same.
+void FillTraining(int world, RunConfig* config) {
+  const ParallelConfig& p = config->parallel();
+  const int64_t others = std::max<int64_t>(1, int64_t{p.tensor()} * p.pipeline() * p.context());
+  const int64_t data_ranks = std::max<int64_t>(1, world / others), microbatches = 2 * std::max(1, p.pipeline());
+  config->set_global_batch_size(static_cast<int32_t>(config->micro_batch_size() * data_ranks * microbatches));
+  config->mutable_optimizer()->mutable_sgd();
+  config->mutable_train_for()->set_steps(1);
+  if (config->data().has_sequence_length()) return;
+  // The ranks that share a sequence take equal parts.
+  const int64_t part = std::max<int64_t>(1, int64_t{2} * p.context() * p.tensor());
+  const int64_t wished = std::min<int64_t>(config->model().max_position_embeddings(), kDefaultSequenceLength);
+  config->mutable_data()->set_sequence_length(static_cast<int32_t>(std::max(part, wished / part * part)));
+}
+
+absl::StatusOr<Plan> MakePlan(const SessionOptions& options, const Extensions& extensions, const Process& process) {
+  Plan plan;
+  ASSIGN_OR_RETURN(RunConfig config, LoadConfig({}, options.overrides));
+  if (config.has_model() || config.has_data())
+    return Error(ExitCode::kConfig,
+                 "--set: model and data are SOURCE's and --data's; parallel, precision, kernels and "
+                 "launch can be set");
+  ASSIGN_OR_RETURN(plan.source, OpenExportSource(options.source, extensions.families, nullptr));
+  plan.tokenizer = LoadTokenizer(plan.source, &plan.tokenizer_folder);
+  *config.mutable_model() = plan.source.model;
+  config.mutable_model()->clear_from();
+  config.mutable_model()->clear_config();
+  *config.mutable_data() = options.data;
+  config.set_micro_batch_size(options.micro_batch_size);
+  FillTraining(process.size(), &config);
+  if (config.data().source_size() > 0) {
+    ASSIGN_OR_RETURN(plan.corpora, OpenCorpora(config));
+  }
+  std::vector<std::string> attention;
+  for (const AttentionBackend& backend : extensions.attention_backends) attention.push_back(backend.name);
+  ASSIGN_OR_RETURN(plan.recipe, MakeRecipe(config, process.size(), extensions.families, attention, plan.corpora.facts));
+  ASSIGN_OR_RETURN(plan.device, SetUpDevice(config.launch(), process));
+  return plan;
+}
+
+absl::Status RunOn(const Plan& plan, const Extensions& extensions, const Process& process, Mesh& mesh,
+                   const std::function<absl::Status(Session&)>& run) {
+  absl::StatusOr<std::unique_ptr<Model>> model = Model::Create(plan.recipe, mesh, extensions);
+  RETURN_IF_ERROR(Agree(mesh.control(), model.status()));
+  const double start = MonotonicSeconds();
+  RETURN_IF_ERROR(Agree(mesh.control(), LoadWeights(plan.source, mesh, **model)));
+  for (ParameterBuffer* buffer : (*model)->buffers()) buffer->Publish(/*converted=*/false);
+  Info(plan.source.description, ": ", HumanCount(static_cast<double>(plan.recipe.model.num_parameters())),
+       " parameters on ", plan.recipe.mesh.ToString(), ", loaded in ", HumanSeconds(MonotonicSeconds() - start));
+  Session session{process, plan.source, plan.recipe, plan.corpora, mesh, **model};
+  session.tokenizer = plan.tokenizer.ok() ? plan.tokenizer->get() : nullptr;
+  session.tokenizer_folder = plan.tokenizer_folder;
+  session.tokenizer_status = plan.tokenizer.status();
+  return run(session);
+}
+
+}  // namespace
+
+absl::Status LoadWeights(const ExportSource& source, Mesh& mesh, Model& model) {
+  std::map<std::string, const ExportTensor*> tensors;
+  for (const ExportTensor& tensor : source.tensors) tensors[tensor.name] = &tensor;
+  for (ParameterBuffer* buffer : model.buffers()) {
+    for (const TensorPart& part : PartsOf(*buffer, buffer->own_weights(), "", /*unique=*/false)) {
+      const auto found = tensors.find(part.name);
+      if (found == tensors.end() || found->second->shape != part.shape)
+        return Error(ExitCode::kData, source.description, ": has no ", part.name, " of the shape that the model needs");
+      const Rectangle& r = part.rectangle;
+      ASSIGN_OR_RETURN(at::Tensor values, source.read(*found->second, r.offset[0], r.offset[0] + r.size[0]));
+      if (part.shape.size() == 2) values = values.view({r.size[0], part.shape[1]}).narrow(1, r.offset[1], r.size[1]);
+      part.values.view(values.sizes()).copy_(values);
+    }
+    mesh.log().Beat("loading weights");
+  }
+  return absl::OkStatus();
+}
+
+absl::Status WithSession(const SessionOptions& options, const Extensions& extensions,
+                         const std::function<absl::Status(Session&)>& run) {
+  absl::StatusOr<std::unique_ptr<Process>> started = Process::Start(options.expected_ranks);
+  RETURN_IF_ERROR(started.status());
+  const Process& process = **started;
+  OperationLog start_log;
+  const std::shared_ptr<ProcessGroup> everyone = MakeWorldGroup(&start_log);
+  const absl::StatusOr<Plan> plan = MakePlan(options, extensions, process);
+  if (const absl::Status status = Agree(*everyone, plan.status()); !status.ok()) FailTogether(*everyone, status);
+  absl::StatusOr<std::unique_ptr<Mesh>> mesh = Mesh::Create(process, plan->recipe.mesh, plan->device);
+  if (!mesh.ok()) FailProcess(mesh.status());
+  const absl::Status status = RunOn(*plan, extensions, process, **mesh, run);
+  if (status.ok()) return status;
+  if (IsAgreed(status)) FailTogether(*everyone, status);
+  FailProcess(status);
+}
+
+}  // namespace trireme

@@ -1,0 +1,49 @@
+// trainer/session.h
+// A model ready to be asked: SOURCE opened, spread over the job's ranks, its weights loaded.
+#ifndef TRIREME_TRAINER_SESSION_H_
+#define TRIREME_TRAINER_SESSION_H_
+
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "data/tokenizer.h"
+#include "trainer/corpora.h"
+#include "trainer/export_source.h"
+#include "trainer/model.h"
+
+namespace trireme {
+
+struct SessionOptions {
+  std::string source;                  // as for OpenExportSource()
+  std::vector<std::string> overrides;  // --set: parallel, precision, kernels and launch
+  int expected_ranks = 0;              // 0: any
+  DataConfig data;                     // what to evaluate on; without a source: nothing
+  int32_t micro_batch_size = 1;
+};
+
+struct Session {
+  const Process& process;
+  const ExportSource& source;
+  const Recipe& recipe;
+  const Corpora& corpora;
+  Mesh& mesh;
+  Model& model;
+  // The source's own, with the folder it came from; else null, "" and the reason.
+  const Tokenizer* tokenizer = nullptr;
+  std::string tokenizer_folder = {};
+  absl::Status tokenizer_status = {};
+};
+
+// Starts MPI and everything else, then calls `run` on every rank. Its error may be one rank's own, or marked as agreed.
+// Ends the process on every error, as Train() does.
+absl::Status WithSession(const SessionOptions& options, const Extensions& extensions,
+                         const std::function<absl::Status(Session&)>& run);
+
+// Fills the weights of `model` from the source: each rank reads the rows it has a part of. Not collective.
+absl::Status LoadWeights(const ExportSource& source, Mesh& mesh, Model& model);
+
+}  // namespace trireme
+
+#endif  // TRIREME_TRAINER_SESSION_H_
