@@ -1,5 +1,5 @@
 // trainer/export.h
-// A trained model as a directory that other software loads.
+// A trained model as a directory or file that other software loads.
 #ifndef TRIREME_TRAINER_EXPORT_H_
 #define TRIREME_TRAINER_EXPORT_H_
 
@@ -15,23 +15,24 @@
 namespace trireme {
 
 struct ExportOptions {
-  std::string source;  // run_dir, checkpoint step or Hugging Face directory
+  std::string source;  // run_dir, checkpoint step, Hugging Face directory or GGUF file
   std::string output;  // must not exist
+  ExportConfig::Format format = ExportConfig::HF;
   ExportConfig::Dtype dtype = ExportConfig::AS_STORED;
   uint64_t shard_bytes = 5'000'000'000;  // of one safetensors file; a larger tensor has a file of its own
   std::function<void()> alive;           // called now and then; may be empty
 };
 
-// Writes OUTPUT as Transformers would: config.json, model.safetensors (or several files and their index), the
-// tokenizer's files, generation_config.json. Weights are read, converted and written in pieces of some 16 MiB. All
-// happens in OUTPUT.tmp-ID, which is read back and checked, then renamed; nothing is left behind on failure.
-// Called by one process.
-absl::Status ExportHf(const ExportOptions& options, const std::vector<ModelFamily>& families);
+// Writes OUTPUT: a Hugging Face directory (export_hf.h) or a GGUF file (export_gguf.h). Weights are read, converted and
+// written in pieces of some 16 MiB. All happens in OUTPUT.tmp-ID, which is read back and checked, then renamed; nothing
+// is left behind on failure. Called by one process.
+absl::Status Export(const ExportOptions& options, const std::vector<ModelFamily>& families);
 
 // "5GB", "500MB", "20000": bytes, in powers of ten as Hugging Face counts them.
 absl::StatusOr<uint64_t> ParseSize(const std::string& text);
 
-// Of config.export: kConfig when its output is missing or exists. Reads the file system; not collective.
+// Of config.export: kConfig when its output is missing or exists, or the format cannot hold the model. Reads the file
+// system; not collective.
 absl::Status CheckExport(const RunConfig& config);
 
 // Collective: rank 0 exports the checkpoint of `step` as config.export says; nothing without it, or when the output is

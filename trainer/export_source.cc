@@ -12,6 +12,7 @@
 #include "launch/file.h"
 #include "launch/log.h"
 #include "models/decoder.h"
+#include "models/formats/gguf_config.h"
 #include "models/formats/hf_directory.h"
 #include "trainer/checkpointer.h"
 #include "trainer/import.h"
@@ -21,6 +22,8 @@ namespace trireme {
 namespace {
 
 namespace fs = std::filesystem;
+
+constexpr int64_t kPieceBytes = 16 << 20;
 
 absl::StatusOr<DecoderSpec> Specify(const ModelConfig& model, const std::vector<ModelFamily>& families) {
   ASSIGN_OR_RETURN(const ModelFamily family, FindFamily(families, model.family()));
@@ -58,9 +61,23 @@ absl::StatusOr<Digest> TokenizerDigest(const std::string& folder) {
   return fs::exists(path, error) ? HashFile(path) : absl::StatusOr<Digest>("");
 }
 
+// As AddOrigin. A corpus's tokenizer.json is never the same file, so it goes before the GGUF's.
+absl::Status AddGgufOrigin(ExportSource* source) {
+  absl::StatusOr<std::unique_ptr<GgufFile>> file = GgufFile::Open(source->model.from());
+  if (!file.ok()) return absl::OkStatus();
+  for (const std::string& folder : source->tokenizer_folders) {
+    ASSIGN_OR_RETURN(const Digest digest, TokenizerDigest(folder));
+    if (!digest.empty()) return absl::OkStatus();
+  }
+  source->tokenizer_gguf = *std::move(file);
+  ASSIGN_OR_RETURN(source->ids, ReadGgufTokenIds(*source->tokenizer_gguf, source->model.vocab_size()));
+  return absl::OkStatus();
+}
+
 // What the directory that a run started from adds, if it is still there: tokenizer files, and the ids of special tokens
 // unless the run's corpora have another tokenizer.
 absl::Status AddOrigin(ExportSource* source) {
+  if (NamesGguf(source->model.from())) return AddGgufOrigin(source);
   const absl::StatusOr<std::string> origin = FindHfDirectory(source->model.from());
   if (!origin.ok()) return absl::OkStatus();
   bool same = true;
@@ -138,6 +155,39 @@ absl::StatusOr<ExportSource> OpenDirectory(const std::string& folder, const std:
   return source;
 }
 
+at::ScalarType DtypeOf(const GgufTensor& tensor) {
+  if (tensor.type == GgufType::kF16) return at::kHalf;
+  if (tensor.type == GgufType::kBF16) return at::kBFloat16;
+  return at::kFloat;
+}
+
+absl::StatusOr<ExportSource> OpenGguf(const std::string& path, const std::vector<ModelFamily>& families) {
+  ASSIGN_OR_RETURN(std::unique_ptr<GgufFile> opened, GgufFile::Open(path));
+  const std::shared_ptr<const GgufFile> file = std::move(opened);
+  ASSIGN_OR_RETURN(const GgufModelFacts facts, ReadGgufFacts(*file));
+  ExportSource source;
+  source.description = absl::StrCat("model ", path);
+  source.model = ConfigOfGguf(facts);
+  ASSIGN_OR_RETURN(const DecoderSpec spec, Specify(source.model, families));
+  RETURN_IF_ERROR(CheckGgufTensors(*file, spec));
+  for (const ParameterSpec& parameter : DecoderParameters(spec)) {
+    source.tensors.push_back(
+        {parameter.name, parameter.shape, DtypeOf(*file->FindTensor(ToGgufName(parameter.name).value()))});
+  }
+  source.read = [file, facts](const ExportTensor& tensor, int64_t begin, int64_t end) -> absl::StatusOr<at::Tensor> {
+    at::Tensor values = at::empty({(end - begin) * tensor.row_numel()}, at::TensorOptions().dtype(at::kFloat));
+    float* out = values.mutable_data_ptr<float>();
+    // A vector is one row in the file.
+    const bool matrix = tensor.shape.size() == 2;
+    RETURN_IF_ERROR(matrix ? ReadGgufRows(*file, facts, tensor.name, begin, end, 0, tensor.shape[1], out)
+                           : ReadGgufRows(*file, facts, tensor.name, 0, 1, begin, end, out));
+    return values.to(tensor.dtype);
+  };
+  source.tokenizer_gguf = file;
+  ASSIGN_OR_RETURN(source.ids, ReadGgufTokenIds(*file, facts.vocab_size));
+  return source;
+}
+
 // Newest first, the first whose manifest can be read.
 absl::StatusOr<std::string> NewestCheckpoint(const std::string& run_dir) {
   std::vector<std::string> steps;
@@ -160,19 +210,34 @@ absl::StatusOr<std::string> NewestCheckpoint(const std::string& run_dir) {
 
 }  // namespace
 
+absl::Status ReadPieces(const ExportSource& source, const ExportTensor& tensor, int64_t multiple,
+                        const std::function<absl::Status(const at::Tensor&)>& use) {
+  const int64_t row_bytes = tensor.row_numel() * static_cast<int64_t>(sizeof(float));
+  const int64_t step = multiple * std::max<int64_t>(1, kPieceBytes / (multiple * row_bytes));
+  for (int64_t begin = 0; begin < tensor.rows(); begin += step) {
+    ASSIGN_OR_RETURN(const at::Tensor piece, source.read(tensor, begin, std::min(tensor.rows(), begin + step)));
+    RETURN_IF_ERROR(use(piece));
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<std::string> CheckpointOf(const std::string& source) {
+  std::error_code error;
+  if (fs::exists(fs::path(source) / "manifest.pb", error)) return source;
+  if (fs::exists(fs::path(source) / "checkpoints", error)) return NewestCheckpoint(source);
+  return std::string();
+}
+
 absl::StatusOr<ExportSource> OpenExportSource(const std::string& source, const std::vector<ModelFamily>& families,
                                               const std::function<void()>& alive) {
-  std::error_code error;
-  const auto holds = [&](const char* name) { return fs::exists(fs::path(source) / name, error); };
-  if (holds("manifest.pb")) return OpenCheckpoint(source, families, alive);
-  if (holds("checkpoints")) {
-    ASSIGN_OR_RETURN(const std::string newest, NewestCheckpoint(source));
-    return OpenCheckpoint(newest, families, alive);
-  }
+  ASSIGN_OR_RETURN(const std::string checkpoint, CheckpointOf(source));
+  if (!checkpoint.empty()) return OpenCheckpoint(checkpoint, families, alive);
+  if (NamesGguf(source)) return OpenGguf(source, families);
   const absl::StatusOr<std::string> folder = FindHfDirectory(source);
+  std::error_code error;
   if (folder.ok() && fs::exists(fs::path(*folder) / kHfConfigName, error)) return OpenDirectory(*folder, families);
   return Error(ExitCode::kConfig, source,
-               folder.ok() ? ": is neither a run_dir, nor a checkpoint, nor a Hugging Face directory"
+               folder.ok() ? ": is neither a run_dir, nor a checkpoint, nor a Hugging Face directory, nor a GGUF file"
                            : absl::StrCat(": ", folder.status().message()));
 }
 

@@ -1,15 +1,18 @@
 // trainer/export_source.h
-// What can be exported: a run, a checkpoint or a Hugging Face directory, as named tensors read piece by piece.
+// What can be exported: a run, a checkpoint, a Hugging Face directory or a GGUF file, as named tensors read piece by
+// piece.
 #ifndef TRIREME_TRAINER_EXPORT_SOURCE_H_
 #define TRIREME_TRAINER_EXPORT_SOURCE_H_
 
 #include <ATen/core/Tensor.h>
 
 #include <functional>
+#include <memory>
 #include <string>
 #include <vector>
 
 #include "models/family.h"
+#include "models/formats/gguf.h"
 #include "models/formats/hf_config.h"
 
 namespace trireme {
@@ -17,7 +20,10 @@ namespace trireme {
 struct ExportTensor {
   std::string name;
   std::vector<int64_t> shape;
-  at::ScalarType dtype = at::kFloat;  // as stored: float32, bfloat16 or float16
+  at::ScalarType dtype = at::kFloat;  // as stored: float32, bfloat16 or float16; float32 of quantized ones
+
+  int64_t rows() const { return shape[0]; }
+  int64_t row_numel() const { return shape.size() == 2 ? shape[1] : 1; }
 };
 
 struct ExportSource {
@@ -29,10 +35,21 @@ struct ExportSource {
   HfTokenIds ids;  // where the source is a model directory
   // Where tokenizer files may lie. The first folder with a tokenizer.json decides which tokenizer it is.
   std::vector<std::string> tokenizer_folders;
+  // The GGUF file whose tokenizer is the model's; null unless no folder has one.
+  std::shared_ptr<const GgufFile> tokenizer_gguf;
 };
 
-// SOURCE: a run_dir (its newest checkpoint that is whole), a checkpoint's step folder, or a Hugging Face directory or
-// ORG/NAME in the local cache. A checkpoint's weights are checked against their digests first.
+// Gives all rows of a tensor to `use`, some 16 MiB (as float32) at a time and whole multiples of `multiple` rows (which
+// divides them): flat, on the CPU, in the tensor's dtype.
+absl::Status ReadPieces(const ExportSource& source, const ExportTensor& tensor, int64_t multiple,
+                        const std::function<absl::Status(const at::Tensor&)>& use);
+
+// The step folder that a run_dir (its newest checkpoint that is whole) or a step folder stands for; "" for what is
+// neither.
+absl::StatusOr<std::string> CheckpointOf(const std::string& source);
+
+// SOURCE: a run_dir (its newest checkpoint that is whole), a checkpoint's step folder, a Hugging Face directory or
+// ORG/NAME in the local cache, or a GGUF file. A checkpoint's weights are checked against their digests first.
 // alive: called now and then meanwhile; may be empty.
 absl::StatusOr<ExportSource> OpenExportSource(const std::string& source, const std::vector<ModelFamily>& families,
                                               const std::function<void()>& alive);

@@ -2,12 +2,15 @@
 
 #include <absl/strings/str_join.h>
 
+#include <algorithm>
 #include <filesystem>
 #include <nlohmann/json.hpp>
 
 #include "data/tokenizer.h"
 #include "launch/file.h"
 #include "launch/log.h"
+#include "models/formats/gguf_tokenizer.h"
+#include "models/formats/gguf_tokenizer_json.h"
 #include "models/formats/json_file.h"
 
 namespace trireme {
@@ -17,9 +20,9 @@ namespace fs = std::filesystem;
 using Json = nlohmann::json;
 
 constexpr char kTokenizer[] = "tokenizer.json", kTokenizerConfig[] = "tokenizer_config.json",
-               kGenerationConfig[] = "generation_config.json";
+               kGenerationConfig[] = "generation_config.json", kChatTemplate[] = "chat_template.jinja";
 // Beside the tokenizer itself. The older ones are still read by some engines.
-constexpr const char* kCompanions[] = {kTokenizerConfig,    "special_tokens_map.json", "chat_template.jinja",
+constexpr const char* kCompanions[] = {kTokenizerConfig,    "special_tokens_map.json", kChatTemplate,
                                        "added_tokens.json", "tokenizer.model",         "vocab.json",
                                        "merges.txt",        kGenerationConfig};
 
@@ -94,11 +97,48 @@ absl::Status WriteGenerationConfig(const std::string& output, const HfTokenIds& 
   return Write(absl::StrCat(output, "/", kGenerationConfig), config.dump(2) + "\n");
 }
 
+// What stands in a GGUF file, as files of a model directory.
+absl::Status WriteGgufTokenizer(const GgufFile& file, const std::string& output) {
+  ASSIGN_OR_RETURN(const std::string tokenizer, TokenizerJsonOfGguf(file));
+  RETURN_IF_ERROR(Write(absl::StrCat(output, "/", kTokenizer), tokenizer));
+  ASSIGN_OR_RETURN(const std::string chat_template, file.String("tokenizer.chat_template", ""));
+  return chat_template.empty() ? absl::OkStatus() : Write(absl::StrCat(output, "/", kChatTemplate), chat_template);
+}
+
+// Whether texts begin with the token `bos`: by Transformers' setting, else by the rules in tokenizer.json.
+bool AddsBos(const Json& tokenizer, const Json& config, const std::string& bos) {
+  const auto setting = config.find("add_bos_token");
+  if (setting != config.end() && setting->is_boolean()) return setting->get<bool>();
+  const auto begins = [&bos](const Json& processor) {
+    const Json::json_pointer first("/single/0/SpecialToken/id");
+    return processor.is_object() && processor.contains(first) && processor[first] == bos;
+  };
+  const auto processor = tokenizer.find("post_processor");
+  if (bos.empty() || processor == tokenizer.end() || !processor->is_object()) return false;
+  const auto members = processor->find("processors");
+  return begins(*processor) ||
+         (members != processor->end() && members->is_array() && std::any_of(members->begin(), members->end(), begins));
+}
+
+// One template, or a list of {name, template} of which "default" is meant; "" when there is none.
+std::string ChatTemplateOf(const Json& config) {
+  const auto templates = config.find("chat_template");
+  if (templates == config.end()) return "";
+  if (templates->is_string()) return templates->get<std::string>();
+  if (!templates->is_array()) return "";
+  for (const Json& entry : *templates) {
+    if (entry.is_object() && entry.value("name", Json()) == "default" && entry.value("template", Json()).is_string())
+      return entry["template"].get<std::string>();
+  }
+  return "";
+}
+
 }  // namespace
 
-absl::StatusOr<HfTokenIds> ExportTokenizer(const std::vector<std::string>& folders, const ModelConfig& model,
-                                           const HfTokenIds& known, const std::string& output) {
-  HfTokenIds ids = known;
+absl::StatusOr<HfTokenIds> ExportTokenizer(const ExportSource& source, const std::string& output) {
+  const std::vector<std::string>& folders = source.tokenizer_folders;
+  const ModelConfig& model = source.model;
+  HfTokenIds ids = source.ids;
   Digest digest;
   for (const std::string& folder : folders) {
     const std::string path = absl::StrCat(folder, "/", kTokenizer);
@@ -114,7 +154,10 @@ absl::StatusOr<HfTokenIds> ExportTokenizer(const std::vector<std::string>& folde
       if (Exists(from) && !Exists(to)) RETURN_IF_ERROR(Copy(from, to));
     }
   }
-  if (digest.empty()) {
+  const bool from_gguf = digest.empty() && source.tokenizer_gguf != nullptr &&
+                         source.tokenizer_gguf->Find("tokenizer.ggml.model") != nullptr;
+  if (from_gguf) RETURN_IF_ERROR(WriteGgufTokenizer(*source.tokenizer_gguf, output));
+  if (digest.empty() && !from_gguf) {
     Warning("export: no tokenizer.json in ", folders.empty() ? "any folder" : absl::StrJoin(folders, ", "),
             "; the model is exported without a tokenizer");
     RETURN_IF_ERROR(WriteGenerationConfig(output, ids));
@@ -127,8 +170,9 @@ absl::StatusOr<HfTokenIds> ExportTokenizer(const std::vector<std::string>& folde
     Warning("export: the tokenizer's ids are not checked: ", tokenizer.status().message());
   } else {
     if ((*tokenizer)->vocab_size() > model.vocab_size())
-      return Error(ExitCode::kData, "export: ", folders[0], "/", kTokenizer, " has ", (*tokenizer)->vocab_size(),
-                   " ids, the model only ", model.vocab_size(), "; is it the model's tokenizer?");
+      return Error(ExitCode::kData, "export: ", kTokenizer, " of ", source.description, " has ",
+                   (*tokenizer)->vocab_size(), " ids, the model only ", model.vocab_size(),
+                   "; is it the model's tokenizer?");
     if (Exists(config_path)) {
       ASSIGN_OR_RETURN(const Json config, ReadJsonObject(config_path));
       if (!ids.bos.has_value()) ids.bos = IdOf(config, "bos_token", **tokenizer);
@@ -142,6 +186,32 @@ absl::StatusOr<HfTokenIds> ExportTokenizer(const std::vector<std::string>& folde
   if (!Exists(config_path)) RETURN_IF_ERROR(WriteTokenizerConfig(output, model, ids));
   if (!Exists(absl::StrCat(output, "/", kGenerationConfig))) RETURN_IF_ERROR(WriteGenerationConfig(output, ids));
   return ids;
+}
+
+absl::StatusOr<GgufMetadata> ExportedGgufTokenizer(const std::string& folder, const HfTokenIds& ids,
+                                                   int64_t vocab_size) {
+  const auto path = [&folder](const char* name) { return absl::StrCat(folder, "/", name); };
+  if (!Exists(path(kTokenizer))) return GgufMetadata();
+  ASSIGN_OR_RETURN(const std::string contents, ReadFile(path(kTokenizer)));
+  ASSIGN_OR_RETURN(const Json tokenizer, ReadJsonObject(path(kTokenizer)));
+  ASSIGN_OR_RETURN(const Json config, ReadJsonObject(path(kTokenizerConfig)));
+  GgufTokenizerOptions options;
+  options.vocab_size = vocab_size;
+  const auto id = [](std::optional<int64_t> value) {
+    return value.has_value() ? std::optional<int32_t>(static_cast<int32_t>(*value)) : std::nullopt;
+  };
+  options.bos_token_id = id(ids.bos);
+  options.pad_token_id = id(ids.pad);
+  if (!ids.eos.empty()) options.eos_token_id = id(ids.eos[0]);
+  options.add_bos_token = ids.bos.has_value() && AddsBos(tokenizer, config, TokenOf(tokenizer, *ids.bos));
+  if (Exists(path(kChatTemplate))) {
+    ASSIGN_OR_RETURN(options.chat_template, ReadFile(path(kChatTemplate)));
+  } else {
+    options.chat_template = ChatTemplateOf(config);
+  }
+  ASSIGN_OR_RETURN(GgufTokenizer result, MakeGgufTokenizer(contents, options));
+  for (const std::string& warning : result.warnings) Warning("export: ", warning);
+  return std::move(result.metadata);
 }
 
 }  // namespace trireme

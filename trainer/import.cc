@@ -5,12 +5,15 @@
 #include <absl/strings/match.h>
 #include <absl/strings/str_join.h>
 
+#include <algorithm>
 #include <cstring>
 #include <filesystem>
+#include <functional>
 #include <set>
 
 #include "launch/log.h"
 #include "models/decoder.h"
+#include "models/formats/gguf_config.h"
 #include "models/formats/hf_config.h"
 #include "models/formats/hf_directory.h"
 #include "trainer/agreement.h"
@@ -76,20 +79,62 @@ absl::Status ReadPart(const HfDirectory::Tensor& tensor, const TensorPart& part)
   return absl::OkStatus();
 }
 
+// Decodes these elements of the mapped file only, some 16 MiB at a time.
+absl::Status ReadPart(const GgufFile& file, const GgufModelFacts& facts, const TensorPart& part) {
+  const bool matrix = part.shape.size() == 2;
+  const Rectangle& r = part.rectangle;
+  const int64_t rows = matrix ? r.size[0] : 1, columns = r.size.back();
+  const int64_t first_row = matrix ? r.offset[0] : 0, first_column = r.offset.back();
+  const int64_t step = std::max<int64_t>(1, (int64_t{4} << 20) / std::max<int64_t>(1, columns));
+  const at::Tensor target = part.values.view({rows, columns});
+  for (int64_t row = 0; row < rows; row += step) {
+    const int64_t now = std::min(step, rows - row);
+    at::Tensor values = at::empty({now, columns}, at::TensorOptions().dtype(at::kFloat));
+    RETURN_IF_ERROR(ReadGgufRows(file, facts, part.name, first_row + row, first_row + row + now, first_column,
+                                 first_column + columns, values.mutable_data_ptr<float>()));
+    target.narrow(0, row, now).copy_(values);
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<GgufModelFacts> FactsOf(const std::string& path) {
+  ASSIGN_OR_RETURN(const auto file, GgufFile::Open(path));
+  return ReadGgufFacts(*file);
+}
+
+// Gives every rectangle that this rank owns to `read`.
+absl::Status FillParts(Mesh& mesh, Model& model, const std::function<absl::Status(const TensorPart&)>& read) {
+  for (ParameterBuffer* buffer : model.buffers()) {
+    for (const TensorPart& part : PartsOf(*buffer, buffer->own_weights(), "", /*unique=*/false))
+      RETURN_IF_ERROR(read(part));
+    mesh.log().Beat("importing weights");
+  }
+  return absl::OkStatus();
+}
+
+absl::Status ImportGguf(const Recipe& recipe, Mesh& mesh, Model& model) {
+  ASSIGN_OR_RETURN(const auto file, GgufFile::Open(recipe.config.model().from()));
+  ASSIGN_OR_RETURN(const GgufModelFacts facts, ReadGgufFacts(*file));
+  RETURN_IF_ERROR(CheckGgufTensors(*file, recipe.model));
+  const double start = MonotonicSeconds();
+  RETURN_IF_ERROR(FillParts(mesh, model, [&](const TensorPart& part) { return ReadPart(*file, facts, part); }));
+  Info("weights of ", file->path(), ": ", file->tensors().size(), " tensors, took ",
+       HumanSeconds(MonotonicSeconds() - start));
+  return absl::OkStatus();
+}
+
 absl::Status Import(const Recipe& recipe, Mesh& mesh, Model& model) {
+  if (NamesGguf(recipe.config.model().from())) return ImportGguf(recipe, mesh, model);
   ASSIGN_OR_RETURN(const std::string folder, FindHfDirectory(recipe.config.model().from()));
   ASSIGN_OR_RETURN(const HfDirectory directory, HfDirectory::Open(folder));
   RETURN_IF_ERROR(CheckHfTensors(directory, recipe.model));
   // One rank reads the two matrices whole.
   if (recipe.model.tied_embeddings && mesh.control().rank() == 0) RETURN_IF_ERROR(CheckTiedHead(directory));
   const double start = MonotonicSeconds();
-  for (ParameterBuffer* buffer : model.buffers()) {
-    for (const TensorPart& part : PartsOf(*buffer, buffer->own_weights(), "", /*unique=*/false)) {
-      const absl::Status read = ReadPart(directory.tensors().at(part.name), part);
-      if (!read.ok()) return Annotate(read, absl::StrCat("model ", folder));
-    }
-    mesh.log().Beat("importing weights");
-  }
+  RETURN_IF_ERROR(FillParts(mesh, model, [&](const TensorPart& part) {
+    const absl::Status read = ReadPart(directory.tensors().at(part.name), part);
+    return read.ok() ? read : Annotate(read, absl::StrCat("model ", folder));
+  }));
   Info("weights of ", folder, ": ", directory.tensors().size(), " tensors, took ",
        HumanSeconds(MonotonicSeconds() - start));
   return absl::OkStatus();
@@ -127,6 +172,24 @@ absl::Status CheckHfTensors(const HfDirectory& directory, const DecoderSpec& spe
                ": its tensors are not those that its config.json needs:", text);
 }
 
+absl::Status CheckGgufTensors(const GgufFile& file, const DecoderSpec& spec) {
+  size_t found = 0;
+  for (const ParameterSpec& parameter : DecoderParameters(spec)) {
+    const std::optional<std::string> name = ToGgufName(parameter.name);
+    const GgufTensor* tensor = name.has_value() ? file.FindTensor(*name) : nullptr;
+    if (tensor == nullptr || tensor->shape != parameter.shape) {
+      return Error(ExitCode::kData, "gguf ", file.path(), ": has ",
+                   tensor == nullptr ? "nothing" : ShapeText(tensor->shape), " for ", parameter.name, " ",
+                   ShapeText(parameter.shape), ", which the model needs");
+    }
+    ++found;
+  }
+  for (const GgufTensor& tensor : file.tensors()) found += ToCanonicalName(tensor.name).has_value() ? 0 : 1;
+  if (found == file.tensors().size()) return absl::OkStatus();
+  return Error(ExitCode::kData, "gguf ", file.path(), ": has ", file.tensors().size(), " tensors, the model takes ",
+               found);
+}
+
 std::string ResolveModelConfig(ModelConfig* model, std::vector<std::string>* problems) {
   if (!model->has_from() && !model->has_config()) return "";
   if (model->has_from() && model->has_config()) {
@@ -134,6 +197,15 @@ std::string ResolveModelConfig(ModelConfig* model, std::vector<std::string>* pro
     return "";
   }
   std::string path = model->config();
+  if (model->has_from() && NamesGguf(model->from())) {
+    const absl::StatusOr<GgufModelFacts> facts = FactsOf(model->from());
+    if (facts.ok()) {
+      MergeHfConfig(ConfigOfGguf(*facts), model->from(), model, problems);
+    } else {
+      problems->push_back(absl::StrCat("model.from: ", facts.status().message()));
+    }
+    return "";
+  }
   if (model->has_from()) {
     const absl::StatusOr<std::string> folder = FindHfDirectory(model->from());
     if (!folder.ok()) {

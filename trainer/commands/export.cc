@@ -16,8 +16,11 @@ absl::Status Run(Flags& flags, const Extensions& extensions) {
   if (flags.dtype == "f32") flags.options.dtype = ExportConfig::FP32;
   if (flags.dtype == "bf16") flags.options.dtype = ExportConfig::BF16;
   if (flags.dtype == "f16") flags.options.dtype = ExportConfig::FP16;
+  if (flags.dtype == "q8_0") flags.options.dtype = ExportConfig::Q8_0;
+  if (flags.dtype == "q4_0") flags.options.dtype = ExportConfig::Q4_0;
   ASSIGN_OR_RETURN(flags.options.shard_bytes, ParseSize(flags.shard_size));
-  return ExportHf(flags.options, extensions.families);
+  flags.options.format = flags.format == "gguf" ? ExportConfig::GGUF : ExportConfig::HF;
+  return Export(flags.options, extensions.families);
 }
 
 }  // namespace
@@ -29,15 +32,17 @@ void AddExportCommand(CLI::App& app, const Extensions& extensions, absl::Status*
   CLI::App* command = app.add_subcommand("export", "Write a model as other software reads it; needs no mpirun");
   command
       ->add_option("SOURCE", flags->options.source,
-                   "A run_dir, a checkpoint's step folder, or a Hugging Face directory")
+                   "A run_dir, a checkpoint's step folder, a Hugging Face directory or a GGUF file")
       ->required();
-  command->add_option("--format", flags->format, "hf: a Hugging Face model directory")
-      ->check(CLI::IsMember({"hf"}))
+  command->add_option("--format", flags->format, "hf: a Hugging Face model directory; gguf: a file for llama.cpp")
+      ->transform(CLI::IsMember({"hf", "gguf"}, CLI::ignore_case))
       ->capture_default_str();
-  command->add_option("--output", flags->options.output, "The folder to write; must not exist yet")->required();
-  command->add_option("--dtype", flags->dtype, "Number format of the weights; default: as stored")
-      ->check(CLI::IsMember({"f32", "bf16", "f16"}));
-  command->add_option("--shard-size", flags->shard_size, "Most bytes in one weights file")->capture_default_str();
+  command->add_option("--output", flags->options.output, "The folder (hf) or file (gguf) to write; must not exist yet")
+      ->required();
+  command
+      ->add_option("--dtype", flags->dtype, "Number format of the weights (q8_0, q4_0: gguf only); default: as stored")
+      ->transform(CLI::IsMember({"f32", "bf16", "f16", "q8_0", "q4_0"}, CLI::ignore_case));
+  command->add_option("--shard-size", flags->shard_size, "Most bytes in one weights file (hf)")->capture_default_str();
   command->callback([flags, &extensions, result] { *result = Run(*flags, extensions); });
 }
 

@@ -5,6 +5,7 @@
 #include <string>
 
 #include "trainer/commands.h"
+#include "trainer/inspect_model.h"
 
 namespace trireme {
 namespace {
@@ -27,7 +28,10 @@ absl::Status InspectCorpusSource(const Flags& flags) {
   return InspectCorpus(options, std::cout);
 }
 
+absl::Status InspectModelSource(const Flags& flags) { return InspectModel(flags.source, std::cout); }
+
 constexpr SourceKind kSourceKinds[] = {
+    {"a model (run_dir, checkpoint step, Hugging Face directory, GGUF file)", LooksLikeModel, InspectModelSource},
     {"a corpus (folder, Megatron prefix, llm.c .bin)", LooksLikeCorpus, InspectCorpusSource},
 };
 
@@ -46,7 +50,11 @@ absl::Status Run(const Flags& flags) {
 void AddInspectCommand(CLI::App& app, absl::Status* result) {
   auto flags = std::make_shared<Flags>();
   CLI::App* command = app.add_subcommand("inspect", "Say what a file or folder holds");
-  command->add_option("SOURCE", flags->source, "A corpus folder, a Megatron prefix or an llm.c .bin file")->required();
+  command
+      ->add_option("SOURCE", flags->source,
+                   "A model (run_dir, checkpoint step, Hugging Face directory, GGUF file) or a corpus (folder, "
+                   "Megatron prefix, llm.c .bin file)")
+      ->required();
   command->add_option("--samples", flags->corpus.samples, "Corpus: show this many training windows")
       ->capture_default_str();
   command->add_option("--sequence-length", flags->corpus.sequence_length, "Corpus: tokens per window")

@@ -7,6 +7,8 @@
 
 #include "data/bpe_bytes.h"
 #include "data/pretokenizer_patterns.h"
+#include "models/formats/gguf_tokenizer_json.h"
+#include "models/formats/gguf_writer.h"
 
 namespace trireme {
 namespace {
@@ -177,6 +179,74 @@ TEST(GgufTokenizer, WhatLlamaCppDoesDifferentlyIsSaid) {
 TEST(GgufTokenizer, FilesThatAreNoByteLevelBpeAreRefused) {
   for (const std::string file : {"", "[]", "{}", R"({"model":{"type":"WordPiece"}})"})
     EXPECT_EQ(ExitCodeOf(MakeGgufTokenizer(file, Options()).status()), ExitCode::kData) << file;
+}
+
+class GgufTokenizerJson : public testing::Test {
+ protected:
+  void TearDown() override { ASSERT_TRUE(RemoveAll(path_).ok()); }
+
+  // The tokenizer.json made from a file that holds `metadata` and no tensors.
+  absl::StatusOr<std::string> Made(const GgufMetadata& metadata) {
+    auto writer = GgufWriter::Create(path_, metadata, {});
+    EXPECT_TRUE(writer.ok() && (*writer)->Close().ok());
+    const auto file = GgufFile::Open(path_);
+    EXPECT_TRUE(file.ok()) << file.status();
+    return TokenizerJsonOfGguf(**file);
+  }
+  GgufMetadata Metadata(const std::string& pre = "gpt-2") {
+    GgufMetadata metadata = MakeGgufTokenizer(Example().dump(), Options())->metadata;
+    for (auto& [key, value] : metadata) {
+      if (key == "tokenizer.ggml.pre") value = pre;
+    }
+    return metadata;
+  }
+
+  std::string path_ = testing::TempDir() + "gguf_tokenizer_json.gguf";
+};
+
+TEST_F(GgufTokenizerJson, GivesTheSameMetadataAgain) {
+  for (const char* pre : {"gpt-2", "smollm", "llama-bpe", "dbrx", "qwen2"}) {
+    const auto made = Made(Metadata(pre));
+    ASSERT_TRUE(made.ok()) << made.status();
+    const auto again = MakeGgufTokenizer(*made, Options());
+    ASSERT_TRUE(again.ok()) << again.status();
+    EXPECT_EQ(again->metadata, Metadata(pre)) << pre;
+  }
+}
+
+TEST_F(GgufTokenizerJson, ABeginningOfTextIsAddedWhereTheFileSaysSo) {
+  GgufTokenizerOptions options = Options();
+  options.bos_token_id = 257;
+  options.add_bos_token = true;
+  const auto made = Made(MakeGgufTokenizer(Example().dump(), options)->metadata);
+  ASSERT_TRUE(made.ok()) << made.status();
+  EXPECT_EQ(json::parse(*made)["post_processor"]["single"][0]["SpecialToken"]["id"], "<|end|>");
+}
+
+TEST_F(GgufTokenizerJson, UnknownRulesAndKindsAreRefused) {
+  const auto unknown = Made(Metadata("tekken"));
+  ASSERT_FALSE(unknown.ok());
+  EXPECT_EQ(ExitCodeOf(unknown.status()), ExitCode::kData);
+  EXPECT_NE(unknown.status().message().find("\"tekken\" names splitting rules that are not known"), std::string::npos);
+  const auto pieces = Made({{"tokenizer.ggml.model", std::string("llama")}});
+  ASSERT_FALSE(pieces.ok());
+  EXPECT_NE(pieces.status().message().find("of the kind \"llama\""), std::string::npos);
+}
+
+TEST_F(GgufTokenizerJson, ContradictionsAreRefused) {
+  for (const auto& [key, value, why] : std::vector<std::tuple<std::string, GgufValue, std::string>>{
+           {"tokenizer.ggml.tokens", GgufArray(std::vector<std::string>{"a"}), "another length"},
+           {"tokenizer.ggml.tokens", GgufArray(std::vector<std::string>(264, "a")), "stands twice"},
+           {"tokenizer.ggml.merges", GgufArray(std::vector<std::string>{"ab"}), "is no pair"},
+           {"tokenizer.ggml.merges", GgufArray(std::vector<std::string>{"x nothing"}), "nothing"}}) {
+    GgufMetadata metadata = Metadata();
+    for (auto& [name, old] : metadata) {
+      if (name == key) old = value;
+    }
+    const auto made = Made(metadata);
+    ASSERT_FALSE(made.ok()) << why;
+    EXPECT_NE(made.status().message().find(why), std::string::npos) << made.status();
+  }
 }
 
 }  // namespace

@@ -7,7 +7,7 @@
 #include <type_traits>
 
 #include "models/formats/gguf.h"
-#include "models/formats/gguf_llama.h"
+#include "models/formats/gguf_model.h"
 #include "models/formats/gguf_tokenizer.h"
 #include "models/formats/gguf_writer.h"
 #include "models/formats/safetensors.h"
@@ -156,28 +156,28 @@ absl::Status Write(const std::string& spec_path, const std::string& output) {
   const Json spec = Json::parse(text);
   const GgufModelFacts facts = FactsFromJson(spec.at("facts"));
   const GgufType type = GgufTypeNamed(spec.at("type").get<std::string>()).value();
-  GgufMetadata metadata = LlamaMetadata(facts, type);
+  GgufMetadata metadata = GgufModelMetadata(facts, type);
   if (spec.contains("tokenizer")) {
     ASSIGN_OR_RETURN(const GgufTokenizer tokenizer, TokenizerOf(spec));
     metadata.insert(metadata.end(), tokenizer.metadata.begin(), tokenizer.metadata.end());
     for (const std::string& warning : tokenizer.warnings) std::cerr << "warning: " << warning << "\n";
   }
-  ASSIGN_OR_RETURN(const std::vector<GgufTensor> tensors, LlamaTensors(facts, type));
+  ASSIGN_OR_RETURN(const std::vector<GgufTensor> tensors, GgufModelTensors(facts, type));
   ASSIGN_OR_RETURN(const auto weights, SafetensorsFile::Open(spec.at("weights")));
   std::map<std::string, const uint8_t*> data;
   for (const SafetensorsEntry& entry : weights->entries()) data[entry.name] = weights->data(entry);
   ASSIGN_OR_RETURN(const auto writer, GgufWriter::Create(output, metadata, tensors));
   while (const GgufTensor* tensor = writer->current()) {
     if (tensor->name == "rope_freqs.weight") {
-      const std::vector<float> factors = LlamaRopeFactors(facts);
+      const std::vector<float> factors = GgufRopeFactors(facts);
       RETURN_IF_ERROR(writer->Append(factors.data(), static_cast<int64_t>(factors.size())));
       continue;
     }
-    const std::string name = LlamaCanonicalName(tensor->name).value();
+    const std::string name = ToCanonicalName(tensor->name).value();
     const int64_t rows = tensor->rows(), columns = tensor->columns();
     std::vector<float> values(columns);
     for (int64_t row = 0; row < rows; ++row) {
-      const int64_t from = LlamaReordersRows(name) ? LlamaCanonicalRow(row, facts.head_dim) : row;
+      const int64_t from = GgufReordersRows(*facts.architecture, name) ? LlamaCanonicalRow(row, facts.head_dim) : row;
       std::copy_n(data.at(name) + from * columns * sizeof(float), columns * sizeof(float),
                   reinterpret_cast<uint8_t*>(values.data()));
       RETURN_IF_ERROR(writer->Append(values.data(), columns));
@@ -189,17 +189,17 @@ absl::Status Write(const std::string& spec_path, const std::string& output) {
 // The model of a GGUF file as F32 safetensors with canonical names; prints its facts.
 absl::Status Import(const std::string& path, const std::string& output) {
   ASSIGN_OR_RETURN(const auto file, GgufFile::Open(path));
-  ASSIGN_OR_RETURN(const GgufModelFacts facts, ReadLlamaFacts(*file));
+  ASSIGN_OR_RETURN(const GgufModelFacts facts, ReadGgufFacts(*file));
   std::vector<SafetensorsEntry> entries;
   for (const GgufTensor& tensor : file->tensors()) {
-    const std::optional<std::string> name = LlamaCanonicalName(tensor.name);
+    const std::optional<std::string> name = ToCanonicalName(tensor.name);
     if (name.has_value()) entries.push_back({*name, "F32", tensor.shape});
   }
   const auto produce = [&](const SafetensorsEntry& entry, FileWriter& writer) -> absl::Status {
-    const GgufTensor& tensor = *file->FindTensor(LlamaGgufName(entry.name).value());
+    const GgufTensor& tensor = *file->FindTensor(ToGgufName(entry.name).value());
     std::vector<float> values(tensor.columns());
     for (int64_t row = 0; row < tensor.rows(); ++row) {
-      RETURN_IF_ERROR(ReadLlamaRows(*file, facts, entry.name, row, row + 1, 0, tensor.columns(), values.data()));
+      RETURN_IF_ERROR(ReadGgufRows(*file, facts, entry.name, row, row + 1, 0, tensor.columns(), values.data()));
       RETURN_IF_ERROR(writer.Append(values.data(), values.size() * sizeof(float)));
     }
     return absl::OkStatus();

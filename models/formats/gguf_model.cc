@@ -1,4 +1,6 @@
-#include "models/formats/gguf_llama.h"
+#include "models/formats/gguf_model.h"
+
+#include <absl/strings/str_join.h>
 
 #include <algorithm>
 #include <charconv>
@@ -26,7 +28,15 @@ constexpr NamePair kBlockNames[] = {
     {"self_attn.k_proj.weight", "attn_k.weight"},      {"self_attn.v_proj.weight", "attn_v.weight"},
     {"self_attn.o_proj.weight", "attn_output.weight"}, {"post_attention_layernorm.weight", "ffn_norm.weight"},
     {"mlp.gate_proj.weight", "ffn_gate.weight"},       {"mlp.up_proj.weight", "ffn_up.weight"},
-    {"mlp.down_proj.weight", "ffn_down.weight"},
+    {"mlp.down_proj.weight", "ffn_down.weight"},       {"self_attn.q_proj.bias", "attn_q.bias"},
+    {"self_attn.k_proj.bias", "attn_k.bias"},          {"self_attn.v_proj.bias", "attn_v.bias"},
+    {"self_attn.q_norm.weight", "attn_q_norm.weight"}, {"self_attn.k_norm.weight", "attn_k_norm.weight"},
+};
+
+constexpr GgufArchitecture kArchitectures[] = {
+    {"llama", "llama", /*reorders_rows=*/true, /*qkv_biases=*/false, /*qk_norms=*/false},
+    {"qwen2", "qwen2", /*reorders_rows=*/false, /*qkv_biases=*/true, /*qk_norms=*/false},
+    {"qwen3", "qwen3", /*reorders_rows=*/false, /*qkv_biases=*/false, /*qk_norms=*/true},
 };
 
 std::optional<std::string> Translate(const std::string& name, absl::string_view NamePair::*from,
@@ -80,6 +90,15 @@ std::vector<GgufTensor> TensorShapes(const GgufModelFacts& f) {
     add(blk + "attn_q.weight", {q_rows, f.embedding_length});
     add(blk + "attn_k.weight", {kv_rows, f.embedding_length});
     add(blk + "attn_v.weight", {kv_rows, f.embedding_length});
+    if (f.architecture->qkv_biases) {
+      add(blk + "attn_q.bias", {q_rows});
+      add(blk + "attn_k.bias", {kv_rows});
+      add(blk + "attn_v.bias", {kv_rows});
+    }
+    if (f.architecture->qk_norms) {
+      add(blk + "attn_q_norm.weight", {f.head_dim});
+      add(blk + "attn_k_norm.weight", {f.head_dim});
+    }
     add(blk + "attn_output.weight", {f.embedding_length, q_rows});
     add(blk + "ffn_norm.weight", {f.embedding_length});
     add(blk + "ffn_gate.weight", {f.feed_forward_length, f.embedding_length});
@@ -110,7 +129,7 @@ absl::StatusOr<double> ShortestDecimal(absl::StatusOr<double> number) {
   return decimal;
 }
 
-// Inverts LlamaRopeFactors. The largest factor is the scale; between it and 1 the inverse factors are linear in the
+// Inverts GgufRopeFactors. The largest factor is the scale; between it and 1 the inverse factors are linear in the
 // frequency, which gives two more numbers; low_freq_factor is 1, as it is in every published model, because multiplying
 // it, high_freq_factor and the original length by the same number changes nothing.
 absl::StatusOr<GgufRopeScaling> InferScaling(const GgufFile& file, GgufModelFacts facts) {
@@ -142,7 +161,7 @@ absl::StatusOr<GgufRopeScaling> InferScaling(const GgufFile& file, GgufModelFact
   if (std::fabs(scaling.high_freq_factor - round_number) < 1e-3) scaling.high_freq_factor = round_number;
   if (!(scaling.original_max_position_embeddings >= 1) || !(scaling.high_freq_factor > 1)) return unknown();
   facts.rope_scaling = scaling;
-  const std::vector<float> again = LlamaRopeFactors(facts);
+  const std::vector<float> again = GgufRopeFactors(facts);
   for (size_t i = 0; i < factors.size(); ++i) {
     // Factors are written in 32 bits after a few roundings; a wrong guess is off by far more.
     if (!(std::fabs(again[i] - factors[i]) <= 1e-5f * factors[i])) return unknown();
@@ -172,7 +191,8 @@ absl::Status CheckTensors(const GgufFile& file, const GgufModelFacts& facts) {
   for (const GgufTensor& tensor : file.tensors()) {
     if (known.count(tensor.name) == 0) {
       return Error(ExitCode::kData, "gguf ", file.path(), ": tensor ", tensor.name,
-                   " belongs to no Llama model; biases, experts and extra norms are not read");
+                   " belongs to no model of architecture ", facts.architecture->name,
+                   "; experts and other extras are not read");
     }
   }
   return absl::OkStatus();
@@ -180,31 +200,31 @@ absl::Status CheckTensors(const GgufFile& file, const GgufModelFacts& facts) {
 
 }  // namespace
 
-GgufMetadata LlamaMetadata(const GgufModelFacts& facts, GgufType type) {
+GgufMetadata GgufModelMetadata(const GgufModelFacts& facts, GgufType type) {
   const auto u32 = [](int64_t number) { return static_cast<uint32_t>(number); };
-  GgufMetadata metadata = {
-      {"general.architecture", std::string("llama")},
+  const auto key = [&facts](const char* name) { return absl::StrCat(facts.architecture->name, ".", name); };
+  return {
+      {"general.architecture", std::string(facts.architecture->name)},
       {"general.type", std::string("model")},
       {"general.name", facts.name},
       {"general.file_type", FileType(type)},
       {"general.quantization_version", u32(2)},
-      {"llama.block_count", u32(facts.block_count)},
-      {"llama.context_length", u32(facts.context_length)},
-      {"llama.embedding_length", u32(facts.embedding_length)},
-      {"llama.feed_forward_length", u32(facts.feed_forward_length)},
-      {"llama.vocab_size", u32(facts.vocab_size)},
-      {"llama.attention.head_count", u32(facts.head_count)},
-      {"llama.attention.head_count_kv", u32(facts.head_count_kv)},
-      {"llama.attention.key_length", u32(facts.head_dim)},
-      {"llama.attention.value_length", u32(facts.head_dim)},
-      {"llama.attention.layer_norm_rms_epsilon", static_cast<float>(facts.layer_norm_rms_epsilon)},
-      {"llama.rope.dimension_count", u32(facts.head_dim)},
-      {"llama.rope.freq_base", static_cast<float>(facts.rope_freq_base)},
+      {key("block_count"), u32(facts.block_count)},
+      {key("context_length"), u32(facts.context_length)},
+      {key("embedding_length"), u32(facts.embedding_length)},
+      {key("feed_forward_length"), u32(facts.feed_forward_length)},
+      {key("vocab_size"), u32(facts.vocab_size)},
+      {key("attention.head_count"), u32(facts.head_count)},
+      {key("attention.head_count_kv"), u32(facts.head_count_kv)},
+      {key("attention.key_length"), u32(facts.head_dim)},
+      {key("attention.value_length"), u32(facts.head_dim)},
+      {key("attention.layer_norm_rms_epsilon"), static_cast<float>(facts.layer_norm_rms_epsilon)},
+      {key("rope.dimension_count"), u32(facts.head_dim)},
+      {key("rope.freq_base"), static_cast<float>(facts.rope_freq_base)},
   };
-  return metadata;
 }
 
-absl::StatusOr<std::vector<GgufTensor>> LlamaTensors(const GgufModelFacts& facts, GgufType type) {
+absl::StatusOr<std::vector<GgufTensor>> GgufModelTensors(const GgufModelFacts& facts, GgufType type) {
   std::vector<GgufTensor> tensors = TensorShapes(facts);
   for (GgufTensor& tensor : tensors) {
     if (tensor.shape.size() < 2) continue;
@@ -219,57 +239,75 @@ absl::StatusOr<std::vector<GgufTensor>> LlamaTensors(const GgufModelFacts& facts
   return tensors;
 }
 
-absl::StatusOr<GgufModelFacts> ReadLlamaFacts(const GgufFile& file) {
+const GgufArchitecture* FindGgufArchitecture(absl::string_view name) {
+  for (const GgufArchitecture& architecture : kArchitectures) {
+    if (name == architecture.name) return &architecture;
+  }
+  return nullptr;
+}
+
+const GgufArchitecture* GgufArchitectureOfFamily(absl::string_view family) {
+  for (const GgufArchitecture& architecture : kArchitectures) {
+    if (family == architecture.family) return &architecture;
+  }
+  return nullptr;
+}
+
+absl::StatusOr<GgufModelFacts> ReadGgufFacts(const GgufFile& file) {
   const auto refuse = [&file](const auto&... why) {
     return Error(ExitCode::kData, "gguf ", file.path(), ": ", why...);
   };
   ASSIGN_OR_RETURN(const std::string architecture, file.String("general.architecture"));
-  if (architecture != "llama") return refuse("architecture \"", architecture, "\" is not read; only \"llama\" is");
+  GgufModelFacts facts;
+  facts.architecture = FindGgufArchitecture(architecture);
+  if (facts.architecture == nullptr) {
+    return refuse("architecture \"", architecture, "\" is not read; those that are: ",
+                  absl::StrJoin(kArchitectures, ", ", [](std::string* out, const auto& a) { out->append(a.name); }));
+  }
+  const auto key = [&architecture](const char* name) { return absl::StrCat(architecture, ".", name); };
   ASSIGN_OR_RETURN(const int64_t files, file.Integer("split.count", 1));
   if (files != 1) return refuse("is one of ", files, " files; join them with `llama-gguf-split --merge`");
-  GgufModelFacts facts;
   ASSIGN_OR_RETURN(facts.name, file.String("general.name", ""));
 
   // No model comes near these bounds; they keep products of two within 64 bits.
   constexpr int64_t kMax = 1 << 28;
   const auto num_tensors = static_cast<int64_t>(file.tensors().size());
-  const auto size = [&](const char* key, int64_t most, std::optional<int64_t> if_absent,
+  const auto size = [&](const char* name, int64_t most, std::optional<int64_t> if_absent,
                         int64_t* result) -> absl::Status {
-    ASSIGN_OR_RETURN(*result, file.Integer(key, if_absent));
-    return *result < 1 || *result > most ? refuse(key, " is ", *result) : absl::OkStatus();
+    ASSIGN_OR_RETURN(*result, file.Integer(key(name), if_absent));
+    return *result < 1 || *result > most ? refuse(key(name), " is ", *result) : absl::OkStatus();
   };
-  RETURN_IF_ERROR(size("llama.block_count", num_tensors, std::nullopt, &facts.block_count));
-  RETURN_IF_ERROR(size("llama.context_length", kMax, std::nullopt, &facts.context_length));
-  RETURN_IF_ERROR(size("llama.embedding_length", kMax, std::nullopt, &facts.embedding_length));
-  RETURN_IF_ERROR(size("llama.feed_forward_length", kMax, std::nullopt, &facts.feed_forward_length));
-  RETURN_IF_ERROR(size("llama.attention.head_count", kMax, std::nullopt, &facts.head_count));
-  RETURN_IF_ERROR(size("llama.attention.head_count_kv", kMax, facts.head_count, &facts.head_count_kv));
+  RETURN_IF_ERROR(size("block_count", num_tensors, std::nullopt, &facts.block_count));
+  RETURN_IF_ERROR(size("context_length", kMax, std::nullopt, &facts.context_length));
+  RETURN_IF_ERROR(size("embedding_length", kMax, std::nullopt, &facts.embedding_length));
+  RETURN_IF_ERROR(size("feed_forward_length", kMax, std::nullopt, &facts.feed_forward_length));
+  RETURN_IF_ERROR(size("attention.head_count", kMax, std::nullopt, &facts.head_count));
+  RETURN_IF_ERROR(size("attention.head_count_kv", kMax, facts.head_count, &facts.head_count_kv));
   const int64_t even_share = facts.embedding_length / facts.head_count;
-  RETURN_IF_ERROR(size("llama.attention.key_length", kMax, even_share, &facts.head_dim));
+  RETURN_IF_ERROR(size("attention.key_length", kMax, even_share, &facts.head_dim));
   int64_t value_length, rotated;
-  RETURN_IF_ERROR(size("llama.attention.value_length", kMax, facts.head_dim, &value_length));
-  RETURN_IF_ERROR(size("llama.rope.dimension_count", kMax, facts.head_dim, &rotated));
+  RETURN_IF_ERROR(size("attention.value_length", kMax, facts.head_dim, &value_length));
+  RETURN_IF_ERROR(size("rope.dimension_count", kMax, facts.head_dim, &rotated));
   if (value_length != facts.head_dim || rotated != facts.head_dim || facts.head_dim % 2 != 0) {
     return refuse("heads of ", facts.head_dim, " elements with ", rotated, " rotated and values of ", value_length,
                   " are not supported");
   }
   if (facts.head_count % facts.head_count_kv != 0)
     return refuse(facts.head_count, " heads do not share ", facts.head_count_kv, " key-value heads evenly");
-  ASSIGN_OR_RETURN(facts.layer_norm_rms_epsilon,
-                   ShortestDecimal(file.Number("llama.attention.layer_norm_rms_epsilon")));
-  ASSIGN_OR_RETURN(facts.rope_freq_base, ShortestDecimal(file.Number("llama.rope.freq_base", 10000)));
+  ASSIGN_OR_RETURN(facts.layer_norm_rms_epsilon, ShortestDecimal(file.Number(key("attention.layer_norm_rms_epsilon"))));
+  ASSIGN_OR_RETURN(facts.rope_freq_base, ShortestDecimal(file.Number(key("rope.freq_base"), 10000)));
   if (!(facts.rope_freq_base > 0) || !std::isfinite(facts.rope_freq_base) || !(facts.layer_norm_rms_epsilon >= 0))
-    return refuse("llama.rope.freq_base or llama.attention.layer_norm_rms_epsilon is out of range");
-  ASSIGN_OR_RETURN(const std::string scaling, file.String("llama.rope.scaling.type", "none"));
+    return refuse(key("rope.freq_base"), " or ", key("attention.layer_norm_rms_epsilon"), " is out of range");
+  ASSIGN_OR_RETURN(const std::string scaling, file.String(key("rope.scaling.type"), "none"));
   if (scaling != "none") return refuse("position scaling \"", scaling, "\" is not supported");
-  if (file.Find("llama.rope.scale_linear") != nullptr) return refuse("linear position scaling is not supported");
+  if (file.Find(key("rope.scale_linear")) != nullptr) return refuse("linear position scaling is not supported");
 
   const GgufTensor* embedding = file.FindTensor("token_embd.weight");
   if (embedding == nullptr || embedding->shape.size() != 2) return refuse("has no token_embd.weight matrix");
   facts.vocab_size = embedding->shape[0];
-  ASSIGN_OR_RETURN(const int64_t vocab_size, file.Integer("llama.vocab_size", facts.vocab_size));
+  ASSIGN_OR_RETURN(const int64_t vocab_size, file.Integer(key("vocab_size"), facts.vocab_size));
   if (facts.vocab_size > kMax || vocab_size != facts.vocab_size)
-    return refuse("token_embd.weight has ", facts.vocab_size, " rows where llama.vocab_size is ", vocab_size);
+    return refuse("token_embd.weight has ", facts.vocab_size, " rows where ", key("vocab_size"), " is ", vocab_size);
   facts.tied_embeddings = file.FindTensor("output.weight") == nullptr;
   if (file.FindTensor(kRopeFactors) != nullptr) {
     ASSIGN_OR_RETURN(facts.rope_scaling, InferScaling(file, facts));
@@ -278,15 +316,16 @@ absl::StatusOr<GgufModelFacts> ReadLlamaFacts(const GgufFile& file) {
   return facts;
 }
 
-std::optional<std::string> LlamaGgufName(const std::string& canonical) {
+std::optional<std::string> ToGgufName(const std::string& canonical) {
   return Translate(canonical, &NamePair::canonical, &NamePair::gguf, "model.layers.", "blk.");
 }
 
-std::optional<std::string> LlamaCanonicalName(const std::string& gguf_name) {
+std::optional<std::string> ToCanonicalName(const std::string& gguf_name) {
   return Translate(gguf_name, &NamePair::gguf, &NamePair::canonical, "blk.", "model.layers.");
 }
 
-bool LlamaReordersRows(const std::string& canonical) {
+bool GgufReordersRows(const GgufArchitecture& architecture, const std::string& canonical) {
+  if (!architecture.reorders_rows) return false;
   for (const std::string suffix : {".self_attn.q_proj.weight", ".self_attn.k_proj.weight"}) {
     if (canonical.size() > suffix.size() &&
         canonical.compare(canonical.size() - suffix.size(), suffix.size(), suffix) == 0)
@@ -305,12 +344,13 @@ int64_t LlamaCanonicalRow(int64_t gguf_row, int64_t head_dim) {
   return gguf_row - in_head + in_head % 2 * half + in_head / 2;
 }
 
-absl::Status ReadLlamaRows(const GgufFile& file, const GgufModelFacts& facts, const std::string& canonical,
-                           int64_t row_begin, int64_t row_end, int64_t column_begin, int64_t column_end, float* out) {
-  const std::optional<std::string> name = LlamaGgufName(canonical);
+absl::Status ReadGgufRows(const GgufFile& file, const GgufModelFacts& facts, const std::string& canonical,
+                          int64_t row_begin, int64_t row_end, int64_t column_begin, int64_t column_end, float* out) {
+  const std::optional<std::string> name = ToGgufName(canonical);
   const GgufTensor* tensor = name.has_value() ? file.FindTensor(*name) : nullptr;
   TRIREME_CHECK(tensor != nullptr, canonical, " is not in ", file.path());
-  if (!LlamaReordersRows(canonical)) return file.Read(*tensor, row_begin, row_end, column_begin, column_end, out);
+  if (!GgufReordersRows(*facts.architecture, canonical))
+    return file.Read(*tensor, row_begin, row_end, column_begin, column_end, out);
   for (int64_t row = row_begin; row < row_end; ++row) {
     const int64_t stored = LlamaGgufRow(row, facts.head_dim);
     RETURN_IF_ERROR(file.Read(*tensor, stored, stored + 1, column_begin, column_end, out));
@@ -319,7 +359,7 @@ absl::Status ReadLlamaRows(const GgufFile& file, const GgufModelFacts& facts, co
   return absl::OkStatus();
 }
 
-std::vector<float> LlamaRopeFactors(const GgufModelFacts& facts) {
+std::vector<float> GgufRopeFactors(const GgufModelFacts& facts) {
   const GgufRopeScaling& s = facts.rope_scaling.value();
   std::vector<float> factors;
   for (const float frequency : Frequencies(facts)) {

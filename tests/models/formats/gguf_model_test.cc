@@ -1,5 +1,5 @@
-// The Llama family's names, order of rows and metadata, and files that do not say what a Llama model needs.
-#include "models/formats/gguf_llama.h"
+// Names, order of rows and metadata of models, and files that do not say what a model needs.
+#include "models/formats/gguf_model.h"
 
 #include <gtest/gtest.h>
 
@@ -28,10 +28,10 @@ GgufModelFacts Tiny() {
   return facts;
 }
 
-class GgufLlama : public testing::Test {
+class GgufModel : public testing::Test {
  protected:
   void SetUp() override {
-    folder_ = testing::TempDir() + "gguf_llama_" + testing::UnitTest::GetInstance()->current_test_info()->name();
+    folder_ = testing::TempDir() + "gguf_model_" + testing::UnitTest::GetInstance()->current_test_info()->name();
     ASSERT_TRUE(RemoveAll(folder_).ok());
     ASSERT_TRUE(MakeDirectories(folder_).ok());
   }
@@ -55,16 +55,16 @@ class GgufLlama : public testing::Test {
     return *std::move(file);
   }
   std::unique_ptr<GgufFile> Write(const GgufModelFacts& facts) {
-    const std::vector<float> factors = facts.rope_scaling.has_value() ? LlamaRopeFactors(facts) : std::vector<float>();
-    return Write(LlamaMetadata(facts, GgufType::kF32), *LlamaTensors(facts, GgufType::kF32), factors);
+    const std::vector<float> factors = facts.rope_scaling.has_value() ? GgufRopeFactors(facts) : std::vector<float>();
+    return Write(GgufModelMetadata(facts, GgufType::kF32), *GgufModelTensors(facts, GgufType::kF32), factors);
   }
 
   using Change = std::function<void(GgufMetadata*, std::vector<GgufTensor>*)>;
   void ExpectRefused(const Change& change, const std::string& why) {
-    GgufMetadata metadata = LlamaMetadata(Tiny(), GgufType::kF32);
-    std::vector<GgufTensor> tensors = *LlamaTensors(Tiny(), GgufType::kF32);
+    GgufMetadata metadata = GgufModelMetadata(Tiny(), GgufType::kF32);
+    std::vector<GgufTensor> tensors = *GgufModelTensors(Tiny(), GgufType::kF32);
     change(&metadata, &tensors);
-    const auto facts = ReadLlamaFacts(*Write(metadata, tensors));
+    const auto facts = ReadGgufFacts(*Write(metadata, tensors));
     ASSERT_FALSE(facts.ok()) << "accepted; expected: " << why;
     EXPECT_EQ(ExitCodeOf(facts.status()), ExitCode::kData);
     EXPECT_NE(facts.status().message().find("x.gguf"), std::string::npos) << facts.status();
@@ -107,61 +107,79 @@ void ExpectEqual(const GgufModelFacts& a, const GgufModelFacts& b) {
   EXPECT_EQ(a.rope_scaling->original_max_position_embeddings, b.rope_scaling->original_max_position_embeddings);
 }
 
-TEST_F(GgufLlama, FactsSurviveAFile) {
+TEST_F(GgufModel, OtherArchitecturesHaveTheirOwnKeysAndTensors) {
+  for (const auto& [name, canonical, shape] : {std::tuple("qwen2", "model.layers.1.self_attn.k_proj.bias", 32),
+                                               {"qwen3", "model.layers.1.self_attn.k_norm.weight", 16}}) {
+    GgufModelFacts facts = Tiny();
+    facts.architecture = FindGgufArchitecture(name);
+    const auto file = Write(facts);
+    const auto read = ReadGgufFacts(*file);
+    ASSERT_TRUE(read.ok()) << read.status();
+    ExpectEqual(*read, facts);
+    EXPECT_EQ(read->architecture, facts.architecture);
+    EXPECT_EQ(file->Integer(absl::StrCat(name, ".block_count")).value_or(0), 2);
+    const GgufTensor* tensor = file->FindTensor(*ToGgufName(canonical));
+    ASSERT_NE(tensor, nullptr);
+    EXPECT_EQ(tensor->shape, std::vector<int64_t>{shape});
+    EXPECT_EQ(ToCanonicalName(tensor->name), canonical);
+  }
+}
+
+TEST_F(GgufModel, FactsSurviveAFile) {
   for (const bool tied : {false, true}) {
     GgufModelFacts facts = Tiny();
     facts.tied_embeddings = tied;
-    const auto read = ReadLlamaFacts(*Write(facts));
+    const auto read = ReadGgufFacts(*Write(facts));
     ASSERT_TRUE(read.ok()) << read.status();
     ExpectEqual(*read, facts);
   }
 }
 
 // Scalings of published models: Llama 3.1, Llama 3.2, and one with other factors.
-TEST_F(GgufLlama, PositionScalingIsRecoveredFromItsFactors) {
+TEST_F(GgufModel, PositionScalingIsRecoveredFromItsFactors) {
   for (const GgufRopeScaling& scaling :
        {GgufRopeScaling{8, 1, 4, 8192}, GgufRopeScaling{32, 1, 4, 8192}, GgufRopeScaling{4, 1, 2.5, 2048}}) {
     for (const int64_t head_dim : {64, 128}) {
       GgufModelFacts facts = Tiny();
       facts.head_dim = head_dim;
       facts.rope_scaling = scaling;
-      const auto read = ReadLlamaFacts(*Write(facts));
+      const auto read = ReadGgufFacts(*Write(facts));
       ASSERT_TRUE(read.ok()) << read.status();
       ExpectEqual(*read, facts);
     }
   }
 }
 
-TEST_F(GgufLlama, OtherPositionFactorsAreRefused) {
+TEST_F(GgufModel, OtherPositionFactorsAreRefused) {
   GgufModelFacts facts = Tiny();
   facts.head_dim = 64;
   facts.rope_scaling = GgufRopeScaling();
-  const GgufMetadata metadata = LlamaMetadata(facts, GgufType::kF32);
-  const std::vector<GgufTensor> tensors = *LlamaTensors(facts, GgufType::kF32);
-  std::vector<float> bent = LlamaRopeFactors(facts), nan = bent;
+  const GgufMetadata metadata = GgufModelMetadata(facts, GgufType::kF32);
+  const std::vector<GgufTensor> tensors = *GgufModelTensors(facts, GgufType::kF32);
+  std::vector<float> bent = GgufRopeFactors(facts), nan = bent;
   for (float& factor : bent) factor = factor > 1 && factor < 8 ? std::sqrt(factor) : factor;
   nan[3] = std::nanf("");
   for (const std::vector<float>& factors :
        {bent, nan, std::vector<float>(32, 1.0f), std::vector<float>(32, 0.0f), std::vector<float>(32, INFINITY)}) {
-    const auto read = ReadLlamaFacts(*Write(metadata, tensors, factors));
+    const auto read = ReadGgufFacts(*Write(metadata, tensors, factors));
     ASSERT_FALSE(read.ok());
     EXPECT_NE(read.status().message().find("is not the position scaling of Llama 3"), std::string::npos);
   }
 }
 
-TEST_F(GgufLlama, PositionFactorsAreOneForShortWavesAndTheScaleForLongOnes) {
+TEST_F(GgufModel, PositionFactorsAreOneForShortWavesAndTheScaleForLongOnes) {
   GgufModelFacts facts = Tiny();
   facts.head_dim = 128;
   facts.rope_scaling = GgufRopeScaling();
-  const std::vector<float> factors = LlamaRopeFactors(facts);
+  const std::vector<float> factors = GgufRopeFactors(facts);
   ASSERT_EQ(factors.size(), 64u);
   EXPECT_EQ(factors.front(), 1);
   EXPECT_EQ(factors.back(), 8);
   for (size_t i = 1; i < factors.size(); ++i) EXPECT_GE(factors[i], factors[i - 1]);
 }
 
-TEST_F(GgufLlama, DefaultsAreThoseOfLlamaCpp) {
-  GgufMetadata metadata = LlamaMetadata(Tiny(), GgufType::kF32);
+TEST_F(GgufModel, DefaultsAreThoseOfLlamaCpp) {
+  GgufMetadata metadata = GgufModelMetadata(Tiny(), GgufType::kF32);
   const std::set<std::string> optional = {"general.name",
                                           "llama.vocab_size",
                                           "llama.attention.key_length",
@@ -169,15 +187,15 @@ TEST_F(GgufLlama, DefaultsAreThoseOfLlamaCpp) {
                                           "llama.rope.dimension_count",
                                           "llama.rope.freq_base"};
   std::erase_if(metadata, [&](const auto& entry) { return optional.count(entry.first) != 0; });
-  const auto read = ReadLlamaFacts(*Write(metadata, *LlamaTensors(Tiny(), GgufType::kF32)));
+  const auto read = ReadGgufFacts(*Write(metadata, *GgufModelTensors(Tiny(), GgufType::kF32)));
   ASSERT_TRUE(read.ok()) << read.status();
   EXPECT_EQ(read->head_dim, 16);
   EXPECT_EQ(read->rope_freq_base, 10000);
   EXPECT_EQ(read->vocab_size, 50);
 }
 
-TEST_F(GgufLlama, WhatWouldBeComputedDifferentlyIsRefused) {
-  ExpectRefused("general.architecture", std::string("qwen2"), "architecture \"qwen2\" is not read");
+TEST_F(GgufModel, WhatWouldBeComputedDifferentlyIsRefused) {
+  ExpectRefused("general.architecture", std::string("falcon"), "architecture \"falcon\" is not read");
   ExpectRefused("split.count", uint16_t{3}, "is one of 3 files");
   ExpectRefused("llama.rope.dimension_count", uint32_t{8}, "with 8 rotated");
   ExpectRefused("llama.attention.value_length", uint32_t{8}, "values of 8");
@@ -187,7 +205,7 @@ TEST_F(GgufLlama, WhatWouldBeComputedDifferentlyIsRefused) {
   ExpectRefused("llama.attention.head_count_kv", uint32_t{3}, "do not share");
 }
 
-TEST_F(GgufLlama, NumbersOutOfRangeAreRefused) {
+TEST_F(GgufModel, NumbersOutOfRangeAreRefused) {
   ExpectRefused("llama.block_count", uint32_t{0}, "llama.block_count is 0");
   ExpectRefused("llama.block_count", ~uint32_t{0}, "llama.block_count is 4294967295");
   ExpectRefused("llama.attention.head_count", uint32_t{0}, "llama.attention.head_count is 0");
@@ -198,7 +216,7 @@ TEST_F(GgufLlama, NumbersOutOfRangeAreRefused) {
   ExpectRefused("llama.vocab_size", uint32_t{49}, "has 50 rows where llama.vocab_size is 49");
 }
 
-TEST_F(GgufLlama, TensorsMustBeThoseOfTheModel) {
+TEST_F(GgufModel, TensorsMustBeThoseOfTheModel) {
   ExpectRefused([](GgufMetadata*, std::vector<GgufTensor>* tensors) { tensors->erase(tensors->begin() + 3); },
                 "has no tensor blk.0.attn_k.weight");
   ExpectRefused([](GgufMetadata*, std::vector<GgufTensor>* tensors) { tensors->front().name = "other"; },
@@ -212,14 +230,14 @@ TEST_F(GgufLlama, TensorsMustBeThoseOfTheModel) {
       [](GgufMetadata*, std::vector<GgufTensor>* tensors) {
         tensors->push_back({"blk.0.attn_q.bias", GgufType::kF32, {64}});
       },
-      "blk.0.attn_q.bias belongs to no Llama model");
+      "blk.0.attn_q.bias belongs to no model of architecture llama");
 }
 
-TEST_F(GgufLlama, MetadataSaysWhatTheMatricesAre) {
+TEST_F(GgufModel, MetadataSaysWhatTheMatricesAre) {
   const std::pair<GgufType, uint32_t> types[] = {
       {GgufType::kF32, 0}, {GgufType::kF16, 1}, {GgufType::kQ4_0, 2}, {GgufType::kQ8_0, 7}, {GgufType::kBF16, 32}};
   for (const auto& [type, number] : types) {
-    for (const auto& [key, value] : LlamaMetadata(Tiny(), type)) {
+    for (const auto& [key, value] : GgufModelMetadata(Tiny(), type)) {
       if (key == "general.file_type") {
         EXPECT_EQ(value, GgufValue(number));
       }
@@ -227,8 +245,8 @@ TEST_F(GgufLlama, MetadataSaysWhatTheMatricesAre) {
   }
 }
 
-TEST_F(GgufLlama, VectorsStayF32AndSensitiveMatricesKeepEightBits) {
-  const std::vector<GgufTensor> tensors = *LlamaTensors(Tiny(), GgufType::kQ4_0);
+TEST_F(GgufModel, VectorsStayF32AndSensitiveMatricesKeepEightBits) {
+  const std::vector<GgufTensor> tensors = *GgufModelTensors(Tiny(), GgufType::kQ4_0);
   for (const GgufTensor& tensor : tensors) {
     const bool sensitive = tensor.name == "token_embd.weight" || tensor.name == "output.weight";
     EXPECT_EQ(tensor.type, tensor.shape.size() == 1 ? GgufType::kF32
@@ -238,11 +256,11 @@ TEST_F(GgufLlama, VectorsStayF32AndSensitiveMatricesKeepEightBits) {
   }
   GgufModelFacts odd = Tiny();
   odd.feed_forward_length = 100;
-  const auto refused = LlamaTensors(odd, GgufType::kQ8_0);
+  const auto refused = GgufModelTensors(odd, GgufType::kQ8_0);
   ASSERT_FALSE(refused.ok());
   EXPECT_EQ(ExitCodeOf(refused.status()), ExitCode::kConfig);
   EXPECT_NE(refused.status().message().find("blk.0.ffn_down.weight have 100 elements"), std::string::npos);
-  EXPECT_TRUE(LlamaTensors(odd, GgufType::kBF16).ok());
+  EXPECT_TRUE(GgufModelTensors(odd, GgufType::kBF16).ok());
 }
 
 TEST(GgufLlamaNames, GoBothWays) {
@@ -255,15 +273,17 @@ TEST(GgufLlamaNames, GoBothWays) {
       {"model.layers.3.self_attn.o_proj.weight", "blk.3.attn_output.weight"},
       {"model.layers.3.post_attention_layernorm.weight", "blk.3.ffn_norm.weight"},
       {"model.layers.3.mlp.down_proj.weight", "blk.3.ffn_down.weight"},
+      {"model.layers.3.self_attn.v_proj.bias", "blk.3.attn_v.bias"},
+      {"model.layers.3.self_attn.q_norm.weight", "blk.3.attn_q_norm.weight"},
   };
   for (const auto& [canonical, gguf] : names) {
-    EXPECT_EQ(LlamaGgufName(canonical), gguf);
-    EXPECT_EQ(LlamaCanonicalName(gguf), canonical);
+    EXPECT_EQ(ToGgufName(canonical), gguf);
+    EXPECT_EQ(ToCanonicalName(gguf), canonical);
   }
   for (const char* name : {"", "blk.", "blk.1", "blk.1.", "blk.x.attn_q.weight", "blk.-1.attn_q.weight", "blk..weight",
                            "blk.01.attn_q.weight", "blk.99999999999999999999.attn_q.weight", "rope_freqs.weight",
-                           "blk.1.attn_q.bias", "model.norm.weight"})
-    EXPECT_EQ(LlamaCanonicalName(name), std::nullopt) << name;
+                           "blk.1.attn_output.bias", "model.norm.weight"})
+    EXPECT_EQ(ToCanonicalName(name), std::nullopt) << name;
 }
 
 TEST(GgufLlamaRows, InterleaveTheHalvesOfEachHead) {
@@ -273,23 +293,24 @@ TEST(GgufLlamaRows, InterleaveTheHalvesOfEachHead) {
     EXPECT_EQ(LlamaCanonicalRow(row, 6), expected[row]);
     EXPECT_EQ(LlamaGgufRow(expected[row], 6), row);
   }
-  EXPECT_TRUE(LlamaReordersRows("model.layers.0.self_attn.q_proj.weight"));
-  EXPECT_TRUE(LlamaReordersRows("model.layers.7.self_attn.k_proj.weight"));
-  EXPECT_FALSE(LlamaReordersRows("model.layers.0.self_attn.v_proj.weight"));
-  EXPECT_FALSE(LlamaReordersRows("model.embed_tokens.weight"));
+  EXPECT_TRUE(GgufReordersRows(*FindGgufArchitecture("llama"), "model.layers.0.self_attn.q_proj.weight"));
+  EXPECT_TRUE(GgufReordersRows(*FindGgufArchitecture("llama"), "model.layers.7.self_attn.k_proj.weight"));
+  EXPECT_FALSE(GgufReordersRows(*FindGgufArchitecture("llama"), "model.layers.0.self_attn.v_proj.weight"));
+  EXPECT_FALSE(GgufReordersRows(*FindGgufArchitecture("llama"), "model.embed_tokens.weight"));
+  EXPECT_FALSE(GgufReordersRows(*FindGgufArchitecture("qwen2"), "model.layers.0.self_attn.q_proj.weight"));
 }
 
-TEST_F(GgufLlama, ARectangleIsReadInCanonicalOrder) {
+TEST_F(GgufModel, ARectangleIsReadInCanonicalOrder) {
   const std::unique_ptr<GgufFile> file = Write(Tiny());
-  const GgufModelFacts facts = *ReadLlamaFacts(*file);
+  const GgufModelFacts facts = *ReadGgufFacts(*file);
   float values[2 * 3];
   // Canonical rows 7 and 8 of a head of 16 are rows 14 and 1 of the file.
-  ASSERT_TRUE(ReadLlamaRows(*file, facts, "model.layers.1.self_attn.q_proj.weight", 7, 9, 10, 13, values).ok());
+  ASSERT_TRUE(ReadGgufRows(*file, facts, "model.layers.1.self_attn.q_proj.weight", 7, 9, 10, 13, values).ok());
   for (int i = 0; i < 3; ++i) {
     EXPECT_EQ(values[i], static_cast<float>(14 * 64 + 10 + i) / 8);
     EXPECT_EQ(values[3 + i], static_cast<float>(1 * 64 + 10 + i) / 8);
   }
-  ASSERT_TRUE(ReadLlamaRows(*file, facts, "model.layers.1.self_attn.v_proj.weight", 7, 9, 10, 13, values).ok());
+  ASSERT_TRUE(ReadGgufRows(*file, facts, "model.layers.1.self_attn.v_proj.weight", 7, 9, 10, 13, values).ok());
   EXPECT_EQ(values[0], static_cast<float>(7 * 64 + 10) / 8);
   EXPECT_EQ(values[3], static_cast<float>(8 * 64 + 10) / 8);
 }
