@@ -140,20 +140,31 @@ absl::StatusOr<std::vector<BpeModel::Merge>> ReadMerges(const json& list, const 
   return merges;
 }
 
+absl::StatusOr<BpeModel::Alphabet> ReadAlphabet(const json& model, const BpeFile& file) {
+  BpeModel::Alphabet alphabet;
+  for (int byte = 0; byte < 256; ++byte) {
+    const char c = static_cast<char>(byte);
+    const auto found = file.id_of_token.find(SpellBytes(absl::string_view(&c, 1)));
+    alphabet.byte_ids[byte] = found == file.id_of_token.end() ? -1 : found->second;
+  }
+  const json& unknown = Field(model, "unk_token");
+  if (!unknown.is_null()) {
+    if (!unknown.is_string()) return Bad("model.unk_token is not a string");
+    const auto& token = unknown.get_ref<const std::string&>();
+    const auto found = file.id_of_token.find(token);
+    if (found == file.id_of_token.end()) return Bad("model.unk_token ", Shown(token), " is not in model.vocab");
+    alphabet.unknown_id = found->second;
+  }
+  ASSIGN_OR_RETURN(alphabet.fuse_unknown, Flag(model, "fuse_unk"));
+  return alphabet;
+}
+
 absl::Status ReadModel(const json& model, BpeFile* file) {
   if (!model.is_object()) return Bad("model is missing");
   RETURN_IF_ERROR(CheckModelOptions(model));
   RETURN_IF_ERROR(ReadVocabulary(Field(model, "vocab"), file));
   ASSIGN_OR_RETURN(const std::vector<BpeModel::Merge> merges, ReadMerges(Field(model, "merges"), *file));
-  std::array<int32_t, 256> byte_ids;
-  for (int byte = 0; byte < 256; ++byte) {
-    const char c = static_cast<char>(byte);
-    const auto found = file->id_of_token.find(SpellBytes(absl::string_view(&c, 1)));
-    byte_ids[byte] = found == file->id_of_token.end() ? -1 : found->second;
-    const bool in_utf8 = byte != 0xC0 && byte != 0xC1 && byte < 0xF5;
-    if (byte_ids[byte] < 0 && in_utf8)
-      return Bad("model.vocab has no token for byte ", byte, "; only byte-level BPE with all bytes is supported");
-  }
+  ASSIGN_OR_RETURN(BpeModel::Alphabet alphabet, ReadAlphabet(model, *file));
   ASSIGN_OR_RETURN(const bool ignore_merges, Flag(model, "ignore_merges"));
   absl::flat_hash_map<std::string, int32_t> whole_words;
   if (ignore_merges) {
@@ -162,7 +173,7 @@ absl::Status ReadModel(const json& model, BpeFile* file) {
       if (UnspellBytes(token, &bytes)) whole_words.emplace(bytes, id);
     }
   }
-  file->model = std::make_unique<BpeModel>(byte_ids, merges, std::move(whole_words));
+  file->model = std::make_unique<BpeModel>(std::move(alphabet), merges, std::move(whole_words));
   return absl::OkStatus();
 }
 

@@ -1,8 +1,12 @@
 #include "data/bpe_model.h"
 
+#include <algorithm>
 #include <cstring>
+#include <functional>
 #include <limits>
 #include <queue>
+
+#include "data/unicode.h"
 
 namespace trireme {
 namespace {
@@ -16,9 +20,12 @@ uint64_t PairKey(int32_t left, int32_t right) {
 
 }  // namespace
 
-BpeModel::BpeModel(const std::array<int32_t, 256>& byte_ids, const std::vector<Merge>& merges,
+BpeModel::BpeModel(Alphabet alphabet, const std::vector<Merge>& merges,
                    absl::flat_hash_map<std::string, int32_t> whole_words)
-    : byte_ids_(byte_ids), whole_words_(std::move(whole_words)) {
+    : alphabet_(std::move(alphabet)),
+      is_plain_(alphabet_.character_ids.empty() &&
+                *std::min_element(alphabet_.byte_ids.begin(), alphabet_.byte_ids.end()) >= 0),
+      whole_words_(std::move(whole_words)) {
   int bits = 4;
   while ((size_t{1} << bits) < merges.size() * 2) ++bits;
   table_.resize(size_t{1} << bits);
@@ -37,6 +44,39 @@ const BpeModel::Entry* BpeModel::Find(int32_t left, int32_t right) const {
   size_t slot = (key * 0x9E3779B97F4A7C15u) >> shift_;
   while (table_[slot].pair != key && table_[slot].pair != kNoPair) slot = (slot + 1) & (table_.size() - 1);
   return &table_[slot];
+}
+
+size_t BpeModel::FirstIds(absl::string_view piece, int32_t* ids) const {
+  int32_t* out = ids;
+  if (is_plain_) {
+    for (const char byte : piece) *out++ = alphabet_.byte_ids[static_cast<uint8_t>(byte)];
+    return out - ids;
+  }
+  const char* p = piece.data();
+  const char* end = p + piece.size();
+  bool after_unknown = false;
+  while (p < end) {
+    const char* next = p + 1;
+    if (!alphabet_.character_ids.empty()) {
+      const auto found = alphabet_.character_ids.find(DecodeUtf8(p, &next));
+      if (found != alphabet_.character_ids.end()) {
+        *out++ = found->second;
+        p = next;
+        after_unknown = false;
+        continue;
+      }
+    }
+    for (; p < next; ++p) {
+      const int32_t id = alphabet_.byte_ids[static_cast<uint8_t>(*p)];
+      if (id >= 0) {
+        *out++ = id;
+      } else if (alphabet_.unknown_id >= 0 && !(alphabet_.fuse_unknown && after_unknown)) {
+        *out++ = alphabet_.unknown_id;
+      }
+      after_unknown = id < 0;
+    }
+  }
+  return out - ids;
 }
 
 void BpeModel::Encode(absl::string_view piece, std::vector<int32_t>* ids) const {
@@ -58,8 +98,7 @@ void BpeModel::EncodeShort(absl::string_view piece, std::vector<int32_t>* ids) c
   int32_t symbols[kShort];
   int32_t ranks[kShort];    // of the pair (i, i + 1); kNoRank when it does not merge
   int32_t results[kShort];  // what that pair becomes
-  int count = 0;
-  for (const char byte : piece) symbols[count++] = byte_ids_[static_cast<uint8_t>(byte)];
+  auto count = static_cast<int>(FirstIds(piece, symbols));
   auto look_up = [&](int i) {
     ranks[i] = kNoRank;
     if (i < 0 || i + 1 >= count) return;
@@ -90,7 +129,7 @@ void BpeModel::EncodeShort(absl::string_view piece, std::vector<int32_t>* ids) c
 void BpeModel::EncodeLong(absl::string_view piece, std::vector<int32_t>* ids) const {
   struct Symbol {
     int32_t id;
-    int32_t length;  // bytes; 0 once joined to its left neighbour
+    int32_t length;  // in first ids; 0 once joined to its left neighbour
     int64_t previous;
     int64_t next;
   };
@@ -101,8 +140,9 @@ void BpeModel::EncodeLong(absl::string_view piece, std::vector<int32_t>* ids) co
     int64_t length;  // of both symbols: tells a candidate whose symbols have changed since
     bool operator>(const Candidate& other) const { return rank != other.rank ? rank > other.rank : left > other.left; }
   };
-  const auto size = static_cast<int64_t>(piece.size());
-  std::vector<Symbol> symbols(piece.size());
+  std::vector<int32_t> first_ids(piece.size());
+  const auto size = static_cast<int64_t>(FirstIds(piece, first_ids.data()));
+  std::vector<Symbol> symbols(size);
   std::priority_queue<Candidate, std::vector<Candidate>, std::greater<Candidate>> queue;
   auto consider = [&](int64_t left) {
     if (left < 0 || symbols[left].next >= size) return;
@@ -111,7 +151,7 @@ void BpeModel::EncodeLong(absl::string_view piece, std::vector<int32_t>* ids) co
     if (entry->pair == kNoPair) return;
     queue.push({entry->rank, entry->result, left, int64_t{symbols[left].length} + right.length});
   };
-  for (int64_t i = 0; i < size; ++i) symbols[i] = {byte_ids_[static_cast<uint8_t>(piece[i])], 1, i - 1, i + 1};
+  for (int64_t i = 0; i < size; ++i) symbols[i] = {first_ids[i], 1, i - 1, i + 1};
   for (int64_t i = 0; i + 1 < size; ++i) consider(i);
   while (!queue.empty()) {
     const Candidate top = queue.top();

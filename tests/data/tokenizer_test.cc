@@ -186,8 +186,8 @@ TEST_F(TokenizerTest, InvalidUtf8BecomesReplacementCharacters) {
 
 TEST_F(TokenizerTest, LongPiecesEncodeAsTheirDefinition) {
   // Against a plain loop: the pair of lowest rank, leftmost, until none is left.
-  std::array<int32_t, 256> byte_ids;
-  for (int i = 0; i < 256; ++i) byte_ids[i] = i;
+  BpeModel::Alphabet bytes;
+  for (int i = 0; i < 256; ++i) bytes.byte_ids[i] = i;
   std::mt19937 random(3);
   std::vector<BpeModel::Merge> merges;
   for (int32_t id = 256; id < 300; ++id) {
@@ -197,7 +197,7 @@ TEST_F(TokenizerTest, LongPiecesEncodeAsTheirDefinition) {
     };
     merges.push_back({symbol(), symbol(), id});
   }
-  const BpeModel model(byte_ids, merges, {});
+  const BpeModel model(bytes, merges, {});
   for (const size_t length : {1, 2, 5, 63, 64, 65, 66, 200, 700}) {
     for (int trial = 0; trial < 20; ++trial) {
       std::string piece;
@@ -255,6 +255,28 @@ TEST_F(TokenizerTest, IgnoreMergesTakesWholeWordsFirst) {
   EXPECT_EQ(Ids(*Loaded(with_word(false)), "zq").size(), 2);
 }
 
+TEST_F(TokenizerTest, BytesWithoutTokenAreLeftOutBeforeMerging) {
+  auto without = [](json& root) { root["model"]["vocab"].erase("~"); };
+  EXPECT_EQ(Ids(*Loaded(without), "~th~~e~"), Ids(*Loaded(), "the"));
+  EXPECT_EQ(Ids(*Loaded(without), "~"), std::vector<int32_t>{});
+  const std::string many(200, '~');
+  EXPECT_EQ(Ids(*Loaded(without), many + "th" + many + "e"), Ids(*Loaded(), "the"));
+}
+
+TEST_F(TokenizerTest, UnknownTokenStandsForBytesWithoutToken) {
+  for (const bool fuse : {false, true}) {
+    const auto tokenizer = Loaded([fuse](json& root) {
+      root["model"]["vocab"].erase("~");
+      root["model"]["unk_token"] = "<|endoftext|>";
+      root["model"]["fuse_unk"] = fuse;
+    });
+    const int32_t quote = tokenizer->TokenId("\"");
+    const std::vector<int32_t> expected =
+        fuse ? std::vector<int32_t>{0, quote, 0} : std::vector<int32_t>{0, 0, quote, 0};
+    EXPECT_EQ(Ids(*tokenizer, "~~\"~"), expected);
+  }
+}
+
 TEST_F(TokenizerTest, MergesMayBeStrings) {
   const auto expected = Ids(*Loaded(), "the dog sat on the mat");
   const auto tokenizer = Loaded([](json& root) {
@@ -304,7 +326,7 @@ TEST_F(TokenizerTest, RefusesDamagedFiles) {
   ExpectRefused([](json& r) { r["model"]["vocab"]["new"] = uint64_t{1} << 40; }, "whole number");
   ExpectRefused([](json& r) { r["model"]["vocab"]["new"] = 16000000; }, "largest id");
   ExpectRefused([](json& r) { r["model"]["vocab"].erase("a"); }, "\"a\"");
-  ExpectRefused([](json& r) { r["model"]["vocab"].erase("~"); }, "byte 126");
+  ExpectRefused([](json& r) { r["model"]["unk_token"] = "<unk>"; }, "unk_token");
   ExpectRefused([](json& r) { r["model"]["merges"].push_back({"t", "nowhere"}); }, "nowhere");
   ExpectRefused([](json& r) { r["model"]["merges"].push_back("one two three"); }, "neither");
   ExpectRefused([](json& r) { r["model"]["merges"].push_back({"a"}); }, "neither");
