@@ -29,7 +29,8 @@ std::vector<std::string> FuzzSeeds() {
       "optimizer { adamw { learning_rate: 6e-4 } } resume: AUTO parallel { tensor: -2, shard: PARAMETERS; }",
       "rmodel { famly: \"llama\" hidden_size: \"x\" hidden_size: 3 }\noptimizer { sgd { } adamw { learning_rate: } }\n"
       "train_for { steps: 99999999999999999999 } launch { device: GPUS } checkpoint { every_steps: 1 ",
-      "mversion: 1\nvocab_size: 300\nsplit { name: \"train\" num_tokens: 3 num_documents: 1 shard { name: \"a\" num_tokens: 3 num_documents: 1 } }\n",
+      "mversion: 1\nvocab_size: 300\nsplit { name: \"train\" num_tokens: 3 num_documents: 1 shard { name: \"a\" "
+      "num_tokens: 3 num_documents: 1 } }\n",
   };
 }
 
