@@ -39,10 +39,14 @@ def by_transformers(folder):
 
 
 def by_mlx(folder):
-    from mlx_lm import generate, load
+    from mlx_lm import load, stream_generate
+    from transformers import AutoTokenizer
 
     model, tokenizer = load(folder)
-    return [generate(model, tokenizer, prompt=prompt, max_tokens=NEW_TOKENS) for prompt in PROMPTS]
+    # mlx-lm's own text lacks a space at its beginning.
+    plain = AutoTokenizer.from_pretrained(folder)
+    ids = [[step.token for step in stream_generate(model, tokenizer, prompt=prompt, max_tokens=NEW_TOKENS)] for prompt in PROMPTS]
+    return [plain.decode(tokens, skip_special_tokens=True) for tokens in ids]
 
 
 def by_ctranslate2(folder, output):
