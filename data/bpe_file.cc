@@ -39,6 +39,8 @@ absl::StatusOr<json> ParseJson(absl::string_view contents) {
       twice = parsed.get<std::string>();
     return true;
   };
+  // The parser takes a zero byte for the end of its input and would not look at what follows.
+  if (contents.find('\0') != absl::string_view::npos) return Bad("not valid JSON: it holds a zero byte");
   json parsed = json::parse(contents.begin(), contents.end(), callback, /*allow_exceptions=*/false);
   if (too_deep) return Bad("nested deeper than ", kMaxDepth, " levels");
   if (parsed.is_discarded()) return Bad("not valid JSON");

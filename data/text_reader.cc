@@ -160,6 +160,8 @@ class FileSequenceReader : public TextReader {
     const auto fail = [this](const auto&... what) {
       return Error(ExitCode::kData, "read ", name_, ":", line_, ": ", what...);
     };
+    // The parser takes a zero byte for the end of its input and would not look at what follows.
+    if (json_.find('\0') != std::string::npos) return fail("not valid JSON: it holds a zero byte");
     nlohmann::json object;
     try {
       object = nlohmann::json::parse(json_);

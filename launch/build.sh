@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # launch/build.sh [PRESET [TARGET]] [-DNAME=VALUE ...]
-# Configures and builds one preset of CMakePresets.json: cpu (default; build/), cuda (build-cuda/), asan (build-asan/). Needs launch/setup.sh.
+# Configures and builds one preset of CMakePresets.json: cpu (default; build/), cuda (build-cuda/), asan (build-asan/), fuzz (build-fuzz/). Needs launch/setup.sh.
 set -euo pipefail
 source "$(dirname "$0")/env.sh"
 
 preset=cpu
-if [[ "${1:-}" =~ ^(cpu|cuda|asan)$ ]]; then
+if [[ "${1:-}" =~ ^(cpu|cuda|asan|fuzz)$ ]]; then
   preset=$1
   shift
 fi

@@ -65,7 +65,7 @@ std::string HumanBytes(double bytes) {
     bytes /= 1000;
     ++unit;
   }
-  return absl::StrFormat(unit == 0 ? "%.0f %s" : "%.1f %s", bytes, units[unit]);
+  return absl::StrFormat("%.*f %s", unit == 0 ? 0 : 1, bytes, units[unit]);
 }
 
 std::string HumanCount(double count) {
@@ -75,7 +75,7 @@ std::string HumanCount(double count) {
     count /= 1000;
     ++unit;
   }
-  return absl::StrFormat(unit == 0 ? "%.0f%s" : "%.2f%s", count, units[unit]);
+  return absl::StrFormat("%.*f%s", unit == 0 ? 0 : 2, count, units[unit]);
 }
 
 std::string HumanSeconds(double seconds) {

@@ -17,7 +17,7 @@ packages=(
   libopenmpi-dev openmpi-bin libprotobuf-dev protobuf-compiler
   libabsl-dev libcli11-dev libgtest-dev libpcre2-dev libxxhash-dev libzstd-dev nlohmann-json3-dev zlib1g-dev
 )
-[ -z "$tests" ] || packages+=(clang-format libbenchmark-dev procps)
+[ -z "$tests" ] || packages+=(clang clang-format libclang-rt-14-dev libbenchmark-dev procps)
 
 # libtorch is the SDK inside PyTorch's wheel; its libraries need the CUDA runtime and CUPTI even where no GPU is.
 torch_wheels=(torch==2.11.0 nvidia-cuda-runtime==13.0.96 nvidia-cuda-cupti==13.0.85 scipy-openblas32==0.3.34.481.3)

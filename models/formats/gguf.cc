@@ -5,6 +5,8 @@
 #include <cstring>
 #include <type_traits>
 
+#include "data/unicode.h"
+
 namespace trireme {
 namespace {
 
@@ -16,7 +18,6 @@ constexpr uint64_t kMaxArrayElements = 1 << 24;  // of all arrays together: boun
 constexpr uint64_t kMaxHeaderBytes = uint64_t{1} << 30;
 constexpr uint64_t kMaxAlignment = 1 << 20;
 constexpr uint32_t kMaxDimensions = 4;
-constexpr uint32_t kArrayType = 9;
 
 // A name from the file for a message: no more than 80 bytes, none of them unprintable.
 std::string Shown(const std::string& text) {
@@ -71,6 +72,12 @@ class Cursor {
   uint64_t position_ = 0;
   absl::Status status_;
 };
+
+void CheckName(Cursor* cursor, const std::string& what, const std::string& name, size_t max_bytes) {
+  if (name.empty() || name.size() > max_bytes)
+    cursor->Fail(what, " has a name of ", name.size(), " bytes; 1 to ", max_bytes, " are allowed");
+  if (!IsValidUtf8(name)) cursor->Fail(what, " has a name that is not UTF-8");
+}
 
 template <typename T>
 T ReadScalar(Cursor* cursor, const std::string& what) {
@@ -156,8 +163,7 @@ GgufTensor ReadTensor(Cursor* cursor, uint64_t index) {
   tensor.type = static_cast<GgufType>(cursor->Number<uint32_t>(what));
   tensor.begin = cursor->Number<uint64_t>(what);
   if (!cursor->ok()) return tensor;
-  if (tensor.name.empty() || tensor.name.size() > kMaxTensorNameBytes)
-    cursor->Fail(what, " has a name of ", tensor.name.size(), " bytes; 1 to ", kMaxTensorNameBytes, " are allowed");
+  CheckName(cursor, what, tensor.name, kMaxTensorNameBytes);
   const GgufTypeInfo* info = FindGgufType(tensor.type);
   if (info == nullptr) {
     cursor->Fail(what, " has unknown type ", static_cast<uint32_t>(tensor.type),
@@ -219,8 +225,8 @@ absl::StatusOr<std::unique_ptr<GgufFile>> GgufFile::Open(const std::string& path
   for (uint64_t i = 0; i < num_keys && cursor.ok(); ++i) {
     std::string key = cursor.String(absl::StrCat("the name of key ", i));
     const std::string what = absl::StrCat("key ", Shown(key));
-    if (cursor.ok() && (key.empty() || key.size() > kMaxKeyBytes))
-      cursor.Fail("key ", i, " has a name of ", key.size(), " bytes; 1 to ", kMaxKeyBytes, " are allowed");
+    if (cursor.ok()) CheckName(&cursor, absl::StrCat("key ", i), key, kMaxKeyBytes);
+    if (key.rfind("GGUF.", 0) == 0) cursor.Fail(what, " begins as the gguf package names the header's own fields");
     GgufValue value = ReadValue(&cursor, what, &elements_left);
     if (!cursor.ok()) break;
     if (!result->key_index_.emplace(key, result->metadata_.size()).second) cursor.Fail(what, " stands twice");

@@ -94,6 +94,7 @@ TEST(TextReader, JsonErrorsNameFileAndLine) {
   EXPECT_ERROR(error("{\"body\": 1}"), ExitCode::kData, "no field \"text\" (there are: body)");
   EXPECT_ERROR(error("{\"text\": null}"), ExitCode::kData, "is a null, not a string");
   EXPECT_ERROR(error("{\"text\": \"\xff\"}"), ExitCode::kData, "a.jsonl:2: not valid JSON");
+  EXPECT_ERROR(error(std::string("{\"text\": \"a\"}\0 x", 16)), ExitCode::kData, "a.jsonl:2: not valid JSON");
   EXPECT_ERROR(error(std::string(100000, '[')), ExitCode::kData, "a.jsonl:2: not valid JSON");
 }
 

@@ -335,6 +335,7 @@ TEST_F(TokenizerTest, RefusesDamagedFiles) {
   ExpectRefused([](json& r) { r["added_tokens"].push_back(r["added_tokens"][0]); }, "twice");
   EXPECT_EQ(ExitCodeOf(LoadText("{\"a\": 1, \"a\": 2}").status()), ExitCode::kData);
   EXPECT_EQ(ExitCodeOf(LoadText(std::string(100000, '[')).status()), ExitCode::kData);
+  EXPECT_EQ(ExitCodeOf(LoadText(TrainedFile() + std::string("\0 more", 6)).status()), ExitCode::kData);
   EXPECT_EQ(ExitCodeOf(LoadText("{\"model\":" + std::string(100, '[') + std::string(100, ']') + "}").status()),
             ExitCode::kData);
   EXPECT_EQ(ExitCodeOf(Tokenizer::Load(folder_ / "absent.json").status()), ExitCode::kData);

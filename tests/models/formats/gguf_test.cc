@@ -230,6 +230,18 @@ TEST_F(Gguf, NamesInMessagesAreMadeHarmless) {
   ExpectRefused(File(0, 1, Key(std::string(60000, 'k'), 99, "")), std::string(80, 'k') + "...\" has unknown type");
 }
 
+TEST_F(Gguf, NamesAreUtf8) {
+  for (const char* bad : {"\xFF", "a\xC0\x80", "\xED\xA0\x80"}) {
+    ExpectRefused(File(0, 1, Key(bad, kU8, "1")), "key 0 has a name that is not UTF-8");
+    ExpectRefused(File(1, 0, Tensor(bad, {1}, 0, 0), 4), "has a name that is not UTF-8");
+  }
+  EXPECT_TRUE(OpenBytes(File(0, 1, Key("\xC3\xA9", kU8, "1"))).ok());
+}
+
+TEST_F(Gguf, KeysThatPythonUsesItself) {
+  ExpectRefused(File(0, 1, Key("GGUF.version", kU32, Raw(uint32_t{3}))), "names the header's own fields");
+}
+
 TEST_F(Gguf, TensorsOfTheWrongForm) {
   ExpectRefused(File(1, 0, Tensor("", {1}, 0, 0), 32), "has a name of 0 bytes");
   ExpectRefused(File(1, 0, Tensor(std::string(65, 'n'), {1}, 0, 0), 32), "has a name of 65 bytes");
