@@ -2,7 +2,7 @@
 # launch/quickstart.sh
 # From a fresh clone to a trained model: installs, builds, takes real English from Debian packages (without installing them), trains a tokenizer,
 # prepares a corpus, pretrains configs/recipes/quickstart.textproto on two ranks, stops 20 steps before the end and resumes. Everything goes to
-# runs/quickstart/. What is done and whole is not done again; remove a part of runs/quickstart/ to have it remade, all of it to start afresh.
+# runs/quickstart/. At the end the model continues a prompt and is exported for Hugging Face. What is done and whole is not done again; remove a part of runs/quickstart/ to have it remade, all of it to start afresh.
 set -euo pipefail
 source "$(dirname "$0")/env.sh"
 
@@ -95,6 +95,16 @@ train_most() {
 # A run that is finished says so and ends.
 train_rest() { train; }
 
+generate() { "$trireme" generate "$out/run" --prompt "The function returns" --max-tokens 60 --ignore-eos; }
+
+export_hf() {
+  if [ -f "$out/hf/config.json" ]; then
+    echo "already there: $out/hf"
+    return
+  fi
+  "$trireme" export "$out/run" --output "$out/hf"
+}
+
 part "set-up (launch/setup.sh)" launch/setup.sh
 part "build (build/bin/trireme)" build
 built=$SECONDS
@@ -104,6 +114,8 @@ part "tokenizer, 4,096 entries" train_tokenizer
 part "corpus ($out/corpus)" prepare
 part "pretraining on $ranks ranks" train_most
 part "resuming for the last 20 steps" train_rest
+part "60 tokens after 'The function returns'" generate
+part "export for Hugging Face ($out/hf)" export_hf
 
 loss=$(sed -n 's/.*"eval_loss": *\([0-9.]*\).*/\1/p' "$out/run/metrics.jsonl" | tail -n 1)
 entropy=$(sed -n 's/^unigram_entropy: *//p' "$out/corpus/manifest.textproto")
@@ -117,6 +129,7 @@ cat <<END
    metrics        $out/run/metrics.jsonl
    TensorBoard    $out/run/tensorboard
    tokenizer      $out/tokenizer.json
+   Hugging Face   $out/hf
    corpus         $out/corpus ($trireme inspect $out/corpus --samples 1)
 END
 awk -v loss="$loss" -v entropy="$entropy" 'BEGIN {

@@ -10,6 +10,7 @@
 #include <set>
 
 #include "launch/log.h"
+#include "models/formats/json_file.h"
 #include "trainer/agreement.h"
 #include "trainer/prompt.h"
 
@@ -62,6 +63,16 @@ absl::StatusOr<std::vector<int64_t>> PromptIds(const GenerateOptions& options, c
 std::set<int64_t> EndIds(const GenerateOptions& options, const Session& session) {
   if (options.ignore_eos) return {};
   std::set<int64_t> ids(session.source.ids.eos.begin(), session.source.ids.eos.end());
+  // What Transformers' generate() heeds, where a model directory has it.
+  for (const std::string& folder : session.source.tokenizer_folders) {
+    const absl::StatusOr<nlohmann::json> file = ReadJsonObject(folder + "/generation_config.json");
+    if (!file.ok()) continue;
+    const nlohmann::json eos = file->value("eos_token_id", nlohmann::json());
+    if (eos.is_number_integer()) ids.insert(eos.get<int64_t>());
+    for (const nlohmann::json& id : eos.is_array() ? eos : nlohmann::json::array()) {
+      if (id.is_number_integer()) ids.insert(id.get<int64_t>());
+    }
+  }
   if (session.tokenizer == nullptr) return ids;
   if (ids.empty()) ids.insert(session.tokenizer->end_of_document());
   if (options.chat) ids.insert(session.tokenizer->TokenId("<|im_end|>"));

@@ -1,5 +1,5 @@
 #include "models/formats/gguf.h"
-#include "models/formats/gguf_llama.h"
+#include "models/formats/gguf_model.h"
 #include "models/formats/gguf_writer.h"
 #include "tests/fuzz/fuzz_files.h"
 #include "tests/fuzz/fuzz_target.h"
