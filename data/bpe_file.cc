@@ -1,11 +1,15 @@
 #include "data/bpe_file.h"
 
+#include <absl/strings/match.h>
+
 #include <algorithm>
 #include <nlohmann/json.hpp>
 #include <unordered_set>
 #include <utility>
 
 #include "data/bpe_bytes.h"
+#include "data/pretokenizer_metaspace.h"
+#include "data/unicode.h"
 
 namespace trireme {
 namespace {
@@ -100,8 +104,7 @@ absl::Status ReadVocabulary(const json& vocabulary, BpeFile* file) {
   for (const auto& [token, id] : file->id_of_token) {
     if (taken[id]) return Bad("id ", id, " belongs to two tokens, ", Shown(token), " is one of them");
     taken[id] = true;
-    std::string bytes;
-    file->bytes_of_id[id] = UnspellBytes(token, &bytes) ? bytes : token;
+    file->bytes_of_id[id] = file->decoder.Bytes(token);
   }
   return absl::OkStatus();
 }
@@ -142,12 +145,38 @@ absl::StatusOr<std::vector<BpeModel::Merge>> ReadMerges(const json& list, const 
   return merges;
 }
 
+// Whether no merge joins a U+2581 to a character before it that is none.
+bool MergesStayWithinWords(const std::vector<BpeModel::Merge>& merges, const BpeFile& file) {
+  if (!file.id_of_token.contains(kMetaspace)) return false;
+  std::vector<absl::string_view> tokens(file.bytes_of_id.size());
+  for (const auto& [token, id] : file.id_of_token) tokens[id] = token;
+  return std::none_of(merges.begin(), merges.end(), [&tokens](const BpeModel::Merge& merge) {
+    return absl::StartsWith(tokens[merge.right], kMetaspace) && !absl::EndsWith(tokens[merge.left], kMetaspace);
+  });
+}
+
 absl::StatusOr<BpeModel::Alphabet> ReadAlphabet(const json& model, const BpeFile& file) {
   BpeModel::Alphabet alphabet;
+  ASSIGN_OR_RETURN(const bool byte_fallback, Flag(model, "byte_fallback"));
+  const bool byte_level = file.pre_tokenizer.byte_level();
+  if (byte_fallback == byte_level)
+    return Bad("model.byte_fallback is ", byte_fallback ? "true" : "false", " and the pre_tokenizer is ",
+               byte_level ? "" : "not ", "ByteLevel; either of the two is supported, not both and not none");
   for (int byte = 0; byte < 256; ++byte) {
     const char c = static_cast<char>(byte);
-    const auto found = file.id_of_token.find(SpellBytes(absl::string_view(&c, 1)));
+    const std::string token = byte_level ? SpellBytes(absl::string_view(&c, 1)) : ByteToken(byte);
+    const auto found = file.id_of_token.find(token);
     alphabet.byte_ids[byte] = found == file.id_of_token.end() ? -1 : found->second;
+    if (byte_fallback && found == file.id_of_token.end())
+      return Bad("model.vocab has no token ", token, "; byte_fallback is supported with all bytes only");
+  }
+  if (byte_fallback) {
+    for (const auto& [token, id] : file.id_of_token) {
+      const char* next;
+      if (token.empty()) continue;
+      const uint32_t character = DecodeUtf8(token.data(), &next);
+      if (next == token.data() + token.size()) alphabet.character_ids.emplace(character, id);
+    }
   }
   const json& unknown = Field(model, "unk_token");
   if (!unknown.is_null()) {
@@ -172,8 +201,14 @@ absl::Status ReadModel(const json& model, BpeFile* file) {
   if (ignore_merges) {
     std::string bytes;
     for (const auto& [token, id] : file->id_of_token) {
-      if (UnspellBytes(token, &bytes)) whole_words.emplace(bytes, id);
+      if (!file->pre_tokenizer.byte_level()) {
+        whole_words.emplace(token, id);
+      } else if (UnspellBytes(token, &bytes)) {
+        whole_words.emplace(bytes, id);
+      }
     }
+  } else if (!file->pre_tokenizer.byte_level() && MergesStayWithinWords(merges, *file)) {
+    file->pre_tokenizer.CutBeforeMetaspaces();
   }
   file->model = std::make_unique<BpeModel>(std::move(alphabet), merges, std::move(whole_words));
   return absl::OkStatus();
@@ -210,29 +245,12 @@ absl::Status ReadAddedTokens(const json& list, BpeFile* file) {
       if (static_cast<size_t>(token.id) >= file->bytes_of_id.size()) file->bytes_of_id.resize(token.id + 1);
       if (!file->bytes_of_id[token.id].empty())
         return Bad("added_tokens: id ", token.id, " of ", Shown(token.content), " belongs to another token");
-      std::string bytes;
-      file->bytes_of_id[token.id] = UnspellBytes(token.content, &bytes) ? bytes : token.content;
+      file->bytes_of_id[token.id] = file->decoder.Bytes(token.content);
       file->id_of_token.emplace(token.content, token.id);
     }
     file->added_tokens.push_back(std::move(token));
   }
   return absl::OkStatus();
-}
-
-// Normalizers: none, NFC, or a Sequence of nothing else.
-absl::Status ReadNormalizer(const json& normalizer, BpeFile* file) {
-  if (normalizer.is_null()) return absl::OkStatus();
-  const json& type = normalizer.is_object() ? Field(normalizer, "type") : normalizer;
-  if (type == "NFC") {
-    file->normalize_nfc = true;
-    return absl::OkStatus();
-  }
-  if (type == "Sequence" && Field(normalizer, "normalizers").is_array()) {
-    for (const json& member : Field(normalizer, "normalizers")) RETURN_IF_ERROR(ReadNormalizer(member, file));
-    return absl::OkStatus();
-  }
-  return Bad("the normalizer ", type.is_string() ? Shown(type.get<std::string>()) : "without type",
-             " is not supported (NFC is)");
 }
 
 }  // namespace
@@ -242,13 +260,13 @@ absl::StatusOr<BpeFile> ParseBpeFile(absl::string_view contents) {
   const json& version = Field(root, "version");
   if (!version.is_null() && version != "1.0") return Bad("an unknown version of tokenizer.json");
   BpeFile file;
+  ASSIGN_OR_RETURN(file.normalizer, Normalizer::FromJson(Field(root, "normalizer")));
+  ASSIGN_OR_RETURN(file.pre_tokenizer, PreTokenizer::FromJson(Field(root, "pre_tokenizer")));
+  ASSIGN_OR_RETURN(file.decoder, BpeDecoder::FromJson(Field(root, "decoder")));
+  if (file.decoder.byte_level() != file.pre_tokenizer.byte_level())
+    return Bad("of decoder and pre_tokenizer only one is ByteLevel, which is not supported");
   RETURN_IF_ERROR(ReadModel(Field(root, "model"), &file));
   RETURN_IF_ERROR(ReadAddedTokens(Field(root, "added_tokens"), &file));
-  RETURN_IF_ERROR(ReadNormalizer(Field(root, "normalizer"), &file));
-  ASSIGN_OR_RETURN(file.pre_tokenizer, PreTokenizer::FromJson(Field(root, "pre_tokenizer")));
-  const json& decoder = Field(root, "decoder");
-  if (!decoder.is_object() || Field(decoder, "type") != "ByteLevel")
-    return Bad("the decoder is not ByteLevel; only byte-level BPE is supported");
   return file;
 }
 

@@ -11,7 +11,9 @@
 #include <vector>
 
 #include "data/bpe_added_tokens.h"
+#include "data/bpe_decoder.h"
 #include "data/bpe_model.h"
+#include "data/normalizer.h"
 #include "data/pretokenizer.h"
 
 namespace trireme {
@@ -19,11 +21,12 @@ namespace trireme {
 // What a tokenizer.json says, checked.
 struct BpeFile {
   std::vector<AddedToken> added_tokens;
-  bool normalize_nfc = false;
+  Normalizer normalizer;
   PreTokenizer pre_tokenizer;
+  BpeDecoder decoder;
   std::unique_ptr<BpeModel> model;
   absl::flat_hash_map<std::string, int32_t> id_of_token;  // by token string, added tokens too
-  std::vector<std::string> bytes_of_id;                   // what each id decodes to; empty where no token has the id
+  std::vector<std::string> bytes_of_id;  // what each id decodes to, wherever it stands; empty where no token has the id
 };
 
 // Refuses (ExitCode::kData) what is malformed and what this program would not reproduce exactly. Ignores truncation,

@@ -3,6 +3,7 @@
 #include <nlohmann/json.hpp>
 #include <utility>
 
+#include "data/pretokenizer_metaspace.h"
 #include "data/pretokenizer_patterns.h"
 #include "data/pretokenizer_regex.h"
 
@@ -130,20 +131,23 @@ class StepSink : public PieceSink {
 
 }  // namespace
 
+PreTokenizer::PreTokenizer() = default;
+PreTokenizer::PreTokenizer(PreTokenizer&&) noexcept = default;
+PreTokenizer& PreTokenizer::operator=(PreTokenizer&&) noexcept = default;
+PreTokenizer::~PreTokenizer() = default;
+
 absl::StatusOr<PreTokenizer> PreTokenizer::FromJson(const nlohmann::json& json) {
-  if (json.is_null()) return Error(ExitCode::kData, "pre_tokenizer: none; only byte-level BPE is supported");
+  PreTokenizer result;
+  if (json.is_null()) return result;
   std::vector<const nlohmann::json*> members;
   RETURN_IF_ERROR(Flatten(json, &members));
-  PreTokenizer result;
   for (size_t i = 0; i < members.size(); ++i) {
     ASSIGN_OR_RETURN(const std::string type, StringField(*members[i], "type"));
     const bool is_last = i + 1 == members.size();
-    if (is_last && type != "ByteLevel")
-      return Error(ExitCode::kData, "pre_tokenizer: ends in ", type,
-                   "; only byte-level BPE (ByteLevel last) is supported");
     if (type == "ByteLevel") {
       if (!is_last) return Error(ExitCode::kData, "pre_tokenizer: steps after ByteLevel are not supported");
       RETURN_IF_ERROR(AddByteLevel(*members[i], &result.steps_));
+      result.byte_level_ = true;
     } else if (type == "Split") {
       ASSIGN_OR_RETURN(std::unique_ptr<Splitter> split, MakeSplit(*members[i]));
       result.steps_.push_back(std::move(split));
@@ -151,18 +155,24 @@ absl::StatusOr<PreTokenizer> PreTokenizer::FromJson(const nlohmann::json& json) 
       ASSIGN_OR_RETURN(const bool individual,
                        BoolField(*members[i], "individual_digits", Missing("individual_digits")));
       result.steps_.push_back(std::make_unique<DigitsSplitter>(individual));
+    } else if (type == "Metaspace" && members.size() == 1) {
+      ASSIGN_OR_RETURN(Metaspace metaspace, Metaspace::FromJson(*members[i]));
+      if (metaspace.split) result.steps_.push_back(std::make_unique<MetaspaceSplitter>(/*runs=*/false));
+      result.metaspace_ = std::make_unique<Metaspace>(metaspace);
     } else {
       return Error(ExitCode::kData, "pre_tokenizer: type ", type,
-                   " is not supported (ByteLevel, Split, Digits and Sequence are)");
+                   " is not supported (ByteLevel, Split, Digits and Sequences of them are, and Metaspace alone)");
     }
   }
-  if (members.empty())
-    return Error(ExitCode::kData, "pre_tokenizer: an empty Sequence; only byte-level BPE is supported");
   return result;
 }
 
-void PreTokenizer::Split(absl::string_view text, PieceSink* sink) const {
+void PreTokenizer::CutBeforeMetaspaces() { steps_.push_back(std::make_unique<MetaspaceSplitter>(/*runs=*/true)); }
+
+void PreTokenizer::Split(absl::string_view text, bool at_start, PieceSink* sink) const {
   if (text.empty()) return;
+  std::string spelled;
+  if (metaspace_ != nullptr) text = spelled = metaspace_->Spell(text, at_start);
   if (steps_.empty()) {
     sink->OnPiece(text);
     return;

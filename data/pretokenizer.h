@@ -20,6 +20,8 @@ class PieceSink {
   virtual void OnPiece(absl::string_view piece) = 0;
 };
 
+struct Metaspace;
+
 // One step of splitting. Thread-safe.
 class Splitter {
  public:
@@ -31,14 +33,28 @@ class Splitter {
 // All steps of a tokenizer, each splitting the pieces of the one before.
 class PreTokenizer {
  public:
-  // From "pre_tokenizer" of a tokenizer.json: ByteLevel, Split, Digits, and Sequences of them that end in ByteLevel.
-  // Errors (ExitCode::kData) name the construct that is not reproduced exactly.
+  PreTokenizer();
+  PreTokenizer(PreTokenizer&&) noexcept;
+  PreTokenizer& operator=(PreTokenizer&&) noexcept;
+  ~PreTokenizer();
+
+  // From "pre_tokenizer" of a tokenizer.json: null, ByteLevel, Split, Digits, Sequences of them, and Metaspace. Errors
+  // (ExitCode::kData) name the construct that is not reproduced exactly.
   static absl::StatusOr<PreTokenizer> FromJson(const nlohmann::json& json);
 
-  // `text` must be valid UTF-8.
-  void Split(absl::string_view text, PieceSink* sink) const;
+  // Whether ByteLevel is the last step, which makes tokens spell bytes.
+  bool byte_level() const { return byte_level_; }
+
+  // Adds a cut before every U+2581 that follows another character: many pieces instead of one, for models whose merges
+  // never join across that place.
+  void CutBeforeMetaspaces();
+
+  // `text` must be valid UTF-8. `at_start`: it begins the whole text.
+  void Split(absl::string_view text, bool at_start, PieceSink* sink) const;
 
  private:
+  std::unique_ptr<Metaspace> metaspace_;  // may be null; comes first
+  bool byte_level_ = false;
   std::vector<std::unique_ptr<Splitter>> steps_;
 };
 

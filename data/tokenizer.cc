@@ -1,12 +1,14 @@
 #include "data/tokenizer.h"
 
+#include <absl/container/flat_hash_set.h>
+
+#include <filesystem>
 #include <mutex>
 #include <utility>
 
 #include "data/bpe_cache.h"
 #include "data/bpe_file.h"
 #include "data/unicode.h"
-#include "data/unicode_nfc.h"
 
 namespace trireme {
 namespace {
@@ -45,10 +47,14 @@ class EncodingSink : public PieceSink {
   std::vector<int32_t>* ids_;
 };
 
-std::vector<AddedToken> Select(const std::vector<AddedToken>& tokens, bool normalized) {
+// The tokens to look for before (`normalized` false) or after normalizing, as they look then.
+std::vector<AddedToken> Select(const BpeFile& file, bool normalized) {
   std::vector<AddedToken> selected;
-  for (const AddedToken& token : tokens) {
-    if (token.normalized == normalized) selected.push_back(token);
+  for (const AddedToken& token : file.added_tokens) {
+    if (token.normalized != normalized) continue;
+    selected.push_back(token);
+    std::string storage;
+    if (normalized) selected.back().content = std::string(file.normalizer.Apply(token.content, &storage));
   }
   return selected;
 }
@@ -58,8 +64,11 @@ class BpeTokenizer : public Tokenizer {
   BpeTokenizer(BpeFile file, Digest digest)
       : file_(std::move(file)),
         digest_(std::move(digest)),
-        verbatim_(Select(file_.added_tokens, /*normalized=*/false)),
-        normalized_(Select(file_.added_tokens, /*normalized=*/true)) {
+        verbatim_(Select(file_, /*normalized=*/false)),
+        normalized_(Select(file_, /*normalized=*/true)) {
+    for (const AddedToken& token : file_.added_tokens) {
+      if (token.special) special_.insert(token.id);
+    }
     // What the families call the token between documents; a base model's comes before a chat model's.
     for (const char* name : {"<|endoftext|>", "<|end_of_text|>", "<|end▁of▁sentence|>", "</s>", "<eos>"}) {
       if (end_of_document_ < 0) end_of_document_ = TokenId(name);
@@ -75,10 +84,15 @@ class BpeTokenizer : public Tokenizer {
     std::unique_ptr<BpeCache> cache = caches_.Take();
     EncodingSink sink(*file_.model, cache.get(), ids);
     const auto on_token = [ids](int32_t id) { ids->push_back(id); };
-    const auto on_plain = [&](absl::string_view plain) { file_.pre_tokenizer.Split(plain, &sink); };
+    const char* start = text.data();  // of the text, then of its first part once normalized
+    const auto on_plain = [&](absl::string_view plain) {
+      file_.pre_tokenizer.Split(plain, /*at_start=*/plain.data() == start, &sink);
+    };
     const auto on_text = [&](absl::string_view part) {
-      std::string composed;
-      if (file_.normalize_nfc) part = NormalizeNfc(part, &composed);
+      std::string storage;
+      const bool at_start = part.data() == text.data();
+      part = file_.normalizer.Apply(part, &storage);
+      start = at_start ? part.data() : nullptr;
       if (normalized_.empty()) {
         on_plain(part);
       } else {
@@ -95,11 +109,14 @@ class BpeTokenizer : public Tokenizer {
 
   std::string Decode(const std::vector<int32_t>& ids) const override {
     std::string bytes;
-    for (const int32_t id : ids) {
-      if (id >= 0 && id < vocab_size()) bytes += file_.bytes_of_id[id];
-    }
+    for (const int32_t id : ids) absl::StrAppend(&bytes, TokenBytes(id));
+    if (file_.decoder.strips_leading_space() && !bytes.empty() && bytes[0] == ' ') bytes.erase(0, 1);
     return bytes;
   }
+  absl::string_view TokenBytes(int32_t id) const override {
+    return id >= 0 && id < vocab_size() ? absl::string_view(file_.bytes_of_id[id]) : absl::string_view();
+  }
+  bool IsSpecial(int32_t id) const override { return special_.contains(id); }
 
   int32_t vocab_size() const override { return static_cast<int32_t>(file_.bytes_of_id.size()); }
   int32_t end_of_document() const override { return end_of_document_; }
@@ -114,6 +131,7 @@ class BpeTokenizer : public Tokenizer {
   Digest digest_;
   AddedTokenFinder verbatim_;
   AddedTokenFinder normalized_;
+  absl::flat_hash_set<int32_t> special_;
   int32_t end_of_document_ = -1;
   mutable CachePool caches_;
 };
@@ -121,10 +139,13 @@ class BpeTokenizer : public Tokenizer {
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<Tokenizer>> Tokenizer::Load(const std::string& path) {
+  std::error_code ignored;
+  if (std::filesystem::is_directory(path, ignored)) return Load(path + "/tokenizer.json");
   ASSIGN_OR_RETURN(const std::string contents, ReadFile(path, kMaxFileBytes));
+  Digest digest = HashBytes(contents.data(), contents.size());
   absl::StatusOr<BpeFile> file = ParseBpeFile(contents);
   if (!file.ok()) return Annotate(file.status(), absl::StrCat("tokenizer: ", path));
-  return std::unique_ptr<Tokenizer>(new BpeTokenizer(*std::move(file), HashBytes(contents.data(), contents.size())));
+  return std::unique_ptr<Tokenizer>(new BpeTokenizer(*std::move(file), std::move(digest)));
 }
 
 }  // namespace trireme

@@ -1,5 +1,5 @@
 // data/tokenizer.h
-// Byte-level BPE from Hugging Face's tokenizer.json.
+// Text to ids and back: BPE from Hugging Face's tokenizer.json.
 #ifndef TRIREME_DATA_TOKENIZER_H_
 #define TRIREME_DATA_TOKENIZER_H_
 
@@ -18,6 +18,7 @@ namespace trireme {
 // Thread-safe after loading.
 class Tokenizer {
  public:
+  // `path`: a tokenizer.json, or a folder with one.
   // Refuses (ExitCode::kData), naming the construct, what it cannot reproduce exactly; the reference is the
   // `tokenizers` package.
   static absl::StatusOr<std::unique_ptr<Tokenizer>> Load(const std::string& path);
@@ -30,9 +31,13 @@ class Tokenizer {
   // The bytes of all tokens, special ones included. Not valid UTF-8 when the ids begin or end within a character.
   // Unknown ids give nothing.
   virtual std::string Decode(const std::vector<int32_t>& ids) const = 0;
+  // The bytes of one token wherever it stands, for streaming: Decode() is these joined, less the space that tokenizers
+  // in SentencePiece's manner put before the text. Valid while the tokenizer lives; empty for unknown ids.
+  virtual absl::string_view TokenBytes(int32_t id) const = 0;
   virtual int32_t vocab_size() const = 0;       // largest id + 1
   virtual int32_t end_of_document() const = 0;  // id of <|endoftext|> or the family's equivalent; -1 when there is none
-  virtual int32_t TokenId(absl::string_view token) const = 0;  // -1 when unknown
+  virtual int32_t TokenId(absl::string_view token) const = 0;  // by the file's spelling, added tokens too; -1: unknown
+  virtual bool IsSpecial(int32_t id) const = 0;                // no text of the user's: marks of begin, end, turns
   virtual const Digest& digest() const = 0;                    // of the file
 };
 

@@ -112,6 +112,8 @@ absl::Status CheckOptions(const GgufTokenizerOptions& options) {
 
 absl::StatusOr<GgufTokenizer> MakeGgufTokenizer(absl::string_view tokenizer_json, const GgufTokenizerOptions& options) {
   ASSIGN_OR_RETURN(const BpeFile file, ParseBpeFile(tokenizer_json));
+  if (!file.pre_tokenizer.byte_level())
+    return Bad("only byte-level BPE is written, and this one is in SentencePiece's manner");
   RETURN_IF_ERROR(CheckOptions(options));
   if (static_cast<int64_t>(file.bytes_of_id.size()) > options.vocab_size) {
     return Error(ExitCode::kConfig, "tokenizer for gguf: has ids up to ", file.bytes_of_id.size() - 1,
@@ -123,7 +125,7 @@ absl::StatusOr<GgufTokenizer> MakeGgufTokenizer(absl::string_view tokenizer_json
   ASSIGN_OR_RETURN(const std::string split_name, SplitName(root, ignore_merges));
 
   GgufTokenizer result;
-  if (file.normalize_nfc) {
+  if (file.normalizer.applies_nfc()) {
     result.warnings.push_back(
         "llama.cpp does not apply the tokenizer's NFC normalization: text that is not in that form gets other ids");
   }

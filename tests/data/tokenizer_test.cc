@@ -256,10 +256,10 @@ TEST_F(TokenizerTest, IgnoreMergesTakesWholeWordsFirst) {
 }
 
 TEST_F(TokenizerTest, BytesWithoutTokenAreLeftOutBeforeMerging) {
-  auto without = [](json& root) { root["model"]["vocab"].erase("~"); };
-  EXPECT_EQ(Ids(*Loaded(without), "~th~~e~"), Ids(*Loaded(), "the"));
-  EXPECT_EQ(Ids(*Loaded(without), "~"), std::vector<int32_t>{});
-  const std::string many(200, '~');
+  auto without = [](json& root) { root["model"]["vocab"].erase("q"); };
+  EXPECT_EQ(Ids(*Loaded(without), "qthqqeq"), Ids(*Loaded(), "the"));
+  EXPECT_EQ(Ids(*Loaded(without), "q"), std::vector<int32_t>{});
+  const std::string many(200, 'q');
   EXPECT_EQ(Ids(*Loaded(without), many + "th" + many + "e"), Ids(*Loaded(), "the"));
 }
 

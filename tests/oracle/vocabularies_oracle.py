@@ -1,0 +1,147 @@
+"""Compares Trireme's tokenizer with real vocabularies, which the caller has fetched (oracles.md names the packages).
+
+--json FILE...     tokenizer.json files, against `tokenizers`
+--model FILE...    SentencePiece models, against `sentencepiece`
+--vectors FOLDER   llama.cpp's `models` folder: its vocabulary-only GGUFs as tokenizer.json, against the ids beside them
+--text FILE...     what to encode beside the hard cases of tokenizer_oracle.py
+"""
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+
+from tokenizer_oracle import LLAMA3, NASTY, QWEN2, invalid_texts, random_texts, run_encoder
+
+# llama.cpp's name of the splitting rules to those rules.
+BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+SPLIT_BY = {"gpt-2": None, "llama-bpe": LLAMA3, "qwen2": QWEN2}
+
+
+def texts_of(args):
+    texts = [t.encode() for t in NASTY] + [t.encode() for t in random_texts(3000, 5)] + invalid_texts(6)
+    for name in args.text:
+        with open(name, "rb") as file:
+            texts.append(file.read())
+    return texts
+
+
+def compare(name, expected, ours, texts):
+    wrong = [i for i in range(len(texts)) if expected[i] != ours[i]]
+    for i in wrong[:3]:
+        print(f"  {texts[i][:60]!r}: ids {ours[i][:12]}, expected {expected[i][:12]}")
+    total = sum(map(len, texts)) / 1e6
+    print(f"{name}: {len(texts) - len(wrong)} of {len(texts)} texts, {total:.1f} MB")
+    return len(wrong)
+
+
+def check_json(binary, path, texts):
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(path)
+    expected = [tokenizer.encode(t.decode(errors="replace"), add_special_tokens=False).ids for t in texts]
+    failures = compare(path, expected, run_encoder(binary, path, texts), texts)
+    decoded = [t.decode(errors="replace") for t in run_encoder(binary, path, texts, decode=True)]
+    return failures + sum(a != tokenizer.decode(b, skip_special_tokens=False) for a, b in zip(decoded, expected))
+
+
+def check_model(binary, path, texts):
+    import sentencepiece
+
+    processor = sentencepiece.SentencePieceProcessor(model_file=path)
+    expected = [processor.encode(t.decode(errors="replace")) for t in texts]
+    return compare(path, expected, run_encoder(binary, path, texts), texts)
+
+
+def merges_by_score(tokens, scores):
+    """Each token's splits into two tokens, the best tokens first: SentencePiece's scores as merges."""
+    known = set(tokens)
+    merges = []
+    for token, score in zip(tokens, scores):
+        parts = [(token[:i], token[i:]) for i in range(1, len(token))]
+        merges += [(-score, left, right) for left, right in parts if left in known and right in known]
+    merges.sort(key=lambda merge: merge[0])
+    return [[left, right] for _, left, right in merges]
+
+
+def from_gguf(path):
+    """A tokenizer.json of a vocabulary-only GGUF; None for rules not spelled out here."""
+    from gguf import GGUFReader
+
+    fields = GGUFReader(path).fields
+    get = lambda name: fields[name].contents() if name in fields else None
+    tokens, types = get("tokenizer.ggml.tokens"), get("tokenizer.ggml.token_type")
+    kind, rules = get("tokenizer.ggml.model"), get("tokenizer.ggml.pre")
+    plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+    added = [
+        plain | {"id": i, "content": t, "special": k == 3}
+        for i, (t, k) in enumerate(zip(tokens, types))
+        if k in (2, 3, 4)
+    ]
+    root = {"version": "1.0", "added_tokens": added, "normalizer": None}
+    model = {"type": "BPE", "vocab": {t: i for i, t in enumerate(tokens)}}
+    if kind == "gpt2" and rules in SPLIT_BY:
+        model |= {"merges": get("tokenizer.ggml.merges"), "ignore_merges": rules == "llama-bpe"}
+        split = {"type": "Split", "pattern": {"Regex": SPLIT_BY[rules]}, "behavior": "Isolated", "invert": False}
+        steps = [split, BYTE_LEVEL | {"use_regex": False}]
+        root["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": steps} if SPLIT_BY[rules] else BYTE_LEVEL
+        root["decoder"] = BYTE_LEVEL
+        if rules == "qwen2":
+            root["normalizer"] = {"type": "NFC"}
+    elif kind == "llama":
+        model |= {"unk_token": "<unk>", "fuse_unk": True, "byte_fallback": True}
+        model["merges"] = merges_by_score(tokens, get("tokenizer.ggml.scores"))
+        replace = lambda a, b: {"type": "Replace", "pattern": {"String": a}, "content": b}
+        prepend = {"type": "Prepend", "prepend": "\u2581"}
+        root["normalizer"] = {"type": "Sequence", "normalizers": [prepend, replace(" ", "\u2581")]}
+        strip = {"type": "Strip", "content": " ", "start": 1, "stop": 0}
+        steps = [replace("\u2581", " "), {"type": "ByteFallback"}, {"type": "Fuse"}, strip]
+        root["pre_tokenizer"], root["decoder"] = None, {"type": "Sequence", "decoders": steps}
+    else:
+        return None
+    return root | {"model": model}
+
+
+def check_vectors(binary, folder, texts):
+    failures = 0
+    for name in sorted(os.listdir(folder)):
+        path = os.path.join(folder, name)
+        if not name.endswith(".gguf") or not os.path.exists(path + ".inp"):
+            continue
+        root = from_gguf(path)
+        if root is None:
+            print(f"{name}: skipped, its rules are not those of the families here")
+            continue
+        with open(path + ".inp", "rb") as file:
+            inputs = file.read().split(b"\n__ggml_vocab_test__\n")
+        with open(path + ".out") as file:
+            expected = [[int(i) for i in line.split()] for line in file.read().splitlines()]
+        inputs = inputs[: len(expected)]
+        with tempfile.TemporaryDirectory() as scratch:
+            converted = os.path.join(scratch, "tokenizer.json")
+            with open(converted, "w") as file:
+                json.dump(root, file)
+            failures += compare(name + ", vectors", expected, run_encoder(binary, converted, inputs), inputs)
+            failures += check_json(binary, converted, texts)
+    return failures
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--encode-main", required=True, help="the binary of tests/data/encode_main.cc")
+    parser.add_argument("--json", nargs="*", default=[])
+    parser.add_argument("--model", nargs="*", default=[])
+    parser.add_argument("--vectors")
+    parser.add_argument("--text", nargs="*", default=[])
+    args = parser.parse_args()
+    texts = texts_of(args)
+    failures = sum(check_json(args.encode_main, path, texts) for path in args.json)
+    failures += sum(check_model(args.encode_main, path, texts) for path in args.model)
+    if args.vectors:
+        failures += check_vectors(args.encode_main, args.vectors, texts)
+    sys.exit(1 if failures else 0)
+
+
+if __name__ == "__main__":
+    main()
