@@ -6,6 +6,7 @@
 
 #include "configs/config_loader.h"
 #include "launch/log.h"
+#include "models/parameters.h"
 #include "parallel/comm/mpi_group.h"
 #include "trainer/agreement.h"
 #include "trainer/sharded_tensors.h"
@@ -86,7 +87,7 @@ absl::Status RunOn(const Plan& plan, const Extensions& extensions, const Process
   const double start = MonotonicSeconds();
   RETURN_IF_ERROR(Agree(mesh.control(), LoadWeights(plan.source, mesh, **model)));
   for (ParameterBuffer* buffer : (*model)->buffers()) buffer->Publish(/*converted=*/false);
-  Info(plan.source.description, ": ", HumanCount(static_cast<double>(plan.recipe.model.num_parameters())),
+  Info(plan.source.description, ": ", HumanCount(static_cast<double>(NumParameters(plan.recipe.model))),
        " parameters on ", plan.recipe.mesh.ToString(), ", loaded in ", HumanSeconds(MonotonicSeconds() - start));
   Session session{process, plan.source, plan.recipe, plan.corpora, mesh, **model};
   session.tokenizer = plan.tokenizer.ok() ? plan.tokenizer->get() : nullptr;

@@ -44,14 +44,14 @@ bool FuzzOne(const std::string& input) {
     (void)(*opened)->String(key);
   }
   ReadTensors(**opened, input.size());
-  const auto facts = ReadLlamaFacts(**opened);
+  const auto facts = ReadGgufFacts(**opened);
   if (!facts.ok()) return true;
   for (const GgufTensor& tensor : (*opened)->tensors()) {
-    const auto name = LlamaCanonicalName(tensor.name);
+    const auto name = ToCanonicalName(tensor.name);
     if (!name.has_value()) continue;
     const int64_t columns = std::min<int64_t>(tensor.columns(), 4096);
     std::vector<float> values(columns);
-    (void)ReadLlamaRows(**opened, *facts, *name, tensor.rows() - 1, tensor.rows(), 0, columns, values.data());
+    (void)ReadGgufRows(**opened, *facts, *name, tensor.rows() - 1, tensor.rows(), 0, columns, values.data());
   }
   return true;
 }
@@ -82,9 +82,9 @@ std::vector<std::string> FuzzSeeds() {
   facts.layer_norm_rms_epsilon = 1e-5;
   facts.rope_scaling = GgufRopeScaling{8, 1, 4, 4};
   for (const GgufType type : {GgufType::kF32, GgufType::kF16}) {
-    const auto tensors = LlamaTensors(facts, type);
+    const auto tensors = GgufModelTensors(facts, type);
     TRIREME_CHECK(tensors.ok(), tensors.status().message());
-    seeds.push_back(Written(LlamaMetadata(facts, type), *tensors));
+    seeds.push_back(Written(GgufModelMetadata(facts, type), *tensors));
     facts.rope_scaling.reset();
     facts.tied_embeddings = true;
   }
