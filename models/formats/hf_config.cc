@@ -150,9 +150,11 @@ void ReadWindows(JsonReader& reader, const HfModelType& type, ModelConfig* model
     types = ReadLayerTypes(reader, layers, [&](int32_t i) { return (i + 1) % period != 0; });
   }
   const auto sliding = std::count(types.begin(), types.end(), kSliding);
-  if (sliding == 0) window = 0;
+  // Gemma's classes want a window even where no layer has it.
+  const bool unused = sliding == 0 && type.windows != HfWindows::kPattern;
+  if (unused) window = 0;
   model->set_sliding_window(window);
-  if (sliding == static_cast<int64_t>(types.size()) || sliding == 0) return;
+  if (unused || sliding == static_cast<int64_t>(types.size())) return;
   for (const std::string& name : types) model->add_layer_types(name);
 }
 

@@ -62,7 +62,7 @@ FAMILIES = {
     ],
     "gemma3_text": [
         ("two rope bases", dict(GEMMA, num_hidden_layers=4, rope_parameters=gemma3_rope(), layer_types=["sliding_attention", "full_attention"] * 2)),
-        ("linear rope, all layers global", dict(GEMMA, sliding_window=None, num_key_value_heads=1, layer_types=["full_attention"] * 2, rope_parameters=gemma3_rope(rope_type="linear", factor=4.0))),
+        ("linear rope, all layers global", dict(GEMMA, num_key_value_heads=1, layer_types=["full_attention"] * 2, rope_parameters=gemma3_rope(rope_type="linear", factor=4.0))),
     ],
 }  # fmt: skip
 
