@@ -105,6 +105,14 @@ export_hf() {
   "$trireme" export "$out/run" --output "$out/hf"
 }
 
+export_gguf() {
+  if [ -f "$out/model.gguf" ]; then
+    echo "already there: $out/model.gguf"
+    return
+  fi
+  "$trireme" export "$out/run" --format gguf --dtype bf16 --output "$out/model.gguf"
+}
+
 part "set-up (launch/setup.sh)" launch/setup.sh
 part "build (build/bin/trireme)" build
 built=$SECONDS
@@ -116,6 +124,7 @@ part "pretraining on $ranks ranks" train_most
 part "resuming for the last 20 steps" train_rest
 part "60 tokens after 'The function returns'" generate
 part "export for Hugging Face ($out/hf)" export_hf
+part "export for llama.cpp ($out/model.gguf)" export_gguf
 
 loss=$(sed -n 's/.*"eval_loss": *\([0-9.]*\).*/\1/p' "$out/run/metrics.jsonl" | tail -n 1)
 entropy=$(sed -n 's/^unigram_entropy: *//p' "$out/corpus/manifest.textproto")
@@ -130,6 +139,7 @@ cat <<END
    TensorBoard    $out/run/tensorboard
    tokenizer      $out/tokenizer.json
    Hugging Face   $out/hf
+   GGUF           $out/model.gguf
    corpus         $out/corpus ($trireme inspect $out/corpus --samples 1)
 END
 awk -v loss="$loss" -v entropy="$entropy" 'BEGIN {
