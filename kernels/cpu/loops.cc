@@ -1,6 +1,6 @@
 // Compiled once per instruction set with TRIREME_LOOPS naming the function that returns the table. Everything else is
 // in an anonymous namespace, and no standard library template is used, so that no code for a newer processor can be
-// linked into another file.
+// linked into another file. One file, so that each instruction set is one translation unit.
 #include "kernels/cpu/loops.h"
 
 #include "kernels/philox.h"

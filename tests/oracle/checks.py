@@ -16,6 +16,13 @@ class Checks:
     def equal(self, name, measured, expected):
         self._record(name, measured == expected, f"{measured} (expected {expected})")
 
+    def conclude(self):
+        """Prints what failed and how many there were; returns the exit status."""
+        for name in self.failed:
+            print(f"FAILED: {name}")
+        print(f"{self.total} checks, {len(self.failed)} failed")
+        return 1 if self.failed else 0
+
     def _record(self, name, passed, text):
         self.total += 1
         if not passed:

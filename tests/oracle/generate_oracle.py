@@ -249,10 +249,7 @@ def main():
             check_smollm2(checks, trireme, folder)
     else:
         run_with(checks, trireme)
-    for name in checks.failed:
-        print(f"FAILED: {name}")
-    print(f"{checks.total} checks, {len(checks.failed)} failed")
-    return 1 if checks.failed else 0
+    return checks.conclude()
 
 
 if __name__ == "__main__":

@@ -400,10 +400,7 @@ def main():
             except Exception:
                 checks.failed.append(f"{name} (ended by an exception)")
                 traceback.print_exc(file=sys.stdout)
-    for name in checks.failed:
-        print(f"FAILED: {name}")
-    print(f"{checks.total} checks, {len(checks.failed)} failed")
-    return 1 if checks.failed else 0
+    return checks.conclude()
 
 
 if __name__ == "__main__":

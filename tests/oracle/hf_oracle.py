@@ -402,10 +402,7 @@ def main():
 
     checks = Checks()
     run(checks, Probe(args.probe), Program(args.trireme))
-    for name in checks.failed:
-        print(f"FAILED: {name}")
-    print(f"{checks.total} checks, {len(checks.failed)} failed")
-    return 1 if checks.failed else 0
+    return checks.conclude()
 
 
 if __name__ == "__main__":

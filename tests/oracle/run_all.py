@@ -42,10 +42,7 @@ def main():
             checks.failed.append(f"{name} (ended by an exception)")
             traceback.print_exc(file=sys.stdout)
         print(f"-- {name}: {time.monotonic() - start:.1f} s", flush=True)
-    for name in checks.failed:
-        print(f"FAILED: {name}")
-    print(f"{checks.total} checks, {len(checks.failed)} failed")
-    return 1 if checks.failed else 0
+    return checks.conclude()
 
 
 if __name__ == "__main__":
