@@ -1,5 +1,6 @@
 #include "kernels/nf4.h"
 
+#include <ATen/ops/empty.h>
 #include <ATen/ops/linspace.h>
 #include <ATen/ops/mean.h>
 
@@ -144,6 +145,41 @@ void DequantizeInt8Rows(const Int8Rows& rows, at::Tensor out) {
       i = stop;
     }
   });
+}
+
+at::Tensor DequantizeRows(const QuantizedMatrix& matrix, int64_t begin, int64_t end) {
+  const int64_t columns = matrix.shape[1], first = begin * columns, n = (end - begin) * columns;
+  const at::TensorOptions floats = at::TensorOptions().dtype(at::kFloat);
+  if (matrix.format.method == QuantizationFormat::kInt8) {
+    at::Tensor values = at::empty({end - begin, columns}, floats);
+    Int8Rows rows;
+    rows.codes = reinterpret_cast<const int8_t*>(matrix.codes) + first;
+    rows.absmax = matrix.absmax.data();
+    rows.n = n;
+    rows.first = first;
+    rows.columns = columns;
+    DequantizeInt8Rows(rows, values.view({-1}));
+    return values;
+  }
+  // Whole blocks around the rows.
+  const int64_t block = first / kNf4Block, skip = first - block * kNf4Block;
+  Nf4Blocks blocks;
+  blocks.blocks = (skip + n + kNf4Block - 1) / kNf4Block;
+  blocks.packed = matrix.codes + block * (kNf4Block / 2);
+  if (matrix.format.nested) {
+    blocks.codes = matrix.scale_codes + block;
+    blocks.nested_map = matrix.nested.map.data();
+    blocks.nested_absmax = matrix.nested.absmax.data();
+    blocks.nested_offset = matrix.nested.offset;
+  } else {
+    blocks.absmax = matrix.absmax.data() + block;
+  }
+  blocks.first_block = block;
+  blocks.row_blocks = blocks.row_stride = std::max<int64_t>(1, blocks.blocks);
+  blocks.type = matrix.type;
+  at::Tensor values = at::empty({blocks.blocks * kNf4Block}, floats);
+  DequantizeNf4(blocks, values);
+  return values.narrow(0, skip, n).view({end - begin, columns});
 }
 
 }  // namespace trireme

@@ -7,9 +7,9 @@
 #include <ATen/core/Tensor.h>
 
 #include <array>
-#include <vector>
 
 #include "kernels/nf4_math.h"
+#include "kernels/quantized_matrix.h"
 
 namespace trireme {
 
@@ -19,12 +19,6 @@ bool QuantizeNf4(int64_t n, const float* x, uint8_t* packed, float* absmax);
 // The 256 values of the signed dynamic map (arXiv 1511.04561), ascending.
 const std::array<float, 256>& SignedDynamicMap();
 
-// How the scales of a whole matrix are quantized.
-struct NestedScales {
-  std::array<float, 256> map;
-  std::vector<float> absmax;  // one for 256 scales
-  float offset = 0;
-};
 // absmax [blocks of the whole matrix] float32 on the CPU.
 NestedScales QuantizeScales(const at::Tensor& absmax);
 // The code of one scale of the matrix's block `number`.
@@ -40,6 +34,9 @@ bool AddRowAbsmax(int64_t n, const float* x, int64_t first, int64_t columns, flo
 void QuantizeInt8Rows(int64_t n, const float* x, int64_t first, int64_t columns, const float* absmax, int8_t* codes);
 // out [rows.n], contiguous, float32 or bfloat16.
 void DequantizeInt8Rows(const Int8Rows& rows, at::Tensor out);
+
+// Rows [begin, end) of a whole matrix on the CPU -> [end - begin, columns] float32.
+at::Tensor DequantizeRows(const QuantizedMatrix& matrix, int64_t begin, int64_t end);
 
 }  // namespace trireme
 

@@ -45,10 +45,12 @@ class EmbeddingUnit final : public Unit {
 // x + attention(norm(x)), then + mlp(norm(.)): Llama's block, with what the specification adds.
 class BlockUnit final : public Unit {
  public:
-  BlockUnit(std::string name, ParameterBuffer* buffer, int64_t layer, BlockParameters index,
-            std::shared_ptr<const Shared> shared)
+  // weights: of index.parameters, in their order.
+  BlockUnit(std::string name, std::vector<ParameterBuffer*> buffers, std::vector<Weight*> weights, int64_t layer,
+            BlockParameters index, std::shared_ptr<const Shared> shared)
       : name_(std::move(name)),
-        buffers_({buffer}),
+        buffers_(std::move(buffers)),
+        weights_(std::move(weights)),
         pattern_(shared->spec.layer(layer)),
         index_(std::move(index)),
         shared_(std::move(shared)) {}
@@ -57,37 +59,37 @@ class BlockUnit final : public Unit {
   bool recomputable() const override { return true; }
 
   Carry Forward(const UnitContext& context, Carry input, const at::Tensor&) override {
-    ParameterBuffer& p = *buffers_[0];
     const DecoderSpec& spec = shared_->spec;
     ProcessGroup& tensor = *shared_->tensor;
     KeptResults* kept = context.kept;
     const SelfAttentionArguments attention = Attention(context);
 
     const double eps = spec.rms_norm_eps, offset = spec.norm_offset ? 1 : 0;
-    const auto optional = [&](int index) { return index < 0 ? nullptr : &p.weight(index); };
+    const auto weight = [&](int index) -> Weight& { return *weights_[index]; };
+    const auto optional = [&](int index) { return index < 0 ? nullptr : weights_[index]; };
 
     const at::Tensor& x = input[0];  // [this tensor rank's tokens, hidden]
-    at::Tensor qkv = NormLinear(x, at::Tensor(), p.weight(index_.input_norm), eps, p.weight(index_.q), tensor, kept,
+    at::Tensor qkv = NormLinear(x, at::Tensor(), weight(index_.input_norm), eps, weight(index_.q), tensor, kept,
                                 kKeepQkv, optional(index_.q_bias), offset)
                          .second;
     if (spec.qk_norm) {
-      qkv = HeadNorm(qkv, p.weight(index_.q_norm), p.weight(index_.k_norm), attention.heads, attention.kv_heads, eps,
-                     offset);
+      qkv =
+          HeadNorm(qkv, weight(index_.q_norm), weight(index_.k_norm), attention.heads, attention.kv_heads, eps, offset);
     }
     at::Tensor h = x;
     at::Tensor attended =
-        Linear(SelfAttention(qkv, attention), p.weight(index_.o), tensor, at::Tensor(), optional(index_.o_bias));
+        Linear(SelfAttention(qkv, attention), weight(index_.o), tensor, at::Tensor(), optional(index_.o_bias));
     if (spec.post_norms) {
-      h = AddNorm(x, attended, p.weight(index_.post_attention_norm), eps, offset);
+      h = AddNorm(x, attended, weight(index_.post_attention_norm), eps, offset);
       attended = at::Tensor();
     }
     at::Tensor gate_up;
-    std::tie(h, gate_up) = NormLinear(h, attended, p.weight(index_.mlp_norm), eps, p.weight(index_.gate), tensor, kept,
+    std::tie(h, gate_up) = NormLinear(h, attended, weight(index_.mlp_norm), eps, weight(index_.gate), tensor, kept,
                                       kKeepGateUp, nullptr, offset);
-    Weight& down = p.weight(index_.down);
+    Weight& down = weight(index_.down);
     if (!spec.post_norms) return {GatedLinear(gate_up, spec.activation, down, tensor, /*residual=*/h)};
     const at::Tensor mlp = GatedLinear(gate_up, spec.activation, down, tensor);
-    return {AddNorm(h, mlp, p.weight(index_.post_mlp_norm), eps, offset)};
+    return {AddNorm(h, mlp, weight(index_.post_mlp_norm), eps, offset)};
   }
 
  private:
@@ -117,6 +119,7 @@ class BlockUnit final : public Unit {
 
   std::string name_;
   std::vector<ParameterBuffer*> buffers_;
+  std::vector<Weight*> weights_;
   LayerPattern pattern_;
   BlockParameters index_;
   std::shared_ptr<const Shared> shared_;
@@ -189,6 +192,7 @@ DecoderUnits BuildDecoder(const DecoderSpec& spec, const BufferOptions& options,
     BufferOptions buffer_options = options;
     buffer_options.name = name;
     buffer_options.uses = uses;
+    if (specs[0].quantized) buffer_options.quantization = spec.quantization;
     // Only a tied matrix stands on more than one pipeline rank.
     if (!spec.tied_embeddings || name != kEmbeddingName) buffer_options.tied_group = nullptr;
     decoder.buffers.push_back(std::make_unique<ParameterBuffer>(std::move(specs), buffer_options));
@@ -205,8 +209,22 @@ DecoderUnits BuildDecoder(const DecoderSpec& spec, const BufferOptions& options,
     if (!has(layer + 1)) continue;
     const std::string name = absl::StrCat("model.layers.", layer);
     BlockParameters index = MakeBlockParameters(spec, layer);
-    ParameterBuffer* buffer = add_buffer(name, index.parameters);
-    decoder.units.push_back(std::make_unique<BlockUnit>(name, buffer, layer, std::move(index), shared));
+    std::vector<ParameterBuffer*> buffers;
+    std::vector<Weight*> weights(index.parameters.size());
+    for (const bool quantized : {false, true}) {
+      std::vector<ParameterSpec> specs;
+      std::vector<size_t> places;
+      for (size_t i = 0; i < index.parameters.size(); ++i) {
+        if (index.parameters[i].quantized != quantized) continue;
+        specs.push_back(index.parameters[i]);
+        places.push_back(i);
+      }
+      if (specs.empty()) continue;
+      buffers.push_back(add_buffer(quantized ? absl::StrCat(name, " (quantized)") : name, std::move(specs)));
+      for (size_t i = 0; i < places.size(); ++i) weights[places[i]] = &buffers.back()->weight(static_cast<int>(i));
+    }
+    decoder.units.push_back(
+        std::make_unique<BlockUnit>(name, std::move(buffers), std::move(weights), layer, std::move(index), shared));
   }
   if (last) {
     ParameterBuffer* head_buffer = add_buffer("head", HeadParameters(spec));

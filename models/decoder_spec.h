@@ -11,6 +11,7 @@
 
 #include "configs/run_config.pb.h"
 #include "kernels/ops.h"
+#include "kernels/quantized_matrix.h"
 #include "launch/status.h"
 
 namespace trireme {
@@ -50,6 +51,9 @@ struct DecoderSpec {
   double attention_softcap = 0;                // scores s become c tanh(s / c); 0: they do not
   double final_logit_softcap = 0;              // logits likewise
   double embedding_scale = 1;                  // embeddings are multiplied by it, rounded to their type
+
+  std::optional<QuantizationFormat> quantization;  // of linear layers in blocks
+  std::vector<std::string> unquantized;  // modules that stay as they are: paths, or beginnings or ends of them
 
   LayerPattern layer(int64_t index) const {
     return pattern.empty() ? LayerPattern{sliding_window} : pattern[static_cast<size_t>(index)];

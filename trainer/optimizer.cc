@@ -22,7 +22,7 @@ Optimizer::Optimizer(const OptimizerConfig& config, std::vector<ParameterBuffer*
   if (config_.has_sgd() && config_.sgd().momentum() > 0) names = {"velocity"};
   for (ParameterBuffer* buffer : buffers_) {
     std::vector<at::Tensor> tensors;
-    for (const std::string& name : names) {
+    for (const std::string& name : buffer->quantized() ? std::vector<std::string>() : names) {
       tensors.push_back(at::zeros(buffer->own_weights().sizes(), buffer->own_weights().options().dtype(at::kFloat)));
       states_.push_back({buffer, name, tensors.back()});
     }
