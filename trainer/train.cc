@@ -223,6 +223,14 @@ absl::Status Run(const TrainOptions& options, const Extensions& extensions, cons
   Optimizer optimizer(config.optimizer(), buffers, config.seed());
   Checkpointer checkpointer(recipe, mesh, **model, optimizer, corpora.digests);
   TrainProgress progress;
+  const auto begin = [&]() -> absl::Status {
+    if (config.model().has_from()) return ImportWeights(recipe, mesh, **model);
+    (*model)->Initialize();
+    return absl::OkStatus();
+  };
+  // Checkpoints hold what was trained: a quantized base is made again.
+  const bool quantized = recipe.model.quantization.has_value();
+  if (quantized) RETURN_IF_ERROR(begin());
   ASSIGN_OR_RETURN(const bool resumed, checkpointer.Resume(options.allow_change, &progress));
   if (progress.step() >= recipe.total_steps) {
     Info("the run is finished: step ", progress.step(), " of ", recipe.total_steps);
@@ -231,11 +239,7 @@ absl::Status Run(const TrainOptions& options, const Extensions& extensions, cons
   absl::Status writable = absl::OkStatus();
   if (world.rank() == 0) writable = CheckExport(config);
   RETURN_IF_ERROR(Agree(world, writable));
-  if (!resumed && config.model().has_from()) {
-    RETURN_IF_ERROR(ImportWeights(recipe, mesh, **model));
-  } else if (!resumed) {
-    (*model)->Initialize();
-  }
+  if (!resumed && !quantized) RETURN_IF_ERROR(begin());
   ReleaseCachedCpuMemory();
 
   std::unique_ptr<MetricsLog> metrics;

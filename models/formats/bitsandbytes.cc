@@ -5,6 +5,7 @@
 #include <absl/strings/strip.h>
 
 #include <algorithm>
+#include <charconv>
 #include <cstring>
 
 namespace trireme {
@@ -15,6 +16,13 @@ using Json = nlohmann::json;
 constexpr char kNf4State[] = ".quant_state.bitsandbytes__nf4", kFp4State[] = ".quant_state.bitsandbytes__fp4";
 constexpr char kRowScales[] = ".SCB", kWeight[] = ".weight";
 constexpr uint64_t kMaxStateBytes = 1 << 16;
+
+// As Python's repr() writes it: the fewest digits that are read back as the same number.
+std::string Digits(double value) {
+  char text[32];
+  const std::string digits(text, std::to_chars(text, text + sizeof(text), value).ptr);
+  return digits.find_first_of(".e") == std::string::npos ? digits + ".0" : digits;
+}
 
 int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -194,10 +202,9 @@ Json WriteBnbConfig(const QuantizationConfig& quantization, const std::string& d
 
 std::string BnbQuantState(const std::vector<int64_t>& shape, const std::string& dtype, float nested_offset) {
   // As Python's json.dumps spaces it.
-  return absl::StrCat(
-      "{\"quant_type\": \"nf4\", \"blocksize\": ", kNf4Block, ", \"dtype\": \"", dtype, "\", \"shape\": [",
-      absl::StrJoin(shape, ", "), "], \"nested_blocksize\": ", kNestedBlock,
-      ", \"nested_dtype\": \"float32\", \"nested_offset\": ", Json(static_cast<double>(nested_offset)).dump(), "}");
+  return absl::StrCat("{\"quant_type\": \"nf4\", \"blocksize\": ", kNf4Block, ", \"dtype\": \"", dtype,
+                      "\", \"shape\": [", absl::StrJoin(shape, ", "), "], \"nested_blocksize\": ", kNestedBlock,
+                      ", \"nested_dtype\": \"float32\", \"nested_offset\": ", Digits(nested_offset), "}");
 }
 
 std::vector<SafetensorsEntry> BnbNf4Entries(const std::string& name, const std::vector<int64_t>& shape,

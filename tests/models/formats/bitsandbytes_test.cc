@@ -1,6 +1,7 @@
 // Quantized matrices as bitsandbytes stores them, and files that are almost such.
 #include "models/formats/bitsandbytes.h"
 
+#include <absl/strings/match.h>
 #include <gtest/gtest.h>
 
 #include <cstring>
@@ -176,6 +177,9 @@ TEST_F(BitsandbytesTest, WhatWeWriteIsReadBack) {
   EXPECT_EQ(state,
             "{\"quant_type\": \"nf4\", \"blocksize\": 64, \"dtype\": \"bfloat16\", \"shape\": [8, 128], "
             "\"nested_blocksize\": 256, \"nested_dtype\": \"float32\", \"nested_offset\": 0.25}");
+  // The shortest digits, as Python writes them.
+  for (const auto& [offset, digits] : {std::pair(0.39575153589248657f, "0.3957515358924866}"), {2.0f, ": 2.0}"}})
+    EXPECT_TRUE(absl::EndsWith(BnbQuantState({8, 128}, "float32", offset), digits)) << digits;
   const Tensors expected = Nf4(state);
   const std::vector<SafetensorsEntry> entries = BnbNf4Entries("a.weight", {8, 128}, state);
   ASSERT_EQ(entries.size(), 6u);

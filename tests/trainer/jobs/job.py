@@ -3,6 +3,7 @@ import hashlib
 import json
 import os
 import pathlib
+import re
 import shutil
 import signal
 import subprocess
@@ -196,7 +197,7 @@ class JobTest(unittest.TestCase):
 
     def uninterrupted(self, ranks=2, *arguments):
         """The run_dir of the recipe run in one go; made once."""
-        reference = self.folder / f"reference-{ranks}{''.join(arguments)}".replace("/", "_")
+        reference = self.folder / re.sub(r"[^-\w]+", "_", f"reference-{ranks}{''.join(arguments)}")
         if not reference.exists():
             result = train(self.folder, ranks, *arguments, "--set", f'run_dir="{reference.name}"')
             self.assertCode(result, 0)

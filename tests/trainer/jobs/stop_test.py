@@ -66,6 +66,12 @@ class Stops(job.JobTest):
         for step in expected:
             self.assertAlmostEqual(got[step]["loss"] / expected[step]["loss"], 1, delta=1e-5 if step <= 30 else 1e-3, msg=f"step {step}")
 
+    def test_a_quantized_base_is_made_again(self):
+        nf4 = ["--set", "model { quantization { method: NF4 } }"]
+        self.assertCode(job.train(self.folder, 2, *nf4, "--stop-at", "30"), job.PREEMPTED)
+        self.assertCode(job.train(self.folder, 2, *nf4), 0)
+        self.assertSameEnd(self.run_dir, self.uninterrupted(2, *nf4))
+
     def second_signal(self, first, second):
         started = job.start_train(self.folder, 2, *LONG_STEPS)
         started.wait_for(lambda: "step 1/6" in started.output(), "the first step")
