@@ -12,15 +12,16 @@ namespace {
 
 int64_t ElementSize(PrecisionConfig::Format format) { return format == PrecisionConfig::BF16 ? 2 : 4; }
 
-// Elements of each unit (embedding, blocks, head) on one tensor rank. A tied matrix counts in the embedding and, where
-// the head is on another rank, there too.
-std::vector<int64_t> UnitElements(const Recipe& recipe) {
+// Elements of each unit (embedding, blocks, head) on one tensor rank, of those that are quantized or of the others. A
+// tied matrix counts in the embedding and, where the head is on another rank, there too.
+std::vector<int64_t> UnitElements(const Recipe& recipe, bool quantized) {
   const DecoderSpec& model = recipe.model;
   const int64_t tensor = recipe.mesh[Axis::kTensor];
   std::vector<int64_t> elements(model.num_layers + 2);
   const std::vector<ParameterSpec> all = DecoderParameters(model);
   const int64_t per_block = (static_cast<int64_t>(all.size()) - 1 - (model.tied_embeddings ? 1 : 2)) / model.num_layers;
   for (size_t i = 0; i < all.size(); ++i) {
+    if (all[i].quantized != quantized) continue;
     int64_t n = 1;
     for (int64_t extent : all[i].shape) n *= extent;
     if (all[i].placement != Placement::kReplicated) {
@@ -32,6 +33,35 @@ std::vector<int64_t> UnitElements(const Recipe& recipe) {
     elements[unit] += n;
   }
   return elements;
+}
+
+// Of codes and scales.
+int64_t QuantizedBytes(QuantizationFormat format, int64_t elements) {
+  if (format.method == QuantizationFormat::kInt8) return elements;
+  return elements / 2 + elements / kNf4Block * (format.nested ? 1 : 4);
+}
+
+// The quantized base on a rank, what is gathered of it, and the place where one group of its matrices is dequantized.
+int64_t QuantizedMemory(const Recipe& recipe, int pipeline_rank) {
+  if (!recipe.model.quantization.has_value()) return 0;
+  const std::vector<int64_t> elements = UnitElements(recipe, /*quantized=*/true);
+  int64_t own = 0, largest = 0;
+  int first = 0;
+  for (int s = 0; s < recipe.schedule.num_stages(); ++s) {
+    const int end = first + recipe.stage_units[s];
+    for (int unit = first; unit < end && recipe.schedule.rank_of_stage[s] == pipeline_rank; ++unit) {
+      own += elements[unit];
+      largest = std::max(largest, elements[unit]);
+    }
+    first = end;
+  }
+  const int64_t shards = recipe.mesh[Axis::kDataShard] * recipe.mesh[Axis::kContext];
+  const bool gathers = shards > 1 && recipe.config.parallel().shard() == ParallelConfig::PARAMETERS;
+  const DecoderSpec& m = recipe.model;
+  const int64_t group = std::max(2 * m.intermediate_size, (m.num_heads + 2 * m.num_kv_heads) * m.head_dim) *
+                        m.hidden_size / recipe.mesh[Axis::kTensor];
+  const int64_t stored = QuantizedBytes(*m.quantization, own);
+  return (gathers ? stored / shards + 2 * QuantizedBytes(*m.quantization, largest) : stored) + group * 4;
 }
 
 int64_t TokensPerRank(const Recipe& recipe) {
@@ -65,7 +95,7 @@ int64_t BlockActivationBytes(const Recipe& recipe) {
 RankMemory EstimateMemory(const Recipe& recipe, int pipeline_rank) {
   const RunConfig& config = recipe.config;
   const DecoderSpec& m = recipe.model;
-  const std::vector<int64_t> elements = UnitElements(recipe);
+  const std::vector<int64_t> elements = UnitElements(recipe, /*quantized=*/false);
   const int64_t shards = recipe.mesh[Axis::kDataShard] * recipe.mesh[Axis::kContext];
   const int64_t compute = ElementSize(config.precision().compute());
   const int64_t master = compute == 2 && config.precision().master_weights() ? 4 : 0;
@@ -104,6 +134,7 @@ RankMemory EstimateMemory(const Recipe& recipe, int pipeline_rank) {
     memory.gradients = whole_gradient ? own * 4 + shard * 4 : shard * 4 + largest * 4;
     memory.optimizer = shard * states;
   }
+  memory.weights += QuantizedMemory(recipe, pipeline_rank);
   // The most microbatches between a stage's forward and the end of its backward.
   int in_flight = 0, most = 0;
   for (const Action& action : recipe.schedule.ranks[pipeline_rank]) {
