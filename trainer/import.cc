@@ -11,8 +11,8 @@
 #include <set>
 
 #include "launch/log.h"
+#include "models/bitsandbytes.h"
 #include "models/decoder.h"
-#include "models/formats/bitsandbytes.h"
 #include "models/formats/gguf_config.h"
 #include "models/formats/hf_config.h"
 #include "models/formats/hf_directory.h"

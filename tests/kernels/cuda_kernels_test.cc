@@ -11,6 +11,7 @@
 
 #include "kernels/attention.h"
 #include "kernels/device.h"
+#include "kernels/nf4.h"
 #include "kernels/ops.h"
 #include "kernels/thread_pool.h"
 
@@ -278,6 +279,49 @@ TEST_P(CudaOptimizers, SquaredNorm) {
 }
 
 class CudaAttention : public CudaKernels {};
+// A rank's columns [128, 256) of rows of 320, with nested scales; and rows of 8 bits from within a row on.
+TEST_P(CudaKernels, DequantizedWeights) {
+  const at::ScalarType dtype = GetParam();
+  const int64_t blocks = 997, numbers = 3000;
+  const at::Tensor packed = RandomIds(blocks * 32, 256).to(at::kByte), codes = RandomIds(blocks, 256).to(at::kByte);
+  const at::Tensor map = Random({256}, at::kFloat), absmax = Random({(numbers + 255) / 256}, at::kFloat);
+  const at::Tensor rows = RandomIds(5000, 256).to(at::kChar), scales = Random({40}, at::kFloat);
+  const auto dequantize = [&](at::Device device) {
+    std::vector<at::Tensor> kept;
+    const auto pointer = [&](const at::Tensor& tensor) {
+      kept.push_back(tensor.to(device));
+      return kept.back().const_data_ptr();
+    };
+    Nf4Blocks b;
+    b.packed = static_cast<const uint8_t*>(pointer(packed));
+    b.codes = static_cast<const uint8_t*>(pointer(codes));
+    b.nested_map = static_cast<const float*>(pointer(map));
+    b.nested_absmax = static_cast<const float*>(pointer(absmax));
+    b.nested_offset = 0.125f;
+    b.blocks = blocks;
+    b.first_block = 2;
+    b.skip = 3;
+    b.row_blocks = 2;
+    b.row_stride = 5;
+    b.type = dtype == at::kBFloat16 ? ValueType::kBfloat16 : ValueType::kFloat16;
+    at::Tensor nf4 = at::empty({blocks * kNf4Block}, at::TensorOptions().dtype(dtype).device(device));
+    DequantizeNf4(b, nf4);
+    Int8Rows r;
+    r.codes = static_cast<const int8_t*>(pointer(rows));
+    r.absmax = static_cast<const float*>(pointer(scales));
+    r.n = 5000;
+    r.first = 77;
+    r.columns = 130;
+    at::Tensor int8 = at::empty({5000}, nf4.options());
+    DequantizeInt8Rows(r, int8);
+    return std::pair(nf4.cpu(), int8.cpu());
+  };
+  const auto [nf4, int8] = dequantize(kGpu);
+  const auto [expected_nf4, expected_int8] = dequantize(at::kCPU);
+  EXPECT_TRUE(at::equal(nf4, expected_nf4));
+  EXPECT_TRUE(at::equal(int8, expected_int8));
+}
+
 INSTANTIATE_TEST_SUITE_P(Bf16, CudaAttention, testing::Values(at::kBFloat16), [](const auto&) { return "bfloat16"; });
 
 TEST_P(CudaAttention, FlashEqualsMath) {
