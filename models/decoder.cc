@@ -10,6 +10,7 @@
 #include <tuple>
 
 #include "parallel/comm/mpi_group.h"
+#include "parallel/layers/adapter.h"
 #include "parallel/layers/functions.h"
 
 namespace trireme {
@@ -45,13 +46,22 @@ class EmbeddingUnit final : public Unit {
 // x + attention(norm(x)), then + mlp(norm(.)): Llama's block, with what the specification adds.
 class BlockUnit final : public Unit {
  public:
-  BlockUnit(std::string name, ParameterBuffer* buffer, int64_t layer, BlockParameters index,
-            std::shared_ptr<const Shared> shared)
+  // adapter_buffer: of `adapters`; null: there are none.
+  BlockUnit(std::string name, ParameterBuffer* buffer, ParameterBuffer* adapter_buffer, int64_t layer,
+            BlockParameters index, const BlockAdapters& adapters, std::shared_ptr<const Shared> shared)
       : name_(std::move(name)),
         buffers_({buffer}),
         pattern_(shared->spec.layer(layer)),
         index_(std::move(index)),
-        shared_(std::move(shared)) {}
+        shared_(std::move(shared)) {
+    if (adapter_buffer == nullptr) return;
+    buffers_.push_back(adapter_buffer);
+    groups_ = adapters.groups;
+    for (const GroupAdapter& group : groups_) {
+      adapters_.push_back(std::make_unique<Adapter>(MakeAdapter(*buffer, *adapter_buffer, group)));
+      buffer->weight(group.base).set_adapter(adapters_.back().get());
+    }
+  }
   const std::string& name() const override { return name_; }
   const std::vector<ParameterBuffer*>& buffers() const override { return buffers_; }
   bool recomputable() const override { return true; }
@@ -90,6 +100,18 @@ class BlockUnit final : public Unit {
     return {AddNorm(h, mlp, p.weight(index_.post_mlp_norm), eps, offset)};
   }
 
+  void InitializeDerived() override {
+    for (size_t g = 0; g < groups_.size(); ++g) {
+      const Weight& weight = buffers_[0]->weight(groups_[g].base);
+      const bool columns = buffers_[0]->specs()[groups_[g].base].placement == Placement::kColumns;
+      for (size_t m = 0; m < groups_[g].members.size(); ++m) {
+        if (groups_[g].members[m].magnitude < 0) continue;
+        buffers_[1]->Set(groups_[g].members[m].magnitude, AdaptedRowLengths(weight, adapters_[g]->members[m],
+                                                                            columns ? shared_->tensor.get() : nullptr));
+      }
+    }
+  }
+
  private:
   SelfAttentionArguments Attention(const UnitContext& context) const {
     const DecoderSpec& spec = shared_->spec;
@@ -115,8 +137,29 @@ class BlockUnit final : public Unit {
     return attention;
   }
 
+  static Adapter MakeAdapter(const ParameterBuffer& base, ParameterBuffer& added, const GroupAdapter& group) {
+    Adapter adapter;
+    adapter.a = &added.weight(group.a);
+    int64_t first_rank = 0;
+    for (const GroupAdapter::Member& part : group.members) {
+      AdapterMember member;
+      for (int i = group.base; i < part.base; ++i) member.first_row += base.rectangle(i).size[0];
+      member.rows = base.rectangle(part.base).size[0];
+      member.first_rank = first_rank;
+      member.rank = part.rank;
+      member.b = &added.weight(part.b);
+      if (part.magnitude >= 0) member.magnitude = &added.weight(part.magnitude);
+      member.scale = part.scale;
+      first_rank += part.rank;
+      adapter.members.push_back(member);
+    }
+    return adapter;
+  }
+
   std::string name_;
   std::vector<ParameterBuffer*> buffers_;
+  std::vector<GroupAdapter> groups_;
+  std::vector<std::unique_ptr<Adapter>> adapters_;  // of each group, hung on weights of the first buffer
   LayerPattern pattern_;
   BlockParameters index_;
   std::shared_ptr<const Shared> shared_;
@@ -206,7 +249,11 @@ DecoderUnits BuildDecoder(const DecoderSpec& spec, const BufferOptions& options,
     const std::string name = absl::StrCat("model.layers.", layer);
     BlockParameters index = MakeBlockParameters(spec, layer);
     ParameterBuffer* buffer = add_buffer(name, index.parameters);
-    decoder.units.push_back(std::make_unique<BlockUnit>(name, buffer, layer, std::move(index), shared));
+    const BlockAdapters adapters = MakeBlockAdapters(spec, index);
+    ParameterBuffer* added =
+        adapters.groups.empty() ? nullptr : add_buffer(name + ".adapter", adapters.parameters);
+    decoder.units.push_back(
+        std::make_unique<BlockUnit>(name, buffer, added, layer, std::move(index), adapters, shared));
   }
   if (last) {
     ParameterBuffer* head_buffer = add_buffer("head", HeadParameters(spec));

@@ -4,6 +4,7 @@
 #define TRIREME_MODELS_DECODER_SPEC_H_
 
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <set>
 #include <string>
@@ -12,6 +13,7 @@
 #include "configs/run_config.pb.h"
 #include "kernels/ops.h"
 #include "launch/status.h"
+#include "models/adapter_spec.h"
 
 namespace trireme {
 
@@ -50,6 +52,9 @@ struct DecoderSpec {
   double attention_softcap = 0;                // scores s become c tanh(s / c); 0: they do not
   double final_logit_softcap = 0;              // logits likewise
   double embedding_scale = 1;                  // embeddings are multiplied by it, rounded to their type
+
+  // What is trained instead of the parameters, which are frozen then; null: nothing.
+  std::shared_ptr<const AdapterSpec> adapter;
 
   LayerPattern layer(int64_t index) const {
     return pattern.empty() ? LayerPattern{sliding_window} : pattern[static_cast<size_t>(index)];

@@ -102,9 +102,13 @@ absl::StatusOr<GgufModelFacts> FactsOf(const std::string& path) {
   return ReadGgufFacts(*file);
 }
 
-// Gives every rectangle that this rank owns to `read`.
-absl::Status FillParts(Mesh& mesh, Model& model, const std::function<absl::Status(const TensorPart&)>& read) {
+using Wanted = std::function<bool(const ParameterBuffer&)>;
+
+// Gives every rectangle that this rank owns in wanted buffers to `read`.
+absl::Status FillParts(Mesh& mesh, Model& model, const Wanted& wanted,
+                       const std::function<absl::Status(const TensorPart&)>& read) {
   for (ParameterBuffer* buffer : model.buffers()) {
+    if (!wanted(*buffer)) continue;
     for (const TensorPart& part : PartsOf(*buffer, buffer->own_weights(), "", /*unique=*/false))
       RETURN_IF_ERROR(read(part));
     mesh.log().Beat("importing weights");
@@ -112,26 +116,26 @@ absl::Status FillParts(Mesh& mesh, Model& model, const std::function<absl::Statu
   return absl::OkStatus();
 }
 
-absl::Status ImportGguf(const Recipe& recipe, Mesh& mesh, Model& model) {
+absl::Status ImportGguf(const Recipe& recipe, Mesh& mesh, Model& model, const Wanted& wanted) {
   ASSIGN_OR_RETURN(const auto file, GgufFile::Open(recipe.config.model().from()));
   ASSIGN_OR_RETURN(const GgufModelFacts facts, ReadGgufFacts(*file));
   RETURN_IF_ERROR(CheckGgufTensors(*file, recipe.model));
   const double start = MonotonicSeconds();
-  RETURN_IF_ERROR(FillParts(mesh, model, [&](const TensorPart& part) { return ReadPart(*file, facts, part); }));
+  RETURN_IF_ERROR(FillParts(mesh, model, wanted, [&](const TensorPart& part) { return ReadPart(*file, facts, part); }));
   Info("weights of ", file->path(), ": ", file->tensors().size(), " tensors, took ",
        HumanSeconds(MonotonicSeconds() - start));
   return absl::OkStatus();
 }
 
-absl::Status Import(const Recipe& recipe, Mesh& mesh, Model& model) {
-  if (NamesGguf(recipe.config.model().from())) return ImportGguf(recipe, mesh, model);
+absl::Status Import(const Recipe& recipe, Mesh& mesh, Model& model, const Wanted& wanted) {
+  if (NamesGguf(recipe.config.model().from())) return ImportGguf(recipe, mesh, model, wanted);
   ASSIGN_OR_RETURN(const std::string folder, FindHfDirectory(recipe.config.model().from()));
   ASSIGN_OR_RETURN(const HfDirectory directory, HfDirectory::Open(folder));
   RETURN_IF_ERROR(CheckHfTensors(directory, recipe.model));
   // One rank reads the two matrices whole.
   if (recipe.model.tied_embeddings && mesh.control().rank() == 0) RETURN_IF_ERROR(CheckTiedHead(directory));
   const double start = MonotonicSeconds();
-  RETURN_IF_ERROR(FillParts(mesh, model, [&](const TensorPart& part) {
+  RETURN_IF_ERROR(FillParts(mesh, model, wanted, [&](const TensorPart& part) {
     const absl::Status read = ReadPart(directory.tensors().at(part.name), part);
     return read.ok() ? read : Annotate(read, absl::StrCat("model ", folder));
   }));
@@ -225,9 +229,25 @@ std::string ResolveModelConfig(ModelConfig* model, std::vector<std::string>* pro
                                                 absl::StrJoin(config->ignored, ", "));
 }
 
-absl::Status ImportWeights(const Recipe& recipe, Mesh& mesh, Model& model) {
-  RETURN_IF_ERROR(Agree(mesh.control(), Import(recipe, mesh, model)));
-  for (ParameterBuffer* buffer : model.buffers()) buffer->Publish(/*converted=*/false);
+absl::Status FillWeights(const Recipe& recipe, Mesh& mesh, Model& model, bool resumed) {
+  const bool has_from = recipe.config.model().has_from();
+  const auto added = [](const ParameterBuffer& buffer) { return buffer.specs()[0].added; };
+  const auto wanted = [&](const ParameterBuffer& buffer) { return !resumed || !buffer.trainable(); };
+  const auto from_file = [&](const ParameterBuffer& buffer) { return has_from && !added(buffer) && wanted(buffer); };
+  const std::vector<ParameterBuffer*>& buffers = model.buffers();
+  const bool reads = std::any_of(buffers.begin(), buffers.end(), [&](ParameterBuffer* b) { return from_file(*b); });
+  // Pipeline ranks hold different buffers: all take part in the agreement when any could read.
+  const bool may_read = has_from && (!resumed || recipe.model.adapter != nullptr);
+  if (may_read) {
+    const absl::Status read = reads ? Import(recipe, mesh, model, from_file) : absl::OkStatus();
+    RETURN_IF_ERROR(Agree(mesh.control(), read));
+  }
+  for (ParameterBuffer* buffer : buffers) {
+    if (!wanted(*buffer)) continue;
+    if (!from_file(*buffer)) buffer->Initialize(recipe.config.seed());
+    buffer->Publish(/*converted=*/false);
+  }
+  if (!resumed) model.InitializeDerived();
   return absl::OkStatus();
 }
 

@@ -27,10 +27,12 @@ absl::Status CheckHfTensors(const HfDirectory& directory, const DecoderSpec& spe
 // OK when the file holds the model's tensors in their shapes. `file` must have passed ReadGgufFacts.
 absl::Status CheckGgufTensors(const GgufFile& file, const DecoderSpec& spec);
 
-// Fills the weights of `model` from the directory model.from, converted from F32, BF16 or F16, or from a GGUF file, of
-// any type that GgufDequantize knows. Each rank maps the files and touches only its own rectangles. Missing and
-// unexpected tensors are one error that lists them. Collective; errors are agreed.
-absl::Status ImportWeights(const Recipe& recipe, Mesh& mesh, Model& model);
+// Fills the weights of `model` at the start of a run: from model.from, a directory (converted from F32, BF16 or F16) or
+// a GGUF file (of any type that GgufDequantize knows), else from the seed; those of adapters from adapter.from or the
+// seed. resumed: only those that the checkpoint did not bring, since they are not trained. Each rank maps the files and
+// touches only its own rectangles. Missing and unexpected tensors are one error that lists them. Collective; errors are
+// agreed.
+absl::Status FillWeights(const Recipe& recipe, Mesh& mesh, Model& model, bool resumed);
 
 }  // namespace trireme
 

@@ -7,6 +7,7 @@
 
 #include "configs/config_loader.h"
 #include "launch/log.h"
+#include "models/parameters.h"
 #include "parallel/layers/kept_results.h"
 #include "trainer/import.h"
 #include "trainer/layout.h"
@@ -228,6 +229,10 @@ absl::StatusOr<Recipe> MakeRecipe(const RunConfig& config, int world_size, const
   } else {
     problems.push_back(std::string(family.status().message()));
   }
+  if (family.ok() && config.has_adapter()) {
+    recipe.model.adapter = std::make_shared<const AdapterSpec>(
+        ResolveAdapter(config.adapter(), LinearModules(recipe.model), WholeModules(recipe.model), &problems));
+  }
   if (family.ok() && config.global_batch_size() >= 1 && config.micro_batch_size() >= 1 &&
       config.data().sequence_length() >= 1) {
     CheckLayout(config, &recipe, &problems);
@@ -291,6 +296,7 @@ std::vector<std::string> NumericChanges(const RunConfig& saved, const RunConfig&
     // What these files say stands in the other fields.
     config->mutable_model()->clear_from();
     config->mutable_model()->clear_config();
+    if (config->has_adapter()) config->mutable_adapter()->clear_from();
     config->clear_non_finite();
     config->mutable_data()->clear_prefetch_steps();
     config->mutable_data()->clear_verify_checksums();

@@ -231,11 +231,7 @@ absl::Status Run(const TrainOptions& options, const Extensions& extensions, cons
   absl::Status writable = absl::OkStatus();
   if (world.rank() == 0) writable = CheckExport(config);
   RETURN_IF_ERROR(Agree(world, writable));
-  if (!resumed && config.model().has_from()) {
-    RETURN_IF_ERROR(ImportWeights(recipe, mesh, **model));
-  } else if (!resumed) {
-    (*model)->Initialize();
-  }
+  RETURN_IF_ERROR(FillWeights(recipe, mesh, **model, resumed));
   ReleaseCachedCpuMemory();
 
   std::unique_ptr<MetricsLog> metrics;

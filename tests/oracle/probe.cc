@@ -103,6 +103,7 @@ std::vector<TensorPart> OwnParts(Model& model, Mesh& mesh, bool gradients, bool 
   std::vector<TensorPart> parts;
   if (unique && mesh.coordinate(Axis::kDataReplicate) != 0) return parts;
   for (ParameterBuffer* buffer : model.buffers()) {
+    if (gradients && !buffer->trainable()) continue;
     const at::Tensor& own = gradients ? buffer->own_gradient() : buffer->own_weights();
     for (TensorPart& part : PartsOf(*buffer, own, "", unique)) parts.push_back(std::move(part));
   }
