@@ -45,9 +45,7 @@ std::vector<ParameterSpec> Frozen(const DecoderSpec& s, std::vector<ParameterSpe
 int64_t NumElements(const std::vector<ParameterSpec>& parameters, bool trainable_only = false) {
   int64_t total = 0;
   for (const ParameterSpec& parameter : parameters) {
-    int64_t n = 1;
-    for (const int64_t extent : parameter.shape) n *= extent;
-    if (parameter.trainable || !trainable_only) total += n;
+    if (parameter.trainable || !trainable_only) total += Numel(parameter);
   }
   return total;
 }
@@ -206,6 +204,12 @@ std::vector<ParameterSpec> AdapterParameters(const DecoderSpec& spec) {
     all.insert(all.end(), adapters.parameters.begin(), adapters.parameters.end());
   }
   return all;
+}
+
+int64_t Numel(const ParameterSpec& parameter) {
+  int64_t n = 1;
+  for (const int64_t extent : parameter.shape) n *= extent;
+  return n;
 }
 
 int64_t NumParameters(const DecoderSpec& spec) { return NumElements(DecoderParameters(spec)); }

@@ -54,6 +54,7 @@ std::vector<ParameterSpec> HeadParameters(const DecoderSpec& spec);  // the norm
 std::vector<ParameterSpec> DecoderParameters(const DecoderSpec& spec);
 std::vector<ParameterSpec> AdapterParameters(const DecoderSpec& spec);  // likewise
 int64_t NumTrainableParameters(const DecoderSpec& spec);
+int64_t Numel(const ParameterSpec& parameter);
 int64_t NumParameters(const DecoderSpec& spec);  // elements; a tied matrix once
 
 }  // namespace trireme

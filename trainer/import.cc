@@ -16,6 +16,7 @@
 #include "models/formats/gguf_config.h"
 #include "models/formats/hf_config.h"
 #include "models/formats/hf_directory.h"
+#include "trainer/adapter_source.h"
 #include "trainer/agreement.h"
 #include "trainer/sharded_tensors.h"
 
@@ -243,11 +244,23 @@ absl::Status FillWeights(const Recipe& recipe, Mesh& mesh, Model& model, bool re
     RETURN_IF_ERROR(Agree(mesh.control(), read));
   }
   for (ParameterBuffer* buffer : buffers) {
-    if (!wanted(*buffer)) continue;
-    if (!from_file(*buffer)) buffer->Initialize(recipe.config.seed());
-    buffer->Publish(/*converted=*/false);
+    if (wanted(*buffer) && !from_file(*buffer)) buffer->Initialize(recipe.config.seed());
   }
-  if (!resumed) model.InitializeDerived();
+  const bool continued = !resumed && recipe.config.adapter().has_from();
+  if (continued) {
+    const auto load = [&]() -> absl::Status {
+      ASSIGN_OR_RETURN(const auto adapter, OpenAdapter(recipe.config.adapter().from()));
+      DecoderSpec plain = recipe.model;
+      plain.adapter = nullptr;
+      RETURN_IF_ERROR(Adapted(*adapter, plain).status());
+      return LoadAdapter(*adapter, model);
+    };
+    RETURN_IF_ERROR(Agree(mesh.control(), load()));
+  }
+  for (ParameterBuffer* buffer : buffers) {
+    if (wanted(*buffer)) buffer->Publish(/*converted=*/false);
+  }
+  if (!resumed && !continued) model.InitializeDerived();
   return absl::OkStatus();
 }
 

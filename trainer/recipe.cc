@@ -7,6 +7,7 @@
 
 #include "configs/config_loader.h"
 #include "launch/log.h"
+#include "models/formats/peft.h"
 #include "models/parameters.h"
 #include "parallel/layers/kept_results.h"
 #include "trainer/import.h"
@@ -229,10 +230,15 @@ absl::StatusOr<Recipe> MakeRecipe(const RunConfig& config, int world_size, const
   } else {
     problems.push_back(std::string(family.status().message()));
   }
+  if (config.has_adapter()) ResolveAdapterConfig(recipe.config.mutable_adapter(), &problems);
   if (family.ok() && config.has_adapter()) {
     recipe.model.adapter = std::make_shared<const AdapterSpec>(
-        ResolveAdapter(config.adapter(), LinearModules(recipe.model), WholeModules(recipe.model), &problems));
+        ResolveAdapter(recipe.config.adapter(), LinearModules(recipe.model), WholeModules(recipe.model), &problems));
   }
+  if (config.adapter().lora_dropout() > 0)
+    problems.push_back("adapter.lora_dropout: there is none yet; leave it out");
+  if (config.adapter().init_lora_weights() == AdapterConfig::PISSA)
+    problems.push_back("adapter.init_lora_weights: there is no PISSA yet; leave it out");
   if (family.ok() && config.global_batch_size() >= 1 && config.micro_batch_size() >= 1 &&
       config.data().sequence_length() >= 1) {
     CheckLayout(config, &recipe, &problems);

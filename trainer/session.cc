@@ -8,6 +8,7 @@
 #include "launch/log.h"
 #include "models/parameters.h"
 #include "parallel/comm/mpi_group.h"
+#include "trainer/adapter_source.h"
 #include "trainer/agreement.h"
 #include "trainer/sharded_tensors.h"
 #include "trainer/train.h"
@@ -63,10 +64,18 @@ absl::StatusOr<Plan> MakePlan(const SessionOptions& options, const Extensions& e
                  "--set: model and data are SOURCE's and --data's; parallel, precision, kernels and "
                  "launch can be set");
   ASSIGN_OR_RETURN(plan.source, OpenExportSource(options.source, extensions.families, nullptr));
+  if (!options.adapter.empty()) {
+    ASSIGN_OR_RETURN(plan.source.adapter, OpenAdapter(options.adapter));
+  }
   plan.tokenizer = LoadTokenizer(plan.source, &plan.tokenizer_folder);
   *config.mutable_model() = plan.source.model;
   config.mutable_model()->clear_from();
   config.mutable_model()->clear_config();
+  if (plan.source.adapter != nullptr) {
+    ASSIGN_OR_RETURN(const DecoderSpec plain, SpecifyModel(config.model(), extensions.families));
+    RETURN_IF_ERROR(Adapted(*plan.source.adapter, plain).status());
+    *config.mutable_adapter() = plan.source.adapter->config;
+  }
   *config.mutable_data() = options.data;
   config.set_micro_batch_size(options.micro_batch_size);
   FillTraining(process.size(), &config);
@@ -87,7 +96,8 @@ absl::Status RunOn(const Plan& plan, const Extensions& extensions, const Process
   const double start = MonotonicSeconds();
   RETURN_IF_ERROR(Agree(mesh.control(), LoadWeights(plan.source, mesh, **model)));
   for (ParameterBuffer* buffer : (*model)->buffers()) buffer->Publish(/*converted=*/false);
-  Info(plan.source.description, ": ", HumanCount(static_cast<double>(NumParameters(plan.recipe.model))),
+  Info(plan.source.description,
+       plan.source.adapter != nullptr ? absl::StrCat(" with ", plan.source.adapter->description) : "", ": ", HumanCount(static_cast<double>(NumParameters(plan.recipe.model))),
        " parameters on ", plan.recipe.mesh.ToString(), ", loaded in ", HumanSeconds(MonotonicSeconds() - start));
   Session session{process, plan.source, plan.recipe, plan.corpora, mesh, **model};
   session.tokenizer = plan.tokenizer.ok() ? plan.tokenizer->get() : nullptr;
@@ -102,6 +112,7 @@ absl::Status LoadWeights(const ExportSource& source, Mesh& mesh, Model& model) {
   std::map<std::string, const ExportTensor*> tensors;
   for (const ExportTensor& tensor : source.tensors) tensors[tensor.name] = &tensor;
   for (ParameterBuffer* buffer : model.buffers()) {
+    if (buffer->specs()[0].added) continue;
     for (const TensorPart& part : PartsOf(*buffer, buffer->own_weights(), "", /*unique=*/false)) {
       const auto found = tensors.find(part.name);
       if (found == tensors.end() || found->second->shape != part.shape)
@@ -113,7 +124,7 @@ absl::Status LoadWeights(const ExportSource& source, Mesh& mesh, Model& model) {
     }
     mesh.log().Beat("loading weights");
   }
-  return absl::OkStatus();
+  return source.adapter == nullptr ? absl::OkStatus() : LoadAdapter(*source.adapter, model);
 }
 
 absl::Status WithSession(const SessionOptions& options, const Extensions& extensions,

@@ -17,6 +17,7 @@ namespace trireme {
 
 struct SessionOptions {
   std::string source;                  // as for OpenExportSource()
+  std::string adapter;                 // an adapter to put on it (adapter_source.h); "": the source's own, if any
   std::vector<std::string> overrides;  // --set: parallel, precision, kernels and launch
   int expected_ranks = 0;              // 0: any
   DataConfig data;                     // what to evaluate on; without a source: nothing
