@@ -31,13 +31,13 @@ bool HasTarget(const uint8_t* learned, int64_t count) {
   return std::any_of(learned + std::min<int64_t>(1, count), learned + count, [](uint8_t one) { return one != 0; });
 }
 
-bool TeachesToStop(const MaskedTokens& tokens, const Tokenizer& tokenizer) {
+bool TeachesToStop(const MaskedTokens& tokens, const SampleTokenizer& tokenizer) {
   for (size_t i = tokens.ids.size(); i-- > 0;) {
     if (tokens.learned[i] == 0) continue;
     const int32_t id = tokens.ids[i];
-    if (tokenizer.IsSpecial(id) || id == tokenizer.end_of_document()) return true;
+    if (tokenizer.tokenizer().IsSpecial(id) || id == tokenizer.end_id()) return true;
     // Templates write line breaks behind the end of a turn.
-    if (tokenizer.TokenBytes(id).find_first_not_of(" \n") != absl::string_view::npos) return false;
+    if (tokenizer.tokenizer().TokenBytes(id).find_first_not_of(" \n") != absl::string_view::npos) return false;
   }
   return false;
 }
@@ -80,7 +80,7 @@ class SplitBuilder {
     }
     counts_.dropped_over_long += !kept;
     counts_.kept += kept;
-    if (kept && !TeachesToStop(tokens, tokenizer_.tokenizer())) ++counts_.without_end;
+    if (kept && !TeachesToStop(tokens, tokenizer_)) ++counts_.without_end;
   }
 
   ConversationSplit Finish() {
