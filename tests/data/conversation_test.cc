@@ -22,8 +22,9 @@ std::vector<std::string> Messages(const ConversationSample& sample) {
 }
 
 void ExpectRefused(const std::string& line, const std::string& what) {
-  EXPECT_ERROR(ParseConversation(line, "f.jsonl:7").status(), ExitCode::kData, what) << line;
-  EXPECT_ERROR(ParseConversation(line, "f.jsonl:7").status(), ExitCode::kData, "read f.jsonl:7: ") << line;
+  SCOPED_TRACE(line.substr(0, 200));
+  EXPECT_ERROR(ParseConversation(line, "f.jsonl:7").status(), ExitCode::kData, what);
+  EXPECT_ERROR(ParseConversation(line, "f.jsonl:7").status(), ExitCode::kData, "read f.jsonl:7: ");
 }
 
 TEST(Conversation, MessagesKeepWhatTemplatesRead) {

@@ -25,6 +25,7 @@ std::shared_ptr<const Tokenizer> MakeTokenizer(const std::function<void(Json&)>&
     token["content"] = text;
     token["id"] = id;
     json["added_tokens"].push_back(token);
+    json["model"]["vocab"][text] = id;
   }
   if (change) change(json);
   absl::StatusOr<std::unique_ptr<Tokenizer>> tokenizer = Tokenizer::Parse(json.dump(), "test");
@@ -39,7 +40,7 @@ std::string Shown(const Tokenizer& tokenizer, const MaskedTokens& tokens) {
   for (size_t i = 0; i < tokens.ids.size(); ++i) {
     if (inside != (tokens.learned[i] != 0)) text += inside ? "]" : "[";
     inside = tokens.learned[i] != 0;
-    text += tokenizer.TokenBytes(tokens.ids[i]);
+    absl::StrAppend(&text, tokenizer.TokenBytes(tokens.ids[i]));
   }
   return text + (inside ? "]" : "");
 }
