@@ -75,8 +75,8 @@ Result GetAttribute(Evaluator* evaluator, const Value& object, const std::string
 
 Result GetItem(Evaluator* evaluator, const Value& object, const Value& key) {
   if (object.is(Kind::kUndefined)) return evaluator->RaiseUndefined(object);
-  if (object.is(Kind::kDict) && key.is_string()) {
-    if (const Value* item = object.dict().Find(key.text())) return *item;
+  if (object.is(Kind::kDict)) {
+    if (const Value* item = object.dict().Find(key)) return *item;
   }
   if (key.is_integer() && (object.is_sequence() || object.is_string() || object.is(Kind::kRange))) {
     ASSIGN_OR_RETURN(const int64_t length, Length(evaluator, object));

@@ -33,11 +33,12 @@ absl::StatusOr<CallArguments> Evaluator::EvaluateArguments(const Arguments& argu
     ASSIGN_OR_RETURN(const Value more, Evaluate(*arguments.star_star));
     if (!more.is(Kind::kDict)) return Raise("argument after ** must be a mapping, not ", TypeName(more));
     for (const auto& [name, value] : more.dict().entries) {
+      if (!name.is_string()) return Raise("keywords must be strings");
       for (const auto& named : values.named) {
-        if (named.first == name) return Raise("got multiple values for keyword argument '", name, "'");
+        if (named.first == name.text()) return Raise("got multiple values for keyword argument '", name.text(), "'");
       }
       RETURN_IF_ERROR(Step());
-      values.named.emplace_back(name, value);
+      values.named.emplace_back(name.text(), value);
     }
   }
   return values;
@@ -192,9 +193,8 @@ Result Evaluator::EvaluateDict(const Expression& expression) {
     ASSIGN_OR_RETURN(const Value key, Evaluate(*expression.parts[i]));
     ASSIGN_OR_RETURN(Value value, Evaluate(*expression.parts[i + 1]));
     line_ = expression.line;
-    if (!key.is_string()) return Refuse("a ", TypeName(key), " as a key of a dict");
-    if (key.markup()) return Refuse("a text marked safe as a key of a dict");
-    dict->Set(key.text(), std::move(value));
+    if (!(key.is_string() && !key.markup()) && !key.is(Kind::kInt)) return Refuse("a ", TypeName(key), " as a key of a dict");
+    dict->Set(key, std::move(value));
   }
   return NewDict(std::move(dict));
 }

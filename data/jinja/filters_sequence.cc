@@ -163,7 +163,7 @@ Result DictSort(Evaluator* evaluator, const Value& input, const CallArguments& a
   const auto& entries = input.dict().entries;
   std::vector<Value> keys;
   for (const auto& [key, value] : entries) {
-    Value compared = by == "key" ? Value::String(key) : value;
+    Value compared = by == "key" ? key : value;
     if (!IsTrue(values[0])) {
       ASSIGN_OR_RETURN(compared, IgnoreCase(evaluator, compared));
     }
@@ -172,7 +172,7 @@ Result DictSort(Evaluator* evaluator, const Value& input, const CallArguments& a
   ASSIGN_OR_RETURN(const std::vector<size_t> order, SortedOrder(evaluator, keys, IsTrue(values[2])));
   std::vector<Value> sorted;
   for (const size_t i : order) {
-    ASSIGN_OR_RETURN(Value pair, evaluator->NewList({Value::String(entries[i].first), entries[i].second}, Kind::kTuple));
+    ASSIGN_OR_RETURN(Value pair, evaluator->NewList({entries[i].first, entries[i].second}, Kind::kTuple));
     sorted.push_back(std::move(pair));
   }
   return evaluator->NewList(std::move(sorted));

@@ -60,10 +60,11 @@ Result MakeNamespace(Evaluator* evaluator, const CallArguments& arguments) {
   RETURN_IF_ERROR(evaluator->Charge(static_cast<int64_t>(attributes->entries.size() + 4) * 64));
   NamespaceObject* object = evaluator->NewNamespace();
   for (const auto& [name, value] : attributes->entries) {
-    if (name[0] == '_')
-      return evaluator->Raise("Chat templates cannot store underscore-prefixed attributes on a namespace, but got '", name,
-                              "'. Please rename the attribute.");
-    object->attributes.emplace_back(name, value);
+    if (!name.is_string()) return evaluator->Refuse("a namespace with attributes that are no texts");
+    if (name.text()[0] == '_')
+      return evaluator->Raise("Chat templates cannot store underscore-prefixed attributes on a namespace, but got '",
+                              name.text(), "'. Please rename the attribute.");
+    object->attributes.emplace_back(name.text(), value);
   }
   return Value(Kind::kNamespace, std::shared_ptr<Object>(std::shared_ptr<Object>(), object));
 }

@@ -16,7 +16,7 @@ Result DictMethod(Evaluator* evaluator, const Value& self, const std::string& na
     ASSIGN_OR_RETURN(const std::vector<Value> values, Bind(evaluator, "get", arguments, {"key", "default"}, 1));
     const Value& key = values[0];
     if (key.is(Kind::kList) || key.is(Kind::kDict)) return evaluator->Raise("unhashable type: '", TypeName(key), "'");
-    const Value* found = key.is_string() ? self.dict().Find(key.text()) : nullptr;
+    const Value* found = self.dict().Find(key);
     if (found != nullptr) return *found;
     return values[1].is(Kind::kMissing) ? Value::None() : values[1];
   }

@@ -187,7 +187,7 @@ absl::StatusOr<bool> Contains(Evaluator* evaluator, const Value& container, cons
     case Kind::kDict:
       if (item.is(Kind::kList) || item.is(Kind::kDict) || item.is(Kind::kNamespace))
         return evaluator->Raise("unhashable type: '", TypeName(item), "'");
-      return item.is_string() && container.dict().Find(item.text()) != nullptr;
+      return container.dict().Find(item) != nullptr;
     case Kind::kNone:
     case Kind::kBool:
     case Kind::kInt:

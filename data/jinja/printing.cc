@@ -30,7 +30,9 @@ class Representer {
         RETURN_IF_ERROR(Add("{"));
         absl::string_view separator;
         for (const auto& [key, item] : value.dict().entries) {
-          RETURN_IF_ERROR(Add(absl::StrCat(separator, ReprText(key), ": ")));
+          RETURN_IF_ERROR(Add(separator));
+          RETURN_IF_ERROR(Append(key));
+          RETURN_IF_ERROR(Add(": "));
           RETURN_IF_ERROR(Append(item));
           separator = ", ";
         }
@@ -109,15 +111,20 @@ class JsonWriter {
  private:
   absl::Status AppendDict(const DictObject& dict, int level) {
     if (dict.entries.empty()) return Add("{}");
-    std::vector<const std::pair<std::string, Value>*> entries;
+    std::vector<const std::pair<Value, Value>*> entries;
     for (const auto& entry : dict.entries) entries.push_back(&entry);
     if (sort_keys) {
-      std::sort(entries.begin(), entries.end(), [](const auto* a, const auto* b) { return a->first < b->first; });
+      for (const auto* entry : entries) {
+        if (!entry->first.is_string()) return evaluator_->Refuse("tojson that sorts keys that are no texts");
+      }
+      std::sort(entries.begin(), entries.end(),
+                [](const auto* a, const auto* b) { return a->first.text() < b->first.text(); });
     }
     RETURN_IF_ERROR(Add("{"));
     for (size_t i = 0; i < entries.size(); ++i) {
       RETURN_IF_ERROR(Separate(i == 0, level + 1));
-      RETURN_IF_ERROR(Add(JsonText(entries[i]->first, ensure_ascii)));
+      const Value& key = entries[i]->first;
+      RETURN_IF_ERROR(Add(JsonText(key.is_string() ? key.text() : absl::StrCat(key.integer()), ensure_ascii)));
       RETURN_IF_ERROR(Add(key_separator));
       RETURN_IF_ERROR(Append(entries[i]->second, level + 1));
     }

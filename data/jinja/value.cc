@@ -74,29 +74,38 @@ const Value* DictObject::Find(absl::string_view key) const {
     return found == index_.end() ? nullptr : &entries[found->second].second;
   }
   for (const auto& [name, value] : entries) {
-    if (name == key) return &value;
+    if (name.is_string() && name.text() == key) return &value;
   }
   return nullptr;
 }
 
-void DictObject::Set(const std::string& key, Value value) {
+const Value* DictObject::Find(const Value& key) const {
+  if (key.is_string()) return Find(absl::string_view(key.text()));
+  for (const auto& [name, value] : entries) {
+    if (!name.is_string() && Equal(name, key)) return &value;
+  }
+  return nullptr;
+}
+
+void DictObject::Set(Value key, Value value) {
   depth = std::max(depth, value.depth() + 1);
   if (const Value* present = Find(key)) {
     *const_cast<Value*>(present) = std::move(value);
     return;
   }
-  if (!index_.empty()) index_[key] = entries.size();
-  entries.emplace_back(key, std::move(value));
-  if (index_.empty() && entries.size() >= kIndexedFrom) {
-    for (size_t i = 0; i < entries.size(); ++i) index_[entries[i].first] = i;
+  const size_t at = entries.size();
+  entries.emplace_back(std::move(key), std::move(value));
+  if (entries.size() < kIndexedFrom) return;
+  for (size_t i = index_.empty() ? 0 : at; i <= at; ++i) {
+    if (entries[i].first.is_string()) index_[entries[i].first.text()] = i;
   }
 }
 
 Value ViewObject::At(size_t index) const {
   const auto& [key, value] = dict.dict().entries[index];
-  if (of == ViewOf::kKeys) return Value::String(key);
+  if (of == ViewOf::kKeys) return key;
   if (of == ViewOf::kValues) return value;
-  return Value::Tuple({Value::String(key), value});
+  return Value::Tuple({key, value});
 }
 
 const char* TypeName(const Value& value) {

@@ -24,7 +24,7 @@ enum class Kind : uint8_t {
   kString,  // UTF-8; Markup is one with a mark
   kList,
   kTuple,
-  kDict,   // keys are strings
+  kDict,  // keys are strings and integers
   kView,   // dict.items(), .keys(), .values()
   kRange,  // range(), of integers
   kIterator,
@@ -108,12 +108,14 @@ struct ListObject : Object {
 struct DictObject : Object {
   // The value of `key`, or null.
   const Value* Find(absl::string_view key) const;
-  void Set(const std::string& key, Value value);  // keeps the place of a key that is there
+  const Value* Find(const Value& key) const;
+  void Set(Value key, Value value);  // keeps the place of a key that is there
+  void Set(const std::string& key, Value value) { Set(Value::String(key), std::move(value)); }
 
-  std::vector<std::pair<std::string, Value>> entries;
+  std::vector<std::pair<Value, Value>> entries;
 
  private:
-  std::unordered_map<std::string, size_t> index_;  // of large ones
+  std::unordered_map<std::string, size_t> index_;  // the texts among the keys, of large ones
 };
 
 enum class ViewOf : uint8_t { kItems, kKeys, kValues };
