@@ -1,5 +1,7 @@
 #include "data/conversations.h"
 
+#include <absl/strings/str_join.h>
+#include <absl/strings/str_replace.h>
 #include <gtest/gtest.h>
 
 #include <functional>
@@ -123,6 +125,50 @@ TEST(SampleTokenizer, RefusesWithoutTemplateOrEndNamingTheLine) {
   EXPECT_ERROR(MakeSampleTokenizer({}, -1).Encode(text).status(), ExitCode::kData, "f:4: the tokenizer names no token");
 }
 
+constexpr char kChatMl[] =
+    "{% for message in messages %}{{ '<|im_start|>' + message.role + '\n' + message.content + '<|im_end|>\n' }}"
+    "{% if message.content == 'raise' %}{{ raise_exception('do not say that') }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}";
+
+SampleTokenizer MakeChatTokenizer(ConversationData::TrainOn train_on = ConversationData::ASSISTANT) {
+  SampleTokenizerOptions options;
+  options.tokenizer = MakeTokenizer();
+  options.chat_template = ChatTemplate::Parse(kChatMl, "chatml").value();
+  options.end_id = kEnd;
+  options.train_on = train_on;
+  return SampleTokenizer(options);
+}
+
+TEST(SampleTokenizer, AssistantTurnsAreLearnedUpToTheirEnd) {
+  const SampleTokenizer chat = MakeChatTokenizer();
+  const std::string q = R"({"role": "user", "content": "q"})", a = R"({"role": "assistant", "content": "a"})",
+                    b = R"({"role": "assistant", "content": "b"})";
+  const std::string expected =
+      "<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\n[a<|im_end|>]\n<|im_start|>user\nq<|im_end|>\n"
+      "<|im_start|>assistant\n[b<|im_end|>]\n";
+  const auto messages = [](const std::vector<std::string>& list) {
+    return absl::StrCat("[", absl::StrJoin(list, ", "), "]");
+  };
+  EXPECT_EQ(ShownSample(chat, absl::StrCat("{\"messages\": ", messages({q, a, q, b}), "}")), expected);
+  const std::string last_only = absl::StrReplaceAll(expected, {{"[a<|im_end|>]", "a<|im_end|>"}});
+  EXPECT_EQ(
+      ShownSample(chat, absl::StrCat("{\"prompt\": ", messages({q, a, q}), ", \"completion\": ", messages({b}), "}")),
+      last_only);
+  const std::string unweighted = R"({"role": "assistant", "content": "a", "weight": 0})";
+  EXPECT_EQ(ShownSample(chat, absl::StrCat("{\"messages\": ", messages({q, unweighted, q, b}), "}")), last_only);
+  EXPECT_EQ(
+      ShownSample(MakeChatTokenizer(ConversationData::ALL), absl::StrCat("{\"messages\": ", messages({q, a}), "}")),
+      "[<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\na<|im_end|>\n]");
+}
+
+TEST(SampleTokenizer, ATemplateThatRaisesIsNamedWithTheLine) {
+  const ConversationSample sample =
+      ParseConversation(R"({"messages": [{"role": "user", "content": "raise"}]})", "f:9").value();
+  const absl::Status status = MakeChatTokenizer().Encode(sample).status();
+  EXPECT_ERROR(status, ExitCode::kData, "f:9: ");
+  EXPECT_ERROR(status, ExitCode::kData, "do not say that");
+}
+
 absl::StatusOr<ConversationSet> Open(const std::string& lines, const ConversationData& settings, int64_t length = 8) {
   const TempFolder folder;
   WriteText(folder / "a.jsonl", lines);
@@ -194,6 +240,22 @@ TEST(OpenConversations, SamplesThatTeachNothingAreCountedAndNothingAtAllIsRefuse
   EXPECT_EQ(set.validation.sequences, nullptr);
   EXPECT_ERROR(Open("{\"text\": \"\"}\n\n", {}).status(), ExitCode::kData, "carries loss: of 1 samples");
   EXPECT_ERROR(Open("", {}).status(), ExitCode::kData, "carries loss");
+}
+
+TEST(OpenConversations, AConversationWithoutAnswersIsCounted) {
+  const TempFolder folder;
+  WriteText(
+      folder / "a.jsonl",
+      "{\"messages\": [{\"role\": \"user\", \"content\": \"q\"}]}\n{\"messages\": []}\n"
+      "{\"messages\": [{\"role\": \"user\", \"content\": \"q\"}, {\"role\": \"assistant\", \"content\": \"a\"}]}\n");
+  ConversationData config;
+  config.add_path(folder / "a.jsonl");
+  const ConversationSet set = OpenConversations(config, 64, MakeChatTokenizer()).value();
+  EXPECT_EQ(set.train.counts.unlearned, 1);
+  EXPECT_EQ(set.train.counts.empty, 1);
+  EXPECT_EQ(set.train.counts.kept, 1);
+  EXPECT_EQ(set.train.counts.without_end, 0);
+  EXPECT_EQ(set.train.sequences->num_targets(), 2);
 }
 
 TEST(OpenConversations, ValidationIsChosenByTheSampleNotByItsPlace) {
