@@ -12,6 +12,7 @@
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "launch/status.h"
@@ -33,9 +34,11 @@ struct ByteRange {
 
 struct RenderedChat {
   std::string text;
-  // What the assistant says: content and the mark of the turn's end that the template writes after it, not the header
-  // before it. In order, not overlapping, none empty.
+  // What the assistant says: content and the mark of the turn's end that the template writes after it; not the header
+  // before it, nor the line breaks after the mark. In order, not overlapping, none empty.
   std::vector<ByteRange> assistant;
+  // False if a turn of the assistant ends without any mark: a model that is trained on it does not learn to stop there.
+  bool ends_marked = true;
 };
 
 struct ChatTemplateOptions {
@@ -59,24 +62,25 @@ class ChatTemplate {
   absl::StatusOr<std::string> Render(const Conversation& conversation, bool add_generation_prompt) const;
 
   // The text without a generation prompt, and where in it the assistant speaks: the template's {% generation %} blocks
-  // where it has them; else found by rendering (chat_template.cc says how) and verified. A conversation for which no
+  // where it has them; else found by rendering (data/chat_spans.h says how) and verified. A conversation for which no
   // sound answer is found is an error (kData) that says which message; nothing is guessed. A conversation without
   // assistant messages has no spans.
   absl::StatusOr<RenderedChat> RenderForTraining(const Conversation& conversation) const;
 
-  const std::string& name() const { return name_; }
+  const std::string& name() const;
 
  private:
   struct Compiled;
-  ChatTemplate() = default;
+  explicit ChatTemplate(std::shared_ptr<const Compiled> compiled) : compiled_(std::move(compiled)) {}
+  absl::Status Check(const Conversation& conversation) const;
+  friend absl::StatusOr<ChatTemplate> LoadChatTemplate(const std::string& folder, ChatTemplateOptions options);
 
-  std::string name_;
   std::shared_ptr<const Compiled> compiled_;
 };
 
 // The template of a model directory, found as Transformers finds it: chat_template.jinja, else `chat_template` of
 // tokenizer_config.json (one, or the ones named "default" and, for conversations with tools, "tool_use"); special
-// tokens from tokenizer_config.json. `options.special_tokens` are added, overriding. Errors are kData: there is none
+// tokens from tokenizer_config.json, which `options.special_tokens` override. Errors are kData: there is none
 // (absl::IsNotFound), or it does not compile.
 absl::StatusOr<ChatTemplate> LoadChatTemplate(const std::string& folder, ChatTemplateOptions options = {});
 
