@@ -142,9 +142,13 @@ absl::StatusOr<std::unique_ptr<Tokenizer>> Tokenizer::Load(const std::string& pa
   std::error_code ignored;
   if (std::filesystem::is_directory(path, ignored)) return Load(path + "/tokenizer.json");
   ASSIGN_OR_RETURN(const std::string contents, ReadFile(path, kMaxFileBytes));
+  return Parse(contents, path);
+}
+
+absl::StatusOr<std::unique_ptr<Tokenizer>> Tokenizer::Parse(const std::string& contents, const std::string& name) {
   Digest digest = HashBytes(contents.data(), contents.size());
   absl::StatusOr<BpeFile> file = ParseBpeFile(contents);
-  if (!file.ok()) return Annotate(file.status(), absl::StrCat("tokenizer: ", path));
+  if (!file.ok()) return Annotate(file.status(), absl::StrCat("tokenizer: ", name));
   return std::unique_ptr<Tokenizer>(new BpeTokenizer(*std::move(file), std::move(digest)));
 }
 

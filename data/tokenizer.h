@@ -22,6 +22,8 @@ class Tokenizer {
   // Refuses (ExitCode::kData), naming the construct, what it cannot reproduce exactly; the reference is the
   // `tokenizers` package.
   static absl::StatusOr<std::unique_ptr<Tokenizer>> Load(const std::string& path);
+  // From what such a file holds; `name` is for errors.
+  static absl::StatusOr<std::unique_ptr<Tokenizer>> Parse(const std::string& contents, const std::string& name);
   virtual ~Tokenizer() = default;
 
   // Appends the ids of `text`. Special tokens written out in the text are recognized as the file says. Nothing is added

@@ -119,6 +119,10 @@ absl::StatusOr<ExportSource> OpenCheckpoint(const std::string& folder, const std
   };
   // One tokenizer made all sources.
   for (const DataSource& data : config.data().source()) source.tokenizer_folders.push_back(data.path());
+  if (const std::string& given = config.data().conversations().tokenizer(); !given.empty() && !NamesGguf(given)) {
+    const absl::StatusOr<std::string> folder = FindHfDirectory(given);
+    if (folder.ok()) source.tokenizer_folders.push_back(*folder);
+  }
   if (source.model.has_from()) RETURN_IF_ERROR(AddOrigin(&source));
   return source;
 }

@@ -12,6 +12,7 @@
 #include "models/formats/gguf_tokenizer.h"
 #include "models/formats/gguf_tokenizer_json.h"
 #include "models/formats/json_file.h"
+#include "trainer/model_text.h"
 
 namespace trireme {
 namespace {
@@ -59,18 +60,6 @@ std::string TokenOf(const Json& tokenizer, int64_t id) {
     if (token_id == id) return token;
   }
   return "";
-}
-
-// tokenizer_config.json gives a special token as text or as an object with its content.
-std::optional<int64_t> IdOf(const Json& config, const char* key, const Tokenizer& tokenizer) {
-  const auto token = config.find(key);
-  if (token == config.end()) return std::nullopt;
-  std::string text;
-  if (token->is_string()) text = token->get<std::string>();
-  if (token->is_object() && token->contains("content") && (*token)["content"].is_string())
-    text = (*token)["content"].get<std::string>();
-  const int32_t id = text.empty() ? -1 : tokenizer.TokenId(text);
-  return id < 0 ? std::nullopt : std::optional<int64_t>(id);
 }
 
 absl::Status WriteTokenizerConfig(const std::string& output, const ModelConfig& model, const HfTokenIds& ids) {
@@ -175,9 +164,9 @@ absl::StatusOr<HfTokenIds> ExportTokenizer(const ExportSource& source, const std
                    "; is it the model's tokenizer?");
     if (Exists(config_path)) {
       ASSIGN_OR_RETURN(const Json config, ReadJsonObject(config_path));
-      if (!ids.bos.has_value()) ids.bos = IdOf(config, "bos_token", **tokenizer);
-      if (!ids.pad.has_value()) ids.pad = IdOf(config, "pad_token", **tokenizer);
-      const std::optional<int64_t> eos = IdOf(config, "eos_token", **tokenizer);
+      if (!ids.bos.has_value()) ids.bos = SpecialTokenId(config, "bos_token", **tokenizer);
+      if (!ids.pad.has_value()) ids.pad = SpecialTokenId(config, "pad_token", **tokenizer);
+      const std::optional<int64_t> eos = SpecialTokenId(config, "eos_token", **tokenizer);
       if (ids.eos.empty() && eos.has_value()) ids.eos = {*eos};
     } else if (ids.eos.empty() && (*tokenizer)->end_of_document() >= 0) {
       ids.eos = {(*tokenizer)->end_of_document()};  // What stands after every document of a corpus.

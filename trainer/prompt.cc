@@ -61,7 +61,14 @@ size_t CompleteBytes(const std::string& text) {
 }  // namespace
 
 absl::StatusOr<std::vector<int64_t>> PrefixIds(const std::string& tokenizer_folder, const Tokenizer& tokenizer) {
-  ASSIGN_OR_RETURN(const Json file, ReadJsonObject(tokenizer_folder + "/tokenizer.json"));
+  const std::string path = tokenizer_folder + "/tokenizer.json";
+  ASSIGN_OR_RETURN(const std::string contents, ReadFile(path));
+  return PrefixIdsOf(contents, path, tokenizer);
+}
+
+absl::StatusOr<std::vector<int64_t>> PrefixIdsOf(const std::string& tokenizer_json, const std::string& name,
+                                                 const Tokenizer& tokenizer) {
+  ASSIGN_OR_RETURN(const Json file, ParseJsonObject(tokenizer_json, name));
   std::vector<int64_t> ids;
   if (file.contains("post_processor")) AddPrefix(file["post_processor"], tokenizer, &ids);
   return ids;

@@ -14,6 +14,9 @@ namespace trireme {
 
 // Ids that the tokenizer's post_processor puts before a text (a beginning-of-sequence token); empty for most.
 absl::StatusOr<std::vector<int64_t>> PrefixIds(const std::string& tokenizer_folder, const Tokenizer& tokenizer);
+// The same from what tokenizer.json holds; `name` is for errors.
+absl::StatusOr<std::vector<int64_t>> PrefixIdsOf(const std::string& tokenizer_json, const std::string& name,
+                                                 const Tokenizer& tokenizer);
 
 // The chat template of a model directory (chat_template.jinja, or chat_template of tokenizer_config.json). Errors are
 // kData: there is none.

@@ -212,6 +212,8 @@ absl::StatusOr<Recipe> MakeRecipe(const RunConfig& config, int world_size, const
   ModelConfig* model = recipe.config.mutable_model();
   if (const std::string ignored = ResolveModelConfig(model, &problems); !ignored.empty()) Info(ignored);
   if (!model->has_vocab_size() && facts.vocab_size > 0) model->set_vocab_size(static_cast<int32_t>(facts.vocab_size));
+  // Samples in one sequence know nothing of each other.
+  if (config.data().has_conversations()) recipe.config.mutable_data()->set_document_mask(true);
   if (!model->has_max_position_embeddings()) model->set_max_position_embeddings(config.data().sequence_length());
   CheckParallel(config, world_size, &recipe, &problems);
   CheckBatch(config, &recipe, &problems);
@@ -308,6 +310,7 @@ std::vector<std::string> NumericChanges(const RunConfig& saved, const RunConfig&
     config->mutable_data()->clear_verify_checksums();
     // Where the corpora lie does not matter; their content is compared by digest.
     for (DataSource& source : *config->mutable_data()->mutable_source()) source.clear_path();
+    config->mutable_data()->clear_conversations();  // All of it shows in the digest.
     // Without decay the length of the run is not in the numbers.
     if (!config->lr_schedule().has_cosine() && !config->lr_schedule().has_linear() && !config->lr_schedule().has_wsd())
       config->clear_train_for();
