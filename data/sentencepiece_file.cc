@@ -155,6 +155,12 @@ absl::StatusOr<std::vector<BpeModel::Merge>> MergesOf(const SentencePieceModel& 
 
 }  // namespace
 
+bool IsSentencePieceFile(absl::string_view contents) {
+  // The first field is a piece. Its tag is JSON's line feed, too.
+  const size_t first = contents.find_first_not_of(" \t\r\n");
+  return !contents.empty() && contents[0] == '\n' && first != absl::string_view::npos && contents[first] != '{';
+}
+
 absl::StatusOr<BpeFile> ParseSentencePieceFile(absl::string_view contents) {
   SentencePieceModel model;
   if (!model.ParseFromArray(contents.data(), static_cast<int>(contents.size())))

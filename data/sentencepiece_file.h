@@ -9,6 +9,9 @@
 
 namespace trireme {
 
+// Whether `contents` begin as such a file does, which no JSON object does.
+bool IsSentencePieceFile(absl::string_view contents);
+
 // BPE models that normalize by white space alone, as those of Llama, Mistral and Gemma do; ids are those of the package
 // `sentencepiece`: control tokens are not looked for in the text, user-defined ones are. Refuses (ExitCode::kData) what
 // is malformed and what this program would not reproduce exactly, which includes unigram models and character maps

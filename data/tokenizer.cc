@@ -1,7 +1,5 @@
 #include "data/tokenizer.h"
 
-#include <absl/strings/match.h>
-
 #include <filesystem>
 #include <mutex>
 #include <utility>
@@ -145,8 +143,8 @@ absl::StatusOr<std::unique_ptr<Tokenizer>> Tokenizer::Load(const std::string& pa
   }
   ASSIGN_OR_RETURN(const std::string contents, ReadFile(path, kMaxFileBytes));
   Digest digest = HashBytes(contents.data(), contents.size());
-  const bool is_sentencepiece = absl::StrContains(std::filesystem::path(path).filename().string(), ".model");
-  absl::StatusOr<BpeFile> file = is_sentencepiece ? ParseSentencePieceFile(contents) : ParseBpeFile(contents);
+  absl::StatusOr<BpeFile> file =
+      IsSentencePieceFile(contents) ? ParseSentencePieceFile(contents) : ParseBpeFile(contents);
   if (!file.ok()) return Annotate(file.status(), absl::StrCat("tokenizer: ", path));
   return std::unique_ptr<Tokenizer>(new BpeTokenizer(*std::move(file), std::move(digest)));
 }

@@ -18,8 +18,8 @@ namespace trireme {
 // Thread-safe after loading.
 class Tokenizer {
  public:
-  // `path`: a tokenizer.json, a SentencePiece model (called so: ".model" is part of its name), or a folder with
-  // tokenizer.json or else tokenizer.model.
+  // `path`: a tokenizer.json, a SentencePiece model (recognized by its contents), or a folder with tokenizer.json or
+  // else tokenizer.model.
   // Refuses (ExitCode::kData), naming the construct, what it cannot reproduce exactly; the reference is the
   // package `tokenizers` or `sentencepiece`.
   static absl::StatusOr<std::unique_ptr<Tokenizer>> Load(const std::string& path);
