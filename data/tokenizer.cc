@@ -1,13 +1,12 @@
 #include "data/tokenizer.h"
 
-#include <absl/container/flat_hash_set.h>
-
 #include <filesystem>
 #include <mutex>
 #include <utility>
 
 #include "data/bpe_cache.h"
 #include "data/bpe_file.h"
+#include "data/sentencepiece_file.h"
 #include "data/unicode.h"
 
 namespace trireme {
@@ -54,7 +53,8 @@ std::vector<AddedToken> Select(const BpeFile& file, bool normalized) {
     if (token.normalized != normalized) continue;
     selected.push_back(token);
     std::string storage;
-    if (normalized) selected.back().content = std::string(file.normalizer.Apply(token.content, &storage));
+    if (normalized && !file.added_tokens_are_normalized)
+      selected.back().content = std::string(file.normalizer.Apply(token.content, &storage));
   }
   return selected;
 }
@@ -66,9 +66,6 @@ class BpeTokenizer : public Tokenizer {
         digest_(std::move(digest)),
         verbatim_(Select(file_, /*normalized=*/false)),
         normalized_(Select(file_, /*normalized=*/true)) {
-    for (const AddedToken& token : file_.added_tokens) {
-      if (token.special) special_.insert(token.id);
-    }
     // What the families call the token between documents; a base model's comes before a chat model's.
     for (const char* name : {"<|endoftext|>", "<|end_of_text|>", "<|end▁of▁sentence|>", "</s>", "<eos>"}) {
       if (end_of_document_ < 0) end_of_document_ = TokenId(name);
@@ -116,7 +113,7 @@ class BpeTokenizer : public Tokenizer {
   absl::string_view TokenBytes(int32_t id) const override {
     return id >= 0 && id < vocab_size() ? absl::string_view(file_.bytes_of_id[id]) : absl::string_view();
   }
-  bool IsSpecial(int32_t id) const override { return special_.contains(id); }
+  bool IsSpecial(int32_t id) const override { return file_.special_ids.contains(id); }
 
   int32_t vocab_size() const override { return static_cast<int32_t>(file_.bytes_of_id.size()); }
   int32_t end_of_document() const override { return end_of_document_; }
@@ -131,7 +128,6 @@ class BpeTokenizer : public Tokenizer {
   Digest digest_;
   AddedTokenFinder verbatim_;
   AddedTokenFinder normalized_;
-  absl::flat_hash_set<int32_t> special_;
   int32_t end_of_document_ = -1;
   mutable CachePool caches_;
 };
@@ -140,14 +136,19 @@ class BpeTokenizer : public Tokenizer {
 
 absl::StatusOr<std::unique_ptr<Tokenizer>> Tokenizer::Load(const std::string& path) {
   std::error_code ignored;
-  if (std::filesystem::is_directory(path, ignored)) return Load(path + "/tokenizer.json");
+  if (std::filesystem::is_directory(path, ignored)) {
+    const bool only_model = !std::filesystem::exists(path + "/tokenizer.json", ignored) &&
+                            std::filesystem::exists(path + "/tokenizer.model", ignored);
+    return Load(path + (only_model ? "/tokenizer.model" : "/tokenizer.json"));
+  }
   ASSIGN_OR_RETURN(const std::string contents, ReadFile(path, kMaxFileBytes));
   return Parse(contents, path);
 }
 
 absl::StatusOr<std::unique_ptr<Tokenizer>> Tokenizer::Parse(const std::string& contents, const std::string& name) {
   Digest digest = HashBytes(contents.data(), contents.size());
-  absl::StatusOr<BpeFile> file = ParseBpeFile(contents);
+  absl::StatusOr<BpeFile> file =
+      IsSentencePieceFile(contents) ? ParseSentencePieceFile(contents) : ParseBpeFile(contents);
   if (!file.ok()) return Annotate(file.status(), absl::StrCat("tokenizer: ", name));
   return std::unique_ptr<Tokenizer>(new BpeTokenizer(*std::move(file), std::move(digest)));
 }

@@ -172,10 +172,10 @@ absl::StatusOr<ExportSource> OpenGguf(const std::string& path, const std::vector
   source.description = absl::StrCat("model ", path);
   source.model = ConfigOfGguf(facts);
   ASSIGN_OR_RETURN(const DecoderSpec spec, SpecifyModel(source.model, families));
-  RETURN_IF_ERROR(CheckGgufTensors(*file, spec));
+  RETURN_IF_ERROR(CheckGgufTensors(*file, facts, spec));
   for (const ParameterSpec& parameter : DecoderParameters(spec)) {
-    source.tensors.push_back(
-        {parameter.name, parameter.shape, DtypeOf(*file->FindTensor(ToGgufName(parameter.name).value()))});
+    const std::string name = ToGgufName(*facts.architecture, parameter.name).value();
+    source.tensors.push_back({parameter.name, parameter.shape, DtypeOf(*file->FindTensor(name))});
   }
   source.read = [file, facts](const ExportTensor& tensor, int64_t begin, int64_t end) -> absl::StatusOr<at::Tensor> {
     at::Tensor values = at::empty({(end - begin) * tensor.row_numel()}, at::TensorOptions().dtype(at::kFloat));

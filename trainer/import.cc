@@ -120,7 +120,7 @@ absl::Status FillParts(Mesh& mesh, Model& model, const Wanted& wanted,
 absl::Status ImportGguf(const Recipe& recipe, Mesh& mesh, Model& model, const Wanted& wanted) {
   ASSIGN_OR_RETURN(const auto file, GgufFile::Open(recipe.config.model().from()));
   ASSIGN_OR_RETURN(const GgufModelFacts facts, ReadGgufFacts(*file));
-  RETURN_IF_ERROR(CheckGgufTensors(*file, recipe.model));
+  RETURN_IF_ERROR(CheckGgufTensors(*file, facts, recipe.model));
   const double start = MonotonicSeconds();
   RETURN_IF_ERROR(FillParts(mesh, model, wanted, [&](const TensorPart& part) { return ReadPart(*file, facts, part); }));
   Info("weights of ", file->path(), ": ", file->tensors().size(), " tensors, took ",
@@ -177,10 +177,10 @@ absl::Status CheckHfTensors(const HfDirectory& directory, const DecoderSpec& spe
                ": its tensors are not those that its config.json needs:", text);
 }
 
-absl::Status CheckGgufTensors(const GgufFile& file, const DecoderSpec& spec) {
+absl::Status CheckGgufTensors(const GgufFile& file, const GgufModelFacts& facts, const DecoderSpec& spec) {
   size_t found = 0;
   for (const ParameterSpec& parameter : DecoderParameters(spec)) {
-    const std::optional<std::string> name = ToGgufName(parameter.name);
+    const std::optional<std::string> name = ToGgufName(*facts.architecture, parameter.name);
     const GgufTensor* tensor = name.has_value() ? file.FindTensor(*name) : nullptr;
     if (tensor == nullptr || tensor->shape != parameter.shape) {
       return Error(ExitCode::kData, "gguf ", file.path(), ": has ",
@@ -189,7 +189,8 @@ absl::Status CheckGgufTensors(const GgufFile& file, const DecoderSpec& spec) {
     }
     ++found;
   }
-  for (const GgufTensor& tensor : file.tensors()) found += ToCanonicalName(tensor.name).has_value() ? 0 : 1;
+  for (const GgufTensor& tensor : file.tensors())
+    found += ToCanonicalName(*facts.architecture, tensor.name).has_value() ? 0 : 1;
   if (found == file.tensors().size()) return absl::OkStatus();
   return Error(ExitCode::kData, "gguf ", file.path(), ": has ", file.tensors().size(), " tensors, the model takes ",
                found);

@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "models/decoder_spec.h"
-#include "models/formats/gguf.h"
+#include "models/formats/gguf_model.h"
 #include "models/formats/hf_directory.h"
 #include "parallel/comm/mesh.h"
 #include "trainer/model.h"
@@ -25,7 +25,7 @@ std::string ResolveModelConfig(ModelConfig* model, std::vector<std::string>* pro
 absl::Status CheckHfTensors(const HfDirectory& directory, const DecoderSpec& spec);
 
 // OK when the file holds the model's tensors in their shapes. `file` must have passed ReadGgufFacts.
-absl::Status CheckGgufTensors(const GgufFile& file, const DecoderSpec& spec);
+absl::Status CheckGgufTensors(const GgufFile& file, const GgufModelFacts& facts, const DecoderSpec& spec);
 
 // Fills the weights of `model` at the start of a run: from model.from, a directory (converted from F32, BF16 or F16) or
 // a GGUF file (of any type that GgufDequantize knows), else from the seed; those of adapters from adapter.from or the
