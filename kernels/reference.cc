@@ -2,8 +2,13 @@
 
 #include <ATen/TensorOperators.h>
 #include <ATen/core/Reduction.h>
+#include <ATen/ops/amax.h>
+#include <ATen/ops/bucketize.h>
 #include <ATen/ops/cat.h>
+#include <ATen/ops/clamp.h>
+#include <ATen/ops/clamp_min.h>
 #include <ATen/ops/cross_entropy_loss.h>
+#include <ATen/ops/from_blob.h>
 #include <ATen/ops/logsumexp.h>
 #include <ATen/ops/matmul.h>
 #include <ATen/ops/rsqrt.h>
@@ -42,6 +47,29 @@ HeadSums LossHead(const at::Tensor& x, const at::Tensor& weight, const at::Tenso
   const at::Tensor counted = targets.ge(0).to(at::kDouble);
   return {at::cross_entropy_loss(logits, targets.clamp_min(kIgnored), {}, at::Reduction::Sum, kIgnored),
           (at::logsumexp(logits, 1).pow(2) * counted).sum()};
+}
+
+namespace {
+
+at::Tensor Nf4Codes() {
+  return at::from_blob(const_cast<float*>(kNf4Codes), {16}, at::TensorOptions().dtype(at::kFloat)).clone();
+}
+
+}  // namespace
+
+Nf4 QuantizeNf4(const at::Tensor& x) {
+  const at::Tensor blocks = x.to(at::kFloat).view({-1, kNf4Block});
+  Nf4 nf4;
+  nf4.absmax = blocks.abs().amax(1);
+  const at::Tensor scaled = at::clamp(blocks * (1.0 / at::clamp_min(nf4.absmax, 1e-38)).view({-1, 1}), -1, 1);
+  const at::Tensor codes = Nf4Codes();
+  nf4.codes = at::bucketize(scaled, (codes.narrow(0, 0, 15) + codes.narrow(0, 1, 15)) / 2).view({-1}).to(at::kByte);
+  return nf4;
+}
+
+at::Tensor DequantizeNf4(const Nf4& nf4) {
+  return (Nf4Codes().index_select(0, nf4.codes.to(at::kLong)).view({-1, kNf4Block}) * nf4.absmax.view({-1, 1}))
+      .view({-1});
 }
 
 }  // namespace trireme::reference

@@ -6,6 +6,7 @@
 
 #include <ATen/core/Tensor.h>
 
+#include "kernels/nf4_math.h"
 #include "kernels/ops.h"
 
 namespace trireme::reference {
@@ -20,6 +21,14 @@ struct HeadSums {
   at::Tensor cross_entropy, squared_lse;  // scalars: sums over the rows whose target is not negative
 };
 HeadSums LossHead(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& targets);
+
+// x [n], n a multiple of 64 -> 4-bit codes [n] and scales [n / 64], step by step as bitsandbytes' Python does it.
+struct Nf4 {
+  at::Tensor codes;   // uint8
+  at::Tensor absmax;  // float32
+};
+Nf4 QuantizeNf4(const at::Tensor& x);
+at::Tensor DequantizeNf4(const Nf4& nf4);  // [n] float32
 
 }  // namespace trireme::reference
 

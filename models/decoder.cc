@@ -43,71 +43,88 @@ class EmbeddingUnit final : public Unit {
   std::shared_ptr<const Shared> shared_;
 };
 
+// rectangles: this rank's, of the block's parameters. added: the buffer of its adapters.
+Adapter MakeAdapter(const std::vector<Rectangle>& rectangles, ParameterBuffer& added, const GroupAdapter& group) {
+  Adapter adapter;
+  adapter.a = &added.weight(group.a);
+  int64_t first_rank = 0;
+  for (const GroupAdapter::Member& part : group.members) {
+    AdapterMember member;
+    for (int i = group.base; i < part.base; ++i) member.first_row += rectangles[i].size[0];
+    member.rows = rectangles[part.base].size[0];
+    member.first_rank = first_rank;
+    member.rank = part.rank;
+    member.b = &added.weight(part.b);
+    if (part.magnitude >= 0) member.magnitude = &added.weight(part.magnitude);
+    member.scale = part.scale;
+    first_rank += part.rank;
+    adapter.members.push_back(member);
+  }
+  return adapter;
+}
+
 // x + attention(norm(x)), then + mlp(norm(.)): Llama's block, with what the specification adds.
 class BlockUnit final : public Unit {
  public:
-  // adapter_buffer: of `adapters`; null: there are none.
-  BlockUnit(std::string name, ParameterBuffer* buffer, ParameterBuffer* adapter_buffer, int64_t layer,
-            BlockParameters index, const BlockAdapters& adapters, std::shared_ptr<const Shared> shared)
+  // weights: of index.parameters, in their order. adapters: hung on them, one for each of groups, whose parameters are
+  // in the last buffer.
+  BlockUnit(std::string name, std::vector<ParameterBuffer*> buffers, std::vector<Weight*> weights,
+            std::vector<GroupAdapter> groups, std::vector<std::unique_ptr<Adapter>> adapters, int64_t layer,
+            BlockParameters index, std::shared_ptr<const Shared> shared)
       : name_(std::move(name)),
-        buffers_({buffer}),
+        buffers_(std::move(buffers)),
+        weights_(std::move(weights)),
+        groups_(std::move(groups)),
+        adapters_(std::move(adapters)),
         pattern_(shared->spec.layer(layer)),
         index_(std::move(index)),
-        shared_(std::move(shared)) {
-    if (adapter_buffer == nullptr) return;
-    buffers_.push_back(adapter_buffer);
-    groups_ = adapters.groups;
-    for (const GroupAdapter& group : groups_) {
-      adapters_.push_back(std::make_unique<Adapter>(MakeAdapter(*buffer, *adapter_buffer, group)));
-      buffer->weight(group.base).set_adapter(adapters_.back().get());
-    }
-  }
+        shared_(std::move(shared)) {}
   const std::string& name() const override { return name_; }
   const std::vector<ParameterBuffer*>& buffers() const override { return buffers_; }
   bool recomputable() const override { return true; }
 
   Carry Forward(const UnitContext& context, Carry input, const at::Tensor&) override {
-    ParameterBuffer& p = *buffers_[0];
     const DecoderSpec& spec = shared_->spec;
     ProcessGroup& tensor = *shared_->tensor;
     KeptResults* kept = context.kept;
     const SelfAttentionArguments attention = Attention(context);
 
     const double eps = spec.rms_norm_eps, offset = spec.norm_offset ? 1 : 0;
-    const auto optional = [&](int index) { return index < 0 ? nullptr : &p.weight(index); };
+    const auto weight = [&](int index) -> Weight& { return *weights_[index]; };
+    const auto optional = [&](int index) { return index < 0 ? nullptr : weights_[index]; };
 
     const at::Tensor& x = input[0];  // [this tensor rank's tokens, hidden]
-    at::Tensor qkv = NormLinear(x, at::Tensor(), p.weight(index_.input_norm), eps, p.weight(index_.q), tensor, kept,
+    at::Tensor qkv = NormLinear(x, at::Tensor(), weight(index_.input_norm), eps, weight(index_.q), tensor, kept,
                                 kKeepQkv, optional(index_.q_bias), offset)
                          .second;
     if (spec.qk_norm) {
-      qkv = HeadNorm(qkv, p.weight(index_.q_norm), p.weight(index_.k_norm), attention.heads, attention.kv_heads, eps,
-                     offset);
+      qkv =
+          HeadNorm(qkv, weight(index_.q_norm), weight(index_.k_norm), attention.heads, attention.kv_heads, eps, offset);
     }
     at::Tensor h = x;
     at::Tensor attended =
-        Linear(SelfAttention(qkv, attention), p.weight(index_.o), tensor, at::Tensor(), optional(index_.o_bias));
+        Linear(SelfAttention(qkv, attention), weight(index_.o), tensor, at::Tensor(), optional(index_.o_bias));
     if (spec.post_norms) {
-      h = AddNorm(x, attended, p.weight(index_.post_attention_norm), eps, offset);
+      h = AddNorm(x, attended, weight(index_.post_attention_norm), eps, offset);
       attended = at::Tensor();
     }
     at::Tensor gate_up;
-    std::tie(h, gate_up) = NormLinear(h, attended, p.weight(index_.mlp_norm), eps, p.weight(index_.gate), tensor, kept,
+    std::tie(h, gate_up) = NormLinear(h, attended, weight(index_.mlp_norm), eps, weight(index_.gate), tensor, kept,
                                       kKeepGateUp, nullptr, offset);
-    Weight& down = p.weight(index_.down);
+    Weight& down = weight(index_.down);
     if (!spec.post_norms) return {GatedLinear(gate_up, spec.activation, down, tensor, /*residual=*/h)};
     const at::Tensor mlp = GatedLinear(gate_up, spec.activation, down, tensor);
-    return {AddNorm(h, mlp, p.weight(index_.post_mlp_norm), eps, offset)};
+    return {AddNorm(h, mlp, weight(index_.post_mlp_norm), eps, offset)};
   }
 
   void InitializeDerived() override {
     for (size_t g = 0; g < groups_.size(); ++g) {
-      const Weight& weight = buffers_[0]->weight(groups_[g].base);
-      const bool columns = buffers_[0]->specs()[groups_[g].base].placement == Placement::kColumns;
+      const bool columns = index_.parameters[groups_[g].base].placement == Placement::kColumns;
       for (size_t m = 0; m < groups_[g].members.size(); ++m) {
         if (groups_[g].members[m].magnitude < 0) continue;
-        buffers_[1]->Set(groups_[g].members[m].magnitude, AdaptedRowLengths(weight, adapters_[g]->members[m],
-                                                                            columns ? shared_->tensor.get() : nullptr));
+        buffers_.back()->Set(groups_[g].members[m].magnitude,
+                             AdaptedRowLengths(*weights_[groups_[g].base], adapters_[g]->members[m],
+                                               columns ? shared_->tensor.get() : nullptr));
       }
     }
   }
@@ -137,29 +154,11 @@ class BlockUnit final : public Unit {
     return attention;
   }
 
-  static Adapter MakeAdapter(const ParameterBuffer& base, ParameterBuffer& added, const GroupAdapter& group) {
-    Adapter adapter;
-    adapter.a = &added.weight(group.a);
-    int64_t first_rank = 0;
-    for (const GroupAdapter::Member& part : group.members) {
-      AdapterMember member;
-      for (int i = group.base; i < part.base; ++i) member.first_row += base.rectangle(i).size[0];
-      member.rows = base.rectangle(part.base).size[0];
-      member.first_rank = first_rank;
-      member.rank = part.rank;
-      member.b = &added.weight(part.b);
-      if (part.magnitude >= 0) member.magnitude = &added.weight(part.magnitude);
-      member.scale = part.scale;
-      first_rank += part.rank;
-      adapter.members.push_back(member);
-    }
-    return adapter;
-  }
-
   std::string name_;
   std::vector<ParameterBuffer*> buffers_;
+  std::vector<Weight*> weights_;
   std::vector<GroupAdapter> groups_;
-  std::vector<std::unique_ptr<Adapter>> adapters_;  // of each group, hung on weights of the first buffer
+  std::vector<std::unique_ptr<Adapter>> adapters_;  // of each group
   LayerPattern pattern_;
   BlockParameters index_;
   std::shared_ptr<const Shared> shared_;
@@ -232,6 +231,7 @@ DecoderUnits BuildDecoder(const DecoderSpec& spec, const BufferOptions& options,
     BufferOptions buffer_options = options;
     buffer_options.name = name;
     buffer_options.uses = uses;
+    if (specs[0].quantized) buffer_options.quantization = spec.quantization;
     // Only a tied matrix stands on more than one pipeline rank.
     if (!spec.tied_embeddings || name != kEmbeddingName) buffer_options.tied_group = nullptr;
     decoder.buffers.push_back(std::make_unique<ParameterBuffer>(std::move(specs), buffer_options));
@@ -248,12 +248,36 @@ DecoderUnits BuildDecoder(const DecoderSpec& spec, const BufferOptions& options,
     if (!has(layer + 1)) continue;
     const std::string name = absl::StrCat("model.layers.", layer);
     BlockParameters index = MakeBlockParameters(spec, layer);
-    ParameterBuffer* buffer = add_buffer(name, index.parameters);
-    const BlockAdapters adapters = MakeBlockAdapters(spec, index);
-    ParameterBuffer* added =
-        adapters.groups.empty() ? nullptr : add_buffer(name + ".adapter", adapters.parameters);
-    decoder.units.push_back(
-        std::make_unique<BlockUnit>(name, buffer, added, layer, std::move(index), adapters, shared));
+    std::vector<ParameterBuffer*> buffers;
+    std::vector<Weight*> weights(index.parameters.size());
+    std::vector<Rectangle> rectangles(index.parameters.size());
+    for (const bool quantized : {false, true}) {
+      std::vector<ParameterSpec> specs;
+      std::vector<size_t> places;
+      for (size_t i = 0; i < index.parameters.size(); ++i) {
+        if (index.parameters[i].quantized != quantized) continue;
+        specs.push_back(index.parameters[i]);
+        places.push_back(i);
+      }
+      if (specs.empty()) continue;
+      buffers.push_back(add_buffer(quantized ? absl::StrCat(name, " (quantized)") : name, std::move(specs)));
+      for (size_t i = 0; i < places.size(); ++i) {
+        weights[places[i]] = &buffers.back()->weight(static_cast<int>(i));
+        rectangles[places[i]] = buffers.back()->rectangle(static_cast<int>(i));
+      }
+    }
+    BlockAdapters added = MakeBlockAdapters(spec, index);
+    std::vector<std::unique_ptr<Adapter>> adapters;
+    if (!added.groups.empty()) {
+      buffers.push_back(add_buffer(name + ".adapter", added.parameters));
+      for (const GroupAdapter& group : added.groups) {
+        adapters.push_back(std::make_unique<Adapter>(MakeAdapter(rectangles, *buffers.back(), group)));
+        weights[group.base]->set_adapter(adapters.back().get());
+      }
+    }
+    decoder.units.push_back(std::make_unique<BlockUnit>(name, std::move(buffers), std::move(weights),
+                                                        std::move(added.groups), std::move(adapters), layer,
+                                                        std::move(index), shared));
   }
   if (last) {
     ParameterBuffer* head_buffer = add_buffer("head", HeadParameters(spec));

@@ -16,8 +16,9 @@
 namespace trireme {
 
 struct DecoderUnits {
-  std::vector<std::unique_ptr<Unit>> units;               // embedding, block 0 .. n-1, head
-  std::vector<std::unique_ptr<ParameterBuffer>> buffers;  // one per unit; a tied matrix is one of its own
+  std::vector<std::unique_ptr<Unit>> units;  // embedding, block 0 .. n-1, head
+  std::vector<std::unique_ptr<ParameterBuffer>>
+      buffers;  // one per unit and storage format; a tied matrix is one of its own
 };
 
 // Which of the units 0 (embedding), 1 .. n (blocks), n + 1 (head) a pipeline stage has.
@@ -28,8 +29,8 @@ struct UnitRange {
   bool whole_embedding = true;  // tied: both its uses are on this rank
 };
 
-// `options` gives everything of a buffer but its name and uses; options.tied_group applies to a tied matrix only.
-// Not collective.
+// `options` gives everything of a buffer but its name, uses and quantization; options.tied_group applies to a tied
+// matrix only. Not collective.
 DecoderUnits BuildDecoder(const DecoderSpec& spec, const BufferOptions& options, const AttentionBackend& attention,
                           const UnitRange& range = {});
 

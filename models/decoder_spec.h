@@ -12,6 +12,7 @@
 
 #include "configs/run_config.pb.h"
 #include "kernels/ops.h"
+#include "kernels/quantized_matrix.h"
 #include "launch/status.h"
 #include "models/adapter_spec.h"
 
@@ -55,6 +56,8 @@ struct DecoderSpec {
 
   // What is trained instead of the parameters, which are frozen then; null: nothing.
   std::shared_ptr<const AdapterSpec> adapter;
+  std::optional<QuantizationFormat> quantization;  // of linear layers in blocks
+  std::vector<std::string> unquantized;  // modules that stay as they are: paths, or beginnings or ends of them
 
   LayerPattern layer(int64_t index) const {
     return pattern.empty() ? LayerPattern{sliding_window} : pattern[static_cast<size_t>(index)];

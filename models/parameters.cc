@@ -1,8 +1,11 @@
 #include "models/parameters.h"
 
+#include <absl/strings/match.h>
 #include <absl/strings/str_cat.h>
+#include <absl/strings/str_join.h>
 #include <absl/strings/strip.h>
 
+#include <algorithm>
 #include <cmath>
 
 namespace trireme {
@@ -48,6 +51,32 @@ int64_t NumElements(const std::vector<ParameterSpec>& parameters, bool trainable
     if (parameter.trainable || !trainable_only) total += Numel(parameter);
   }
   return total;
+}
+
+// Whole parts of a module's path at its beginning or its end.
+bool Names(const std::string& item, absl::string_view module) {
+  return module == item || absl::EndsWith(module, absl::StrCat(".", item)) ||
+         absl::StartsWith(module, absl::StrCat(item, "."));
+}
+
+template <typename Items>
+bool AnyNames(const Items& items, const std::string& parameter) {
+  const absl::string_view module = absl::StripSuffix(parameter, ".weight");
+  return std::any_of(items.begin(), items.end(), [&](const std::string& item) { return Names(item, module); });
+}
+
+bool StaysUnquantized(const DecoderSpec& s, const ParameterSpec& parameter) {
+  return AnyNames(s.unquantized, parameter.name);
+}
+
+// Calls visit(begin, end) for every fused group of matrices, and every matrix alone.
+template <typename Visit>
+void EachMatrixGroup(const std::vector<ParameterSpec>& parameters, Visit&& visit) {
+  for (size_t begin = 0, end; begin < parameters.size(); begin = end) {
+    end = begin + 1;
+    while (end < parameters.size() && parameters[end].fused_with_previous) ++end;
+    if (parameters[begin].shape.size() == 2) visit(begin, end);
+  }
 }
 
 ParameterSpec Fused(ParameterSpec spec, int64_t heads = 0) {
@@ -111,7 +140,43 @@ BlockParameters MakeBlockParameters(const DecoderSpec& s, int64_t layer) {
   block.down = add(Matrix(prefix + "mlp.down_proj.weight", h, f, residual, kColumns));
   if (s.post_norms) block.post_mlp_norm = norm("post_feedforward_layernorm.weight");
   block.parameters = Frozen(s, std::move(block.parameters));
+  if (!s.quantization.has_value()) return block;
+  EachMatrixGroup(block.parameters, [&](size_t begin, size_t end) {
+    bool stays = false;
+    for (size_t i = begin; i < end; ++i) stays = stays || StaysUnquantized(s, block.parameters[i]);
+    for (size_t i = begin; i < end && !stays; ++i) {
+      block.parameters[i].quantized = true;
+      block.parameters[i].trainable = false;
+    }
+  });
   return block;
+}
+
+bool QuantizedByName(const std::string& name, const QuantizationConfig& quantization) {
+  return absl::StartsWith(name, "model.layers.") && !AnyNames(quantization.skip_modules(), name);
+}
+
+void CheckUnquantized(const DecoderSpec& spec, std::vector<std::string>* problems) {
+  if (!spec.quantization.has_value()) return;
+  const std::vector<ParameterSpec> all = DecoderParameters(spec);
+  EachMatrixGroup(all, [&](size_t begin, size_t end) {
+    std::vector<std::string> stay, others;
+    for (size_t i = begin; i < end; ++i) {
+      (StaysUnquantized(spec, all[i]) ? stay : others)
+          .push_back(std::string(absl::StripSuffix(all[i].name, ".weight")));
+    }
+    if (!stay.empty() && !others.empty())
+      problems->push_back(absl::StrCat("model.quantization.skip_modules: names ", absl::StrJoin(stay, ", "),
+                                       " but not ", absl::StrJoin(others, ", "),
+                                       ", which are multiplied as one matrix; name all or none of them"));
+  });
+  for (const std::string& item : spec.unquantized) {
+    bool known = item == "lm_head";  // also where it is tied
+    for (const ParameterSpec& parameter : all)
+      known = known || Names(item, absl::StripSuffix(parameter.name, ".weight"));
+    if (!known)
+      problems->push_back(absl::StrCat("model.quantization.skip_modules: \"", item, "\" names no layer of the model"));
+  }
 }
 
 BlockAdapters MakeBlockAdapters(const DecoderSpec& s, const BlockParameters& block) {

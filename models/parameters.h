@@ -46,9 +46,16 @@ BlockAdapters MakeBlockAdapters(const DecoderSpec& spec, const BlockParameters& 
 std::vector<std::string> LinearModules(const DecoderSpec& spec);
 std::vector<std::string> WholeModules(const DecoderSpec& spec);
 
+// Matrices of a fused group are quantized all or none.
 BlockParameters MakeBlockParameters(const DecoderSpec& spec, int64_t layer);
 std::vector<ParameterSpec> EmbeddingParameters(const DecoderSpec& spec);
 std::vector<ParameterSpec> HeadParameters(const DecoderSpec& spec);  // the norm; untied: then the head
+
+// Whether a matrix of this name is quantized: a linear layer of a block that skip_modules does not name.
+bool QuantizedByName(const std::string& name, const QuantizationConfig& quantization);
+
+// What is wrong with quantizing these layers: groups that are named in part, names of nothing.
+void CheckUnquantized(const DecoderSpec& spec, std::vector<std::string>* problems);
 
 // Every parameter of the model, in its order. Those of adapters are not among them.
 std::vector<ParameterSpec> DecoderParameters(const DecoderSpec& spec);

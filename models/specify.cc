@@ -2,6 +2,7 @@
 #include <cmath>
 
 #include "models/family.h"
+#include "models/parameters.h"
 
 namespace trireme {
 namespace {
@@ -62,6 +63,21 @@ void SpecifyLayers(const ModelConfig& c, DecoderSpec* spec, std::vector<std::str
   }
 }
 
+void SpecifyQuantization(const ModelConfig& c, DecoderSpec* spec, std::vector<std::string>* problems) {
+  if (!c.has_quantization()) return;
+  if (!c.quantization().has_method()) {
+    problems->push_back("model.quantization.method: not set; give NF4 or INT8, or remove quantization");
+    return;
+  }
+  QuantizationFormat format;
+  format.method =
+      c.quantization().method() == QuantizationConfig::INT8 ? QuantizationFormat::kInt8 : QuantizationFormat::kNf4;
+  format.nested = c.quantization().double_quantization();
+  spec->quantization = format;
+  spec->unquantized.assign(c.quantization().skip_modules().begin(), c.quantization().skip_modules().end());
+  CheckUnquantized(*spec, problems);
+}
+
 }  // namespace
 
 DecoderSpec SpecifyDecoder(const ModelConfig& c, std::vector<std::string>* problems) {
@@ -119,6 +135,7 @@ DecoderSpec SpecifyDecoder(const ModelConfig& c, std::vector<std::string>* probl
   spec.sliding_window = c.sliding_window();
   spec.qkv_bias = spec.output_bias = c.attention_bias();
   SpecifyLayers(c, &spec, problems);
+  SpecifyQuantization(c, &spec, problems);
   return spec;
 }
 

@@ -21,6 +21,7 @@ struct ExportOptions {
   std::string output;  // must not exist
   ExportConfig::Format format = ExportConfig::HF;
   ExportConfig::Dtype dtype = ExportConfig::AS_STORED;
+  bool quantize_nf4 = false;             // HF: matrices of blocks as bitsandbytes' NF4, with double quantization
   uint64_t shard_bytes = 5'000'000'000;  // of one safetensors file; a larger tensor has a file of its own
   std::function<void()> alive;           // called now and then; may be empty
 };

@@ -1,15 +1,20 @@
 #include "trainer/export_hf.h"
 
+#include <ATen/ops/empty.h>
 #include <ATen/ops/isinf.h>
 #include <absl/strings/str_format.h>
 
 #include <algorithm>
 #include <nlohmann/json.hpp>
+#include <numeric>
 
+#include "kernels/nf4.h"
 #include "launch/file.h"
 #include "launch/log.h"
+#include "models/formats/bitsandbytes.h"
 #include "models/formats/hf_directory.h"
 #include "models/formats/hf_model_type.h"
+#include "models/parameters.h"
 #include "trainer/export_tokenizer.h"
 
 namespace trireme {
@@ -38,21 +43,81 @@ at::ScalarType Target(ExportConfig::Dtype wanted, at::ScalarType stored) {
   return stored;
 }
 
+// Matrices of blocks, but for those that stay as they are.
+bool IsQuantized(const ExportSource& source, const ExportOptions& options, const ExportTensor& tensor) {
+  if (!options.quantize_nf4 || tensor.shape.size() != 2) return false;
+  return QuantizedByName(tensor.name, source.model.quantization());
+}
+
+// One tensor to write, as one or several entries.
+struct Item {
+  const ExportTensor* tensor;
+  at::ScalarType dtype;
+  std::vector<SafetensorsEntry> entries;
+  std::string quant_state;  // "": not quantized
+};
+
 // One file to write.
 struct Shard {
   std::string name;
-  std::vector<const ExportTensor*> tensors;
+  std::vector<Item> items;
   uint64_t bytes = 0;
   Digest digest;  // once written
 };
 
+// Rows whose elements are whole blocks.
+int64_t RowsOfBlocks(const ExportTensor& tensor) { return kNf4Block / std::gcd(kNf4Block, tensor.row_numel()); }
+
+// Quantizes a matrix piece by piece; the scales of all its blocks come together.
+absl::StatusOr<at::Tensor> QuantizePieces(const ExportSource& source, const Item& item,
+                                          const std::function<absl::Status(const std::vector<uint8_t>&)>& use) {
+  const ExportTensor& tensor = *item.tensor;
+  at::Tensor absmax =
+      at::empty({tensor.rows() * tensor.row_numel() / kNf4Block}, at::TensorOptions().dtype(at::kFloat));
+  float* scales = absmax.mutable_data_ptr<float>();
+  std::vector<uint8_t> packed;
+  RETURN_IF_ERROR(ReadPieces(source, tensor, RowsOfBlocks(tensor), [&](const at::Tensor& stored) -> absl::Status {
+    const at::Tensor values = stored.to(item.dtype).to(at::kFloat);
+    packed.resize(static_cast<size_t>(values.numel() / 2));
+    if (!QuantizeNf4(values.numel(), values.const_data_ptr<float>(), packed.data(), scales))
+      return Error(ExitCode::kData, "export: ", tensor.name, " holds numbers that are not finite");
+    scales += values.numel() / kNf4Block;
+    return use(packed);
+  }));
+  return absmax;
+}
+
 // As many tensors in a file as fit, in the model's order.
-std::vector<Shard> CutIntoShards(const ExportSource& source, const ExportOptions& options) {
+absl::StatusOr<std::vector<Shard>> CutIntoShards(const ExportSource& source, const ExportOptions& options) {
   std::vector<Shard> shards(1);
   for (const ExportTensor& tensor : source.tensors) {
-    const uint64_t bytes = tensor.rows() * tensor.row_numel() * at::elementSize(Target(options.dtype, tensor.dtype));
+    Item item = {&tensor, Target(options.dtype, tensor.dtype), {}, ""};
+    if (IsQuantized(source, options, tensor)) {
+      if (tensor.rows() * tensor.row_numel() % kNf4Block != 0)
+        return Error(ExitCode::kConfig, "export: ", tensor.name, " has ", tensor.rows(), " x ", tensor.row_numel(),
+                     " elements, no whole NF4 blocks of ", kNf4Block, "; leave out --quantize");
+      // Its length depends on how many digits the offset has.
+      ASSIGN_OR_RETURN(const at::Tensor absmax, QuantizePieces(source, item, [&](const std::vector<uint8_t>&) {
+                         if (options.alive) options.alive();
+                         return absl::OkStatus();
+                       }));
+      item.quant_state = BnbQuantState(tensor.shape, NamesOf(item.dtype).transformers, QuantizeScales(absmax).offset);
+      item.entries = BnbNf4Entries(tensor.name, tensor.shape, item.quant_state);
+    } else {
+      SafetensorsEntry entry;
+      entry.name = tensor.name;
+      entry.dtype = NamesOf(item.dtype).safetensors;
+      entry.shape = tensor.shape;
+      item.entries.push_back(std::move(entry));
+    }
+    uint64_t bytes = 0;
+    for (const SafetensorsEntry& entry : item.entries) {
+      uint64_t entry_bytes = static_cast<uint64_t>(SafetensorsElementSize(entry.dtype));
+      for (const int64_t extent : entry.shape) entry_bytes *= static_cast<uint64_t>(extent);
+      bytes += entry_bytes;
+    }
     if (shards.back().bytes > 0 && shards.back().bytes + bytes > options.shard_bytes) shards.emplace_back();
-    shards.back().tensors.push_back(&tensor);
+    shards.back().items.push_back(std::move(item));
     shards.back().bytes += bytes;
   }
   for (size_t i = 0; i < shards.size(); ++i) {
@@ -62,30 +127,71 @@ std::vector<Shard> CutIntoShards(const ExportSource& source, const ExportOptions
   return shards;
 }
 
-std::vector<SafetensorsEntry> EntriesOf(const Shard& shard, const ExportOptions& options) {
+std::vector<SafetensorsEntry> EntriesOf(const Shard& shard) {
   std::vector<SafetensorsEntry> entries;
-  for (const ExportTensor* tensor : shard.tensors) {
-    SafetensorsEntry entry;
-    entry.name = tensor->name;
-    entry.dtype = NamesOf(Target(options.dtype, tensor->dtype)).safetensors;
-    entry.shape = tensor->shape;
-    entries.push_back(std::move(entry));
-  }
+  for (const Item& item : shard.items) entries.insert(entries.end(), item.entries.begin(), item.entries.end());
   return entries;
 }
 
-absl::Status WriteTensor(const ExportSource& source, const ExportTensor& tensor, at::ScalarType dtype,
-                         FileWriter& writer, const std::function<void(int64_t)>& wrote) {
-  return ReadPieces(source, tensor, /*multiple=*/1, [&](const at::Tensor& stored) -> absl::Status {
-    const at::Tensor values = stored.to(dtype);
+absl::Status WritePlain(const ExportSource& source, const Item& item, FileWriter& writer,
+                        const std::function<void(uint64_t)>& wrote) {
+  return ReadPieces(source, *item.tensor, /*multiple=*/1, [&](const at::Tensor& stored) -> absl::Status {
+    const at::Tensor values = stored.to(item.dtype);
     // float16 ends at 65504; what exceeds it would become infinite in silence.
-    if (dtype == at::kHalf && tensor.dtype != at::kHalf && at::isinf(values).any().item<bool>())
-      return Error(ExitCode::kData, "export: ", tensor.name, " holds numbers beyond float16's range; use --dtype bf16");
+    if (item.dtype == at::kHalf && item.tensor->dtype != at::kHalf && at::isinf(values).any().item<bool>())
+      return Error(ExitCode::kData, "export: ", item.tensor->name,
+                   " holds numbers beyond float16's range; use --dtype bf16");
     RETURN_IF_ERROR(writer.Append(values.const_data_ptr(), values.nbytes()));
-    wrote(static_cast<int64_t>(values.nbytes()));
+    wrote(values.nbytes());
     return absl::OkStatus();
   });
 }
+
+// Writes the entries of a shard in their order: codes first, which bring the scales of the entries after them.
+class ShardWriter {
+ public:
+  ShardWriter(const ExportSource& source, const Shard& shard, std::function<void(uint64_t)> wrote)
+      : source_(source), shard_(shard), wrote_(std::move(wrote)) {}
+
+  absl::Status WriteNext(FileWriter& writer) {
+    const Item& item = shard_.items[item_];
+    const size_t entry = entry_;
+    if (++entry_ == item.entries.size()) {
+      entry_ = 0;
+      ++item_;
+    }
+    if (item.quant_state.empty()) return WritePlain(source_, item, writer, wrote_);
+    const auto append = [&](const void* data, size_t bytes) {
+      wrote_(bytes);
+      return writer.Append(data, bytes);
+    };
+    if (entry == 0) {
+      ASSIGN_OR_RETURN(absmax_, QuantizePieces(source_, item, [&](const std::vector<uint8_t>& packed) {
+                         return append(packed.data(), packed.size());
+                       }));
+      nested_ = QuantizeScales(absmax_);
+      return absl::OkStatus();
+    }
+    if (entry == 1) {
+      std::vector<uint8_t> codes(static_cast<size_t>(absmax_.numel()));
+      for (size_t i = 0; i < codes.size(); ++i)
+        codes[i] = ScaleCode(nested_, static_cast<int64_t>(i), absmax_.const_data_ptr<float>()[i]);
+      return append(codes.data(), codes.size());
+    }
+    if (entry == 2) return append(nested_.absmax.data(), nested_.absmax.size() * sizeof(float));
+    if (entry == 3) return append(nested_.map.data(), nested_.map.size() * sizeof(float));
+    if (entry == 4) return append(kNf4Codes, sizeof(kNf4Codes));
+    return append(item.quant_state.data(), item.quant_state.size());
+  }
+
+ private:
+  const ExportSource& source_;
+  const Shard& shard_;
+  std::function<void(uint64_t)> wrote_;
+  size_t item_ = 0, entry_ = 0;
+  at::Tensor absmax_;  // of the quantized matrix under way
+  NestedScales nested_;
+};
 
 absl::Status WriteShards(const ExportSource& source, const ExportOptions& options, const std::string& folder,
                          std::vector<Shard>* shards) {
@@ -93,17 +199,14 @@ absl::Status WriteShards(const ExportSource& source, const ExportOptions& option
   for (const Shard& shard : *shards) total += static_cast<int64_t>(shard.bytes);
   Progress progress(absl::StrCat("exporting ", source.description), total, "B");
   for (Shard& shard : *shards) {
-    size_t next = 0;
-    const auto produce = [&](const SafetensorsEntry&, FileWriter& writer) {
-      const ExportTensor& tensor = *shard.tensors[next++];
-      return WriteTensor(source, tensor, Target(options.dtype, tensor.dtype), writer, [&](int64_t bytes) {
-        progress.Update(done += bytes);
-        if (options.alive) options.alive();
-      });
-    };
-    ASSIGN_OR_RETURN(const SafetensorsWritten written,
-                     WriteSafetensors(absl::StrCat(folder, "/", shard.name), EntriesOf(shard, options),
-                                      {{"format", "pt"}}, produce));
+    ShardWriter next(source, shard, [&](uint64_t bytes) {
+      progress.Update(done += static_cast<int64_t>(bytes));
+      if (options.alive) options.alive();
+    });
+    ASSIGN_OR_RETURN(
+        const SafetensorsWritten written,
+        WriteSafetensors(absl::StrCat(folder, "/", shard.name), EntriesOf(shard), {{"format", "pt"}},
+                         [&](const SafetensorsEntry&, FileWriter& writer) { return next.WriteNext(writer); }));
     shard.digest = written.digest;
   }
   progress.Finish();
@@ -123,9 +226,9 @@ std::string IndexText(const std::vector<Shard>& shards) {
   nlohmann::json files = nlohmann::json::object();
   for (const Shard& shard : shards) {
     bytes += shard.bytes;
-    for (const ExportTensor* tensor : shard.tensors) {
-      parameters += tensor->rows() * tensor->row_numel();
-      files[tensor->name] = shard.name;
+    for (const Item& item : shard.items) {
+      parameters += item.tensor->rows() * item.tensor->row_numel();
+      for (const SafetensorsEntry& entry : item.entries) files[entry.name] = shard.name;
     }
   }
   index["metadata"] = {{"total_parameters", parameters}, {"total_size", bytes}};
@@ -151,7 +254,7 @@ absl::Status Verify(const std::string& folder, const ModelConfig& model, const E
                        if (options.alive) options.alive();
                      }));
     if (digest != shard.digest) return bad(shard.name, " has another content");
-    for (const SafetensorsEntry& entry : EntriesOf(shard, options)) {
+    for (const SafetensorsEntry& entry : EntriesOf(shard)) {
       const auto found = directory.tensors().find(entry.name);
       if (found == directory.tensors().end() || found->second.entry->dtype != entry.dtype ||
           found->second.entry->shape != entry.shape)
@@ -174,12 +277,20 @@ absl::Status WriteHfDirectory(const ExportSource& source, const ExportOptions& o
       source.tensors.begin(), source.tensors.end(),
       [](const auto& a, const auto& b) { return a.rows() * a.row_numel() < b.rows() * b.row_numel(); });
   const std::string dtype = NamesOf(Target(options.dtype, largest.dtype)).transformers;
-  RETURN_IF_ERROR(WriteText(absl::StrCat(folder, "/", kHfConfigName), WriteHfConfig(source.model, ids, dtype)));
-  std::vector<Shard> shards = CutIntoShards(source, options);
+  ModelConfig model = source.model;
+  if (options.quantize_nf4) {
+    // Layers that were left out stay so.
+    model.mutable_quantization()->set_method(QuantizationConfig::NF4);
+    model.mutable_quantization()->set_double_quantization(true);
+  } else {
+    model.clear_quantization();
+  }
+  RETURN_IF_ERROR(WriteText(absl::StrCat(folder, "/", kHfConfigName), WriteHfConfig(model, ids, dtype)));
+  ASSIGN_OR_RETURN(std::vector<Shard> shards, CutIntoShards(source, options));
   RETURN_IF_ERROR(WriteShards(source, options, folder, &shards));
   if (shards.size() > 1) RETURN_IF_ERROR(WriteText(absl::StrCat(folder, "/", kHfIndexName), IndexText(shards)));
   RETURN_IF_ERROR(SyncDirectory(folder));
-  return Verify(folder, source.model, options, shards);
+  return Verify(folder, model, options, shards);
 }
 
 }  // namespace trireme

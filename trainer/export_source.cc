@@ -9,6 +9,7 @@
 #include <filesystem>
 #include <memory>
 
+#include "kernels/nf4.h"
 #include "launch/file.h"
 #include "launch/log.h"
 #include "models/decoder.h"
@@ -127,6 +128,10 @@ absl::StatusOr<ExportSource> OpenCheckpoint(const std::string& folder, const std
   return source;
 }
 
+at::ScalarType DtypeOf(ValueType type) {
+  return type == ValueType::kBfloat16 ? at::kBFloat16 : type == ValueType::kFloat16 ? at::kHalf : at::kFloat;
+}
+
 absl::StatusOr<ExportSource> OpenDirectory(const std::string& folder, const std::vector<ModelFamily>& families) {
   ASSIGN_OR_RETURN(const HfConfig config, ReadHfConfig(folder + "/" + kHfConfigName));
   ExportSource source;
@@ -137,8 +142,13 @@ absl::StatusOr<ExportSource> OpenDirectory(const std::string& folder, const std:
   ASSIGN_OR_RETURN(const DecoderSpec spec, SpecifyModel(source.model, families));
   ASSIGN_OR_RETURN(HfDirectory opened, HfDirectory::Open(folder));
   const auto directory = std::make_shared<const HfDirectory>(std::move(opened));
-  RETURN_IF_ERROR(CheckHfTensors(*directory, spec));
+  ASSIGN_OR_RETURN(source.quantized, CheckHfTensors(*directory, spec));
+  const auto quantized = std::make_shared<const std::map<std::string, QuantizedMatrix>>(source.quantized);
   for (const ParameterSpec& parameter : DecoderParameters(spec)) {
+    if (const auto found = quantized->find(parameter.name); found != quantized->end()) {
+      source.tensors.push_back({parameter.name, parameter.shape, DtypeOf(found->second.type)});
+      continue;
+    }
     const std::string& dtype = directory->tensors().at(parameter.name).entry->dtype;
     if (dtype != "F32" && dtype != "BF16" && dtype != "F16")
       return Error(ExitCode::kData, "model ", folder, ": ", parameter.name, " is stored as ", dtype,
@@ -148,7 +158,10 @@ absl::StatusOr<ExportSource> OpenDirectory(const std::string& folder, const std:
                               : dtype == "BF16" ? at::kBFloat16
                                                 : at::kHalf});
   }
-  source.read = [directory](const ExportTensor& tensor, int64_t begin, int64_t end) -> absl::StatusOr<at::Tensor> {
+  source.read = [directory, quantized](const ExportTensor& tensor, int64_t begin,
+                                       int64_t end) -> absl::StatusOr<at::Tensor> {
+    if (const auto found = quantized->find(tensor.name); found != quantized->end())
+      return DequantizeRows(found->second, begin, end).view({-1}).to(tensor.dtype);
     const int64_t row = tensor.shape.size() == 2 ? tensor.shape[1] : 1;
     at::Tensor values = at::empty({(end - begin) * row}, at::TensorOptions().dtype(tensor.dtype));
     const HfDirectory::Tensor& stored = directory->tensors().at(tensor.name);

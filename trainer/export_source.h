@@ -7,10 +7,12 @@
 #include <ATen/core/Tensor.h>
 
 #include <functional>
+#include <map>
 #include <memory>
 #include <string>
 #include <vector>
 
+#include "kernels/quantized_matrix.h"
 #include "models/family.h"
 #include "models/formats/gguf.h"
 #include "models/formats/hf_config.h"
@@ -20,7 +22,8 @@ namespace trireme {
 struct ExportTensor {
   std::string name;
   std::vector<int64_t> shape;
-  at::ScalarType dtype = at::kFloat;  // as stored: float32, bfloat16 or float16; float32 of quantized ones
+  at::ScalarType dtype =
+      at::kFloat;  // as stored: float32, bfloat16 or float16; of quantized ones: what they dequantize to
 
   int64_t rows() const { return shape[0]; }
   int64_t row_numel() const { return shape.size() == 2 ? shape[1] : 1; }
@@ -35,6 +38,8 @@ struct ExportSource {
   std::vector<ExportTensor> tensors;  // in the model's order
   // Rows [begin, end) of a tensor (elements, if it has one dimension), on the CPU, in its dtype.
   std::function<absl::StatusOr<at::Tensor>(const ExportTensor&, int64_t begin, int64_t end)> read;
+  // Matrices that are stored quantized, by name; `read` dequantizes them.
+  std::map<std::string, QuantizedMatrix> quantized;
   HfTokenIds ids;  // where the source is a model directory
   // A run that trains an adapter: the tensors above are its base model's. Null: none.
   std::shared_ptr<const AdapterSource> adapter;

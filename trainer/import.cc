@@ -8,17 +8,16 @@
 #include <algorithm>
 #include <cstring>
 #include <filesystem>
-#include <functional>
 #include <set>
 
 #include "launch/log.h"
 #include "models/decoder.h"
+#include "models/formats/bitsandbytes.h"
 #include "models/formats/gguf_config.h"
 #include "models/formats/hf_config.h"
 #include "models/formats/hf_directory.h"
 #include "trainer/adapter_source.h"
 #include "trainer/agreement.h"
-#include "trainer/sharded_tensors.h"
 
 namespace trireme {
 namespace {
@@ -103,55 +102,62 @@ absl::StatusOr<GgufModelFacts> FactsOf(const std::string& path) {
   return ReadGgufFacts(*file);
 }
 
-using Wanted = std::function<bool(const ParameterBuffer&)>;
+// Weights that are open for reading.
+struct OpenWeights {
+  std::string description;
+  int64_t tensors = 0;
+  PartReader read;
+  std::map<std::string, QuantizedMatrix> quantized;
+};
 
-// Gives every rectangle that this rank owns in wanted buffers to `read`.
-absl::Status FillParts(Mesh& mesh, Model& model, const Wanted& wanted,
-                       const std::function<absl::Status(const TensorPart&)>& read) {
-  for (ParameterBuffer* buffer : model.buffers()) {
-    if (!wanted(*buffer)) continue;
-    for (const TensorPart& part : PartsOf(*buffer, buffer->own_weights(), "", /*unique=*/false))
-      RETURN_IF_ERROR(read(part));
-    mesh.log().Beat("importing weights");
-  }
-  return absl::OkStatus();
-}
-
-absl::Status ImportGguf(const Recipe& recipe, Mesh& mesh, Model& model, const Wanted& wanted) {
-  ASSIGN_OR_RETURN(const auto file, GgufFile::Open(recipe.config.model().from()));
+absl::StatusOr<OpenWeights> OpenGguf(const Recipe& recipe) {
+  ASSIGN_OR_RETURN(std::unique_ptr<GgufFile> opened, GgufFile::Open(recipe.config.model().from()));
+  const std::shared_ptr<const GgufFile> file = std::move(opened);
   ASSIGN_OR_RETURN(const GgufModelFacts facts, ReadGgufFacts(*file));
   RETURN_IF_ERROR(CheckGgufTensors(*file, facts, recipe.model));
-  const double start = MonotonicSeconds();
-  RETURN_IF_ERROR(FillParts(mesh, model, wanted, [&](const TensorPart& part) { return ReadPart(*file, facts, part); }));
-  Info("weights of ", file->path(), ": ", file->tensors().size(), " tensors, took ",
-       HumanSeconds(MonotonicSeconds() - start));
-  return absl::OkStatus();
+  OpenWeights weights;
+  weights.description = file->path();
+  weights.tensors = static_cast<int64_t>(file->tensors().size());
+  weights.read = [file, facts](const TensorPart& part) { return ReadPart(*file, facts, part); };
+  return weights;
 }
 
-absl::Status Import(const Recipe& recipe, Mesh& mesh, Model& model, const Wanted& wanted) {
-  if (NamesGguf(recipe.config.model().from())) return ImportGguf(recipe, mesh, model, wanted);
+absl::StatusOr<OpenWeights> OpenWeightsOf(const Recipe& recipe, Mesh& mesh) {
+  if (NamesGguf(recipe.config.model().from())) return OpenGguf(recipe);
   ASSIGN_OR_RETURN(const std::string folder, FindHfDirectory(recipe.config.model().from()));
-  ASSIGN_OR_RETURN(const HfDirectory directory, HfDirectory::Open(folder));
-  RETURN_IF_ERROR(CheckHfTensors(directory, recipe.model));
+  ASSIGN_OR_RETURN(HfDirectory opened, HfDirectory::Open(folder));
+  const auto directory = std::make_shared<const HfDirectory>(std::move(opened));
+  OpenWeights weights;
+  ASSIGN_OR_RETURN(weights.quantized, CheckHfTensors(*directory, recipe.model));
   // One rank reads the two matrices whole.
-  if (recipe.model.tied_embeddings && mesh.control().rank() == 0) RETURN_IF_ERROR(CheckTiedHead(directory));
-  const double start = MonotonicSeconds();
-  RETURN_IF_ERROR(FillParts(mesh, model, wanted, [&](const TensorPart& part) {
-    const absl::Status read = ReadPart(directory.tensors().at(part.name), part);
-    return read.ok() ? read : Annotate(read, absl::StrCat("model ", folder));
-  }));
-  Info("weights of ", folder, ": ", directory.tensors().size(), " tensors, took ",
-       HumanSeconds(MonotonicSeconds() - start));
-  return absl::OkStatus();
+  if (recipe.model.tied_embeddings && mesh.control().rank() == 0) RETURN_IF_ERROR(CheckTiedHead(*directory));
+  weights.description = folder;
+  weights.tensors = static_cast<int64_t>(directory->tensors().size());
+  weights.read = [directory](const TensorPart& part) {
+    const absl::Status read = ReadPart(directory->tensors().at(part.name), part);
+    return read.ok() ? read : Annotate(read, absl::StrCat("model ", directory->folder()));
+  };
+  return weights;
 }
 
 }  // namespace
 
-absl::Status CheckHfTensors(const HfDirectory& directory, const DecoderSpec& spec) {
+absl::StatusOr<std::map<std::string, QuantizedMatrix>> CheckHfTensors(const HfDirectory& directory,
+                                                                      const DecoderSpec& spec) {
   std::vector<std::string> missing, unexpected, wrong;
   std::set<std::string> expected;
+  ASSIGN_OR_RETURN(BnbTensors bnb, ReadBnbTensors(directory));
   for (const ParameterSpec& parameter : DecoderParameters(spec)) {
     expected.insert(parameter.name);
+    if (const auto found = bnb.matrices.find(parameter.name); found != bnb.matrices.end()) {
+      if (!parameter.quantized || !(found->second.format == *spec.quantization))
+        return Error(ExitCode::kData, "model ", directory.folder(), ": ", parameter.name, " is stored as ",
+                     NameOf(found->second.format), ", which its config.json does not say");
+      if (found->second.shape != parameter.shape)
+        wrong.push_back(absl::StrCat(parameter.name, " ", ShapeText(found->second.shape), " instead of ",
+                                     ShapeText(parameter.shape)));
+      continue;
+    }
     const auto found = directory.tensors().find(parameter.name);
     if (found == directory.tensors().end()) {
       missing.push_back(parameter.name);
@@ -163,9 +169,9 @@ absl::Status CheckHfTensors(const HfDirectory& directory, const DecoderSpec& spe
   for (const auto& [name, tensor] : directory.tensors()) {
     // Old files carry the rotary frequencies, which follow from the config.
     if (absl::EndsWith(name, ".rotary_emb.inv_freq") || (spec.tied_embeddings && name == kHead)) continue;
-    if (expected.count(name) == 0) unexpected.push_back(name);
+    if (expected.count(name) == 0 && bnb.parts.count(name) == 0) unexpected.push_back(name);
   }
-  if (missing.empty() && unexpected.empty() && wrong.empty()) return absl::OkStatus();
+  if (missing.empty() && unexpected.empty() && wrong.empty()) return std::move(bnb.matrices);
   std::string text;
   const auto say = [&](const char* what, const std::vector<std::string>& names) {
     if (!names.empty()) absl::StrAppend(&text, "\n  ", names.size(), " ", what, ": ", List(names));
@@ -231,18 +237,52 @@ std::string ResolveModelConfig(ModelConfig* model, std::vector<std::string>* pro
                                                 absl::StrJoin(config->ignored, ", "));
 }
 
-absl::Status FillWeights(const Recipe& recipe, Mesh& mesh, Model& model, bool resumed) {
+absl::Status FillWeights(Mesh& mesh, Model& model, const PartReader& read,
+                         const std::map<std::string, QuantizedMatrix>& quantized, const Wanted& wanted) {
+  absl::Status status;
+  // A rank that failed goes on taking part in what is collective.
+  const auto attempt = [&](const TensorPart& part) {
+    if (status.ok()) status = read(part);
+    return status;
+  };
+  for (ParameterBuffer* buffer : model.buffers()) {
+    if (!wanted(*buffer)) continue;
+    for (const TensorPart& part : PartsOf(*buffer, buffer->own_weights(), "", /*unique=*/false)) {
+      if (!attempt(part).ok()) break;
+    }
+    if (buffer->quantized() && quantized.empty()) {
+      const absl::Status done = buffer->QuantizeFrom([&](int parameter, int64_t begin, int64_t end, float* out) {
+        const at::Tensor values = at::from_blob(out, {end - begin}, at::TensorOptions().dtype(at::kFloat));
+        for (const TensorPart& part : PartsOfElements(*buffer, parameter, begin, end, values))
+          RETURN_IF_ERROR(attempt(part));
+        return absl::OkStatus();
+      });
+      if (status.ok()) status = done;
+    }
+    for (size_t i = 0; i < buffer->specs().size() && buffer->quantized() && !quantized.empty(); ++i) {
+      const auto found = quantized.find(buffer->specs()[i].name);
+      TRIREME_CHECK(found != quantized.end(), buffer->specs()[i].name, " is not among the quantized matrices");
+      buffer->TakeQuantized(static_cast<int>(i), found->second);
+    }
+    mesh.log().Beat("importing weights");
+  }
+  return status;
+}
+
+absl::Status InitializeWeights(const Recipe& recipe, Mesh& mesh, Model& model, bool resumed) {
   const bool has_from = recipe.config.model().has_from();
   const auto added = [](const ParameterBuffer& buffer) { return buffer.specs()[0].added; };
   const auto wanted = [&](const ParameterBuffer& buffer) { return !resumed || !buffer.trainable(); };
   const auto from_file = [&](const ParameterBuffer& buffer) { return has_from && !added(buffer) && wanted(buffer); };
   const std::vector<ParameterBuffer*>& buffers = model.buffers();
-  const bool reads = std::any_of(buffers.begin(), buffers.end(), [&](ParameterBuffer* b) { return from_file(*b); });
-  // Pipeline ranks hold different buffers: all take part in the agreement when any could read.
-  const bool may_read = has_from && (!resumed || recipe.model.adapter != nullptr);
-  if (may_read) {
-    const absl::Status read = reads ? Import(recipe, mesh, model, from_file) : absl::OkStatus();
-    RETURN_IF_ERROR(Agree(mesh.control(), read));
+  if (has_from && (!resumed || recipe.model.adapter != nullptr)) {
+    const double start = MonotonicSeconds();
+    const absl::StatusOr<OpenWeights> weights = OpenWeightsOf(recipe, mesh);
+    RETURN_IF_ERROR(Agree(mesh.control(), weights.status()));
+    RETURN_IF_ERROR(
+        Agree(mesh.control(), FillWeights(mesh, model, weights->read, weights->quantized, from_file)));
+    Info("weights of ", weights->description, ": ", weights->tensors, " tensors, took ",
+         HumanSeconds(MonotonicSeconds() - start));
   }
   for (ParameterBuffer* buffer : buffers) {
     if (wanted(*buffer) && !from_file(*buffer)) buffer->Initialize(recipe.config.seed());

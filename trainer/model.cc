@@ -92,6 +92,8 @@ absl::StatusOr<std::unique_ptr<Model>> Model::Create(const Recipe& recipe, Mesh&
   options.replicate_group = mesh.group({Axis::kDataReplicate});
   options.tensor_group = mesh.group({Axis::kTensor});
   options.device = model->device_;
+  if (recipe.model.quantization.has_value())
+    options.dequantized = std::make_shared<DequantizedValues>(options.compute, options.device);
   if (const int tensor = mesh.shape()[Axis::kTensor]; tensor > recipe.model.num_kv_heads) {
     std::vector<int> head_of(tensor);
     for (int t = 0; t < tensor; ++t) head_of[t] = static_cast<int>(t * recipe.model.num_kv_heads / tensor);

@@ -10,6 +10,7 @@
 #include "parallel/comm/mpi_group.h"
 #include "trainer/adapter_source.h"
 #include "trainer/agreement.h"
+#include "trainer/import.h"
 #include "trainer/sharded_tensors.h"
 #include "trainer/train.h"
 
@@ -111,19 +112,18 @@ absl::Status RunOn(const Plan& plan, const Extensions& extensions, const Process
 absl::Status LoadWeights(const ExportSource& source, Mesh& mesh, Model& model) {
   std::map<std::string, const ExportTensor*> tensors;
   for (const ExportTensor& tensor : source.tensors) tensors[tensor.name] = &tensor;
-  for (ParameterBuffer* buffer : model.buffers()) {
-    if (buffer->specs()[0].added) continue;
-    for (const TensorPart& part : PartsOf(*buffer, buffer->own_weights(), "", /*unique=*/false)) {
-      const auto found = tensors.find(part.name);
-      if (found == tensors.end() || found->second->shape != part.shape)
-        return Error(ExitCode::kData, source.description, ": has no ", part.name, " of the shape that the model needs");
-      const Rectangle& r = part.rectangle;
-      ASSIGN_OR_RETURN(at::Tensor values, source.read(*found->second, r.offset[0], r.offset[0] + r.size[0]));
-      if (part.shape.size() == 2) values = values.view({r.size[0], part.shape[1]}).narrow(1, r.offset[1], r.size[1]);
-      part.values.view(values.sizes()).copy_(values);
-    }
-    mesh.log().Beat("loading weights");
-  }
+  const auto read = [&](const TensorPart& part) -> absl::Status {
+    const auto found = tensors.find(part.name);
+    if (found == tensors.end() || found->second->shape != part.shape)
+      return Error(ExitCode::kData, source.description, ": has no ", part.name, " of the shape that the model needs");
+    const Rectangle& r = part.rectangle;
+    ASSIGN_OR_RETURN(at::Tensor values, source.read(*found->second, r.offset[0], r.offset[0] + r.size[0]));
+    if (part.shape.size() == 2) values = values.view({r.size[0], part.shape[1]}).narrow(1, r.offset[1], r.size[1]);
+    part.values.view(values.sizes()).copy_(values);
+    return absl::OkStatus();
+  };
+  const auto of_model = [](const ParameterBuffer& buffer) { return !buffer.specs()[0].added; };
+  RETURN_IF_ERROR(FillWeights(mesh, model, read, source.quantized, of_model));
   return source.adapter == nullptr ? absl::OkStatus() : LoadAdapter(*source.adapter, model);
 }
 

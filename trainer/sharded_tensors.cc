@@ -70,20 +70,32 @@ absl::StatusOr<std::map<std::string, std::vector<int64_t>>> Offsets(const Safete
 
 }  // namespace
 
+std::vector<TensorPart> PartsOfElements(const ParameterBuffer& buffer, int parameter, int64_t begin, int64_t end,
+                                        const at::Tensor& values) {
+  std::vector<TensorPart> parts;
+  const ParameterSpec& spec = buffer.specs()[parameter];
+  const Rectangle& held = buffer.rectangle(parameter);
+  for (const FlatPiece& piece : FlatRangeToPieces(held.size, begin, end)) {
+    TensorPart part;
+    part.name = spec.name;
+    part.shape = spec.shape;
+    part.rectangle = piece.rectangle;
+    for (size_t dim = 0; dim < held.offset.size(); ++dim) part.rectangle.offset[dim] += held.offset[dim];
+    part.values = values.narrow(0, piece.flat_begin - begin, piece.rectangle.numel());
+    parts.push_back(std::move(part));
+  }
+  return parts;
+}
+
 std::vector<TensorPart> PartsOf(const ParameterBuffer& buffer, const at::Tensor& own, const std::string& suffix,
                                 bool unique) {
   std::vector<TensorPart> parts;
+  if (!own.defined()) return parts;
   for (const Segment& segment : unique ? buffer.unique_segments() : buffer.segments()) {
-    const ParameterSpec& spec = buffer.specs()[segment.parameter];
-    const Rectangle& held = buffer.rectangle(segment.parameter);
     const int64_t first = segment.parameter_begin;
-    for (const FlatPiece& piece : FlatRangeToPieces(held.size, first, first + segment.numel)) {
-      TensorPart part;
-      part.name = suffix.empty() ? spec.name : absl::StrCat(spec.name, ".", suffix);
-      part.shape = spec.shape;
-      part.rectangle = piece.rectangle;
-      for (size_t dim = 0; dim < held.offset.size(); ++dim) part.rectangle.offset[dim] += held.offset[dim];
-      part.values = own.narrow(0, segment.own_begin + piece.flat_begin - first, piece.rectangle.numel());
+    for (TensorPart& part : PartsOfElements(buffer, segment.parameter, first, first + segment.numel,
+                                            own.narrow(0, segment.own_begin, segment.numel))) {
+      if (!suffix.empty()) absl::StrAppend(&part.name, ".", suffix);
       parts.push_back(std::move(part));
     }
   }

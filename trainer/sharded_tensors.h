@@ -27,8 +27,13 @@ struct TensorPart {
   at::Tensor values;  // [rectangle.numel()], float32 or bfloat16
 };
 
+// Elements [begin, end) of the flattened rectangle() of a parameter, which stand in `values` [end - begin].
+std::vector<TensorPart> PartsOfElements(const ParameterBuffer& buffer, int parameter, int64_t begin, int64_t end,
+                                        const at::Tensor& values);
+
 // The rectangles of a buffer's own tensor (own weights or optimizer state), named NAME or NAME.suffix. unique: only
-// what this rank saves.
+// what this rank saves. None where `own` is undefined: a quantized buffer has no weights that could be written as they
+// are.
 std::vector<TensorPart> PartsOf(const ParameterBuffer& buffer, const at::Tensor& own, const std::string& suffix,
                                 bool unique);
 

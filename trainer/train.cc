@@ -240,7 +240,7 @@ absl::Status Run(const TrainOptions& options, const Extensions& extensions, cons
   absl::Status writable = absl::OkStatus();
   if (world.rank() == 0) writable = CheckExport(config);
   RETURN_IF_ERROR(Agree(world, writable));
-  RETURN_IF_ERROR(FillWeights(recipe, mesh, **model, resumed));
+  RETURN_IF_ERROR(InitializeWeights(recipe, mesh, **model, resumed));
   ReleaseCachedCpuMemory();
 
   std::unique_ptr<MetricsLog> metrics;

@@ -3,6 +3,10 @@
 // linked into another file. One file, so that each instruction set is one translation unit.
 #include "kernels/cpu/loops.h"
 
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
 #include "kernels/philox.h"
 
 namespace trireme {
@@ -371,6 +375,72 @@ void PhiloxBits(int64_t first, int64_t n, uint32_t key_low, uint32_t key_high, u
   }
 }
 
+#if defined(__AVX2__)
+// Eight values of a block's table by the nibbles of four bytes, high ones first.
+inline __m256 LookUp8(__m256 low, __m256 high, const uint8_t* packed) {
+  int32_t word;
+  memcpy(&word, packed, sizeof(word));
+  const __m256i index = _mm256_srlv_epi32(_mm256_set1_epi32(word), _mm256_setr_epi32(4, 0, 12, 8, 20, 16, 28, 24));
+  const __m256 from_low = _mm256_permutevar8x32_ps(low, index), from_high = _mm256_permutevar8x32_ps(high, index);
+  return _mm256_blendv_ps(from_low, from_high, _mm256_castsi256_ps(_mm256_slli_epi32(index, 28)));
+}
+inline void LookUpBlock(const float* table, const uint8_t* packed, float* out) {
+  const __m256 low = _mm256_loadu_ps(table), high = _mm256_loadu_ps(table + 8);
+  for (int i = 0; i < kNf4Block; i += 8) _mm256_storeu_ps(out + i, LookUp8(low, high, packed + i / 2));
+}
+#else
+inline void LookUpBlock(const float* table, const uint8_t* packed, float* out) {
+  for (int i = 0; i < kNf4Block / 2; ++i) {
+    out[2 * i] = table[packed[i] >> 4];
+    out[2 * i + 1] = table[packed[i] & 15];
+  }
+}
+#endif
+template <typename T>
+inline void LookUpBlock(const float* table, const uint8_t* packed, T* out) {
+  float values[kNf4Block];
+  LookUpBlock(table, packed, values);
+  for (int i = 0; i < kNf4Block; ++i) Store(&out[i], values[i]);
+}
+
+template <typename T>
+void Nf4Dequantize(int64_t blocks, const uint8_t* packed, const float* scales, ValueType type, T* out) {
+  for (int64_t b = 0; b < blocks; ++b) {
+    float table[16];  // what a block can hold: rounding these rounds all
+    for (int i = 0; i < 16; ++i) table[i] = RoundTo(type, kNf4Codes[i] * scales[b]);
+    LookUpBlock(table, packed + b * (kNf4Block / 2), out + b * kNf4Block);
+  }
+}
+
+template <typename T>
+void Int8Dequantize(int64_t n, const int8_t* codes, float absmax, T* out) {
+#pragma omp simd
+  for (int64_t i = 0; i < n; ++i) Store(&out[i], Int8Value(codes[i], absmax));
+}
+
+void Nf4Quantize(int64_t blocks, const float* x, uint8_t* packed, float* absmax) {
+  for (int64_t b = 0; b < blocks; ++b, x += kNf4Block, packed += kNf4Block / 2) {
+    float largest = 0;
+    bool finite = true;
+    for (int i = 0; i < kNf4Block; ++i) {
+      const float magnitude = fabsf(x[i]);
+      largest = magnitude > largest ? magnitude : largest;
+      finite = finite && magnitude <= 3.402823466e38f;  // false for NaN, which the comparison before overlooks
+    }
+    absmax[b] = finite ? largest : Infinity<float>();
+    const float scale = 1.0f / (largest < 1e-38f ? 1e-38f : largest);
+    float scaled[kNf4Block];
+    int32_t code[kNf4Block] = {};
+    for (int i = 0; i < kNf4Block; ++i) scaled[i] = x[i] * scale;
+    for (int k = 0; k < 15; ++k) {
+      const float midpoint = (kNf4Codes[k] + kNf4Codes[k + 1]) / 2;
+#pragma omp simd
+      for (int i = 0; i < kNf4Block; ++i) code[i] += scaled[i] > midpoint ? 1 : 0;
+    }
+    for (int i = 0; i < kNf4Block / 2; ++i) packed[i] = static_cast<uint8_t>(code[2 * i] << 4 | code[2 * i + 1]);
+  }
+}
+
 template <typename T, typename C>
 TypedLoops<T, C> MakeTyped() {
   return {&RmsNorm<T, C>,
@@ -393,7 +463,9 @@ TypedLoops<T, C> MakeTyped() {
           &Add<T>,
           &Accumulate<T, C>,
           &Widen<T, C>,
-          &Narrow<T, C>};
+          &Narrow<T, C>,
+          &Nf4Dequantize<T>,
+          &Int8Dequantize<T>};
 }
 
 }  // namespace
@@ -407,7 +479,8 @@ const CpuLoops& TRIREME_LOOPS() {
                                  &AdamWBf16,
                                  &SgdStep,
                                  &SquaredNorm,
-                                 &PhiloxBits};
+                                 &PhiloxBits,
+                                 &Nf4Quantize};
   return loops;
 }
 

@@ -8,6 +8,7 @@
 #include <stdint.h>
 
 #include "kernels/element_math.h"
+#include "kernels/nf4_math.h"
 
 namespace trireme {
 
@@ -65,6 +66,9 @@ struct TypedLoops {
   // Conversions.
   void (*widen)(int64_t n, const T* in, C* out);
   void (*narrow)(int64_t n, const C* in, T* out);
+  // NF4 blocks of 64, each with a scale -> values, rounded to `type`.
+  void (*nf4_dequantize)(int64_t blocks, const uint8_t* packed, const float* scales, ValueType type, T* out);
+  void (*int8_dequantize)(int64_t n, const int8_t* codes, float absmax, T* out);
 };
 
 struct CpuLoops {
@@ -84,6 +88,8 @@ struct CpuLoops {
   double (*squared_norm)(int64_t n, const float* x);
   void (*philox_bits)(int64_t first, int64_t n, uint32_t key_low, uint32_t key_high,
                       uint16_t* out);  // 16 bits for elements [first, first + n)
+  // x [blocks * 64] -> packed [blocks * 32], absmax [blocks].
+  void (*nf4_quantize)(int64_t blocks, const float* x, uint8_t* packed, float* absmax);
 };
 
 // The best loops for this processor. TRIREME_CPU=portable|avx2|avx512 in the environment chooses lower ones.

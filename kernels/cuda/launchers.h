@@ -9,6 +9,7 @@
 #include <cstdint>
 
 #include "kernels/element_math.h"
+#include "kernels/nf4_math.h"
 #include "kernels/philox.h"
 
 namespace trireme::cuda {
@@ -89,6 +90,11 @@ void LaunchSquaredNorm(int64_t n, const float* x, double* scratch, double* sum, 
 // ---- For tests (spin.cu) ----
 // Occupies the stream for about `nanoseconds`.
 void LaunchSpin(int64_t nanoseconds, Stream stream);
+
+// ---- Quantized weights (quantized.cu) ----
+// out [blocks * 64]; out [rows.n].
+void LaunchNf4Dequantize(Storage storage, const Nf4Blocks& blocks, void* out, Stream stream);
+void LaunchInt8Dequantize(Storage storage, const Int8Rows& rows, void* out, Stream stream);
 
 }  // namespace trireme::cuda
 

@@ -37,5 +37,7 @@ void SgdUpdate(float, float, float, float, at::Tensor, const at::Tensor&, at::Te
 }
 double SquaredNorm(const at::Tensor&) { Absent("SquaredNorm"); }
 void AddInto(at::Tensor&, const at::Tensor&) { Absent("AddInto"); }
+void DequantizeNf4(const Nf4Blocks&, at::Tensor&) { Absent("DequantizeNf4"); }
+void DequantizeInt8Rows(const Int8Rows&, at::Tensor&) { Absent("DequantizeInt8Rows"); }
 
 }  // namespace trireme::cuda

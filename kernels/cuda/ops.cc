@@ -237,4 +237,14 @@ void AddInto(at::Tensor& a, const at::Tensor& b) {
   LaunchAdd(StorageOf(a), StorageOf(b), a.numel(), Address(a), Address(b), target.stream);
 }
 
+void DequantizeNf4(const Nf4Blocks& blocks, at::Tensor& out) {
+  const Target target(out);
+  LaunchNf4Dequantize(StorageOf(out), blocks, Address(out), target.stream);
+}
+
+void DequantizeInt8Rows(const Int8Rows& rows, at::Tensor& out) {
+  const Target target(out);
+  LaunchInt8Dequantize(StorageOf(out), rows, Address(out), target.stream);
+}
+
 }  // namespace trireme::cuda

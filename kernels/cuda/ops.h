@@ -4,6 +4,7 @@
 #ifndef TRIREME_KERNELS_CUDA_OPS_H_
 #define TRIREME_KERNELS_CUDA_OPS_H_
 
+#include "kernels/nf4_math.h"
 #include "kernels/ops.h"
 
 namespace trireme::cuda {
@@ -36,6 +37,9 @@ void SgdUpdate(float gradient_scale, float lr, float momentum, float keep, at::T
 
 double SquaredNorm(const at::Tensor& x);  // Waits for the stream.
 void AddInto(at::Tensor& a, const at::Tensor& b);
+
+void DequantizeNf4(const Nf4Blocks& blocks, at::Tensor& out);
+void DequantizeInt8Rows(const Int8Rows& rows, at::Tensor& out);
 
 }  // namespace trireme::cuda
 

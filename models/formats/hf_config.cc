@@ -9,6 +9,7 @@
 #include <set>
 
 #include "launch/file.h"
+#include "models/formats/bitsandbytes.h"
 #include "models/formats/hf_model_type.h"
 
 namespace trireme {
@@ -217,8 +218,6 @@ void CheckArchitecture(JsonReader& reader, const HfModelType& type) {
   reader.Require("is_encoder_decoder", false, "is not supported");
   reader.Require("add_cross_attention", false, "is not supported");
   reader.Require("tie_encoder_decoder", false, "is not supported");
-  if (const Json* method = reader.Find("quantization_config"); method != nullptr)
-    reader.Bad("quantization_config", *method, "is not supported; give the unquantized model");
 }
 
 }  // namespace
@@ -236,6 +235,13 @@ absl::StatusOr<HfConfig> ParseHfConfig(const std::string& text, const std::strin
                  KnownHfModelTypes(), " are");
   }
   CheckArchitecture(reader, *type);
+  if (const Json* quantization = reader.Find("quantization_config"); quantization != nullptr) {
+    if (quantization->is_object()) {
+      ReadBnbConfig(*quantization, config.model.mutable_quantization(), &problems);
+    } else {
+      reader.Bad("quantization_config", *quantization, "is no object");
+    }
+  }
   if (name != "llama" && name != "mistral") config.model.set_family(type->family);
   ReadSizes(reader, *type, &config.model);
   if (type->no_rope) ReadNoRopeLayers(reader, &config.model);

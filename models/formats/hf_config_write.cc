@@ -5,6 +5,7 @@
 #include <cmath>
 #include <nlohmann/json.hpp>
 
+#include "models/formats/bitsandbytes.h"
 #include "models/formats/hf_config.h"
 #include "models/formats/hf_model_type.h"
 
@@ -123,6 +124,7 @@ std::string WriteHfConfig(const ModelConfig& model, const HfTokenIds& ids, const
     json["no_rope_layers"] = layers;
   }
   if (type.family == std::string("llama") && type.windows == HfWindows::kNone) json["mlp_bias"] = false;
+  if (model.has_quantization()) json["quantization_config"] = WriteBnbConfig(model.quantization(), dtype);
   return json.dump(2) + "\n";
 }
 

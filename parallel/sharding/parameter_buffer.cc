@@ -57,21 +57,35 @@ std::shared_ptr<ProcessGroup> OrAlone(std::shared_ptr<ProcessGroup> group) {
 
 }  // namespace
 
+absl::Status CheckQuantizable(const ParameterSpec& spec, QuantizationFormat format, int tensor_ranks) {
+  for (int rank = 0; rank < tensor_ranks; ++rank) {
+    const absl::Status status = QuantizedStorage::Check(format, spec.shape, Place(spec, tensor_ranks, rank).rectangle);
+    if (!status.ok()) return Annotate(status, spec.name);
+  }
+  return absl::OkStatus();
+}
+
 // One parameter, or a fused group seen as one matrix.
 class ParameterBuffer::GroupWeight final : public Weight {
  public:
-  GroupWeight(ParameterBuffer* buffer, int64_t offset, const Rectangle& rectangle, std::string name, bool trainable)
+  GroupWeight(ParameterBuffer* buffer, int parameter, int64_t offset, const Rectangle& rectangle, std::string name,
+              bool trainable)
       : buffer_(buffer),
+        parameter_(parameter),
         offset_(offset),
         shape_(rectangle.size),
         first_row_(rectangle.offset[0]),
         name_(std::move(name)),
         trainable_(trainable) {}
 
-  void AppendRows(int64_t rows) { shape_[0] += rows; }
+  void AppendRows(int64_t rows) {
+    shape_[0] += rows;
+    ++members_;
+  }
 
   Gathered full() const override {
     TRIREME_CHECK(buffer_->unsharded_, "parameter ", name_, " is used while its unit is resharded");
+    if (buffer_->quantized()) return {Dequantized(), first_row_};
     return {View(buffer_->gathered_), first_row_};
   }
   bool trainable() const override { return trainable_; }
@@ -87,7 +101,18 @@ class ParameterBuffer::GroupWeight final : public Weight {
   bool fresh = true;      // nothing was added to its part of gradient_ yet
 
  private:
+  at::Tensor Dequantized() const {
+    at::Tensor values = buffer_->options_.dequantized->Take(NumelOf(shape_));
+    for (int64_t i = 0, done = 0; i < members_; ++i) {
+      const int64_t n = buffer_->rectangles_[parameter_ + i].numel();
+      buffer_->storage_->Dequantize(buffer_->gathered_, parameter_ + i, values.narrow(0, done, n));
+      done += n;
+    }
+    return values.view(shape_);
+  }
+
   ParameterBuffer* buffer_;
+  int parameter_, members_ = 1;  // the first of the group, and how many
   int64_t offset_;
   std::vector<int64_t> shape_;
   int64_t first_row_;
@@ -102,12 +127,19 @@ ParameterBuffer::ParameterBuffer(std::vector<ParameterSpec> specs, BufferOptions
   options_.tied_group = OrAlone(options_.tied_group);
   for (const ParameterSpec& spec : specs_) {
     const Placed placed = Place(spec, options_.tensor_group->size(), options_.tensor_group->rank());
+    TRIREME_CHECK(spec.quantized == options_.quantization.has_value(), spec.name, " is in a buffer of another storage");
+    if (spec.quantized) {
+      const absl::Status possible = CheckQuantizable(spec, *options_.quantization, options_.tensor_group->size());
+      TRIREME_CHECK(possible.ok() && !spec.trainable, possible.message(), " (", spec.name,
+                    " is frozen: ", !spec.trainable, ")");
+    }
     if (spec.fused_with_previous) {
       TRIREME_CHECK(!weights_.empty(), spec.name, " has nothing to be fused with");
       weights_.back()->AppendRows(placed.rectangle.size[0]);
     } else {
       numel_ = RoundUp(numel_, kUnit);
-      weights_.push_back(std::make_unique<GroupWeight>(this, numel_, placed.rectangle, spec.name, spec.trainable));
+      weights_.push_back(std::make_unique<GroupWeight>(this, static_cast<int>(rectangles_.size()), numel_,
+                                                       placed.rectangle, spec.name, spec.trainable));
     }
     rectangles_.push_back(placed.rectangle);
     offsets_.push_back(numel_);
@@ -141,16 +173,29 @@ ParameterBuffer::ParameterBuffer(std::vector<ParameterSpec> specs, BufferOptions
   }
   if (covered < numel_) gaps_.emplace_back(covered, numel_);
 
-  const at::TensorOptions compute = at::TensorOptions().dtype(options_.compute).device(options_.device);
+  at::TensorOptions compute = at::TensorOptions().dtype(options_.compute).device(options_.device);
+  gathered_numel_ = numel_;
+  int64_t own_numel = own_numel_, own_offset = own_offset_;
+  if (options_.quantization.has_value()) {
+    TRIREME_CHECK(options_.dequantized != nullptr, name(), ": quantized without room for values");
+    std::vector<QuantizedStorage::Matrix> matrices;
+    for (size_t i = 0; i < specs_.size(); ++i) matrices.push_back({offsets_[i], rectangles_[i], specs_[i].shape});
+    storage_ = std::make_unique<QuantizedStorage>(*options_.quantization, std::move(matrices), numel_,
+                                                  owns_all() ? 1 : static_cast<int>(ranks), options_.device);
+    compute = compute.dtype(at::kByte);
+    own_numel = storage_->piece_bytes();
+    own_offset = owns_all() ? 0 : own_numel * options_.gather_group->rank();
+    gathered_numel_ = storage_->piece_bytes() * storage_->pieces();
+  }
   const bool one_dtype = options_.compute == at::kFloat || !options_.master_weights || !trainable();
   const bool keeps_gathered = owns_all() || options_.shard != ParallelConfig::PARAMETERS;
   if (keeps_gathered) {
-    gathered_ = at::zeros({numel_}, compute);
-    own_compute_ = gathered_.narrow(0, own_offset_, own_numel_);
+    gathered_ = at::zeros({gathered_numel_}, compute);
+    own_compute_ = gathered_.narrow(0, own_offset, own_numel);
   } else {
-    own_compute_ = at::zeros({own_numel_}, compute);
+    own_compute_ = at::zeros({own_numel}, compute);
   }
-  own_weights_ = one_dtype ? own_compute_ : at::zeros({own_numel_}, compute.dtype(at::kFloat));
+  if (!quantized()) own_weights_ = one_dtype ? own_compute_ : at::zeros({own_numel_}, compute.dtype(at::kFloat));
   unsharded_ = keeps_gathered;
 }
 
@@ -205,7 +250,7 @@ std::vector<Segment> ParameterBuffer::WholeRuns(const Segment& s) const {
 
 void ParameterBuffer::StartUnshard() {
   if (unsharded_ || unsharding_) return;
-  gathered_ = at::empty({numel_}, own_compute_.options());
+  gathered_ = at::empty({gathered_numel_}, own_compute_.options());
   unshard_work_ = options_.gather_group->AllGather(gathered_, own_compute_);
   unsharding_ = true;
 }
@@ -220,7 +265,8 @@ void ParameterBuffer::FinishUnshard() {
 
 void ParameterBuffer::Reshard() {
   if (owns_all() || options_.shard != ParallelConfig::PARAMETERS || !unsharded_) return;
-  if (options_.poison_resharded) gathered_.fill_(std::numeric_limits<double>::quiet_NaN());
+  if (options_.poison_resharded)
+    quantized() ? gathered_.fill_(0xFF) : gathered_.fill_(std::numeric_limits<double>::quiet_NaN());
   gathered_.reset();
   unsharded_ = false;
 }
@@ -342,7 +388,8 @@ void ParameterBuffer::SumOverReplicas(ProcessGroup& group, const std::vector<con
 }
 
 void ParameterBuffer::Publish(bool converted) {
-  if (!converted && own_weights_.data_ptr() != own_compute_.data_ptr()) CopyConverted(own_weights_, own_compute_);
+  if (!converted && !quantized() && own_weights_.data_ptr() != own_compute_.data_ptr())
+    CopyConverted(own_weights_, own_compute_);
   if (gathered_.defined() && !owns_all()) options_.gather_group->AllGather(gathered_, own_compute_).Wait();
 }
 
@@ -354,46 +401,75 @@ void ParameterBuffer::Set(int parameter, const at::Tensor& values) {
   }
 }
 
+void ParameterBuffer::InitialValues(uint64_t seed, const Segment& segment, float* out) const {
+  const ParameterSpec& spec = specs_[segment.parameter];
+  if (spec.initialization == Initialization::kOnes || spec.initialization == Initialization::kZeros) {
+    std::fill(out, out + segment.numel, spec.initialization == Initialization::kOnes ? 1.0f : 0.0f);
+    return;
+  }
+  const RandomKey key = MakeRandomKey(seed, RandomPurpose::kInitialization, StableId(spec.name.c_str()), 0);
+  const std::vector<Segment> runs = WholeRuns(segment);
+  ParallelRanges(segment.numel, 16384, [&](int64_t begin, int64_t end) {
+    size_t run = 0;
+    for (int64_t i = begin; i < end; ++i) {
+      while (segment.own_begin + i >= runs[run].own_begin + runs[run].numel) ++run;
+      const uint64_t element =
+          static_cast<uint64_t>(runs[run].parameter_begin + segment.own_begin + i - runs[run].own_begin);
+      const Random4 random = Philox(key, element / 2, 0);
+      if (spec.initialization == Initialization::kUniform) {
+        out[i] = static_cast<float>(spec.standard_deviation * (2 * ((random.word[element % 2] + 0.5) * 0x1p-32) - 1));
+        continue;
+      }
+      // Box-Muller: each pair of words gives two normal numbers; elements 2j and 2j+1 take one each.
+      const double u = (random.word[0] + 0.5) * 0x1p-32, angle = 6.283185307179586 * ((random.word[1] + 0.5) * 0x1p-32);
+      const double radius = std::sqrt(-2.0 * std::log(u));
+      out[i] =
+          static_cast<float>(spec.standard_deviation * radius * (element % 2 == 0 ? std::cos(angle) : std::sin(angle)));
+    }
+  });
+}
+
 void ParameterBuffer::Initialize(uint64_t seed) {
+  if (quantized()) {
+    const absl::Status done = QuantizeFrom([&](int parameter, int64_t begin, int64_t end, float* out) {
+      InitialValues(seed, {parameter, 0, end - begin, begin}, out);
+      return absl::OkStatus();
+    });
+    TRIREME_CHECK(done.ok(), done.message());
+    return;
+  }
   // Made on the host in float32, then copied: the same numbers on every device.
   at::Tensor values = at::zeros({own_numel_}, at::TensorOptions().dtype(at::kFloat));
   float* data = values.mutable_data_ptr<float>();
-  for (const Segment& segment : segments_) {
-    const ParameterSpec& spec = specs_[segment.parameter];
-    float* out = data + segment.own_begin;
-    if (spec.initialization == Initialization::kOnes || spec.initialization == Initialization::kZeros) {
-      std::fill(out, out + segment.numel, spec.initialization == Initialization::kOnes ? 1.0f : 0.0f);
-      continue;
-    }
-    const RandomKey key = MakeRandomKey(seed, RandomPurpose::kInitialization, StableId(spec.name.c_str()), 0);
-    const std::vector<Segment> runs = WholeRuns(segment);
-    ParallelRanges(segment.numel, 16384, [&](int64_t begin, int64_t end) {
-      size_t run = 0;
-      for (int64_t i = begin; i < end; ++i) {
-        while (segment.own_begin + i >= runs[run].own_begin + runs[run].numel) ++run;
-        const uint64_t element =
-            static_cast<uint64_t>(runs[run].parameter_begin + segment.own_begin + i - runs[run].own_begin);
-        const Random4 random = Philox(key, element / 2, 0);
-        if (spec.initialization == Initialization::kUniform) {
-          out[i] = static_cast<float>(spec.standard_deviation * (2 * ((random.word[element % 2] + 0.5) * 0x1p-32) - 1));
-          continue;
-        }
-        // Box-Muller: each pair of words gives two normal numbers; elements 2j and 2j+1 take one each.
-        const double u = (random.word[0] + 0.5) * 0x1p-32,
-                     angle = 6.283185307179586 * ((random.word[1] + 0.5) * 0x1p-32);
-        const double radius = std::sqrt(-2.0 * std::log(u));
-        out[i] = static_cast<float>(spec.standard_deviation * radius *
-                                    (element % 2 == 0 ? std::cos(angle) : std::sin(angle)));
-      }
-    });
-  }
+  for (const Segment& segment : segments_) InitialValues(seed, segment, data + segment.own_begin);
   CopyConverted(values, own_weights_);
 }
 
+absl::Status ParameterBuffer::QuantizeFrom(const QuantizedStorage::Reader& read) {
+  TRIREME_CHECK(quantized(), name(), " is not quantized");
+  std::vector<ProcessGroup*> groups = {options_.tensor_group.get()};
+  if (!owns_all()) groups.push_back(options_.gather_group.get());
+  // What data is the values' own: in the compute type they would have been rounded to it.
+  const ValueType type = options_.compute == at::kBFloat16 ? ValueType::kBfloat16 : ValueType::kFloat32;
+  absl::Status status;
+  for (size_t i = 0; i < specs_.size(); ++i) {
+    const absl::Status done =
+        storage_->Quantize(static_cast<int>(i), own_offset_, own_numel_, type, groups, read, own_compute_);
+    if (status.ok() && !done.ok()) status = Error(ExitCode::kData, specs_[i].name, ": ", done.message());
+  }
+  return status;
+}
+
+void ParameterBuffer::TakeQuantized(int parameter, const QuantizedMatrix& whole) {
+  TRIREME_CHECK(quantized(), name(), " is not quantized");
+  storage_->Take(parameter, own_offset_, own_numel_, whole, own_compute_);
+}
+
 int64_t ParameterBuffer::MemoryBytes() const {
-  int64_t bytes = own_weights_.nbytes();
-  if (own_compute_.data_ptr() != own_weights_.data_ptr()) bytes += own_compute_.nbytes();
+  int64_t bytes = own_compute_.nbytes();
   if (gathered_.defined() && !owns_all()) bytes += gathered_.nbytes() - own_compute_.nbytes();
+  if (quantized()) return bytes + storage_->SideBytes();
+  if (own_compute_.data_ptr() != own_weights_.data_ptr()) bytes += own_weights_.nbytes();
   return bytes + (trainable() ? own_numel_ * 4 : 0);
 }
 

@@ -7,12 +7,14 @@
 
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "configs/run_config.pb.h"
 #include "kernels/weight.h"
 #include "parallel/comm/process_group.h"
+#include "parallel/sharding/quantized_storage.h"
 #include "parallel/sharding/rectangle.h"
 
 namespace trireme {
@@ -40,7 +42,11 @@ struct ParameterSpec {
       false;  // multiplied as one matrix with the parameter before: lies unpadded after it, same columns
   Placement placement = Placement::kReplicated;
   int64_t heads = 0;  // kRows: the rows are this many heads; fewer than ranks are held by several ranks each. 0: any
+  bool quantized = false;  // a matrix that is held in fewer bits, in a buffer of its own kind; not trainable
 };
+
+// Why `spec` cannot be held quantized when `tensor_ranks` share it; OK: it can.
+absl::Status CheckQuantizable(const ParameterSpec& spec, QuantizationFormat format, int tensor_ranks);
 
 // Where elements of this rank's part of a buffer belong.
 struct Segment {
@@ -66,7 +72,9 @@ struct BufferOptions {
   std::shared_ptr<ProcessGroup> head_replica_group;  // tensor ranks that hold the same heads of parameters with fewer
   std::shared_ptr<ProcessGroup> tied_group;          // pipeline ranks that hold a copy of this buffer
   at::Device device = at::kCPU;
-  int uses = 1;                   // units that use it (2: tied embedding and head)
+  int uses = 1;                                    // units that use it (2: tied embedding and head)
+  std::optional<QuantizationFormat> quantization;  // the buffer holds its (frozen) parameters in fewer bits
+  std::shared_ptr<DequantizedValues> dequantized;  // with it: where full() puts values, for all buffers
   bool poison_resharded = false;  // tests: fill the slab with NaN on Reshard(), so that a use after it shows
 };
 
@@ -75,7 +83,8 @@ struct BufferOptions {
 // shards over the gather group, at multiples of 256 elements. What a rank owns of a parameter is at most three
 // rectangles. With one shard rank, stored, gathered and (in one dtype) compute values are one tensor and nothing moves.
 // Slabs come from the reusing allocators. Level: NONE owns everything on every rank; OPTIMIZER and GRADIENTS keep the
-// gathered values; PARAMETERS gathers them per use.
+// gathered values; PARAMETERS gathers them per use. A quantized buffer moves codes and scales, and Weight::full()
+// dequantizes: its values are valid until the next full() of any quantized weight.
 class ParameterBuffer {
  public:
   ParameterBuffer(std::vector<ParameterSpec> specs, BufferOptions options);
@@ -116,7 +125,7 @@ class ParameterBuffer {
   // ---- What the optimizer and checkpoints see: this rank's part. ----
   const at::Tensor& own_weights() const {
     return own_weights_;
-  }  // [own_numel] float32, or bfloat16 without master weights
+  }  // [own_numel] float32, or bfloat16 without master weights; undefined when quantized
   const at::Tensor& own_gradient() const {
     return own_gradient_;
   }  // [own_numel] float32; undefined before FinishReduce and when frozen
@@ -140,8 +149,17 @@ class ParameterBuffer {
   // Sets this rank's part of a parameter from the values of its rectangle(). Publish() must follow.
   void Set(int parameter, const at::Tensor& values);
 
-  // Fills own weights: element e of a parameter depends on (seed, name, e) only. Publish() must follow.
+  // Fills own weights: element e of a parameter depends on (seed, name, e) only. Publish() must follow. Collective over
+  // the gather and tensor groups when quantized.
   void Initialize(uint64_t seed);
+
+  // ---- Quantized buffers. Publish() must follow both. ----
+  bool quantized() const { return storage_ != nullptr; }
+  // Quantizes what `read` gives: `out` gets elements [begin, end) of the flattened rectangle() of a parameter; called
+  // for pieces of a few MiB, for some twice. Collective over the gather and tensor groups, also where reads fail.
+  absl::Status QuantizeFrom(const QuantizedStorage::Reader& read);
+  // Takes this rank's part of a matrix that is quantized already, bit for bit. Not collective.
+  void TakeQuantized(int parameter, const QuantizedMatrix& whole);
 
   int64_t MemoryBytes()
       const;  // Held between steps on this rank: weights, compute copies, gradients; not optimizer state.
@@ -149,6 +167,7 @@ class ParameterBuffer {
  private:
   class GroupWeight;
 
+  void InitialValues(uint64_t seed, const Segment& segment, float* out) const;
   void AccumulateGradient(GroupWeight& weight, const GradientTask& task);
   void Contribute(GroupWeight& weight, const GradientTask& task);
   void SumOverReplicas(ProcessGroup& group, const std::vector<const Segment*>& segments);
@@ -167,8 +186,10 @@ class ParameterBuffer {
   std::vector<std::pair<int64_t, int64_t>> gaps_;  // begin and end of what belongs to no trainable weight
   DeferredTasks* deferred_ = nullptr;
 
-  at::Tensor own_weights_, own_compute_;
-  at::Tensor gathered_;  // [numel], compute dtype; undefined while resharded
+  std::unique_ptr<QuantizedStorage> storage_;  // null: plain values
+  at::Tensor own_weights_, own_compute_;       // quantized: the second is bytes
+  at::Tensor gathered_;                        // [numel], compute dtype, or bytes; undefined while resharded
+  int64_t gathered_numel_ = 0;
   bool unsharded_ = false, unsharding_ = false;
   Work unshard_work_;
 

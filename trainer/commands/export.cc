@@ -9,7 +9,7 @@ namespace {
 
 struct Flags {
   ExportOptions options;
-  std::string format, dtype, shard_size;
+  std::string format, dtype, shard_size, quantize;
 };
 
 absl::Status Run(Flags& flags, const Extensions& extensions) {
@@ -22,6 +22,10 @@ absl::Status Run(Flags& flags, const Extensions& extensions) {
   if (flags.format == "gguf") flags.options.format = ExportConfig::GGUF;
   if (flags.format == "peft") flags.options.format = ExportConfig::PEFT;
   if (flags.format == "gguf-lora") flags.options.format = ExportConfig::GGUF_LORA;
+  flags.options.quantize_nf4 = flags.quantize == "nf4";
+  if (flags.options.quantize_nf4 && flags.options.format != ExportConfig::HF)
+    return Error(ExitCode::kConfig,
+                 "export: --quantize nf4 is bitsandbytes' format, for --format hf; GGUF has --dtype q4_0");
   return Export(flags.options, extensions.families);
 }
 
@@ -48,6 +52,10 @@ void AddExportCommand(CLI::App& app, const Extensions& extensions, absl::Status*
   command
       ->add_option("--dtype", flags->dtype, "Number format of the weights (q8_0, q4_0: gguf only); default: as stored")
       ->transform(CLI::IsMember({"f32", "bf16", "f16", "q8_0", "q4_0"}, CLI::ignore_case));
+  command
+      ->add_option("--quantize", flags->quantize,
+                   "nf4: linear layers in 4 bits, as bitsandbytes stores them (hf); --dtype is that of the rest")
+      ->transform(CLI::IsMember({"nf4"}, CLI::ignore_case));
   command->add_option("--shard-size", flags->shard_size, "Most bytes in one weights file (hf)")->capture_default_str();
   command->callback([flags, &extensions, result] { *result = Run(*flags, extensions); });
 }
