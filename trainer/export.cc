@@ -15,6 +15,7 @@
 #include "trainer/agreement.h"
 #include "trainer/checkpointer.h"
 #include "trainer/export_gguf.h"
+#include "trainer/export_gguf_lora.h"
 #include "trainer/export_hf.h"
 #include "trainer/export_source.h"
 
@@ -70,6 +71,8 @@ absl::Status Write(const ExportSource& source, const ExportOptions& options, con
   if (options.format == ExportConfig::HF) return WriteHfDirectory(source, options, folder);
   if (options.format == ExportConfig::GGUF) return WriteGgufModel(source, options, folder);
   ASSIGN_OR_RETURN(const DecoderSpec spec, SpecifyModel(source.model, families));
+  if (options.format == ExportConfig::GGUF_LORA)
+    return WriteGgufLora(source, spec, fs::path(options.output).stem().string(), folder);
   return WritePeftDirectory(*source.adapter, spec, folder);
 }
 
