@@ -174,6 +174,7 @@ def run(checks, probe):
 
 
 def main():
+    from tokenizers import processors
     from transformers import AutoTokenizer
 
     from checks import Checks
@@ -189,6 +190,8 @@ def main():
         run(checks, probe)
         return checks.conclude()
     tokenizer = AutoTokenizer.from_pretrained(args.model)
+    # Offsets with the spaces that belong to a token.
+    tokenizer.backend_tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
     conversations = CONVERSATIONS
     if args.data:
         with open(args.data, encoding="utf-8") as file:
