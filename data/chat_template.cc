@@ -83,8 +83,7 @@ absl::StatusOr<std::map<std::string, std::string>> ReadTemplates(const std::stri
 absl::Status NotFound(const std::string& folder) {
   const absl::Status error =
       Error(ExitCode::kData, folder,
-            " has no chat template (chat_template.jinja, or chat_template in tokenizer_config.json); save the model's "
-            "own there, or give the texts as they are");
+            " has no chat template (chat_template.jinja, or chat_template in tokenizer_config.json)");
   absl::Status status(absl::StatusCode::kNotFound, error.message());
   error.ForEachPayload([&](absl::string_view url, const absl::Cord& payload) { status.SetPayload(url, payload); });
   return status;
