@@ -278,7 +278,8 @@ Result Unique(Evaluator* evaluator, const Value& input, const CallArguments& arg
 }
 
 absl::StatusOr<int64_t> Count(Evaluator* evaluator, const Value& value) {
-  if (!value.is_integer()) return evaluator->Raise("'", TypeName(value), "' object cannot be interpreted as an integer");
+  if (!value.is_integer())
+    return evaluator->Raise("'", TypeName(value), "' object cannot be interpreted as an integer");
   if (value.integer() <= 0) return evaluator->Refuse("a count that is not positive");
   return value.integer();
 }
@@ -349,12 +350,14 @@ class MapFilter : public LazyFilter {
     const auto is_attribute = [](const auto& argument) { return argument.first == "attribute"; };
     by_attribute_ = arguments_.positional.empty() && std::any_of(named.begin(), named.end(), is_attribute);
     if (by_attribute_) {
-      ASSIGN_OR_RETURN(const std::vector<Value> values, Bind(evaluator, "map", arguments_, {"attribute", "default"}, 0));
+      ASSIGN_OR_RETURN(const std::vector<Value> values,
+                       Bind(evaluator, "map", arguments_, {"attribute", "default"}, 0));
       ASSIGN_OR_RETURN(getter_, Getter::Make(evaluator, values[0], values[1]));
       return absl::OkStatus();
     }
     if (arguments_.positional.empty()) return evaluator->Raise("map requires a filter argument");
-    if (!arguments_.positional[0].is_string()) return evaluator->Refuse("map by a ", TypeName(arguments_.positional[0]));
+    if (!arguments_.positional[0].is_string())
+      return evaluator->Refuse("map by a ", TypeName(arguments_.positional[0]));
     name_ = arguments_.positional[0].text();
     arguments_.positional.erase(arguments_.positional.begin());
     if (!IsJinjaFilter(name_)) return evaluator->Raise("No filter named '", name_, "'.");
