@@ -69,7 +69,7 @@ install_torch() {
 }
 
 install_test_wheels() {
-  say "setup: installing what the tests compare with (about 500 MB)"
+  say "setup: installing what the tests compare with (about 550 MB)"
   pip_install -r "$test_wheels"
   .venv/bin/python -c 'import torch' 2>/dev/null && return
   say "setup: no CUDA 13 toolkit here; installing the libraries that 'import torch' loads (about 1.3 GB)"

@@ -7,6 +7,7 @@
 #include <limits>
 #include <numeric>
 
+#include "models/parameters.h"
 #include "parallel/pipeline/balance.h"
 
 namespace trireme {
@@ -43,6 +44,15 @@ std::vector<std::string> LayoutProblems(const RunConfig& config, const DecoderSp
   if (model.num_kv_heads % tensor != 0 && tensor % model.num_kv_heads != 0) {
     problems.push_back(absl::StrCat("parallel.tensor: ", tensor, " and model.num_key_value_heads ", model.num_kv_heads,
                                     ": one must divide the other"));
+  }
+  if (problems.empty() && model.quantization.has_value()) {
+    for (const ParameterSpec& parameter : DecoderParameters(model)) {
+      if (!parameter.quantized) continue;
+      const absl::Status possible = CheckQuantizable(parameter, *model.quantization, tensor);
+      if (possible.ok()) continue;
+      problems.push_back(absl::StrCat("parallel.tensor: ", possible.message()));
+      break;
+    }
   }
   if (tensor > model.vocab_size)
     problems.push_back(absl::StrCat("parallel.tensor: ", tensor, " exceeds model.vocab_size ", model.vocab_size));

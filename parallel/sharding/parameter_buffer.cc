@@ -447,8 +447,8 @@ void ParameterBuffer::Initialize(uint64_t seed) {
 
 absl::Status ParameterBuffer::QuantizeFrom(const QuantizedStorage::Reader& read) {
   TRIREME_CHECK(quantized(), name(), " is not quantized");
-  std::vector<ProcessGroup*> groups = {options_.tensor_group.get()};
-  if (!owns_all()) groups.push_back(options_.gather_group.get());
+  const QuantizedStorage::Groups groups = {options_.tensor_group.get(),
+                                           owns_all() ? nullptr : options_.gather_group.get()};
   // What data is the values' own: in the compute type they would have been rounded to it.
   const ValueType type = options_.compute == at::kBFloat16 ? ValueType::kBfloat16 : ValueType::kFloat32;
   absl::Status status;

@@ -18,14 +18,12 @@ bool FullRows(const std::vector<int64_t>& shape, const Rectangle& r) { return r.
 
 int64_t NumelOf(const std::vector<int64_t>& shape) { return shape[0] * shape[1]; }
 
-// [n] on the CPU: the largest over all groups.
-void MaxOver(const std::vector<ProcessGroup*>& groups, at::Device device, at::Tensor& values) {
-  for (ProcessGroup* group : groups) {
-    if (group->size() == 1) continue;
-    at::Tensor moved = values.to(device);
-    group->AllReduce(moved, ReduceOp::kMax).Wait();
-    values.copy_(moved);
-  }
+// values [n] on the CPU become the largest of the group's.
+void MaxOver(ProcessGroup* group, at::Device device, at::Tensor& values) {
+  if (group == nullptr || group->size() == 1) return;
+  at::Tensor moved = values.to(device);
+  group->AllReduce(moved, ReduceOp::kMax).Wait();
+  if (moved.data_ptr() != values.data_ptr()) values.copy_(moved);
 }
 
 at::Tensor OnDevice(const float* values, size_t n, at::Device device) {
@@ -160,7 +158,7 @@ void QuantizedStorage::Dequantize(const at::Tensor& gathered, int matrix, at::Te
 }
 
 absl::Status QuantizedStorage::QuantizeNf4(int matrix, int64_t begin, int64_t end, int64_t own_begin,
-                                           const std::vector<ProcessGroup*>& groups, const Reader& read, uint8_t* own) {
+                                           const Groups& groups, const Reader& read, uint8_t* own) {
   const Matrix& m = matrices_[matrix];
   const Numbering numbering = NumberingOf(m);
   // The scales of the whole matrix, by block number: nested ones depend on all of them. Others' are 0 for now.
@@ -187,7 +185,8 @@ absl::Status QuantizedStorage::QuantizeNf4(int matrix, int64_t begin, int64_t en
   if (status.ok()) {
     for (int64_t i = 0; i < own_blocks; ++i) numbered[numbering.Of(first + i)] = absmax[i];
   }
-  MaxOver(groups, device_, all);
+  MaxOver(groups.tensor, device_, all);
+  MaxOver(groups.shard, device_, all);
   const NestedScales nested = QuantizeScales(all);
   SetNested(&sides_[matrix], nested);
   uint8_t* codes = own + ScaleByte(begin - own_begin);
@@ -196,8 +195,7 @@ absl::Status QuantizedStorage::QuantizeNf4(int matrix, int64_t begin, int64_t en
 }
 
 absl::Status QuantizedStorage::QuantizeRows(int matrix, int64_t begin, int64_t end, int64_t own_begin,
-                                            const std::vector<ProcessGroup*>& groups, const Reader& read,
-                                            uint8_t* own) {
+                                            const Groups& groups, const Reader& read, uint8_t* own) {
   const Matrix& m = matrices_[matrix];
   const at::TensorOptions floats = at::TensorOptions().dtype(at::kFloat);
   const int64_t columns = m.rectangle.size[1];
@@ -216,7 +214,9 @@ absl::Status QuantizedStorage::QuantizeRows(int matrix, int64_t begin, int64_t e
     if (!AddRowAbsmax(n, data, at - m.offset, columns, scales))
       status = Error(ExitCode::kData, "holds numbers that float16 cannot express");
   });
-  MaxOver(groups, device_, absmax);
+  // Tensor ranks with other rows have other scales.
+  if (!FullRows(m.shape, m.rectangle)) MaxOver(groups.tensor, device_, absmax);
+  MaxOver(groups.shard, device_, absmax);
   each([&](int64_t at, int64_t n) {
     QuantizeInt8Rows(n, data, at - m.offset, columns, scales,
                      reinterpret_cast<int8_t*>(own + CodeByte(at - own_begin)));
@@ -226,7 +226,7 @@ absl::Status QuantizedStorage::QuantizeRows(int matrix, int64_t begin, int64_t e
 }
 
 absl::Status QuantizedStorage::Quantize(int matrix, int64_t own_begin, int64_t own_numel, ValueType type,
-                                        const std::vector<ProcessGroup*>& groups, const Reader& read, at::Tensor own) {
+                                        const Groups& groups, const Reader& read, at::Tensor own) {
   const Matrix& m = matrices_[matrix];
   const int64_t begin = std::max(m.offset, own_begin);
   const int64_t end = std::max(begin, std::min(m.offset + m.rectangle.numel(), own_begin + own_numel));
@@ -237,10 +237,7 @@ absl::Status QuantizedStorage::Quantize(int matrix, int64_t own_begin, int64_t o
   if (format_.method == QuantizationFormat::kNf4) {
     status = QuantizeNf4(matrix, begin, end, own_begin, groups, read, bytes);
   } else {
-    // Ranks with other rows have other scales.
-    const bool own_rows = FullRows(m.shape, m.rectangle);
-    std::vector<ProcessGroup*> sharing(groups.begin() + (own_rows ? 1 : 0), groups.end());
-    status = QuantizeRows(matrix, begin, end, own_begin, sharing, read, bytes);
+    status = QuantizeRows(matrix, begin, end, own_begin, groups, read, bytes);
   }
   if (!own.is_cpu()) own.copy_(host);
   return status;

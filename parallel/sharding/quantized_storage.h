@@ -38,6 +38,11 @@ class QuantizedStorage {
     Rectangle rectangle;         // of this tensor rank
     std::vector<int64_t> shape;  // whole
   };
+  // Who holds other parts of a matrix; null: nobody.
+  struct Groups {
+    ProcessGroup* tensor = nullptr;
+    ProcessGroup* shard = nullptr;
+  };
   // Gives elements [begin, end) of the flattened rectangle of a matrix.
   using Reader = std::function<absl::Status(int matrix, int64_t begin, int64_t end, float* out)>;
 
@@ -57,8 +62,8 @@ class QuantizedStorage {
   // Fills the part of `matrix` that lies in elements [own_begin, own_begin + own_numel) of the buffer; own
   // [own_numel / piece_numel * piece_bytes]. Collective over `groups`, together all ranks that hold parts of the
   // matrix; a rank whose reads fail takes part nevertheless and returns the first failure.
-  absl::Status Quantize(int matrix, int64_t own_begin, int64_t own_numel, ValueType type,
-                        const std::vector<ProcessGroup*>& groups, const Reader& read, at::Tensor own);
+  absl::Status Quantize(int matrix, int64_t own_begin, int64_t own_numel, ValueType type, const Groups& groups,
+                        const Reader& read, at::Tensor own);
   // The same from a matrix that is quantized.
   void Take(int matrix, int64_t own_begin, int64_t own_numel, const QuantizedMatrix& whole, at::Tensor own);
 
@@ -77,10 +82,10 @@ class QuantizedStorage {
   };
   Numbering NumberingOf(const Matrix& matrix) const;
   int64_t scale_bytes() const { return format_.nested ? 1 : 4; }
-  absl::Status QuantizeNf4(int matrix, int64_t begin, int64_t end, int64_t own_begin,
-                           const std::vector<ProcessGroup*>& groups, const Reader& read, uint8_t* own);
-  absl::Status QuantizeRows(int matrix, int64_t begin, int64_t end, int64_t own_begin,
-                            const std::vector<ProcessGroup*>& groups, const Reader& read, uint8_t* own);
+  absl::Status QuantizeNf4(int matrix, int64_t begin, int64_t end, int64_t own_begin, const Groups& groups,
+                           const Reader& read, uint8_t* own);
+  absl::Status QuantizeRows(int matrix, int64_t begin, int64_t end, int64_t own_begin, const Groups& groups,
+                            const Reader& read, uint8_t* own);
   // Of the own piece: the byte of an element's code, and of a block's scale. `element` counts from the own begin.
   int64_t CodeByte(int64_t element) const;
   int64_t ScaleByte(int64_t element) const;
