@@ -12,6 +12,7 @@
 namespace trireme {
 namespace {
 
+constexpr char kJsonName[] = "tokenizer.json", kSentencePieceName[] = "tokenizer.model";
 constexpr uint64_t kMaxFileBytes = uint64_t{256} << 20;
 
 // Caches for one thread at a time each: taking one costs a lock per text, not per word.
@@ -134,12 +135,24 @@ class BpeTokenizer : public Tokenizer {
 
 }  // namespace
 
+std::string FindTokenizer(const std::string& folder) {
+  for (const char* name : {kJsonName, kSentencePieceName}) {
+    std::error_code ignored;
+    std::string path = absl::StrCat(folder, "/", name);
+    if (std::filesystem::exists(path, ignored)) return path;
+  }
+  return "";
+}
+
+const char* TokenizerName(absl::string_view contents) {
+  return IsSentencePieceFile(contents) ? kSentencePieceName : kJsonName;
+}
+
 absl::StatusOr<std::unique_ptr<Tokenizer>> Tokenizer::Load(const std::string& path) {
   std::error_code ignored;
   if (std::filesystem::is_directory(path, ignored)) {
-    const bool only_model = !std::filesystem::exists(path + "/tokenizer.json", ignored) &&
-                            std::filesystem::exists(path + "/tokenizer.model", ignored);
-    return Load(path + (only_model ? "/tokenizer.model" : "/tokenizer.json"));
+    const std::string found = FindTokenizer(path);
+    return Load(found.empty() ? absl::StrCat(path, "/", kJsonName) : found);
   }
   ASSIGN_OR_RETURN(const std::string contents, ReadFile(path, kMaxFileBytes));
   return Parse(contents, path);

@@ -44,6 +44,11 @@ class Tokenizer {
   virtual const Digest& digest() const = 0;                    // of the file
 };
 
+// The tokenizer of a folder: its tokenizer.json, else its tokenizer.model; "" when it has neither.
+std::string FindTokenizer(const std::string& folder);
+// Which of the two names a file with such contents has.
+const char* TokenizerName(absl::string_view contents);
+
 }  // namespace trireme
 
 #endif  // TRIREME_DATA_TOKENIZER_H_

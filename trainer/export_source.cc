@@ -9,6 +9,7 @@
 #include <filesystem>
 #include <memory>
 
+#include "data/tokenizer.h"
 #include "kernels/nf4.h"
 #include "launch/file.h"
 #include "launch/log.h"
@@ -50,9 +51,8 @@ absl::Status CheckWeights(const std::string& folder, const CheckpointManifest& m
 
 // The digest of a folder's tokenizer; "" when it has none.
 absl::StatusOr<Digest> TokenizerDigest(const std::string& folder) {
-  const std::string path = folder + "/tokenizer.json";
-  std::error_code error;
-  return fs::exists(path, error) ? HashFile(path) : absl::StatusOr<Digest>("");
+  const std::string path = FindTokenizer(folder);
+  return path.empty() ? absl::StatusOr<Digest>("") : HashFile(path);
 }
 
 // As AddOrigin. A corpus's tokenizer.json is never the same file, so it goes before the GGUF's.

@@ -43,6 +43,20 @@ size_t CompleteBytes(const std::string& text) {
 }  // namespace
 
 absl::StatusOr<std::vector<int64_t>> PrefixIds(const std::string& tokenizer_folder, const Tokenizer& tokenizer) {
+  std::vector<int64_t> ids;
+  std::error_code error;
+  if (!std::filesystem::exists(tokenizer_folder + "/tokenizer.json", error)) {
+    // A SentencePiece model says nothing about it; Transformers begins with <s> unless told otherwise.
+    Json config = Json::object();
+    if (std::filesystem::exists(tokenizer_folder + "/tokenizer_config.json", error)) {
+      ASSIGN_OR_RETURN(config, ReadJsonObject(tokenizer_folder + "/tokenizer_config.json"));
+    }
+    if (config.value("add_bos_token", Json(true)) == false) return ids;
+    for (const char* bos : {"<s>", "<bos>"}) {
+      if (ids.empty() && tokenizer.TokenId(bos) >= 0) ids.push_back(tokenizer.TokenId(bos));
+    }
+    return ids;
+  }
   const std::string path = tokenizer_folder + "/tokenizer.json";
   ASSIGN_OR_RETURN(const std::string contents, ReadFile(path));
   return PrefixIdsOf(contents, path, tokenizer);

@@ -5,6 +5,7 @@
 #include <map>
 
 #include "configs/config_loader.h"
+#include "data/tokenizer.h"
 #include "launch/log.h"
 #include "models/parameters.h"
 #include "parallel/comm/mpi_group.h"
@@ -30,15 +31,15 @@ struct Plan {
 };
 
 absl::StatusOr<std::unique_ptr<Tokenizer>> LoadTokenizer(const ExportSource& source, std::string* folder) {
-  std::error_code error;
   for (const std::string& candidate : source.tokenizer_folders) {
-    const std::string path = candidate + "/tokenizer.json";
-    if (!std::filesystem::exists(path, error)) continue;
+    const std::string path = FindTokenizer(candidate);
+    if (path.empty()) continue;
     *folder = candidate;
     return Tokenizer::Load(path);
   }
   return Error(ExitCode::kData, source.description,
-               ": brings no tokenizer.json, so text means nothing to it; give and print token ids (--prompt-ids, "
+               ": brings neither tokenizer.json nor tokenizer.model, so text means nothing to it; give and print token "
+               "ids (--prompt-ids, "
                "--print-ids)");
 }
 

@@ -13,11 +13,19 @@ import os
 import sys
 import tempfile
 
-from tokenizer_oracle import LLAMA3, NASTY, QWEN2, invalid_texts, random_texts, run_encoder
+from tokenizer_oracle import GPT2, LLAMA3, NASTY, QWEN2, invalid_texts, random_texts, run_encoder
 
 # llama.cpp's name of the splitting rules to those rules.
 BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
-SPLIT_BY = {"gpt-2": None, "llama-bpe": LLAMA3, "qwen2": QWEN2}
+DIGITS = [r"\p{N}", GPT2]
+SPLIT_BY = {
+    "gpt-2": [GPT2], "mpt": [GPT2], "llama-bpe": [LLAMA3], "qwen2": [QWEN2], "starcoder": DIGITS, "refact": DIGITS, "command-r": DIGITS,
+    "qwen35": [
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+    ],
+    "falcon": [r"[\p{P}\$\+<=>\^~\|`]+", GPT2, r"[0-9][0-9][0-9]"],
+    "deepseek-coder": [r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", "[一-龥ࠀ-一가-\ud7ff]+", r"\p{N}"],
+}  # fmt: skip
 
 
 def texts_of(args):
@@ -126,9 +134,9 @@ def from_gguf(path):
     model = {"type": "BPE", "vocab": {t: i for i, t in enumerate(tokens)}}
     if kind == "gpt2" and rules in SPLIT_BY:
         model |= {"merges": get("tokenizer.ggml.merges"), "ignore_merges": rules == "llama-bpe"}
-        split = {"type": "Split", "pattern": {"Regex": SPLIT_BY[rules]}, "behavior": "Isolated", "invert": False}
-        steps = [split, BYTE_LEVEL | {"use_regex": False}]
-        root["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": steps} if SPLIT_BY[rules] else BYTE_LEVEL
+        split = lambda pattern: {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
+        steps = [split(pattern) for pattern in SPLIT_BY[rules]] + [BYTE_LEVEL | {"use_regex": False}]
+        root["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": steps}
         root["decoder"] = BYTE_LEVEL
         if rules == "qwen2":
             root["normalizer"] = {"type": "NFC"}
