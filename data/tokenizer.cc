@@ -138,7 +138,7 @@ class BpeTokenizer : public Tokenizer {
 std::string FindTokenizer(const std::string& folder) {
   for (const char* name : {kJsonName, kSentencePieceName}) {
     std::error_code ignored;
-    std::string path = absl::StrCat(folder, "/", name);
+    std::string path = (std::filesystem::path(folder) / name).string();
     if (std::filesystem::exists(path, ignored)) return path;
   }
   return "";

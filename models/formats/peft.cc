@@ -108,6 +108,8 @@ std::string WritePeftConfig(const PeftConfig& config, const std::vector<std::str
   Json json;  // keys sorted, as PEFT writes them
   json["base_model_name_or_path"] = config.base.empty() ? Json() : Json(config.base);
   json["bias"] = "none";
+  // Of a tied matrix both uses are trained.
+  if (a.modules_to_save_size() > 0) json["ensure_weight_tying"] = true;
   json["fan_in_fan_out"] = false;
   json["inference_mode"] = true;
   json["init_lora_weights"] = true;

@@ -80,7 +80,9 @@ def wrap(reference, settings, seed):
     import torch
     from peft import LoraConfig, get_peft_model
 
-    model = get_peft_model(reference, LoraConfig(task_type="CAUSAL_LM", **settings))
+    # Of a tied matrix both uses are trained, as ours always are.
+    tying = {"ensure_weight_tying": True} if "modules_to_save" in settings else {}
+    model = get_peft_model(reference, LoraConfig(task_type="CAUSAL_LM", **tying, **settings))
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -157,7 +159,7 @@ def run(checks, probe, only=""):
             compare_gradients(checks, f"{name}, {word}", result["gradients"], gradients)
             worst = max(abs(a - b) / abs(b) for a, b in zip(result["loss"], losses))
             checks.within(f"{name}, {word}: worst of {STEPS} losses", worst, LOSS_TOLERANCE)
-            checks.above(f"{name}, {word}: the losses move", abs(losses[0] - losses[-1]), 1e-3)
+            checks.above(f"{name}, {word}: the losses move", abs(losses[0] - losses[-1]), 1e-4)
             if word != "sgd":
                 continue
             frozen = {k: v for k, v in start.items() if k not in trained}
