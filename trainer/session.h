@@ -19,7 +19,8 @@ struct SessionOptions {
   std::string source;                  // as for OpenExportSource()
   std::vector<std::string> overrides;  // --set: parallel, precision, kernels and launch
   int expected_ranks = 0;              // 0: any
-  DataConfig data;                     // what to evaluate on; without a source: nothing
+  // What to evaluate on; without source and conversations: nothing. Samples are read by the model's own tokenizer.
+  DataConfig data;
   int32_t micro_batch_size = 1;
 };
 
