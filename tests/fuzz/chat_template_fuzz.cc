@@ -42,7 +42,7 @@ std::vector<std::string> FuzzSeeds() {
 {{ tools | map(attribute='function.name') | join(', ') }}{{ messages | selectattr('role', 'equalto', 'user') | list | length }}
 {% generation %}g{{ text.split() }}{% endgeneration %}{{ -n // 2 }}{{ 2 ** 5 % n }}{{ 1 < n <= 7 }}{{ not n in [7] }})",
       R"({{ "%s-%d" % (text, n) }}{{ "{} {a!r}".format(1, a=text) }}{{ strftime_now("%d %b %Y") }}{{ (1, 2.50, none, true, 'it''s') }}
-{{ ns.x }}{{ undefined_thing | length }}{% raw %}{{ raw }}{%- endraw %}{# comment -#} {{ [3, 1, 2] | sort(reverse=true) | first }}
+{{ ns is defined }}{{ undefined_thing | length }}{% raw %}{{ raw }}{%- endraw %}{# comment -#} {{ [3, 1, 2] | sort(reverse=true) | first }}
 {{ 'aXb'.replace('X', '-') | title }}{{ text | indent(2, true) }}{{ {'a': {'b': 1}}.a.b | string | int + 1.5 | float }}
 {{ raise_exception('stop') if n == 8 else dict(a=1).items() | list }}{{ text[1:-1:2] }}{{ 'é' | tojson(ensure_ascii=true) }})",
   };

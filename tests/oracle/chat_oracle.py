@@ -110,9 +110,12 @@ range(3)|list ; range(1,4)|list ; range(5,0,-2)|list ; range(0)|list ; range(3)|
 dict ; namespace(a=1) ; range ; s.upper ; x is defined or n ; (1, 2) | tojson ; [n, f, t, none_]|join(',') ; n if n > 3 else neg ; (n, 'a')[0] ; {'a': {'b': 2}}['a'].b ; 'a' 'b' ; "it's" ~ 'a"b' ; '\u00e9\x41\101\q' ; l[n-5] ; d[words[0]] ; m[0]['content'][1:] ; m[-1].role ; m[1:]|map(attribute='role')|list ; 'ab'.upper().lower().strip('a') ; (s if t else e).strip() ; [1,2,3,][1] ; {'a':1,} ; s.split()|first ; loop ; loop.index ; self ; varargs ; caller
 1 is 1 ; n is 7 ; ((1)) ; [[]] ; 'a' if 'b' if 'c' ; 1 if 1 else 2 if 3 else 4 ; not not t ; n == 7 == t ; [x, none_] ; x == x ; [x] == [x] ; u|upper ; u|lower ; 'é'|upper ; '中文 a'|title ; '日本'|upper ; 9223372036854775807 ; 9223372036854775807 + 1 ; 9999999999999999999 ; 2**63 ; 1e308*10 ; f ** 2 ; n ** -1 ; (l, d)|string ; n.real ; s|list ; u|list
 """
-REFUSED = {"n.real", "range(2)", "lipsum()", "cycler(1)", "joiner", "dict", "range", "namespace(a=1)", "s.upper", "f ** 2", "n ** -1", "2**63", "9999999999999999999",
-           "9223372036854775807 + 1", "u|upper", "u|lower", "'é'|upper", "s|wordwrap", "s.encode()", "d.get", "l.append", "s.__class__", "'{:>5}'.format('a')",
-           "'{x.y}'.format(x=1)", "'%05d' % 3", "[1.5, 2]|sum", "n is sameas 7", "1 is sameas 1", "s|trim|s", "[1.0, 1e16, 1e15, 123456789.125, 0.0001, 0.00001, -0.0, 1e400]", "m|sum('n')", "self"}  # fmt: skip
+REFUSED = {
+    "n.real", "range(2)", "lipsum()", "cycler(1)", "joiner", "dict", "range", "namespace(a=1)", "s.upper", "f ** 2", "n ** -1", "2**63", "9999999999999999999",
+    "9223372036854775807 + 1", "u|upper", "u|lower", "'é'|upper", "s|wordwrap", "s.encode()", "d.get", "d['items']", "d.a.items", "l|items", "s.__class__", "'{:>5}'.format('a')",
+    "'{x.y}'.format(x=1)", "'%05d' % 3", "[1.5, 2]|sum", "n is sameas 7", "self", "{% for x in l recursive %}{{ x }}{% endfor %}", "{% block a %}x{% endblock %}",
+    "{% autoescape true %}{{ q }}{% endautoescape %}", "{% for x in l %}{{ loop }}{% endfor %}",
+}  # fmt: skip
 STATEMENTS = [
     "{% for x in l %}{{ loop.index }}{{ loop.index0 }}{{ loop.first }}{{ loop.last }}{{ loop.length }}{{ loop.revindex }}{{ loop.revindex0 }}{{ loop.previtem }}{{ loop.nextitem }}{{ loop.depth }} {% endfor %}",
     "{% for x in l if x > 1 %}{{ x }}{{ loop.length }}{{ loop.last }}{% else %}none{% endfor %}",
@@ -268,8 +271,6 @@ def check_snippets(checks, tool):
     for (shown, source), answer in zip(sources, answers):
         text, error = python_renders(source, VARIABLES)
         outcome = compare(answer, text)
-        if " object at 0x" in (text or ""):
-            outcome = "refused" if "error" in answer else outcome
         outcomes[outcome] += 1
         if outcome == "refused" and shown not in REFUSED or outcome not in ("same", "raised", "refused"):
             print(f"      {outcome}: {shown!r}: Python {text!r} {error or ''}, ours {answer}")
