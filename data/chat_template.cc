@@ -72,7 +72,8 @@ absl::StatusOr<std::map<std::string, std::string>> ReadTemplates(const std::stri
     const Json name = entry.is_object() ? entry.value("name", Json()) : Json();
     const Json text = entry.is_object() ? entry.value("template", Json()) : Json();
     if (!name.is_string() || !text.is_string()) {
-      return Error(ExitCode::kData, folder, "/tokenizer_config.json: an entry of chat_template is not {name, template}");
+      return Error(ExitCode::kData, folder,
+                   "/tokenizer_config.json: an entry of chat_template is not {name, template}");
     }
     templates[name.get<std::string>()] = text.get<std::string>();
   }
@@ -82,8 +83,7 @@ absl::StatusOr<std::map<std::string, std::string>> ReadTemplates(const std::stri
 absl::Status NotFound(const std::string& folder) {
   const absl::Status error =
       Error(ExitCode::kData, folder,
-            " has no chat template (chat_template.jinja, or chat_template in tokenizer_config.json); save the model's "
-            "own there, or give the texts as they are");
+            " has no chat template (chat_template.jinja, or chat_template in tokenizer_config.json)");
   absl::Status status(absl::StatusCode::kNotFound, error.message());
   error.ForEachPayload([&](absl::string_view url, const absl::Cord& payload) { status.SetPayload(url, payload); });
   return status;
@@ -132,13 +132,12 @@ absl::StatusOr<std::string> ChatTemplate::Render(const Conversation& conversatio
 absl::StatusOr<RenderedChat> ChatTemplate::RenderForTraining(const Conversation& conversation) const {
   RETURN_IF_ERROR(Check(conversation));
   if (!compiled_->For(conversation).has_generation()) {
-    return FindAssistantSpans(
-        conversation.messages, name(),
-        [&](const Json& messages, bool add_generation_prompt) -> absl::StatusOr<std::string> {
-          ASSIGN_OR_RETURN(jinja::Rendering rendering,
-                           compiled_->Render(conversation, messages, add_generation_prompt));
-          return std::move(rendering.text);
-        });
+    return FindAssistantSpans(conversation.messages, name(),
+                              [&](const Json& messages, bool add_generation_prompt) -> absl::StatusOr<std::string> {
+                                ASSIGN_OR_RETURN(jinja::Rendering rendering,
+                                                 compiled_->Render(conversation, messages, add_generation_prompt));
+                                return std::move(rendering.text);
+                              });
   }
   ASSIGN_OR_RETURN(jinja::Rendering rendering, compiled_->Render(conversation, conversation.messages, false));
   if (rendering.generation_captured) {
@@ -151,7 +150,8 @@ absl::StatusOr<RenderedChat> ChatTemplate::RenderForTraining(const Conversation&
     size_t turn_end = end;
     for (const Json& message : conversation.messages) {
       if (message.value("role", Json()) != "assistant") continue;
-      turn_end = std::min(turn_end, TurnEnd(chat.text, begin, end, message.value("content", Json()), &chat.ends_marked));
+      turn_end =
+          std::min(turn_end, TurnEnd(chat.text, begin, end, message.value("content", Json()), &chat.ends_marked));
     }
     if (begin < turn_end) chat.assistant.push_back({begin, turn_end});
   }
@@ -181,7 +181,8 @@ absl::StatusOr<ChatTemplate> LoadChatTemplate(const std::string& folder, ChatTem
     ASSIGN_OR_RETURN(const Json map, ReadObject(map_file));
     AddSpecialTokens(map, &options.special_tokens);
   }
-  const std::string name = folder + (Exists(folder + "/chat_template.jinja") ? "/chat_template.jinja" : " (chat_template)");
+  const std::string name =
+      folder + (Exists(folder + "/chat_template.jinja") ? "/chat_template.jinja" : " (chat_template)");
   ASSIGN_OR_RETURN(jinja::Template text, jinja::Template::Parse(found->second, name));
   std::optional<jinja::Template> with_tools;
   if (const auto tools = templates.find("tool_use"); tools != templates.end()) {

@@ -11,10 +11,14 @@ namespace {
 // As jinja2.utils.object_type_repr.
 std::string ObjectType(const Value& value) {
   switch (value.kind()) {
-    case Kind::kNone: return "None";
-    case Kind::kNamespace: return "jinja2.utils.Namespace object";
-    case Kind::kLoop: return "jinja2.runtime.LoopContext object";
-    default: return absl::StrCat(TypeName(value), " object");
+    case Kind::kNone:
+      return "None";
+    case Kind::kNamespace:
+      return "jinja2.utils.Namespace object";
+    case Kind::kLoop:
+      return "jinja2.runtime.LoopContext object";
+    default:
+      return absl::StrCat(TypeName(value), " object");
   }
 }
 
@@ -38,13 +42,15 @@ Result OwnAttribute(Evaluator* evaluator, const Value& object, const std::string
     if (!value.is(Kind::kMissing)) return value;
   }
   switch (FindMethod(object, name)) {
-    case Method::kNone: return Value();
+    case Method::kNone:
+      return Value();
     case Method::kUnsupported:
       return evaluator->Refuse("the attribute ", name, " of ", TypeName(object));
     case Method::kForbidden:
-      return Value::Undefined(absl::StrCat("access to attribute '", name, "' of '", TypeName(object),
-                                           "' object is unsafe."));
-    case Method::kSupported: break;
+      return Value::Undefined(
+          absl::StrCat("access to attribute '", name, "' of '", TypeName(object), "' object is unsafe."));
+    case Method::kSupported:
+      break;
   }
   auto function = std::make_shared<FunctionObject>();
   function->type = FunctionObject::Type::kMethod;
@@ -83,7 +89,8 @@ Result GetItem(Evaluator* evaluator, const Value& object, const Value& key) {
     const int64_t index = key.integer() < 0 ? key.integer() + length : key.integer();
     if (index >= 0 && index < length) {
       if (object.is_sequence()) return object.items()[index];
-      if (object.is(Kind::kRange)) return Value::Int(object.As<RangeObject>()->start + index * object.As<RangeObject>()->step);
+      if (object.is(Kind::kRange))
+        return Value::Int(object.As<RangeObject>()->start + index * object.As<RangeObject>()->step);
       const std::string& text = object.text();
       const size_t begin = ByteOffset(text, index);
       const char* end;
@@ -152,15 +159,23 @@ bool HasLength(const Value& value) {
 
 absl::StatusOr<int64_t> Length(Evaluator* evaluator, const Value& value) {
   switch (value.kind()) {
-    case Kind::kUndefined: return 0;
-    case Kind::kString: return static_cast<int64_t>(CodePoints(value.text()));
+    case Kind::kUndefined:
+      return 0;
+    case Kind::kString:
+      return static_cast<int64_t>(CodePoints(value.text()));
     case Kind::kList:
-    case Kind::kTuple: return static_cast<int64_t>(value.items().size());
-    case Kind::kDict: return static_cast<int64_t>(value.dict().entries.size());
-    case Kind::kView: return static_cast<int64_t>(value.As<ViewObject>()->dict.dict().entries.size());
-    case Kind::kRange: return value.As<RangeObject>()->length;
-    case Kind::kLoop: return value.As<LoopObject>()->Length(evaluator);
-    default: return evaluator->Raise("object of type '", TypeName(value), "' has no len()");
+    case Kind::kTuple:
+      return static_cast<int64_t>(value.items().size());
+    case Kind::kDict:
+      return static_cast<int64_t>(value.dict().entries.size());
+    case Kind::kView:
+      return static_cast<int64_t>(value.As<ViewObject>()->dict.dict().entries.size());
+    case Kind::kRange:
+      return value.As<RangeObject>()->length;
+    case Kind::kLoop:
+      return value.As<LoopObject>()->Length(evaluator);
+    default:
+      return evaluator->Raise("object of type '", TypeName(value), "' has no len()");
   }
 }
 

@@ -95,7 +95,7 @@ struct Frame {
 // A Python function of the compiled template: the root, a macro, a call block, a loop's filter.
 struct Function {
   int num_slots = 0;
-  std::vector<int> parameters;  // slots
+  std::vector<int> parameters;                 // slots
   int caller = -1, kwargs = -1, varargs = -1;  // slots of the special ones that the body reads
   bool explicit_caller = false;                // `caller` is among the parameters
 };
@@ -108,24 +108,24 @@ struct Branch {
 struct Statement {
   StatementKind kind;
   int line = 0;
-  std::string text;                       // kText
+  std::string text;                        // kText
   std::vector<ExpressionPtr> expressions;  // kOutput; values of kWith
-  std::vector<Branch> branches;           // kIf
-  ExpressionPtr target;                   // kFor, kSet, kSetBlock
-  ExpressionPtr value;                    // kFor: iterated over; kSet; kCall: the call; kFilter, kSetBlock: the filter or null
-  ExpressionPtr test;                     // kFor: if; or null
-  std::vector<ExpressionPtr> targets;     // kWith, kMacro and kCall (parameters)
-  std::vector<ExpressionPtr> defaults;    // of the last parameters
-  std::string name;                       // kMacro
+  std::vector<Branch> branches;            // kIf
+  ExpressionPtr target;                    // kFor, kSet, kSetBlock
+  ExpressionPtr value;  // kFor: iterated over; kSet; kCall: the call; kFilter, kSetBlock: the filter or null
+  ExpressionPtr test;   // kFor: if; or null
+  std::vector<ExpressionPtr> targets;   // kWith, kMacro and kCall (parameters)
+  std::vector<ExpressionPtr> defaults;  // of the last parameters
+  std::string name;                     // kMacro
   Body body, else_body;
 
   bool extended_loop = false;  // the body reads `loop`
   int loop_slot = -1;
-  Frame frame, else_frame;     // of the body, of the else branch
-  Function function;           // kMacro, kCall, kGeneration; kFor: of the test
-  ExpressionPtr test_target;   // kFor: the target, in the test's function
+  Frame frame, else_frame;    // of the body, of the else branch
+  Function function;          // kMacro, kCall, kGeneration; kFor: of the test
+  ExpressionPtr test_target;  // kFor: the target, in the test's function
   Frame test_frame;
-  Variable macro;              // kMacro: where it is stored
+  Variable macro;  // kMacro: where it is stored
 };
 
 struct Program {

@@ -43,12 +43,12 @@ absl::StatusOr<int64_t> Length(Evaluator* evaluator, const Value& value);
 bool HasLength(const Value& value);
 
 // printing.cc
-absl::StatusOr<std::string> ToText(Evaluator* evaluator, const Value& value);  // str()
-absl::StatusOr<std::string> ToRepr(Evaluator* evaluator, const Value& value);  // repr()
+absl::StatusOr<std::string> ToText(Evaluator* evaluator, const Value& value);             // str()
+absl::StatusOr<std::string> ToRepr(Evaluator* evaluator, const Value& value);             // repr()
 Result ToJson(Evaluator* evaluator, const Value& value, const CallArguments& arguments);  // the filter tojson
 
 // formatting.cc
-Result FormatPercent(Evaluator* evaluator, const std::string& format, const Value& values);            // format % values
+Result FormatPercent(Evaluator* evaluator, const std::string& format, const Value& values);  // format % values
 Result FormatBraces(Evaluator* evaluator, const std::string& format, const CallArguments& arguments);  // str.format
 
 // methods.cc

@@ -70,7 +70,9 @@ class RangeIterator : public IteratorObject {
   int64_t at_ = 0;
 };
 
-Value Borrowed(Kind kind, Object* object) { return Value(kind, std::shared_ptr<Object>(std::shared_ptr<Object>(), object)); }
+Value Borrowed(Kind kind, Object* object) {
+  return Value(kind, std::shared_ptr<Object>(std::shared_ptr<Object>(), object));
+}
 
 }  // namespace
 
@@ -171,21 +173,29 @@ absl::StatusOr<std::shared_ptr<IteratorObject>> Evaluator::Iterate(const Value& 
   RETURN_IF_ERROR(Step());
   switch (value.kind()) {
     case Kind::kMissing:
-    case Kind::kUndefined: return std::make_shared<ListIterator>(Value::List({}));
+    case Kind::kUndefined:
+      return std::make_shared<ListIterator>(Value::List({}));
     case Kind::kList:
-    case Kind::kTuple: return std::make_shared<ListIterator>(value);
-    case Kind::kString: return std::make_shared<StringIterator>(value);
+    case Kind::kTuple:
+      return std::make_shared<ListIterator>(value);
+    case Kind::kString:
+      return std::make_shared<StringIterator>(value);
     case Kind::kDict: {
       auto view = std::make_shared<ViewObject>();
       view->dict = value;
       view->of = ViewOf::kKeys;
       return std::make_shared<ViewIterator>(Value(Kind::kView, std::move(view)));
     }
-    case Kind::kView: return std::make_shared<ViewIterator>(value);
-    case Kind::kRange: return std::make_shared<RangeIterator>(value);
-    case Kind::kIterator: return value.Share<IteratorObject>();
-    case Kind::kLoop: return Refuse("iterating over `loop`");
-    default: return Raise("'", TypeName(value), "' object is not iterable");
+    case Kind::kView:
+      return std::make_shared<ViewIterator>(value);
+    case Kind::kRange:
+      return std::make_shared<RangeIterator>(value);
+    case Kind::kIterator:
+      return value.Share<IteratorObject>();
+    case Kind::kLoop:
+      return Refuse("iterating over `loop`");
+    default:
+      return Raise("'", TypeName(value), "' object is not iterable");
   }
 }
 
@@ -252,7 +262,9 @@ absl::StatusOr<Evaluator::Flow> Evaluator::Execute(const Statement& statement) {
   RETURN_IF_ERROR(level.Check());
   line_ = statement.line;
   switch (statement.kind) {
-    case StatementKind::kText: RETURN_IF_ERROR(Write(statement.text)); break;
+    case StatementKind::kText:
+      RETURN_IF_ERROR(Write(statement.text));
+      break;
     case StatementKind::kOutput:
       for (const ExpressionPtr& expression : statement.expressions) {
         ASSIGN_OR_RETURN(const Value value, Evaluate(*expression));
@@ -260,8 +272,10 @@ absl::StatusOr<Evaluator::Flow> Evaluator::Execute(const Statement& statement) {
         RETURN_IF_ERROR(Write(text));
       }
       break;
-    case StatementKind::kIf: return ExecuteIf(statement);
-    case StatementKind::kFor: return ExecuteFor(statement);
+    case StatementKind::kIf:
+      return ExecuteIf(statement);
+    case StatementKind::kFor:
+      return ExecuteFor(statement);
     case StatementKind::kSet: {
       RETURN_IF_ERROR(CheckNamespaces(*statement.target));
       ASSIGN_OR_RETURN(const Value value, Evaluate(*statement.value));
@@ -292,7 +306,9 @@ absl::StatusOr<Evaluator::Flow> Evaluator::Execute(const Statement& statement) {
       Leave(statement.frame);
       break;
     }
-    case StatementKind::kMacro: Slot(statement.macro) = MakeMacro(statement); break;
+    case StatementKind::kMacro:
+      Slot(statement.macro) = MakeMacro(statement);
+      break;
     case StatementKind::kCall: {
       const Value caller = MakeMacro(statement);
       ASSIGN_OR_RETURN(const Value value, EvaluateCall(*statement.value, &caller));
@@ -300,7 +316,9 @@ absl::StatusOr<Evaluator::Flow> Evaluator::Execute(const Statement& statement) {
       RETURN_IF_ERROR(Write(text));
       break;
     }
-    case StatementKind::kGeneration: RETURN_IF_ERROR(ExecuteGeneration(statement)); break;
+    case StatementKind::kGeneration:
+      RETURN_IF_ERROR(ExecuteGeneration(statement));
+      break;
     case StatementKind::kWith: {
       Enter(statement.frame);
       for (size_t i = 0; i < statement.targets.size(); ++i) {
@@ -311,8 +329,10 @@ absl::StatusOr<Evaluator::Flow> Evaluator::Execute(const Statement& statement) {
       Leave(statement.frame);
       return flow;
     }
-    case StatementKind::kBreak: return Flow::kBreak;
-    case StatementKind::kContinue: return Flow::kContinue;
+    case StatementKind::kBreak:
+      return Flow::kBreak;
+    case StatementKind::kContinue:
+      return Flow::kContinue;
   }
   return Flow::kNext;
 }
@@ -373,7 +393,8 @@ absl::Status Evaluator::ExecuteGeneration(const Statement& statement) {
   activation->slots.resize(statement.function.num_slots);
   if (statement.function.caller >= 0)
     activation->slots[statement.function.caller] = Value::Undefined("No caller defined");
-  if (statement.function.kwargs >= 0) activation->slots[statement.function.kwargs] = Value::Dict(std::make_shared<DictObject>());
+  if (statement.function.kwargs >= 0)
+    activation->slots[statement.function.kwargs] = Value::Dict(std::make_shared<DictObject>());
   if (statement.function.varargs >= 0) activation->slots[statement.function.varargs] = Value::Tuple({});
   ASSIGN_OR_RETURN(const std::string text, RunMacro(statement, std::move(activation)));
   if (out_ == &rendering_.text) {
@@ -400,7 +421,8 @@ absl::Status Evaluator::Assign(const Expression& target, const Value& value) {
   }
   if (target.kind == ExpressionKind::kAttribute) {
     if (target.name[0] == '_')
-      return Raise("Chat templates cannot store underscore-prefixed attributes on a namespace, but got '", target.name, "'");
+      return Raise("Chat templates cannot store underscore-prefixed attributes on a namespace, but got '", target.name,
+                   "'");
     const Value holder = Slot(target.variable);
     if (!holder.is(Kind::kNamespace)) return Raise("cannot assign attribute on non-namespace object");
     auto* attributes = holder.As<NamespaceObject>();
@@ -436,9 +458,12 @@ Result Evaluator::Call(const Value& callee, CallArguments arguments) {
   if (!callee.is(Kind::kFunction)) return Raise("'", TypeName(callee), "' object is not callable");
   const auto function = callee.Share<FunctionObject>();
   switch (function->type) {
-    case FunctionObject::Type::kMethod: return CallMethod(this, function->self, function->name, arguments);
-    case FunctionObject::Type::kGlobal: return CallGlobal(this, function->name, arguments);
-    case FunctionObject::Type::kMacro: break;
+    case FunctionObject::Type::kMethod:
+      return CallMethod(this, function->self, function->name, arguments);
+    case FunctionObject::Type::kGlobal:
+      return CallGlobal(this, function->name, arguments);
+    case FunctionObject::Type::kMacro:
+      break;
   }
   return CallMacro(*function, std::move(arguments));
 }

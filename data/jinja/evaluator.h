@@ -142,7 +142,8 @@ class Evaluator::Level {
   Level& operator=(const Level&) = delete;
   absl::Status Check() const {
     const int limit = evaluator_->environment_.limits.depth;
-    return evaluator_->depth_ <= limit ? absl::OkStatus() : evaluator_->Raise("more than ", limit, " levels of evaluation");
+    return evaluator_->depth_ <= limit ? absl::OkStatus()
+                                       : evaluator_->Raise("more than ", limit, " levels of evaluation");
   }
 
  private:

@@ -51,7 +51,8 @@ Result Evaluator::Evaluate(const Expression& expression) {
   line_ = expression.line;
   const auto part = [&](size_t i) { return Evaluate(*expression.parts[i]); };
   switch (expression.kind) {
-    case Op::kConstant: return expression.constant;
+    case Op::kConstant:
+      return expression.constant;
     case Op::kName: {
       const Value& value = Slot(expression.variable);
       if (value.is(Kind::kMissing)) return Value::Undefined(absl::StrCat("'", expression.name, "' is undefined"));
@@ -62,16 +63,21 @@ Result Evaluator::Evaluate(const Expression& expression) {
       line_ = expression.line;
       return GetAttribute(this, object, expression.name);
     }
-    case Op::kItem: return EvaluateItem(expression);
-    case Op::kSlice: return Refuse("a slice here");
+    case Op::kItem:
+      return EvaluateItem(expression);
+    case Op::kSlice:
+      return Refuse("a slice here");
     case Op::kList:
     case Op::kTuple: {
       ASSIGN_OR_RETURN(std::vector<Value> items, EvaluateAll(expression.parts));
       return NewList(std::move(items), expression.kind == Op::kList ? Kind::kList : Kind::kTuple);
     }
-    case Op::kDict: return EvaluateDict(expression);
-    case Op::kCall: return EvaluateCall(expression, nullptr);
-    case Op::kFilter: return EvaluateFilter(expression, nullptr);
+    case Op::kDict:
+      return EvaluateDict(expression);
+    case Op::kCall:
+      return EvaluateCall(expression, nullptr);
+    case Op::kFilter:
+      return EvaluateFilter(expression, nullptr);
     case Op::kTest: {
       ASSIGN_OR_RETURN(const Value value, part(0));
       ASSIGN_OR_RETURN(const CallArguments arguments, EvaluateArguments(expression.arguments));
@@ -106,7 +112,8 @@ Result Evaluator::Evaluate(const Expression& expression) {
       }
       return NewString(std::move(text));
     }
-    case Op::kCompare: return EvaluateCompare(expression);
+    case Op::kCompare:
+      return EvaluateCompare(expression);
     case Op::kAnd:
     case Op::kOr: {
       ASSIGN_OR_RETURN(Value left, part(0));
@@ -193,7 +200,8 @@ Result Evaluator::EvaluateDict(const Expression& expression) {
     ASSIGN_OR_RETURN(const Value key, Evaluate(*expression.parts[i]));
     ASSIGN_OR_RETURN(Value value, Evaluate(*expression.parts[i + 1]));
     line_ = expression.line;
-    if (!(key.is_string() && !key.markup()) && !key.is(Kind::kInt)) return Refuse("a ", TypeName(key), " as a key of a dict");
+    if (!(key.is_string() && !key.markup()) && !key.is(Kind::kInt))
+      return Refuse("a ", TypeName(key), " as a key of a dict");
     dict->Set(key, std::move(value));
   }
   return NewDict(std::move(dict));

@@ -47,8 +47,8 @@ Result Title(Evaluator* evaluator, const Value& input, const CallArguments& argu
     for (size_t at = 0; at < out.size();) {
       const size_t next = at + ByteOffset(absl::string_view(out).substr(at), 1);
       const absl::string_view character = absl::string_view(out).substr(at, next - at);
-      const bool separates = absl::string_view("-({[<").find(character) != absl::string_view::npos ||
-                             StripLeft(character).empty();
+      const bool separates =
+          absl::string_view("-({[<").find(character) != absl::string_view::npos || StripLeft(character).empty();
       if (begins && !separates) out[at] = absl::ascii_toupper(out[at]);
       begins = separates;
       at = next;
@@ -103,7 +103,8 @@ Result ReplaceFilter(Evaluator* evaluator, const Value& input, const CallArgumen
 }
 
 Result Indent(Evaluator* evaluator, const Value& input, const CallArguments& arguments) {
-  ASSIGN_OR_RETURN(const std::vector<Value> values, Bind(evaluator, "indent", arguments, {"width", "first", "blank"}, 0));
+  ASSIGN_OR_RETURN(const std::vector<Value> values,
+                   Bind(evaluator, "indent", arguments, {"width", "first", "blank"}, 0));
   if (input.is(Kind::kUndefined)) return evaluator->RaiseUndefined(input);
   if (!input.is_string()) return evaluator->Raise("indent: unsupported operand: '", TypeName(input), "'");
   if (input.markup()) return evaluator->Refuse("indent of a text marked safe");
@@ -245,7 +246,8 @@ Result Round(Evaluator* evaluator, const Value& input, const CallArguments& argu
   }
   if (input.is_integer()) {
     constexpr int64_t kExact = int64_t{1} << 53;
-    if (input.integer() > kExact || input.integer() < -kExact) return evaluator->Refuse("rounding an integer beyond 2**53");
+    if (input.integer() > kExact || input.integer() < -kExact)
+      return evaluator->Refuse("rounding an integer beyond 2**53");
     return Value::Float(value);
   }
   if (std::fabs(value) > 0x1p53 || std::isnan(value)) return evaluator->Refuse("rounding a number beyond 2**53");
@@ -276,17 +278,32 @@ Result AttributeFilter(Evaluator* evaluator, const Value& input, const CallArgum
 }
 
 const std::map<absl::string_view, FilterFunction>& Filters() {
-  static const auto* const filters = new std::map<absl::string_view, FilterFunction>{
-      {"abs", Absolute},   {"attr", AttributeFilter}, {"capitalize", Capitalize}, {"center", Center},
-      {"d", Default},      {"default", Default},      {"e", Escape},              {"escape", Escape},
-      {"float", Float},    {"format", Format},        {"indent", Indent},         {"int", Int},
-      {"lower", Lower},    {"replace", ReplaceFilter}, {"round", Round},          {"safe", Safe},
-      {"string", String},  {"title", Title},          {"tojson", ToJson},         {"trim", Trim},
-      {"truncate", Truncate}, {"upper", Upper}};
+  static const auto* const filters = new std::map<absl::string_view, FilterFunction>{{"abs", Absolute},
+                                                                                     {"attr", AttributeFilter},
+                                                                                     {"capitalize", Capitalize},
+                                                                                     {"center", Center},
+                                                                                     {"d", Default},
+                                                                                     {"default", Default},
+                                                                                     {"e", Escape},
+                                                                                     {"escape", Escape},
+                                                                                     {"float", Float},
+                                                                                     {"format", Format},
+                                                                                     {"indent", Indent},
+                                                                                     {"int", Int},
+                                                                                     {"lower", Lower},
+                                                                                     {"replace", ReplaceFilter},
+                                                                                     {"round", Round},
+                                                                                     {"safe", Safe},
+                                                                                     {"string", String},
+                                                                                     {"title", Title},
+                                                                                     {"tojson", ToJson},
+                                                                                     {"trim", Trim},
+                                                                                     {"truncate", Truncate},
+                                                                                     {"upper", Upper}};
   return *filters;
 }
 
-constexpr absl::string_view kUnsupportedFilters[] = {"filesizeformat", "forceescape", "groupby", "pprint",
+constexpr absl::string_view kUnsupportedFilters[] = {"filesizeformat", "forceescape", "groupby",   "pprint",
                                                      "random",         "striptags",   "urlencode", "urlize",
                                                      "wordcount",      "wordwrap",    "xmlattr"};
 

@@ -178,17 +178,29 @@ Result DictSort(Evaluator* evaluator, const Value& input, const CallArguments& a
   return evaluator->NewList(std::move(sorted));
 }
 
+// Raises, as Jinja's generator does, when the first item is asked for.
+class ItemsFilter : public IteratorObject {
+ public:
+  explicit ItemsFilter(Value input) : input_(std::move(input)) { depth = input_.depth() + 1; }
+
+  absl::StatusOr<bool> Next(Evaluator* evaluator, Value* value) override {
+    if (input_.is(Kind::kUndefined)) return false;
+    if (source_ == nullptr) {
+      if (!input_.is(Kind::kDict)) return evaluator->Raise("Can only get item pairs from a mapping.");
+      ASSIGN_OR_RETURN(const Value view, CallMethod(evaluator, input_, "items", {}));
+      ASSIGN_OR_RETURN(source_, evaluator->Iterate(view));
+    }
+    return source_->Next(evaluator, value);
+  }
+
+ private:
+  Value input_;
+  std::shared_ptr<IteratorObject> source_;
+};
+
 Result Items(Evaluator* evaluator, const Value& input, const CallArguments& arguments) {
   RETURN_IF_ERROR(Bind(evaluator, "items", arguments, {}, 0).status());
-  if (input.is(Kind::kUndefined)) {
-    ASSIGN_OR_RETURN(auto iterator, evaluator->Iterate(Value::List({})));
-    return evaluator->NewIterator(std::move(iterator));
-  }
-  // Jinja raises when the first item is asked for.
-  if (!input.is(Kind::kDict)) return evaluator->Raise("Can only get item pairs from a mapping.");
-  ASSIGN_OR_RETURN(const Value view, CallMethod(evaluator, input, "items", {}));
-  ASSIGN_OR_RETURN(auto iterator, evaluator->Iterate(view));
-  return evaluator->NewIterator(std::move(iterator));
+  return evaluator->NewIterator(std::make_shared<ItemsFilter>(input));
 }
 
 Result Join(Evaluator* evaluator, const Value& input, const CallArguments& arguments) {
@@ -278,7 +290,8 @@ Result Unique(Evaluator* evaluator, const Value& input, const CallArguments& arg
 }
 
 absl::StatusOr<int64_t> Count(Evaluator* evaluator, const Value& value) {
-  if (!value.is_integer()) return evaluator->Raise("'", TypeName(value), "' object cannot be interpreted as an integer");
+  if (!value.is_integer())
+    return evaluator->Raise("'", TypeName(value), "' object cannot be interpreted as an integer");
   if (value.integer() <= 0) return evaluator->Refuse("a count that is not positive");
   return value.integer();
 }
@@ -349,12 +362,14 @@ class MapFilter : public LazyFilter {
     const auto is_attribute = [](const auto& argument) { return argument.first == "attribute"; };
     by_attribute_ = arguments_.positional.empty() && std::any_of(named.begin(), named.end(), is_attribute);
     if (by_attribute_) {
-      ASSIGN_OR_RETURN(const std::vector<Value> values, Bind(evaluator, "map", arguments_, {"attribute", "default"}, 0));
+      ASSIGN_OR_RETURN(const std::vector<Value> values,
+                       Bind(evaluator, "map", arguments_, {"attribute", "default"}, 0));
       ASSIGN_OR_RETURN(getter_, Getter::Make(evaluator, values[0], values[1]));
       return absl::OkStatus();
     }
     if (arguments_.positional.empty()) return evaluator->Raise("map requires a filter argument");
-    if (!arguments_.positional[0].is_string()) return evaluator->Refuse("map by a ", TypeName(arguments_.positional[0]));
+    if (!arguments_.positional[0].is_string())
+      return evaluator->Refuse("map by a ", TypeName(arguments_.positional[0]));
     name_ = arguments_.positional[0].text();
     arguments_.positional.erase(arguments_.positional.begin());
     if (!IsJinjaFilter(name_)) return evaluator->Raise("No filter named '", name_, "'.");

@@ -7,8 +7,8 @@
 namespace trireme::jinja {
 namespace {
 
-constexpr absl::string_view kGlobals[] = {"range", "dict", "namespace", "raise_exception", "strftime_now",
-                                          "cycler", "joiner", "lipsum"};
+constexpr absl::string_view kGlobals[] = {"range",        "dict",   "namespace", "raise_exception",
+                                          "strftime_now", "cycler", "joiner",    "lipsum"};
 constexpr int64_t kMaxRange = 100000;  // of the sandbox
 
 Result Range(Evaluator* evaluator, const CallArguments& arguments) {

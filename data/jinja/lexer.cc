@@ -201,8 +201,8 @@ class Lexer {
   template <typename Is>
   size_t Digits(size_t at, Is is) const {
     size_t end = at;
-    while (end < source_.size() && (is(source_[end]) || (source_[end] == '_' && end > at && end + 1 < source_.size() &&
-                                                         is(source_[end + 1]))))
+    while (end < source_.size() &&
+           (is(source_[end]) || (source_[end] == '_' && end > at && end + 1 < source_.size() && is(source_[end + 1]))))
       ++end;
     return end - at;
   }
@@ -253,7 +253,8 @@ class Lexer {
     std::string text;
     size_t at = at_ + 1;
     for (;; ++at) {
-      if (at >= source_.size()) return Fail("unexpected char ", quote == '"' ? "'\"'" : "\"'\"", ": a string does not end");
+      if (at >= source_.size())
+        return Fail("unexpected char ", quote == '"' ? "'\"'" : "\"'\"", ": a string does not end");
       if (source_[at] == quote) break;
       if (source_[at] != '\\') {
         text.push_back(source_[at]);

@@ -8,7 +8,9 @@ namespace {
 
 using Names = std::initializer_list<absl::string_view>;
 
-bool IsOneOf(absl::string_view name, const Names& names) { return std::find(names.begin(), names.end(), name) != names.end(); }
+bool IsOneOf(absl::string_view name, const Names& names) {
+  return std::find(names.begin(), names.end(), name) != names.end();
+}
 
 Result DictMethod(Evaluator* evaluator, const Value& self, const std::string& name, const CallArguments& arguments) {
   if (name == "get") {
@@ -38,7 +40,9 @@ Result SequenceMethod(Evaluator* evaluator, const Value& self, const std::string
   if (!arguments.named.empty() || arguments.positional.size() != 1)
     return evaluator->Refuse(name, "() with other than one argument");
   const auto& items = self.items();
-  const auto same = [&](const Value& item) { return Same(item, arguments.positional[0]) || Equal(item, arguments.positional[0]); };
+  const auto same = [&](const Value& item) {
+    return Same(item, arguments.positional[0]) || Equal(item, arguments.positional[0]);
+  };
   if (name == "count") return Value::Int(std::count_if(items.begin(), items.end(), same));
   const auto found = std::find_if(items.begin(), items.end(), same);
   if (found == items.end()) return evaluator->Raise("the value is not in the ", TypeName(self));
@@ -98,32 +102,45 @@ Method FindMethod(const Value& object, const std::string& name) {
     case Kind::kList:
       return choose({"copy", "count", "index"},
                     {"append", "clear", "extend", "insert", "pop", "remove", "reverse", "sort"}, {});
-    case Kind::kTuple: return choose({"count", "index"}, {}, {});
-    case Kind::kLoop: return choose({"cycle", "changed"}, {}, {});
-    case Kind::kView: return choose({}, {}, {"isdisjoint", "mapping"});
-    case Kind::kRange: return choose({}, {}, {"start", "stop", "step", "count", "index"});
+    case Kind::kTuple:
+      return choose({"count", "index"}, {}, {});
+    case Kind::kLoop:
+      return choose({"cycle", "changed"}, {}, {});
+    case Kind::kView:
+      return choose({}, {}, {"isdisjoint", "mapping"});
+    case Kind::kRange:
+      return choose({}, {}, {"start", "stop", "step", "count", "index"});
     case Kind::kIterator:
-      return choose({}, {}, {"close", "send", "throw", "gi_code", "gi_frame", "gi_running", "gi_suspended", "gi_yieldfrom"});
+      return choose({}, {},
+                    {"close", "send", "throw", "gi_code", "gi_frame", "gi_running", "gi_suspended", "gi_yieldfrom"});
     case Kind::kFunction:
-      return choose({}, {}, {"name", "arguments", "caller", "catch_kwargs", "catch_varargs", "explicit_caller", "fromkeys"});
+      return choose({}, {},
+                    {"name", "arguments", "caller", "catch_kwargs", "catch_varargs", "explicit_caller", "fromkeys"});
     case Kind::kBool:
     case Kind::kInt:
-      return choose({}, {}, {"as_integer_ratio", "bit_count", "bit_length", "conjugate", "denominator", "from_bytes",
-                             "imag", "numerator", "real", "to_bytes"});
+      return choose({}, {},
+                    {"as_integer_ratio", "bit_count", "bit_length", "conjugate", "denominator", "from_bytes", "imag",
+                     "numerator", "real", "to_bytes"});
     case Kind::kFloat:
       return choose({}, {}, {"as_integer_ratio", "conjugate", "fromhex", "hex", "imag", "is_integer", "real"});
-    default: return Method::kNone;
+    default:
+      return Method::kNone;
   }
 }
 
 Result CallMethod(Evaluator* evaluator, const Value& self, const std::string& name, const CallArguments& arguments) {
   switch (self.kind()) {
-    case Kind::kString: return CallStringMethod(evaluator, self, name, arguments);
-    case Kind::kDict: return DictMethod(evaluator, self, name, arguments);
+    case Kind::kString:
+      return CallStringMethod(evaluator, self, name, arguments);
+    case Kind::kDict:
+      return DictMethod(evaluator, self, name, arguments);
     case Kind::kList:
-    case Kind::kTuple: return SequenceMethod(evaluator, self, name, arguments);
-    case Kind::kLoop: return LoopMethod(evaluator, self.As<LoopObject>(), name, arguments);
-    default: return evaluator->Refuse("calling ", name, " of a ", TypeName(self));
+    case Kind::kTuple:
+      return SequenceMethod(evaluator, self, name, arguments);
+    case Kind::kLoop:
+      return LoopMethod(evaluator, self.As<LoopObject>(), name, arguments);
+    default:
+      return evaluator->Refuse("calling ", name, " of a ", TypeName(self));
   }
 }
 

@@ -13,7 +13,8 @@ Result IntegerOverflow(Evaluator* evaluator) { return evaluator->Refuse("an inte
 absl::Status Unsupported(Evaluator* evaluator, const std::string& op, const Value& left, const Value& right) {
   if (left.is(Kind::kUndefined)) return evaluator->RaiseUndefined(left);
   if (right.is(Kind::kUndefined)) return evaluator->RaiseUndefined(right);
-  return evaluator->Raise("unsupported operand type(s) for ", op, ": '", TypeName(left), "' and '", TypeName(right), "'");
+  return evaluator->Raise("unsupported operand type(s) for ", op, ": '", TypeName(left), "' and '", TypeName(right),
+                          "'");
 }
 
 Result FloatArithmetic(Evaluator* evaluator, const std::string& op, double a, double b) {
@@ -62,10 +63,14 @@ Result IntegerArithmetic(Evaluator* evaluator, const std::string& op, int64_t a,
   if (b == 0) return evaluator->Raise(op == "/" ? "division by zero" : "integer division or modulo by zero");
   if (op == "/") {
     constexpr int64_t kExact = int64_t{1} << 53;
-    if (a > kExact || a < -kExact || b > kExact || b < -kExact) return evaluator->Refuse("dividing integers beyond 2**53");
+    if (a > kExact || a < -kExact || b > kExact || b < -kExact)
+      return evaluator->Refuse("dividing integers beyond 2**53");
     return Value::Float(static_cast<double>(a) / static_cast<double>(b));
   }
-  if (b == -1) return op == "%" ? Value::Int(0) : __builtin_sub_overflow(int64_t{0}, a, &result) ? IntegerOverflow(evaluator) : Value::Int(result);
+  if (b == -1)
+    return op == "%"                                        ? Value::Int(0)
+           : __builtin_sub_overflow(int64_t{0}, a, &result) ? IntegerOverflow(evaluator)
+                                                            : Value::Int(result);
   const bool rounds_down = a % b != 0 && (a % b < 0) != (b < 0);
   return op == "%" ? Value::Int(a % b + (rounds_down ? b : 0)) : Value::Int(a / b - (rounds_down ? 1 : 0));
 }
@@ -131,8 +136,8 @@ absl::StatusOr<int> Order(Evaluator* evaluator, const std::string& op, const Val
   }
   if (left.is(Kind::kUndefined)) return evaluator->RaiseUndefined(left);
   if (right.is(Kind::kUndefined)) return evaluator->RaiseUndefined(right);
-  return evaluator->Raise("'", op, "' not supported between instances of '", TypeName(left), "' and '",
-                          TypeName(right), "'");
+  return evaluator->Raise("'", op, "' not supported between instances of '", TypeName(left), "' and '", TypeName(right),
+                          "'");
 }
 
 }  // namespace
@@ -182,7 +187,8 @@ absl::StatusOr<bool> Compare(Evaluator* evaluator, const std::string& op, const 
 absl::StatusOr<bool> Contains(Evaluator* evaluator, const Value& container, const Value& item) {
   switch (container.kind()) {
     case Kind::kString:
-      if (!item.is_string()) return evaluator->Raise("'in <string>' requires string as left operand, not ", TypeName(item));
+      if (!item.is_string())
+        return evaluator->Raise("'in <string>' requires string as left operand, not ", TypeName(item));
       return container.text().find(item.text()) != std::string::npos;
     case Kind::kDict:
       if (item.is(Kind::kList) || item.is(Kind::kDict) || item.is(Kind::kNamespace))
@@ -193,8 +199,10 @@ absl::StatusOr<bool> Contains(Evaluator* evaluator, const Value& container, cons
     case Kind::kInt:
     case Kind::kFloat:
     case Kind::kNamespace:
-    case Kind::kFunction: return evaluator->Raise("argument of type '", TypeName(container), "' is not iterable");
-    default: break;
+    case Kind::kFunction:
+      return evaluator->Raise("argument of type '", TypeName(container), "' is not iterable");
+    default:
+      break;
   }
   ASSIGN_OR_RETURN(const auto iterator, evaluator->Iterate(container));
   while (true) {

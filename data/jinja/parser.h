@@ -14,7 +14,8 @@ namespace trireme::jinja {
 
 // The grammar of Jinja 3.1, with break, continue and generation. Errors (kData) name NAME:line: what Jinja refuses, and
 // statements that are not supported here. Names are not resolved yet.
-absl::StatusOr<std::unique_ptr<Program>> ParseTemplate(absl::string_view source, const std::string& name, int max_depth);
+absl::StatusOr<std::unique_ptr<Program>> ParseTemplate(absl::string_view source, const std::string& name,
+                                                       int max_depth);
 
 }  // namespace trireme::jinja
 

@@ -48,7 +48,9 @@ class Parser {
     return value;
   }
 
-  Result Or() { return LeftToRight({"or"}, Kind::kOr, [this] { return And(); }); }
+  Result Or() {
+    return LeftToRight({"or"}, Kind::kOr, [this] { return And(); });
+  }
 
   Result Tuple(bool conditional, absl::string_view end_name, bool parentheses) {
     std::vector<ExpressionPtr> items;
@@ -146,7 +148,9 @@ class Parser {
     }
   }
 
-  Result And() { return LeftToRight({"and"}, Kind::kAnd, [this] { return Not(); }); }
+  Result And() {
+    return LeftToRight({"and"}, Kind::kAnd, [this] { return Not(); });
+  }
 
   Result Not() {
     if (!stream_.IsName("not")) return Compare();
@@ -183,7 +187,9 @@ class Parser {
     return compare == nullptr ? std::move(first) : std::move(compare);
   }
 
-  Result Sum() { return LeftToRight({"+", "-"}, Kind::kBinary, [this] { return Concat(); }); }
+  Result Sum() {
+    return LeftToRight({"+", "-"}, Kind::kBinary, [this] { return Concat(); });
+  }
 
   Result Concat() {
     const int line = stream_.line();
@@ -197,8 +203,12 @@ class Parser {
     return concat;
   }
 
-  Result Product() { return LeftToRight({"*", "/", "//", "%"}, Kind::kBinary, [this] { return Power(); }); }
-  Result Power() { return LeftToRight({"**"}, Kind::kBinary, [this] { return Unary(true); }); }
+  Result Product() {
+    return LeftToRight({"*", "/", "//", "%"}, Kind::kBinary, [this] { return Power(); });
+  }
+  Result Power() {
+    return LeftToRight({"**"}, Kind::kBinary, [this] { return Unary(true); });
+  }
 
   Result Unary(bool with_filter) {
     const TokenStream::Level level(&stream_);
@@ -258,16 +268,17 @@ class Parser {
         while (stream_.Is(TokenKind::kString)) text += stream_.Take().text;
         return Constant(Value::String(std::move(text)), token.line);
       }
-      case TokenKind::kInteger: stream_.Take(); return Integer(token);
+      case TokenKind::kInteger:
+        stream_.Take();
+        return Integer(token);
       case TokenKind::kFloat: {
         stream_.Take();
         double value = 0;
-        std::from_chars(token.text.data(), token.text.data() + token.text.size(), value);
-        if (value == 0 && token.text.find_first_of("123456789") < token.text.find_first_of("eE"))
-          return stream_.Fail(token.line, "the number ", token.text, " beyond a double's range is not supported");
+        if (!absl::SimpleAtod(token.text, &value)) return stream_.Fail(token.line, "bad number ", token.text);
         return Constant(Value::Float(value), token.line);
       }
-      default: break;
+      default:
+        break;
     }
     if (stream_.SkipOperator("(")) {
       ASSIGN_OR_RETURN(ExpressionPtr value, Tuple(true, "", true));
@@ -440,10 +451,17 @@ absl::Status TokenStream::Unexpected(absl::string_view expected) const {
   const Token& token = current();
   std::string got;
   switch (token.kind) {
-    case TokenKind::kEnd: got = "the end of the template"; break;
-    case TokenKind::kBlockEnd: got = "the end of the statement block"; break;
-    case TokenKind::kVariableEnd: got = "the end of the print statement"; break;
-    default: got = absl::StrCat("'", token.text, "'");
+    case TokenKind::kEnd:
+      got = "the end of the template";
+      break;
+    case TokenKind::kBlockEnd:
+      got = "the end of the statement block";
+      break;
+    case TokenKind::kVariableEnd:
+      got = "the end of the print statement";
+      break;
+    default:
+      got = absl::StrCat("'", token.text, "'");
   }
   return Fail(token.line, "expected ", expected, ", got ", got);
 }

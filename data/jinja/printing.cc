@@ -15,17 +15,24 @@ class Representer {
   absl::Status Append(const Value& value) {
     switch (value.kind()) {
       case Kind::kMissing:
-      case Kind::kUndefined: return Add("Undefined");
-      case Kind::kNone: return Add("None");
-      case Kind::kBool: return Add(value.integer() != 0 ? "True" : "False");
-      case Kind::kInt: return Add(absl::StrCat(value.integer()));
-      case Kind::kFloat: return Add(ReprFloat(value.number()));
+      case Kind::kUndefined:
+        return Add("Undefined");
+      case Kind::kNone:
+        return Add("None");
+      case Kind::kBool:
+        return Add(value.integer() != 0 ? "True" : "False");
+      case Kind::kInt:
+        return Add(absl::StrCat(value.integer()));
+      case Kind::kFloat:
+        return Add(ReprFloat(value.number()));
       case Kind::kString: {
         const std::string text = ReprText(value.text());
         return Add(value.markup() ? absl::StrCat("Markup(", text, ")") : text);
       }
-      case Kind::kList: return AppendItems(value.items(), "[", "]");
-      case Kind::kTuple: return AppendItems(value.items(), "(", value.items().size() == 1 ? ",)" : ")");
+      case Kind::kList:
+        return AppendItems(value.items(), "[", "]");
+      case Kind::kTuple:
+        return AppendItems(value.items(), "(", value.items().size() == 1 ? ",)" : ")");
       case Kind::kDict: {
         RETURN_IF_ERROR(Add("{"));
         absl::string_view separator;
@@ -46,7 +53,8 @@ class Representer {
       case Kind::kIterator:
       case Kind::kNamespace:
       case Kind::kLoop:
-      case Kind::kFunction: return evaluator_->Refuse("printing a ", TypeName(value));
+      case Kind::kFunction:
+        return evaluator_->Refuse("printing a ", TypeName(value));
     }
     return absl::OkStatus();
   }
@@ -78,16 +86,20 @@ class JsonWriter {
 
   absl::Status Append(const Value& value, int level) {
     switch (value.kind()) {
-      case Kind::kNone: return Add("null");
-      case Kind::kBool: return Add(value.integer() != 0 ? "true" : "false");
-      case Kind::kInt: return Add(absl::StrCat(value.integer()));
+      case Kind::kNone:
+        return Add("null");
+      case Kind::kBool:
+        return Add(value.integer() != 0 ? "true" : "false");
+      case Kind::kInt:
+        return Add(absl::StrCat(value.integer()));
       case Kind::kFloat: {
         const double number = value.number();
         if (std::isnan(number)) return Add("NaN");
         if (std::isinf(number)) return Add(number < 0 ? "-Infinity" : "Infinity");
         return Add(ReprFloat(number));
       }
-      case Kind::kString: return Add(JsonText(value.text(), ensure_ascii));
+      case Kind::kString:
+        return Add(JsonText(value.text(), ensure_ascii));
       case Kind::kList:
       case Kind::kTuple: {
         if (value.items().empty()) return Add("[]");
@@ -99,8 +111,10 @@ class JsonWriter {
         RETURN_IF_ERROR(NewLine(level));
         return Add("]");
       }
-      case Kind::kDict: return AppendDict(value.dict(), level);
-      default: return evaluator_->Raise("Object of type ", TypeName(value), " is not JSON serializable");
+      case Kind::kDict:
+        return AppendDict(value.dict(), level);
+      default:
+        return evaluator_->Raise("Object of type ", TypeName(value), " is not JSON serializable");
     }
   }
 

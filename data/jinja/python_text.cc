@@ -14,8 +14,9 @@ namespace trireme::jinja {
 namespace {
 
 bool InRanges(const CodePointRange* ranges, size_t count, uint32_t code_point) {
-  const CodePointRange* found = std::upper_bound(
-      ranges, ranges + count, code_point, [](uint32_t value, const CodePointRange& range) { return value < range.first; });
+  const CodePointRange* found =
+      std::upper_bound(ranges, ranges + count, code_point,
+                       [](uint32_t value, const CodePointRange& range) { return value < range.first; });
   return found != ranges && code_point <= found[-1].last;
 }
 
@@ -99,7 +100,7 @@ std::vector<absl::string_view> SplitWhitespace(absl::string_view text, int64_t m
   std::vector<absl::string_view> parts;
   for (text = StripLeft(text); !text.empty(); text = StripLeft(text)) {
     if (max_splits >= 0 && static_cast<int64_t>(parts.size()) == max_splits) {
-      parts.push_back(StripRight(text));
+      parts.push_back(text);
       break;
     }
     size_t end = 0, next = 0;
@@ -114,7 +115,7 @@ std::vector<absl::string_view> SplitWhitespaceFromRight(absl::string_view text, 
   std::vector<absl::string_view> parts;
   for (text = StripRight(text); !text.empty(); text = StripRight(text)) {
     if (max_splits >= 0 && static_cast<int64_t>(parts.size()) == max_splits) {
-      parts.push_back(StripLeft(text));
+      parts.push_back(text);
       break;
     }
     size_t begin = text.size(), next = 0;
@@ -231,19 +232,31 @@ std::string EscapeHtml(absl::string_view text) {
   std::string out;
   for (const char c : text) {
     switch (c) {
-      case '&': out += "&amp;"; break;
-      case '<': out += "&lt;"; break;
-      case '>': out += "&gt;"; break;
-      case '\'': out += "&#39;"; break;
-      case '"': out += "&#34;"; break;
-      default: out.push_back(c);
+      case '&':
+        out += "&amp;";
+        break;
+      case '<':
+        out += "&lt;";
+        break;
+      case '>':
+        out += "&gt;";
+        break;
+      case '\'':
+        out += "&#39;";
+        break;
+      case '"':
+        out += "&#34;";
+        break;
+      default:
+        out.push_back(c);
     }
   }
   return out;
 }
 
 std::string ReprText(absl::string_view text) {
-  const char quote = text.find('\'') != absl::string_view::npos && text.find('"') == absl::string_view::npos ? '"' : '\'';
+  const char quote =
+      text.find('\'') != absl::string_view::npos && text.find('"') == absl::string_view::npos ? '"' : '\'';
   std::string out(1, quote);
   for (size_t at = 0; at < text.size();) {
     const size_t begin = at;
@@ -301,14 +314,29 @@ std::string JsonText(absl::string_view text, bool ensure_ascii) {
     const size_t begin = at;
     const uint32_t c = At(text, at, &at);
     switch (c) {
-      case '"': out += "\\\""; continue;
-      case '\\': out += "\\\\"; continue;
-      case '\n': out += "\\n"; continue;
-      case '\r': out += "\\r"; continue;
-      case '\t': out += "\\t"; continue;
-      case '\f': out += "\\f"; continue;
-      case '\b': out += "\\b"; continue;
-      default: break;
+      case '"':
+        out += "\\\"";
+        continue;
+      case '\\':
+        out += "\\\\";
+        continue;
+      case '\n':
+        out += "\\n";
+        continue;
+      case '\r':
+        out += "\\r";
+        continue;
+      case '\t':
+        out += "\\t";
+        continue;
+      case '\f':
+        out += "\\f";
+        continue;
+      case '\b':
+        out += "\\b";
+        continue;
+      default:
+        break;
     }
     if (c < 0x20 || (ensure_ascii && c > 0x7E && c <= 0xFFFF)) {
       out += "\\u";

@@ -105,7 +105,7 @@ class Symbols {
   const Symbols* parent_;
   int level_;
   FunctionScope* function_;
-  std::map<std::string, std::string> refs_;              // name to identifier
+  std::map<std::string, std::string> refs_;             // name to identifier
   std::map<std::string, std::optional<Source>> loads_;  // by identifier
   std::set<std::string> stores_;
 };
@@ -160,20 +160,29 @@ class FrameVisitor {
       case StatementKind::kWith:
         for (const ExpressionPtr& expression : statement.expressions) Read(*expression);
         break;
-      case StatementKind::kIf: VisitIf(statement); break;
+      case StatementKind::kIf:
+        VisitIf(statement);
+        break;
       case StatementKind::kFor:
       case StatementKind::kCall:
-      case StatementKind::kFilter: Read(*statement.value); break;
+      case StatementKind::kFilter:
+        Read(*statement.value);
+        break;
       case StatementKind::kSet:
         Read(*statement.value);
         Assign(*statement.target);
         break;
-      case StatementKind::kSetBlock: Assign(*statement.target); break;
-      case StatementKind::kMacro: symbols_->Store(statement.name); break;
+      case StatementKind::kSetBlock:
+        Assign(*statement.target);
+        break;
+      case StatementKind::kMacro:
+        symbols_->Store(statement.name);
+        break;
       case StatementKind::kText:
       case StatementKind::kGeneration:
       case StatementKind::kBreak:
-      case StatementKind::kContinue: break;
+      case StatementKind::kContinue:
+        break;
     }
   }
 
@@ -281,6 +290,7 @@ class Resolver {
 
   absl::Status Resolve(Expression* expression, Place place) {
     if (expression->kind == Kind::kName) {
+      if (expression->name == "self") return Fail(expression->line, "the name self is not supported");
       const std::optional<Reference> reference = place.symbols->Find(expression->name);
       if (!reference.has_value())
         return Fail(expression->line, "the name ", expression->name, " in a filter of {% set %} is not supported");
@@ -318,7 +328,8 @@ class Resolver {
 
   absl::Status Resolve(Statement* statement, Place place) {
     switch (statement->kind) {
-      case StatementKind::kText: return absl::OkStatus();
+      case StatementKind::kText:
+        return absl::OkStatus();
       case StatementKind::kOutput:
         for (const ExpressionPtr& expression : statement->expressions) RETURN_IF_ERROR(Resolve(expression, place));
         return absl::OkStatus();
@@ -330,7 +341,8 @@ class Resolver {
         }
         return Resolve(statement->else_body, place);
       }
-      case StatementKind::kFor: return ResolveFor(statement, place);
+      case StatementKind::kFor:
+        return ResolveFor(statement, place);
       case StatementKind::kSet:
         RETURN_IF_ERROR(Resolve(statement->value, place));
         return ResolveTarget(statement->target.get(), place);
@@ -360,8 +372,7 @@ class Resolver {
         visitor.Visit(statement->body);
         statement->frame = inner.MakeFrame();
         const Place inside = {&inner, false, place.in_loop};
-        for (const ExpressionPtr& target : statement->targets)
-          RETURN_IF_ERROR(ResolveTarget(target.get(), inside));
+        for (const ExpressionPtr& target : statement->targets) RETURN_IF_ERROR(ResolveTarget(target.get(), inside));
         for (const ExpressionPtr& value : statement->expressions) RETURN_IF_ERROR(Resolve(value, place));
         return Resolve(statement->body, inside);
       }

@@ -39,7 +39,8 @@ class Arguments {
 
   absl::StatusOr<std::string> Text(size_t i) const {
     if (values_[i].is_string()) return values_[i].text();
-    if (values_[i].is(Kind::kUndefined)) return evaluator_->Raise(method_, "() argument is undefined: ", values_[i].text());
+    if (values_[i].is(Kind::kUndefined))
+      return evaluator_->Raise(method_, "() argument is undefined: ", values_[i].text());
     return evaluator_->Raise(method_, "() argument must be str, not ", TypeName(values_[i]));
   }
   // None means nothing given.
@@ -80,7 +81,8 @@ Result SplitMethod(Evaluator* evaluator, const std::string& self, const std::str
   if (!separator.has_value())
     return TextList(evaluator, right ? SplitWhitespaceFromRight(self, max_splits) : SplitWhitespace(self, max_splits));
   if (separator->empty()) return evaluator->Raise("empty separator");
-  return TextList(evaluator, right ? SplitFromRight(self, *separator, max_splits) : Split(self, *separator, max_splits));
+  return TextList(evaluator,
+                  right ? SplitFromRight(self, *separator, max_splits) : Split(self, *separator, max_splits));
 }
 
 Result PartitionMethod(Evaluator* evaluator, const std::string& self, const std::string& name,
@@ -91,12 +93,14 @@ Result PartitionMethod(Evaluator* evaluator, const std::string& self, const std:
   const bool right = name == "rpartition";
   const absl::string_view text = self;
   const size_t at = right ? text.rfind(separator) : text.find(separator);
-  if (at == absl::string_view::npos) return TextList(evaluator, right ? Parts{"", "", text} : Parts{text, "", ""}, Kind::kTuple);
+  if (at == absl::string_view::npos)
+    return TextList(evaluator, right ? Parts{"", "", text} : Parts{text, "", ""}, Kind::kTuple);
   return TextList(evaluator, {text.substr(0, at), separator, text.substr(at + separator.size())}, Kind::kTuple);
 }
 
 // startswith, endswith, find, rfind, index, rindex, count, within code points [start, end).
-Result SearchMethod(Evaluator* evaluator, const std::string& self, const std::string& name, const CallArguments& given) {
+Result SearchMethod(Evaluator* evaluator, const std::string& self, const std::string& name,
+                    const CallArguments& given) {
   ASSIGN_OR_RETURN(const Arguments arguments, Arguments::Read(evaluator, name, given, {"sub", "start", "end"}, 1));
   absl::string_view text = self;
   size_t begin_bytes = 0;
@@ -131,7 +135,8 @@ Result SearchMethod(Evaluator* evaluator, const std::string& self, const std::st
       return Value::Bool(matches(arguments[0]));
     }
     for (const Value& item : arguments[0].items()) {
-      if (!item.is_string()) return evaluator->Raise("tuple for ", name, " must only contain str, not ", TypeName(item));
+      if (!item.is_string())
+        return evaluator->Raise("tuple for ", name, " must only contain str, not ", TypeName(item));
       if (matches(item)) return Value::Bool(true);
     }
     return Value::Bool(false);
@@ -225,8 +230,10 @@ Result AffixMethod(Evaluator* evaluator, const std::string& self, const std::str
   ASSIGN_OR_RETURN(const std::string affix, arguments.Text(0));
   absl::string_view text = self;
   if (text.size() >= affix.size()) {
-    if (name == "removeprefix" && text.substr(0, affix.size()) == affix) text.remove_prefix(affix.size());
-    else if (name == "removesuffix" && text.substr(text.size() - affix.size()) == affix) text.remove_suffix(affix.size());
+    if (name == "removeprefix" && text.substr(0, affix.size()) == affix)
+      text.remove_prefix(affix.size());
+    else if (name == "removesuffix" && text.substr(text.size() - affix.size()) == affix)
+      text.remove_suffix(affix.size());
   }
   return evaluator->NewString(std::string(text));
 }
@@ -241,7 +248,8 @@ Result ReplaceMethod(Evaluator* evaluator, const std::string& self, const CallAr
 
 using MethodFunction = Result (*)(Evaluator*, const std::string&, const std::string&, const CallArguments&);
 
-Result SplitLinesMethod(Evaluator* evaluator, const std::string& self, const std::string& name, const CallArguments& given) {
+Result SplitLinesMethod(Evaluator* evaluator, const std::string& self, const std::string& name,
+                        const CallArguments& given) {
   ASSIGN_OR_RETURN(const Arguments arguments, Arguments::Read(evaluator, name, given, {"keepends"}, 0, true));
   return TextList(evaluator, SplitLines(self, arguments.Given(0) && IsTrue(arguments[0])));
 }
@@ -286,7 +294,7 @@ Method FindStringMethod(const std::string& name) {
   static constexpr absl::string_view kOthers[] = {"casefold", "encode",      "expandtabs", "format_map", "isidentifier",
                                                   "istitle",  "isprintable", "maketrans",  "swapcase",   "translate"};
   return std::find(std::begin(kOthers), std::end(kOthers), name) == std::end(kOthers) ? Method::kNone
-                                                                                       : Method::kUnsupported;
+                                                                                      : Method::kUnsupported;
 }
 
 Result CallStringMethod(Evaluator* evaluator, const Value& self, const std::string& name,

@@ -15,13 +15,16 @@ constexpr int kMaxJsonDepth = 100;
 Result FromJson(const Json& json, int depth_left) {
   if (depth_left == 0) return Error(ExitCode::kData, "a conversation is nested more than ", kMaxJsonDepth, " deep");
   switch (json.type()) {
-    case Json::value_t::boolean: return Value::Bool(json.get<bool>());
-    case Json::value_t::number_integer: return Value::Int(json.get<int64_t>());
+    case Json::value_t::boolean:
+      return Value::Bool(json.get<bool>());
+    case Json::value_t::number_integer:
+      return Value::Int(json.get<int64_t>());
     case Json::value_t::number_unsigned:
       if (json.get<uint64_t>() > static_cast<uint64_t>(INT64_MAX))
         return Error(ExitCode::kData, "the number ", json.get<uint64_t>(), " beyond 64 bits is not supported");
       return Value::Int(json.get<int64_t>());
-    case Json::value_t::number_float: return Value::Float(json.get<double>());
+    case Json::value_t::number_float:
+      return Value::Float(json.get<double>());
     case Json::value_t::string: {
       const auto& text = json.get_ref<const std::string&>();
       if (!IsValidUtf8(text)) return Error(ExitCode::kData, "a text of the conversation is not UTF-8");
@@ -46,7 +49,8 @@ Result FromJson(const Json& json, int depth_left) {
       }
       return Value::Dict(std::move(dict));
     }
-    default: return Value::None();
+    default:
+      return Value::None();
   }
 }
 

@@ -22,10 +22,10 @@ struct Program;
 // Bounds for templates that nobody vouches for. Reaching one is an error.
 struct Limits {
   size_t template_bytes = size_t{1} << 20;
-  int nesting = 60;                             // of statements and expressions in each other
-  int depth = 1000;                             // of evaluation, macros that call each other included
-  int64_t steps = 20'000'000;                   // expressions and statements evaluated, items looked at
-  int64_t bytes = int64_t{256} << 20;           // of all strings and lists that are made
+  int nesting = 60;                    // of statements and expressions in each other
+  int depth = 1000;                    // of evaluation, macros that call each other included
+  int64_t steps = 20'000'000;          // expressions and statements evaluated, items looked at
+  int64_t bytes = int64_t{256} << 20;  // of all strings and lists that are made
   size_t output_bytes = size_t{64} << 20;
 };
 

@@ -8,11 +8,11 @@ namespace trireme::jinja {
 namespace {
 
 constexpr absl::string_view kTests[] = {
-    "odd",    "even",   "divisibleby", "defined",  "undefined", "filter", "test",     "none",     "boolean",
-    "false",  "true",   "integer",     "float",    "lower",     "upper",  "string",   "mapping",  "number",
-    "sequence", "iterable", "callable", "sameas",  "escaped",   "in",     "==",       "eq",       "equalto",
-    "!=",     "ne",     ">",           "gt",       "greaterthan", "ge",   ">=",       "<",        "lt",
-    "lessthan", "<=",   "le"};
+    "odd",     "even",   "divisibleby", "defined",  "undefined", "filter", "test",    "none",
+    "boolean", "false",  "true",        "integer",  "float",     "lower",  "upper",   "string",
+    "mapping", "number", "sequence",    "iterable", "callable",  "sameas", "escaped", "in",
+    "==",      "eq",     "equalto",     "!=",       "ne",        ">",      "gt",      "greaterthan",
+    "ge",      ">=",     "<",           "lt",       "lessthan",  "<=",     "le"};
 
 std::string Operator(const std::string& test) {
   if (test == "eq" || test == "equalto") return "==";
@@ -30,8 +30,10 @@ bool IsIterable(const Value& value) {
     case Kind::kInt:
     case Kind::kFloat:
     case Kind::kNamespace:
-    case Kind::kFunction: return false;
-    default: return true;
+    case Kind::kFunction:
+      return false;
+    default:
+      return true;
   }
 }
 
@@ -62,7 +64,8 @@ absl::StatusOr<bool> ApplyTest(Evaluator* evaluator, const std::string& name, co
     const Value& other = arguments.positional[0];
     if (name == "in") return Contains(evaluator, other, input);
     if (name == "sameas") {
-      const bool simple = input.is(Kind::kNone) || input.is(Kind::kBool) || other.is(Kind::kNone) || other.is(Kind::kBool);
+      const bool simple =
+          input.is(Kind::kNone) || input.is(Kind::kBool) || other.is(Kind::kNone) || other.is(Kind::kBool);
       if (!simple) return evaluator->Refuse("the test sameas of other than true, false and none");
       return Same(input, other);
     }
@@ -87,8 +90,9 @@ absl::StatusOr<bool> ApplyTest(Evaluator* evaluator, const std::string& name, co
   if (name == "escaped") return input.markup();
   if (name == "odd" || name == "even") return Divides(evaluator, input, 2, name == "odd" ? 1 : 0);
   if (name == "sequence") {
-    // Something with a length and items; Jinja's Undefined has no items to be asked for.
-    return input.is_string() || input.is_sequence() || input.is(Kind::kDict) || input.is(Kind::kRange);
+    // Something with a length and items, which Jinja's Undefined claims to be.
+    return input.is(Kind::kUndefined) || input.is_string() || input.is_sequence() || input.is(Kind::kDict) ||
+           input.is(Kind::kRange);
   }
   if (name == "lower" || name == "upper") {
     ASSIGN_OR_RETURN(std::string text, ToText(evaluator, input));

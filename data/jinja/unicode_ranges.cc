@@ -1,5 +1,5 @@
-// Generated from Python 3.11 (Unicode 14.0.0): str.isprintable, and the code points beyond ASCII that a case mapping or a
-// case test distinguishes.
+// Generated from Python 3.11 (Unicode 14.0.0): str.isprintable, and the code points beyond ASCII that a case mapping or
+// a case test distinguishes.
 #include "data/jinja/unicode_ranges.h"
 
 namespace trireme::jinja {

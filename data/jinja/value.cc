@@ -111,24 +111,38 @@ Value ViewObject::At(size_t index) const {
 const char* TypeName(const Value& value) {
   switch (value.kind()) {
     case Kind::kMissing:
-    case Kind::kUndefined: return "Undefined";
-    case Kind::kNone: return "NoneType";
-    case Kind::kBool: return "bool";
-    case Kind::kInt: return "int";
-    case Kind::kFloat: return "float";
-    case Kind::kString: return value.markup() ? "Markup" : "str";
-    case Kind::kList: return "list";
-    case Kind::kTuple: return "tuple";
-    case Kind::kDict: return "dict";
+    case Kind::kUndefined:
+      return "Undefined";
+    case Kind::kNone:
+      return "NoneType";
+    case Kind::kBool:
+      return "bool";
+    case Kind::kInt:
+      return "int";
+    case Kind::kFloat:
+      return "float";
+    case Kind::kString:
+      return value.markup() ? "Markup" : "str";
+    case Kind::kList:
+      return "list";
+    case Kind::kTuple:
+      return "tuple";
+    case Kind::kDict:
+      return "dict";
     case Kind::kView: {
       const ViewOf of = value.As<ViewObject>()->of;
       return of == ViewOf::kItems ? "dict_items" : of == ViewOf::kKeys ? "dict_keys" : "dict_values";
     }
-    case Kind::kRange: return "range";
-    case Kind::kIterator: return "generator";
-    case Kind::kNamespace: return "Namespace";
-    case Kind::kLoop: return "LoopContext";
-    case Kind::kFunction: return "function";
+    case Kind::kRange:
+      return "range";
+    case Kind::kIterator:
+      return "generator";
+    case Kind::kNamespace:
+      return "Namespace";
+    case Kind::kLoop:
+      return "LoopContext";
+    case Kind::kFunction:
+      return "function";
   }
   return "object";
 }
@@ -137,20 +151,29 @@ bool IsTrue(const Value& value) {
   switch (value.kind()) {
     case Kind::kMissing:
     case Kind::kUndefined:
-    case Kind::kNone: return false;
+    case Kind::kNone:
+      return false;
     case Kind::kBool:
-    case Kind::kInt: return value.integer() != 0;
-    case Kind::kFloat: return value.number() != 0;
-    case Kind::kString: return !value.text().empty();
+    case Kind::kInt:
+      return value.integer() != 0;
+    case Kind::kFloat:
+      return value.number() != 0;
+    case Kind::kString:
+      return !value.text().empty();
     case Kind::kList:
-    case Kind::kTuple: return !value.items().empty();
-    case Kind::kDict: return !value.dict().entries.empty();
-    case Kind::kView: return !value.As<ViewObject>()->dict.dict().entries.empty();
-    case Kind::kRange: return value.As<RangeObject>()->length != 0;
+    case Kind::kTuple:
+      return !value.items().empty();
+    case Kind::kDict:
+      return !value.dict().entries.empty();
+    case Kind::kView:
+      return !value.As<ViewObject>()->dict.dict().entries.empty();
+    case Kind::kRange:
+      return value.As<RangeObject>()->length != 0;
     case Kind::kIterator:
     case Kind::kNamespace:
     case Kind::kLoop:  // exists in an iteration only, so it has a length
-    case Kind::kFunction: return true;
+    case Kind::kFunction:
+      return true;
   }
   return false;
 }
@@ -161,8 +184,10 @@ bool Equal(const Value& a, const Value& b) {
   switch (a.kind()) {
     case Kind::kMissing:
     case Kind::kUndefined:
-    case Kind::kNone: return true;
-    case Kind::kString: return a.text() == b.text();
+    case Kind::kNone:
+      return true;
+    case Kind::kString:
+      return a.text() == b.text();
     case Kind::kList:
     case Kind::kTuple:
       return a.object() == b.object() ||
@@ -179,10 +204,10 @@ bool Equal(const Value& a, const Value& b) {
     }
     case Kind::kRange: {
       const auto &x = *a.As<RangeObject>(), &y = *b.As<RangeObject>();
-      return x.length == y.length &&
-             (x.length == 0 || (x.start == y.start && (x.length == 1 || x.step == y.step)));
+      return x.length == y.length && (x.length == 0 || (x.start == y.start && (x.length == 1 || x.step == y.step)));
     }
-    default: return a.object() == b.object();
+    default:
+      return a.object() == b.object();
   }
 }
 

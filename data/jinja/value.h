@@ -24,7 +24,7 @@ enum class Kind : uint8_t {
   kString,  // UTF-8; Markup is one with a mark
   kList,
   kTuple,
-  kDict,  // keys are strings and integers
+  kDict,   // keys are strings and integers
   kView,   // dict.items(), .keys(), .values()
   kRange,  // range(), of integers
   kIterator,
@@ -73,8 +73,8 @@ class Value {
 
   int64_t integer() const { return integer_; }
   double number() const { return kind_ == Kind::kFloat ? float_ : static_cast<double>(integer_); }
-  const std::string& text() const;           // of a string; of kUndefined, its message
-  const std::vector<Value>& items() const;   // of a list or tuple
+  const std::string& text() const;          // of a string; of kUndefined, its message
+  const std::vector<Value>& items() const;  // of a list or tuple
   const DictObject& dict() const;
   template <typename T>
   T* As() const {

@@ -1,8 +1,9 @@
 // Renders for tests/oracle/chat_oracle.py. Standard input: a JSON object per line. Standard output, a line each: the
 // answer, or {"error": ...}.
 //   {"source": the template, "variables": {...}}                                  {"text": ...}
-//   {"source": ..., "messages": [...], "tools": ..., "tokens": {...}, "prompt": bool, "extra": {...}}   {"text": ...}, of the model's own
-//   the same with "spans": true                              {"text": ..., "spans": [[begin, end], ...], "marked": bool}
+//   {"source": ..., "messages": [...], "tools": ..., "tokens": {...}, "prompt": bool, "extra": {...}}   {"text": ...},
+//   of the model's own the same with "spans": true                              {"text": ..., "spans": [[begin, end],
+//   ...], "marked": bool}
 #include <iostream>
 
 #include "data/chat_template.h"
