@@ -1,6 +1,8 @@
 #include "data/conversation.h"
 
+#include <absl/strings/match.h>
 #include <absl/strings/str_join.h>
+#include <absl/strings/strip.h>
 
 #include <algorithm>
 #include <filesystem>
@@ -244,6 +246,11 @@ const char* SampleFormName(SampleForm form) {
   return "";
 }
 
+bool LooksLikeSamples(absl::string_view path) {
+  if (!absl::ConsumeSuffix(&path, ".gz")) absl::ConsumeSuffix(&path, ".zst");
+  return absl::EndsWith(path, ".jsonl") || absl::EndsWith(path, ".ndjson") || absl::EndsWith(path, ".json");
+}
+
 absl::StatusOr<ConversationSample> ParseConversation(absl::string_view text, const std::string& place) {
   const Line line(place);
   ASSIGN_OR_RETURN(Json object, ParseObject(text, line));
@@ -282,15 +289,21 @@ absl::StatusOr<ConversationSample> ParseConversation(absl::string_view text, con
 
 absl::StatusOr<ConversationReader> ConversationReader::Open(std::vector<std::string> paths) {
   ConversationReader reader;
+  std::vector<std::string> problems;  // All at once: each is another file to look for.
   for (const std::string& path : paths) {
     std::error_code error;
-    if (!std::filesystem::exists(path, error))
-      return Error(ExitCode::kData, "read ", path, ": ", error ? error.message() : "no such file");
-    if (std::filesystem::is_directory(path, error))
-      return Error(ExitCode::kData, "read ", path, ": it is a folder; name the JSONL files in it");
+    if (!std::filesystem::exists(path, error)) {
+      problems.push_back(absl::StrCat("read ", path, ": ", error ? error.message() : "no such file"));
+      continue;
+    }
+    if (std::filesystem::is_directory(path, error)) {
+      problems.push_back(absl::StrCat("read ", path, ": it is a folder; name the JSONL files in it"));
+      continue;
+    }
     const uintmax_t size = std::filesystem::file_size(path, error);
     if (!error) reader.bytes_total_ += static_cast<int64_t>(size);
   }
+  if (!problems.empty()) return Error(ExitCode::kData, absl::StrJoin(problems, "\n  "));
   reader.paths_ = std::move(paths);
   return reader;
 }

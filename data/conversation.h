@@ -48,6 +48,9 @@ struct ConversationSample {
   bool is_chat() const { return form != SampleForm::kPromptText && form != SampleForm::kText; }
 };
 
+// Whether `path` is named as files of samples are: .jsonl, .ndjson or .json, perhaps with .gz or .zst behind it.
+bool LooksLikeSamples(absl::string_view path);
+
 // What one line holds. Errors are kData and begin with `place`: broken JSON, no known form, a message without role or
 // content, an unknown role, contents that are not text.
 absl::StatusOr<ConversationSample> ParseConversation(absl::string_view line, const std::string& place);

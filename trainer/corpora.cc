@@ -12,7 +12,7 @@ namespace {
 absl::StatusOr<Corpora> CorporaOfConversations(const RunConfig& config) {
   ASSIGN_OR_RETURN(const OpenedConversations opened, OpenConversationData(config));
   const ConversationSplit &train = opened.set.train, &validation = opened.set.validation;
-  Info("training on ", Describe(train));
+  Info("data: ", Describe(train));
   if (train.counts.without_end > 0) {
     Warning("data.conversations: ", train.counts.without_end, " of ", train.counts.kept,
             " samples end without a trained end of turn: nothing in them teaches the model to stop");
@@ -20,7 +20,7 @@ absl::StatusOr<Corpora> CorporaOfConversations(const RunConfig& config) {
   Corpora corpora;
   corpora.train = MakePackedSampler(train.sequences, config.seed(), /*shuffle=*/true);
   if (validation.sequences != nullptr) {
-    Info("evaluating on ", Describe(validation));
+    Info("validation data: ", Describe(validation));
     corpora.validation = MakePackedSampler(validation.sequences, config.seed(), /*shuffle=*/false);
   }
   corpora.digests = {train.sequences->Digest()};

@@ -35,7 +35,8 @@ absl::StatusOr<std::vector<int64_t>> BytesOfIds(const Session& session, const st
 }
 
 absl::Status EvaluateCorpus(const EvaluateOptions& options, Session& session) {
-  const std::string& corpus = options.session.data.source(0).path();
+  const DataConfig& given = options.session.data;
+  const std::string& corpus = given.has_conversations() ? given.conversations().path(0) : given.source(0).path();
   const std::shared_ptr<const Sampler> split = options.train_split ? session.corpora.train : session.corpora.validation;
   if (split == nullptr) {
     return MarkAgreed(Error(ExitCode::kData, "evaluate: ", corpus, " has no validation split of at least ",

@@ -81,7 +81,12 @@ absl::StatusOr<Plan> MakePlan(const SessionOptions& options, const Extensions& e
   *config.mutable_data() = options.data;
   config.set_micro_batch_size(options.micro_batch_size);
   FillTraining(process.size(), &config);
-  if (config.data().source_size() > 0) {
+  if (config.data().has_conversations()) {
+    const bool gguf = plan.tokenizer_folder.empty() && plan.source.tokenizer_gguf != nullptr;
+    config.mutable_data()->mutable_conversations()->set_tokenizer(gguf ? plan.source.tokenizer_gguf->path()
+                                                                       : plan.tokenizer_folder);
+  }
+  if (config.data().source_size() > 0 || config.data().has_conversations()) {
     ASSIGN_OR_RETURN(plan.corpora, OpenCorpora(config));
   }
   std::vector<std::string> attention;

@@ -178,17 +178,29 @@ Result DictSort(Evaluator* evaluator, const Value& input, const CallArguments& a
   return evaluator->NewList(std::move(sorted));
 }
 
+// Raises, as Jinja's generator does, when the first item is asked for.
+class ItemsFilter : public IteratorObject {
+ public:
+  explicit ItemsFilter(Value input) : input_(std::move(input)) { depth = input_.depth() + 1; }
+
+  absl::StatusOr<bool> Next(Evaluator* evaluator, Value* value) override {
+    if (input_.is(Kind::kUndefined)) return false;
+    if (source_ == nullptr) {
+      if (!input_.is(Kind::kDict)) return evaluator->Raise("Can only get item pairs from a mapping.");
+      ASSIGN_OR_RETURN(const Value view, CallMethod(evaluator, input_, "items", {}));
+      ASSIGN_OR_RETURN(source_, evaluator->Iterate(view));
+    }
+    return source_->Next(evaluator, value);
+  }
+
+ private:
+  Value input_;
+  std::shared_ptr<IteratorObject> source_;
+};
+
 Result Items(Evaluator* evaluator, const Value& input, const CallArguments& arguments) {
   RETURN_IF_ERROR(Bind(evaluator, "items", arguments, {}, 0).status());
-  if (input.is(Kind::kUndefined)) {
-    ASSIGN_OR_RETURN(auto iterator, evaluator->Iterate(Value::List({})));
-    return evaluator->NewIterator(std::move(iterator));
-  }
-  // Jinja raises when the first item is asked for.
-  if (!input.is(Kind::kDict)) return evaluator->Raise("Can only get item pairs from a mapping.");
-  ASSIGN_OR_RETURN(const Value view, CallMethod(evaluator, input, "items", {}));
-  ASSIGN_OR_RETURN(auto iterator, evaluator->Iterate(view));
-  return evaluator->NewIterator(std::move(iterator));
+  return evaluator->NewIterator(std::make_shared<ItemsFilter>(input));
 }
 
 Result Join(Evaluator* evaluator, const Value& input, const CallArguments& arguments) {

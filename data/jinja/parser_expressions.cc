@@ -274,9 +274,7 @@ class Parser {
       case TokenKind::kFloat: {
         stream_.Take();
         double value = 0;
-        std::from_chars(token.text.data(), token.text.data() + token.text.size(), value);
-        if (value == 0 && token.text.find_first_of("123456789") < token.text.find_first_of("eE"))
-          return stream_.Fail(token.line, "the number ", token.text, " beyond a double's range is not supported");
+        if (!absl::SimpleAtod(token.text, &value)) return stream_.Fail(token.line, "bad number ", token.text);
         return Constant(Value::Float(value), token.line);
       }
       default:

@@ -100,7 +100,7 @@ std::vector<absl::string_view> SplitWhitespace(absl::string_view text, int64_t m
   std::vector<absl::string_view> parts;
   for (text = StripLeft(text); !text.empty(); text = StripLeft(text)) {
     if (max_splits >= 0 && static_cast<int64_t>(parts.size()) == max_splits) {
-      parts.push_back(StripRight(text));
+      parts.push_back(text);
       break;
     }
     size_t end = 0, next = 0;
@@ -115,7 +115,7 @@ std::vector<absl::string_view> SplitWhitespaceFromRight(absl::string_view text, 
   std::vector<absl::string_view> parts;
   for (text = StripRight(text); !text.empty(); text = StripRight(text)) {
     if (max_splits >= 0 && static_cast<int64_t>(parts.size()) == max_splits) {
-      parts.push_back(StripLeft(text));
+      parts.push_back(text);
       break;
     }
     size_t begin = text.size(), next = 0;

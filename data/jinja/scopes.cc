@@ -290,6 +290,7 @@ class Resolver {
 
   absl::Status Resolve(Expression* expression, Place place) {
     if (expression->kind == Kind::kName) {
+      if (expression->name == "self") return Fail(expression->line, "the name self is not supported");
       const std::optional<Reference> reference = place.symbols->Find(expression->name);
       if (!reference.has_value())
         return Fail(expression->line, "the name ", expression->name, " in a filter of {% set %} is not supported");

@@ -90,8 +90,9 @@ absl::StatusOr<bool> ApplyTest(Evaluator* evaluator, const std::string& name, co
   if (name == "escaped") return input.markup();
   if (name == "odd" || name == "even") return Divides(evaluator, input, 2, name == "odd" ? 1 : 0);
   if (name == "sequence") {
-    // Something with a length and items; Jinja's Undefined has no items to be asked for.
-    return input.is_string() || input.is_sequence() || input.is(Kind::kDict) || input.is(Kind::kRange);
+    // Something with a length and items, which Jinja's Undefined claims to be.
+    return input.is(Kind::kUndefined) || input.is_string() || input.is_sequence() || input.is(Kind::kDict) ||
+           input.is(Kind::kRange);
   }
   if (name == "lower" || name == "upper") {
     ASSIGN_OR_RETURN(std::string text, ToText(evaluator, input));

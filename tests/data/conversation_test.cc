@@ -113,7 +113,8 @@ TEST(ConversationReader, NamesFileAndLine) {
   }
   EXPECT_EQ(places, (std::vector<std::string>{"a.jsonl:1", "a.jsonl:3", "b.jsonl:1"}));  // Forms may differ by file.
   EXPECT_ERROR(reader.Next(&sample).status(), ExitCode::kData, "b.jsonl:2: not valid JSON");
-  EXPECT_ERROR(ConversationReader::Open({folder / "c.jsonl"}).status(), ExitCode::kData, "no such file");
+  EXPECT_ERROR(ConversationReader::Open({folder / "c.jsonl", folder / "d.jsonl"}).status(), ExitCode::kData,
+               "d.jsonl: no such file");
   EXPECT_ERROR(ConversationReader::Open({folder / ""}).status(), ExitCode::kData, "it is a folder");
 }
 

@@ -35,14 +35,14 @@ std::vector<std::string> FuzzSeeds() {
 {{ '<|' ~ m.role ~ '|>' + c | trim }}{% for t in m.tool_calls or [] %}{{ t.function.arguments | tojson(indent=2) }}
 {%- endfor %}{{ loop.index0 }}{{ loop.last }}{{ loop.nextitem is defined }}{% else %}none{% endfor %}
 {% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %})",
-      R"({% macro f(x, y=[1, 'a'], z={}) %}{{ x }}{{ y[::-1] }}{{ kwargs }}{{ varargs }}{{ caller() if caller }}{% endmacro %}
+      R"({% macro f(x, y=[1, 'a'], z={}) %}{{ x }}{{ (y | string)[::-1] }}{{ kwargs }}{{ varargs }}{{ caller() if caller }}{% endmacro %}
 {% call(u) f(1, 2, 3, *[4], **{'k': 5}) %}in{{ u }}{% endcall %}{% filter upper | replace('A', 'bc') %}a{{ n }}{% endfilter %}
 {% set block %}x{{ range(3) | list }}{% endset %}{{ block }}{% with a = 1, b = a %}{{ b }}{% endwith %}
 {% for k, v in tools[0] | dictsort %}{{ k }}={{ v }}{% if loop.first %}{% continue %}{% endif %}{% break %}{% endfor %}
 {{ tools | map(attribute='function.name') | join(', ') }}{{ messages | selectattr('role', 'equalto', 'user') | list | length }}
 {% generation %}g{{ text.split() }}{% endgeneration %}{{ -n // 2 }}{{ 2 ** 5 % n }}{{ 1 < n <= 7 }}{{ not n in [7] }})",
-      R"({{ "%s-%d" % (text, n) }}{{ "{} {0} {a!r}".format(1) }}{{ strftime_now("%d %b %Y") }}{{ (1, 2.50, none, true, 'it''s') }}
-{{ ns.x }}{{ undefined_thing | length }}{% raw %}{{ raw }}{%- endraw %}{# comment -#} {{ [3, 1, 2] | sort(reverse=true) | first }}
+      R"({{ "%s-%d" % (text, n) }}{{ "{} {a!r}".format(1, a=text) }}{{ strftime_now("%d %b %Y") }}{{ (1, 2.50, none, true, 'it''s') }}
+{{ ns is defined }}{{ undefined_thing | length }}{% raw %}{{ raw }}{%- endraw %}{# comment -#} {{ [3, 1, 2] | sort(reverse=true) | first }}
 {{ 'aXb'.replace('X', '-') | title }}{{ text | indent(2, true) }}{{ {'a': {'b': 1}}.a.b | string | int + 1.5 | float }}
 {{ raise_exception('stop') if n == 8 else dict(a=1).items() | list }}{{ text[1:-1:2] }}{{ 'é' | tojson(ensure_ascii=true) }})",
   };
