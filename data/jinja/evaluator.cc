@@ -1,3 +1,5 @@
+// Statements, macros and variables. Long because one rendering is one class: its statements share its buffers and
+// scopes.
 #include "data/jinja/evaluator.h"
 
 #include "data/unicode.h"

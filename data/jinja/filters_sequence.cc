@@ -1,4 +1,4 @@
-// Jinja's filters on sequences.
+// Jinja's filters on sequences; long because there are twenty of them, sharing how they read attributes and compare.
 #include <absl/strings/numbers.h>
 #include <absl/strings/str_split.h>
 

@@ -1,3 +1,4 @@
+// The grammar of expressions, a function per level of precedence; long because the grammar is.
 #include <absl/strings/numbers.h>
 
 #include <algorithm>

@@ -1,3 +1,5 @@
+// Long because it follows two files of Jinja, whose order of visits decides what a name means; they are best compared
+// whole.
 #include "data/jinja/scopes.h"
 
 #include <map>

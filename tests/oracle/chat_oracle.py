@@ -179,6 +179,7 @@ WEATHER = {"type": "function", "function": {"name": "get_weather", "description"
     "properties": {"city": {"type": "string", "description": "Where"}, "unit": {"type": "string", "enum": ["c", "f"]}, "days": {"type": "integer", "default": 3}}, "required": ["city"]}}}  # fmt: skip
 ADD = {"type": "function", "function": {"name": "add", "description": "", "parameters": {"type": "object",
     "properties": {"a": {"type": "number"}, "b": {"type": "array", "items": {"type": "object", "properties": {"x": {"type": "boolean"}}}}}, "required": []}}}  # fmt: skip
+PLAIN = {"type": "function", "function": {"name": "plain", "description": "Plain.", "parameters": {"type": "object", "properties": {"a": {"type": "string", "description": "An a."}, "b": {"type": "number", "description": "A b."}}, "required": ["a"]}}}  # fmt: skip
 UNION = {"type": "function", "function": {"name": "u", "description": "d", "parameters": {"type": "object", "properties": {"p": {"type": ["integer", "null"]}}}}}
 
 
@@ -203,6 +204,7 @@ CONVERSATIONS = {
     "characters": ([say("system", ""), say("user", " x \n\n y "), say("assistant", "  <think>\nhm\n</think>\n\nok "), say("user", "ü 𝄞 日本 <|im_end|> {{ x }} {% y %} \"q\" '\\ \t\u2028\u00a0\u200b\x7f"), say("assistant", "")], None),
     "tools": ([say("system", "S"), say("user", "weather?")], [WEATHER, ADD]),
     "simple tool": ([say("user", "weather?")], [WEATHER]),
+    "plain tool": ([say("system", "S"), say("user", "q"), say("assistant", "r"), say("user", "s")], [PLAIN]),
     "union tool": ([say("user", "weather?")], [UNION]),
     "call": ([say("user", "weather?"), say("assistant", "", tool_calls=[call({"city": "Paris ü", "unit": "c", "days": 2, "n": None, "t": True, "f": 1.5, "l": [1, "a"], "d": {"k": []}})]), result('{"t": 20}'), say("assistant", "It is 20.")], [WEATHER]),
     "two calls": ([say("user", "weather?"), say("assistant", "Looking.", tool_calls=[call({"city": "P"}), call({"a": 1, "b": [{"x": True}]}, "add", "bcdefghij")]), result("20"), result("3", "add", "bcdefghij"), say("assistant", "Done."), say("user", "ok")], [WEATHER, ADD]),
@@ -279,7 +281,7 @@ def check_snippets(checks, tool):
     checks.equal(f"{len(sources)} expressions and statements as in Python or refused as listed: others", outcomes["unexpected"], 0)
 
 
-def check_random(checks, tool, count=1500):
+def check_random(checks, tool, count=700):
     generator = random.Random(1)
     sources = [random_template(generator) for _ in range(count)]
     variables = {"n": 5, "b": "B"}

@@ -81,7 +81,7 @@ def self_test():
         "parallel/a.h": '#include "models/decoder.h"\n',
         "parallel/b.cc": "bool is_llama3 = false;\n",
         "models/a.cc": '#include "trainer/model.h"\n',
-        "models/formats/a.h": '#include "kernels/ops.h"\n',
+        "models/formats/a.h": '#include "parallel/comm/mesh.h"\n',
         "trainer/a.cc": '#include "ops.h"\n',
         "trainer/b.cc": "#include <kernels/ops.h>\n",
     }
