@@ -75,8 +75,8 @@ std::vector<std::string> Targets(const AdapterConfig& c, const std::vector<std::
     }
     return found;
   }
-  const bool all = c.target_modules().empty() || std::count(c.target_modules().begin(), c.target_modules().end(),
-                                                            std::string("all-linear")) > 0;
+  const bool all = c.target_modules().empty() ||
+                   std::count(c.target_modules().begin(), c.target_modules().end(), std::string("all-linear")) > 0;
   if (all && c.target_modules_size() > 1)
     problems->push_back("adapter.target_modules: \"all-linear\" stands beside other names; leave either out");
   if (all) return linears;
@@ -155,8 +155,8 @@ bool FullyMatches(const std::string& expression, const std::string& text, std::s
   const std::unique_ptr<pcre2_match_context, decltype(&pcre2_match_context_free)> context(
       pcre2_match_context_create(nullptr), &pcre2_match_context_free);
   pcre2_set_match_limit(context.get(), kMatchLimit);
-  const int result = pcre2_match(code.get(), reinterpret_cast<PCRE2_SPTR>(text.data()), text.size(), 0, 0, match.get(),
-                                 context.get());
+  const int result =
+      pcre2_match(code.get(), reinterpret_cast<PCRE2_SPTR>(text.data()), text.size(), 0, 0, match.get(), context.get());
   if (result < 0 && result != PCRE2_ERROR_NOMATCH)
     *problem = absl::StrCat("\"", expression, "\" takes too long to match; simplify it");
   return result >= 0;
@@ -175,9 +175,9 @@ AdapterSpec ResolveAdapter(const AdapterConfig& c, const std::vector<std::string
   std::vector<std::string> targets = Targets(c, linears, others, problems);
   for (const std::string& name : c.exclude_modules()) {
     const size_t before = targets.size();
-    targets.erase(std::remove_if(targets.begin(), targets.end(),
-                                 [&](const std::string& module) { return Names(name, module); }),
-                  targets.end());
+    targets.erase(
+        std::remove_if(targets.begin(), targets.end(), [&](const std::string& module) { return Names(name, module); }),
+        targets.end());
     if (targets.size() == before)
       problems->push_back(absl::StrCat("adapter.exclude_modules: \"", name,
                                        "\" is none of the layers that would get an adapter",
@@ -196,8 +196,8 @@ AdapterSpec ResolveAdapter(const AdapterConfig& c, const std::vector<std::string
   ranks.ReportUnused();
   alphas.ReportUnused();
   for (const std::string& name : c.modules_to_save()) {
-    const auto found = std::find_if(others.begin(), others.end(),
-                                    [&](const std::string& module) { return Names(name, module); });
+    const auto found =
+        std::find_if(others.begin(), others.end(), [&](const std::string& module) { return Names(name, module); });
     if (found == others.end()) {
       problems->push_back(absl::StrCat("adapter.modules_to_save: nothing is called \"", name,
                                        "\" that can be trained whole", Suggestion(name, LastParts(others))));

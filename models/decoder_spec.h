@@ -64,9 +64,9 @@ struct DecoderSpec {
   }
   std::set<int64_t> windows() const;  // that occur
 
-  // Floating-point operations that training on one token takes: 6 per weight that multiplies (4 where it is frozen), and
-  // the attention scores of a causal sequence (each query sees half of it on average). Recomputation and adapters are
-  // not counted.
+  // Floating-point operations that training on one token takes: 6 per weight that multiplies (4 where it is frozen),
+  // and the attention scores of a causal sequence (each query sees half of it on average). Recomputation and adapters
+  // are not counted.
   double TrainingFlopsPerToken(int64_t sequence_length) const;
 };
 

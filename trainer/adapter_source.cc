@@ -58,8 +58,7 @@ absl::StatusOr<std::shared_ptr<const AdapterSource>> OpenPeft(const std::string&
     const std::string name = ToPeftName(tensor.name);
     const auto found = std::find_if(file->entries().begin(), file->entries().end(),
                                     [&](const SafetensorsEntry& entry) { return entry.name == name; });
-    at::Tensor values =
-        at::empty({(end - begin) * tensor.row_numel()}, at::TensorOptions().dtype(tensor.dtype));
+    at::Tensor values = at::empty({(end - begin) * tensor.row_numel()}, at::TensorOptions().dtype(tensor.dtype));
     std::memcpy(values.mutable_data_ptr(), file->data(*found) + begin * tensor.row_numel() * values.element_size(),
                 values.nbytes());
     return values;
@@ -78,8 +77,7 @@ absl::StatusOr<std::shared_ptr<const AdapterSource>> OpenAdapterCheckpoint(const
   source->base = manifest.config().model().from();
   ASSIGN_OR_RETURN(ShardedTensorReader opened, ShardedTensorReader::Open(folder + "/weights"));
   const auto reader = std::make_shared<const ShardedTensorReader>(std::move(opened));
-  const at::ScalarType stored =
-      manifest.config().precision().master_weights() ? at::kFloat : at::kBFloat16;
+  const at::ScalarType stored = manifest.config().precision().master_weights() ? at::kFloat : at::kBFloat16;
   for (const auto& [name, shape] : reader->shapes()) source->tensors.push_back({name, shape, stored});
   source->read = [reader](const ExportTensor& tensor, int64_t begin, int64_t end) {
     return ReadRows(*reader, tensor, begin, end);
@@ -89,7 +87,7 @@ absl::StatusOr<std::shared_ptr<const AdapterSource>> OpenAdapterCheckpoint(const
 
 // What a module's update needs.
 struct Update {
-  at::Tensor a, b;    // float32
+  at::Tensor a, b;        // float32
   at::Tensor lengths_to;  // DoRA's magnitudes; undefined: none
   double scale = 1;
 };
@@ -228,9 +226,8 @@ absl::StatusOr<ExportSource> Merged(const ExportSource& base, std::shared_ptr<co
     ASSIGN_OR_RETURN(const at::Tensor values, base.read(*stored, begin, end));
     const ModuleAdapter* module = specification->Find(tensor.name);
     if (module == nullptr) return values.to(tensor.dtype);
-    ASSIGN_OR_RETURN(const Update update,
-                     ReadUpdate(*adapter, std::string(absl::StripSuffix(tensor.name, ".weight")), *module,
-                                specification->config.use_dora()));
+    ASSIGN_OR_RETURN(const Update update, ReadUpdate(*adapter, std::string(absl::StripSuffix(tensor.name, ".weight")),
+                                                     *module, specification->config.use_dora()));
     const at::Tensor rows = values.to(at::kFloat).view({end - begin, tensor.row_numel()});
     return Apply(update, rows, begin).to(tensor.dtype).view({-1});
   };

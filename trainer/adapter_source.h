@@ -29,7 +29,8 @@ absl::StatusOr<std::shared_ptr<const AdapterSource>> OpenAdapter(const std::stri
 // The decoder with the adapter on it. Errors (kData) when names or shapes do not fit, listing them.
 absl::StatusOr<DecoderSpec> Adapted(const AdapterSource& source, DecoderSpec spec);
 
-// Fills what the adapter brings into `model`, built by Adapted()'s specification. Not collective; Publish() must follow.
+// Fills what the adapter brings into `model`, built by Adapted()'s specification. Not collective; Publish() must
+// follow.
 absl::Status LoadAdapter(const AdapterSource& source, Model& model);
 
 // `base` with the adapter's updates added to its weights, in float32: W + s B A, DoRA's m (W + s B A) / |W + s B A|.

@@ -130,9 +130,10 @@ absl::Status CheckExport(const RunConfig& config) {
   if (adapter_format && !config.has_adapter())
     return Error(ExitCode::kConfig, "export.format: is one of adapters, but the run trains none; set adapter");
   if (config.has_adapter() && !adapter_format && !config.export_().merge())
-    return Error(ExitCode::kConfig, "export: the run trains an adapter; set export.merge: true to write the base model "
-                                    "with it, or export.format: PEFT or GGUF_LORA (the run_dir gets a PEFT directory "
-                                    "in any case)");
+    return Error(ExitCode::kConfig,
+                 "export: the run trains an adapter; set export.merge: true to write the base model "
+                 "with it, or export.format: PEFT or GGUF_LORA (the run_dir gets a PEFT directory "
+                 "in any case)");
   if (config.export_().merge() && (adapter_format || !config.has_adapter()))
     return Error(ExitCode::kConfig, "export.merge: is for runs with an adapter and the formats HF and GGUF; remove it");
   if (adapter_format) return absl::OkStatus();

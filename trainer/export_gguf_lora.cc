@@ -2,8 +2,8 @@
 
 #include <ATen/TensorOperators.h>
 #include <ATen/core/Tensor.h>
-#include <ATen/ops/index_select.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/index_select.h>
 
 #include "models/formats/gguf_config.h"
 #include "models/formats/gguf_writer.h"

@@ -279,8 +279,7 @@ absl::Status InitializeWeights(const Recipe& recipe, Mesh& mesh, Model& model, b
     const double start = MonotonicSeconds();
     const absl::StatusOr<OpenWeights> weights = OpenWeightsOf(recipe, mesh);
     RETURN_IF_ERROR(Agree(mesh.control(), weights.status()));
-    RETURN_IF_ERROR(
-        Agree(mesh.control(), FillWeights(mesh, model, weights->read, weights->quantized, from_file)));
+    RETURN_IF_ERROR(Agree(mesh.control(), FillWeights(mesh, model, weights->read, weights->quantized, from_file)));
     Info("weights of ", weights->description, ": ", weights->tensors, " tensors, took ",
          HumanSeconds(MonotonicSeconds() - start));
   }

@@ -257,7 +257,8 @@ GradientNorms Model::ParameterGradientNorms() {
   std::vector<ParameterSpec> all = DecoderParameters(recipe_.model);
   const std::vector<ParameterSpec> added = AdapterParameters(recipe_.model);
   all.insert(all.end(), added.begin(), added.end());
-  all.erase(std::remove_if(all.begin(), all.end(), [](const ParameterSpec& spec) { return !spec.trainable; }), all.end());
+  all.erase(std::remove_if(all.begin(), all.end(), [](const ParameterSpec& spec) { return !spec.trainable; }),
+            all.end());
   std::map<std::string, int64_t> index;
   for (const ParameterSpec& spec : all) index.emplace(spec.name, static_cast<int64_t>(index.size()));
   const auto count = static_cast<int64_t>(all.size());

@@ -90,8 +90,8 @@ void Optimizer::StepSgd(size_t index, double learning_rate, double gradient_scal
     if (!spec.trainable) continue;
     const double rate = learning_rate * spec.rate;
     const float keep = spec.decay ? static_cast<float>(1 - rate * c.weight_decay()) : 1.0f;
-    SgdUpdate(static_cast<float>(gradient_scale), static_cast<float>(rate), static_cast<float>(c.momentum()),
-              keep, Part(weights, segment), Part(buffer.own_gradient(), segment), Part(velocity, segment),
+    SgdUpdate(static_cast<float>(gradient_scale), static_cast<float>(rate), static_cast<float>(c.momentum()), keep,
+              Part(weights, segment), Part(buffer.own_gradient(), segment), Part(velocity, segment),
               Part(copy, segment));
   }
 }

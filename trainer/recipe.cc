@@ -237,8 +237,7 @@ absl::StatusOr<Recipe> MakeRecipe(const RunConfig& config, int world_size, const
     recipe.model.adapter = std::make_shared<const AdapterSpec>(
         ResolveAdapter(recipe.config.adapter(), LinearModules(recipe.model), WholeModules(recipe.model), &problems));
   }
-  if (config.adapter().lora_dropout() > 0)
-    problems.push_back("adapter.lora_dropout: there is none yet; leave it out");
+  if (config.adapter().lora_dropout() > 0) problems.push_back("adapter.lora_dropout: there is none yet; leave it out");
   if (config.adapter().init_lora_weights() == AdapterConfig::PISSA)
     problems.push_back("adapter.init_lora_weights: there is no PISSA yet; leave it out");
   if (family.ok() && config.global_batch_size() >= 1 && config.micro_batch_size() >= 1 &&

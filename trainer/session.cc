@@ -104,8 +104,9 @@ absl::Status RunOn(const Plan& plan, const Extensions& extensions, const Process
   RETURN_IF_ERROR(Agree(mesh.control(), LoadWeights(plan.source, mesh, **model)));
   for (ParameterBuffer* buffer : (*model)->buffers()) buffer->Publish(/*converted=*/false);
   Info(plan.source.description,
-       plan.source.adapter != nullptr ? absl::StrCat(" with ", plan.source.adapter->description) : "", ": ", HumanCount(static_cast<double>(NumParameters(plan.recipe.model))),
-       " parameters on ", plan.recipe.mesh.ToString(), ", loaded in ", HumanSeconds(MonotonicSeconds() - start));
+       plan.source.adapter != nullptr ? absl::StrCat(" with ", plan.source.adapter->description) : "", ": ",
+       HumanCount(static_cast<double>(NumParameters(plan.recipe.model))), " parameters on ",
+       plan.recipe.mesh.ToString(), ", loaded in ", HumanSeconds(MonotonicSeconds() - start));
   Session session{process, plan.source, plan.recipe, plan.corpora, mesh, **model};
   session.tokenizer = plan.tokenizer.ok() ? plan.tokenizer->get() : nullptr;
   session.tokenizer_folder = plan.tokenizer_folder;

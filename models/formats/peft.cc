@@ -18,12 +18,15 @@ using Json = nlohmann::json;
 constexpr char kPrefix[] = "base_model.model.";
 
 // Keys that say nothing about what the adapter computes.
-constexpr const char* kWithoutEffect[] = {"auto_mapping",        "base_model_name_or_path", "corda_config",
-                                          "eva_config",          "inference_mode",          "init_lora_weights",
-                                          "layers_pattern",      "loftq_config",            "lora_ga_config",
-                                          "megatron_config",     "megatron_core",           "peft_version",
-                                          "qalora_group_size",   "revision",                "runtime_config",
-                                          "ensure_weight_tying", "task_type",               "peft_type"};
+constexpr const char* kWithoutEffect[] = {"auto_mapping",      "base_model_name_or_path",
+                                          "corda_config",      "eva_config",
+                                          "inference_mode",    "init_lora_weights",
+                                          "layers_pattern",    "loftq_config",
+                                          "lora_ga_config",    "megatron_config",
+                                          "megatron_core",     "peft_version",
+                                          "qalora_group_size", "revision",
+                                          "runtime_config",    "ensure_weight_tying",
+                                          "task_type",         "peft_type"};
 
 bool SaysNothing(const Json& value) {
   return value.is_null() || (value.is_boolean() && !value.get<bool>()) ||
@@ -104,7 +107,9 @@ absl::StatusOr<PeftConfig> ReadPeftConfig(const std::string& folder) {
 
 std::string WritePeftConfig(const PeftConfig& config, const std::vector<std::string>& targets) {
   const AdapterConfig& a = config.adapter;
-  const auto names = [](const auto& list) { return list.empty() ? Json() : Json(std::vector<std::string>(list.begin(), list.end())); };
+  const auto names = [](const auto& list) {
+    return list.empty() ? Json() : Json(std::vector<std::string>(list.begin(), list.end()));
+  };
   Json json;  // keys sorted, as PEFT writes them
   json["base_model_name_or_path"] = config.base.empty() ? Json() : Json(config.base);
   json["bias"] = "none";
@@ -161,7 +166,8 @@ void ResolveAdapterConfig(AdapterConfig* adapter, std::vector<std::string>* prob
     differ.set_repeated_field_comparison(google::protobuf::util::MessageDifferencer::AS_SET);
     if (!differ.CompareWithFields(*adapter, merged, {field}, {field}))
       problems->push_back(absl::StrCat("adapter.", field->name(), ": differs from what ", adapter->from(), "/",
-                                       kPeftConfigName, " says; remove it, or start a new adapter without adapter.from"));
+                                       kPeftConfigName,
+                                       " says; remove it, or start a new adapter without adapter.from"));
   }
   *adapter = merged;
 }

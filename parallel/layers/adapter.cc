@@ -44,7 +44,8 @@ at::Tensor AdaptedRowLengths(const Weight& weight, const AdapterMember& member, 
   const at::Tensor a = weight.adapter()->a->full().data.narrow(0, member.first_rank, member.rank).to(type);
   const at::Tensor b = member.b->full().data.to(type);
   at::Tensor squares = at::linalg_vector_norm(w, 2, at::IntArrayRef{1}, /*keepdim=*/false, type).square();
-  const at::Tensor cross = at::mm(w.to(type), a.t()) * (2 * member.scale) + at::mm(b, at::mm(a, a.t())) * (member.scale * member.scale);
+  const at::Tensor cross =
+      at::mm(w.to(type), a.t()) * (2 * member.scale) + at::mm(b, at::mm(a, a.t())) * (member.scale * member.scale);
   squares += at::sum(cross * b, {1});
   if (column_group != nullptr) column_group->AllReduce(squares, ReduceOp::kSum).Wait();
   return squares.sqrt_();
@@ -67,8 +68,7 @@ Product MultiplyTransposed(const Weight& weight, const at::Tensor& x, const at::
   }
   if (!magnitudes) return product;
   product.direction = product.y.clone();
-  product.inverse_length =
-      at::zeros({product.y.size(1)}, x.options().dtype(ArithmeticType(x.scalar_type())));
+  product.inverse_length = at::zeros({product.y.size(1)}, x.options().dtype(ArithmeticType(x.scalar_type())));
   for (const AdapterMember& member : adapter->members) {
     const at::Tensor inverse = AdaptedRowLengths(weight, member, column_group).reciprocal_();
     product.inverse_length.narrow(0, member.first_row, member.rows).copy_(inverse);
@@ -98,10 +98,9 @@ ProductGradient::ProductGradient(Weight& weight, const Product& forward, const a
   for (const AdapterMember& member : adapter->members) {
     const at::Tensor part = Columns(dy_, member);
     d_thin_.narrow(1, member.first_rank, member.rank).copy_(Matmul(part, member.b->full().data) * member.scale);
-    member.b->AddGradient([part, thin = forward.thin.narrow(1, member.first_rank, member.rank) * member.scale](
-                              at::Tensor& accumulator, bool overwrite) {
-      AddOuterProduct(part, thin, accumulator, overwrite);
-    });
+    member.b->AddGradient(
+        [part, thin = forward.thin.narrow(1, member.first_rank, member.rank) * member.scale](
+            at::Tensor& accumulator, bool overwrite) { AddOuterProduct(part, thin, accumulator, overwrite); });
   }
 }
 

@@ -44,8 +44,8 @@ struct Product {
   static Product Unpack(const std::vector<at::Tensor>& tensors, size_t first);
 };
 
-// x [T, K] -> x (W + s B A)^T (+ residual), with DoRA's columns scaled to their magnitudes. column_group: over which the
-// weight's columns are cut; null: they are not. Collective over it with DoRA.
+// x [T, K] -> x (W + s B A)^T (+ residual), with DoRA's columns scaled to their magnitudes. column_group: over which
+// the weight's columns are cut; null: they are not. Collective over it with DoRA.
 Product MultiplyTransposed(const Weight& weight, const at::Tensor& x, const at::Tensor& residual,
                            ProcessGroup* column_group);
 
@@ -67,8 +67,8 @@ class ProductGradient {
 
  private:
   Weight& weight_;
-  at::Tensor dy_;       // of the product before magnitudes
-  at::Tensor d_thin_;   // of x A^T; undefined without adapter
+  at::Tensor dy_;      // of the product before magnitudes
+  at::Tensor d_thin_;  // of x A^T; undefined without adapter
 };
 
 // The lengths of the rows of W + s B A, [rows] in the arithmetic type, for the rows that `member` has.

@@ -34,8 +34,8 @@ struct ParameterSpec {
   std::vector<int64_t> shape;  // global; one or two dimensions
   Initialization initialization = Initialization::kNormal;
   double standard_deviation = 0.02;  // kUniform: the values lie between minus and plus this
-  double rate = 1;    // multiplies the learning rate
-  bool decay = true;  // weight decay applies
+  double rate = 1;                   // multiplies the learning rate
+  bool decay = true;                 // weight decay applies
   bool trainable = true;
   bool added = false;  // by an adapter: no parameter of the model's own files
   bool fused_with_previous =

@@ -40,7 +40,9 @@ void AddExportCommand(CLI::App& app, const Extensions& extensions, absl::Status*
       ->add_option("SOURCE", flags->options.source,
                    "A run_dir, a checkpoint's step folder, a Hugging Face directory or a GGUF file")
       ->required();
-  command->add_option("--format", flags->format, "hf: a Hugging Face model directory; gguf: a file for llama.cpp; of an adapter "
+  command
+      ->add_option("--format", flags->format,
+                   "hf: a Hugging Face model directory; gguf: a file for llama.cpp; of an adapter "
                    "alone: peft, a PEFT directory; gguf-lora, a file for llama.cpp's --lora")
       ->transform(CLI::IsMember({"hf", "gguf", "peft", "gguf-lora"}, CLI::ignore_case))
       ->capture_default_str();
