@@ -84,8 +84,8 @@ absl::Status CheckFree(const fs::path& folder, const Digest& tokenizer_digest, b
   if (fs::exists(manifest, error)) {
     return Error(ExitCode::kConfig, "adopt: ", manifest, " exists already; replace it with --overwrite");
   }
-  const std::string tokenizer = (folder / kTokenizerName).string();
-  if (!fs::exists(tokenizer, error)) return absl::OkStatus();
+  const std::string tokenizer = FindTokenizer(folder.string());
+  if (tokenizer.empty()) return absl::OkStatus();
   ASSIGN_OR_RETURN(const Digest digest, HashFile(tokenizer));
   if (digest == tokenizer_digest) return absl::OkStatus();
   return Error(ExitCode::kConfig, "adopt: ", tokenizer,
@@ -118,8 +118,10 @@ absl::Status Adopt(const AdoptOptions& options) {
   }
   manifest.set_unigram_entropy(train_counts.Entropy());
 
-  ASSIGN_OR_RETURN(const std::string tokenizer_json, ReadFile(options.tokenizer));
-  RETURN_IF_ERROR(WriteFileAtomically((folder / kTokenizerName).string(), tokenizer_json));
+  ASSIGN_OR_RETURN(const std::string tokenizer_file, ReadFile(options.tokenizer));
+  // One of the other kind would be found first.
+  for (std::string old; !(old = FindTokenizer(folder.string())).empty();) fs::remove(old);
+  RETURN_IF_ERROR(WriteFileAtomically((folder / TokenizerName(tokenizer_file)).string(), tokenizer_file));
   RETURN_IF_ERROR(WriteFileAtomically((folder / kManifestName).string(), FormatManifest(manifest)));
   for (const CorpusSplit& split : manifest.split()) {
     Info("adopted ", split.shard_size(), " shards as ", split.name(), ": ", split.num_documents(), " documents, ",

@@ -52,6 +52,12 @@ absl::StatusOr<BpeDecoder> BpeDecoder::FromJson(const json& json) {
   return decoder;
 }
 
+BpeDecoder BpeDecoder::SentencePiece(bool strips_leading_space) {
+  BpeDecoder decoder;
+  decoder.strips_leading_space_ = strips_leading_space;
+  return decoder;
+}
+
 absl::Status BpeDecoder::Add(const json& json) {
   const std::string type = TypeOf(json);
   const auto is = [&json](const char* name, const nlohmann::json& value) {

@@ -3,6 +3,7 @@
 #include <absl/strings/match.h>
 
 #include <algorithm>
+#include <initializer_list>
 #include <nlohmann/json.hpp>
 #include <unordered_set>
 #include <utility>
@@ -65,6 +66,15 @@ absl::StatusOr<bool> Flag(const json& object, const char* name) {
   if (field.is_null()) return false;
   if (!field.is_boolean()) return Bad(name, " is not true or false");
   return field.get<bool>();
+}
+
+// What is misspelt would be left out silently.
+absl::Status RefuseUnknownKeys(const json& object, const char* where, std::initializer_list<const char*> known) {
+  for (const auto& [key, value] : object.items()) {
+    if (std::find(known.begin(), known.end(), key) == known.end())
+      return Bad(where, "the key ", Shown(key), " is not known");
+  }
+  return absl::OkStatus();
 }
 
 absl::StatusOr<int32_t> Id(const json& value, absl::string_view token) {
@@ -145,16 +155,6 @@ absl::StatusOr<std::vector<BpeModel::Merge>> ReadMerges(const json& list, const 
   return merges;
 }
 
-// Whether no merge joins a U+2581 to a character before it that is none.
-bool MergesStayWithinWords(const std::vector<BpeModel::Merge>& merges, const BpeFile& file) {
-  if (!file.id_of_token.contains(kMetaspace)) return false;
-  std::vector<absl::string_view> tokens(file.bytes_of_id.size());
-  for (const auto& [token, id] : file.id_of_token) tokens[id] = token;
-  return std::none_of(merges.begin(), merges.end(), [&tokens](const BpeModel::Merge& merge) {
-    return absl::StartsWith(tokens[merge.right], kMetaspace) && !absl::EndsWith(tokens[merge.left], kMetaspace);
-  });
-}
-
 absl::StatusOr<BpeModel::Alphabet> ReadAlphabet(const json& model, const BpeFile& file) {
   BpeModel::Alphabet alphabet;
   ASSIGN_OR_RETURN(const bool byte_fallback, Flag(model, "byte_fallback"));
@@ -192,6 +192,9 @@ absl::StatusOr<BpeModel::Alphabet> ReadAlphabet(const json& model, const BpeFile
 
 absl::Status ReadModel(const json& model, BpeFile* file) {
   if (!model.is_object()) return Bad("model is missing");
+  RETURN_IF_ERROR(RefuseUnknownKeys(model, "model: ",
+                                    {"type", "dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix",
+                                     "fuse_unk", "byte_fallback", "ignore_merges", "vocab", "merges"}));
   RETURN_IF_ERROR(CheckModelOptions(model));
   RETURN_IF_ERROR(ReadVocabulary(Field(model, "vocab"), file));
   ASSIGN_OR_RETURN(const std::vector<BpeModel::Merge> merges, ReadMerges(Field(model, "merges"), *file));
@@ -226,6 +229,8 @@ absl::Status ReadAddedTokens(const json& list, BpeFile* file) {
     const json& content = item.is_object() ? Field(item, "content") : item;
     if (!item.is_object() || !content.is_string()) return Bad("added_tokens: an entry has no content");
     token.content = content.get<std::string>();
+    RETURN_IF_ERROR(RefuseUnknownKeys(
+        item, "added_tokens: ", {"id", "content", "single_word", "lstrip", "rstrip", "normalized", "special"}));
     if (token.content.empty()) return Bad("added_tokens: an entry has empty content");
     if (!seen.insert(token.content).second) return Bad("added_tokens: ", Shown(token.content), " stands twice");
     ASSIGN_OR_RETURN(token.id, Id(Field(item, "id"), token.content));
@@ -248,6 +253,7 @@ absl::Status ReadAddedTokens(const json& list, BpeFile* file) {
       file->bytes_of_id[token.id] = file->decoder.Bytes(token.content);
       file->id_of_token.emplace(token.content, token.id);
     }
+    if (token.special) file->special_ids.insert(token.id);
     file->added_tokens.push_back(std::move(token));
   }
   return absl::OkStatus();
@@ -255,8 +261,20 @@ absl::Status ReadAddedTokens(const json& list, BpeFile* file) {
 
 }  // namespace
 
+bool MergesStayWithinWords(const std::vector<BpeModel::Merge>& merges, const BpeFile& file) {
+  if (!file.id_of_token.contains(kMetaspace)) return false;
+  std::vector<absl::string_view> tokens(file.bytes_of_id.size());
+  for (const auto& [token, id] : file.id_of_token) tokens[id] = token;
+  return std::none_of(merges.begin(), merges.end(), [&tokens](const BpeModel::Merge& merge) {
+    return absl::StartsWith(tokens[merge.right], kMetaspace) && !absl::EndsWith(tokens[merge.left], kMetaspace);
+  });
+}
+
 absl::StatusOr<BpeFile> ParseBpeFile(absl::string_view contents) {
   ASSIGN_OR_RETURN(const json root, ParseJson(contents));
+  RETURN_IF_ERROR(RefuseUnknownKeys(root, "",
+                                    {"version", "truncation", "padding", "added_tokens", "normalizer", "pre_tokenizer",
+                                     "post_processor", "decoder", "model"}));
   const json& version = Field(root, "version");
   if (!version.is_null() && version != "1.0") return Bad("an unknown version of tokenizer.json");
   BpeFile file;

@@ -4,6 +4,7 @@
 #define TRIREME_DATA_BPE_FILE_H_
 
 #include <absl/container/flat_hash_map.h>
+#include <absl/container/flat_hash_set.h>
 #include <absl/strings/string_view.h>
 
 #include <memory>
@@ -21,6 +22,8 @@ namespace trireme {
 // What a tokenizer.json says, checked.
 struct BpeFile {
   std::vector<AddedToken> added_tokens;
+  bool added_tokens_are_normalized = false;  // their contents, where they are looked for in normalized text
+  absl::flat_hash_set<int32_t> special_ids;
   Normalizer normalizer;
   PreTokenizer pre_tokenizer;
   BpeDecoder decoder;
@@ -32,6 +35,9 @@ struct BpeFile {
 // Refuses (ExitCode::kData) what is malformed and what this program would not reproduce exactly. Ignores truncation,
 // padding and post_processor.
 absl::StatusOr<BpeFile> ParseBpeFile(absl::string_view contents);
+
+// Whether no merge joins a U+2581 to a character before it that is none.
+bool MergesStayWithinWords(const std::vector<BpeModel::Merge>& merges, const BpeFile& file);
 
 }  // namespace trireme
 

@@ -33,7 +33,7 @@ BpeModel::BpeModel(Alphabet alphabet, const std::vector<Merge>& merges,
   for (size_t rank = 0; rank < merges.size(); ++rank) {
     auto* entry = const_cast<Entry*>(Find(merges[rank].left, merges[rank].right));
     entry->pair = PairKey(merges[rank].left, merges[rank].right);
-    entry->rank = static_cast<int32_t>(rank);
+    entry->rank = merges[rank].rank >= 0 ? merges[rank].rank : static_cast<int32_t>(rank);
     entry->result = merges[rank].result;
   }
 }

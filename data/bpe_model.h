@@ -23,6 +23,7 @@ class BpeModel {
     int32_t left;
     int32_t right;
     int32_t result;
+    int32_t rank = -1;  // lower ones first; -1: its place in the list
   };
 
   // What merging starts from.
@@ -33,7 +34,7 @@ class BpeModel {
     bool fuse_unknown = false;  // one unknown_id for a run of them
   };
 
-  // `merges` in order of rank; where a pair is listed twice, the later one counts, as in the reference. `whole_words`:
+  // Where a pair is listed twice in `merges`, the later one counts, as in the reference. `whole_words`:
   // pieces that are tokens as they are, whatever the merges say (the file's ignore_merges); empty otherwise.
   BpeModel(Alphabet alphabet, const std::vector<Merge>& merges, absl::flat_hash_map<std::string, int32_t> whole_words);
 

@@ -12,6 +12,7 @@
 #include "data/indexed_file.h"
 #include "data/llmc_file.h"
 #include "data/manifest.h"
+#include "data/tokenizer.h"
 #include "launch/file.h"
 #include "launch/log.h"
 
@@ -106,7 +107,8 @@ absl::StatusOr<Corpus> OpenWithManifest(const std::string& folder, CorpusManifes
   }
   if (corpus.train == nullptr) return Error(ExitCode::kData, "open ", folder, ": its train split holds no tokens");
   if (manifest.has_tokenizer_digest()) {
-    corpus.tokenizer_path = Join(folder, kTokenizerName);
+    corpus.tokenizer_path = FindTokenizer(folder);
+    if (corpus.tokenizer_path.empty()) corpus.tokenizer_path = Join(folder, kTokenizerName);
     RETURN_IF_ERROR(CheckTokenizer(manifest, corpus.tokenizer_path));
   }
   corpus.digest = ContentDigest(manifest);

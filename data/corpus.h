@@ -38,7 +38,7 @@ struct Corpus {
   std::shared_ptr<const TokenStream> train;
   std::shared_ptr<const TokenStream> validation;  // null when there is none
   std::optional<CorpusManifest> manifest;         // absent for foreign files: accepted with a warning
-  std::string tokenizer_path;                     // tokenizer.json beside the manifest; empty when there is none
+  std::string tokenizer_path;                     // tokenizer file beside the manifest; empty when there is none
   std::string digest;                             // identifies the content; part of what a resumed run must match
 };
 

@@ -108,11 +108,10 @@ void AppendSequence(const Sample& sample, bool document_mask, Microbatch* microb
     // The last token of a document does not predict the first of the next.
     const bool document_ends =
         next_start < sample.document_starts.size() && sample.document_starts[next_start] == i + 1;
-    microbatch->targets.push_back(document_ends ? kIgnoredTarget : sample.tokens[i + 1]);
-    if (!document_ends) {
-      ++microbatch->num_targets;
-      continue;
-    }
+    const int64_t target = sample.targets.empty() ? sample.tokens[i + 1] : sample.targets[i];
+    microbatch->targets.push_back(document_ends ? kIgnoredTarget : target);
+    if (microbatch->targets.back() != kIgnoredTarget) ++microbatch->num_targets;
+    if (!document_ends) continue;
     ++next_start;
     CloseSegment(microbatch);
     position = 0;

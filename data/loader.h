@@ -12,9 +12,6 @@
 
 namespace trireme {
 
-// Targets with this value carry no loss.
-inline constexpr int64_t kIgnoredTarget = -100;
-
 // Sequences laid one after another: T = sequences x sequence_length tokens.
 struct Microbatch {
   std::vector<int64_t> tokens;     // [T]

@@ -1,11 +1,13 @@
 #include "data/normalizer.h"
 
 #include <absl/strings/str_replace.h>
+#include <absl/strings/strip.h>
 
 #include <algorithm>
 #include <nlohmann/json.hpp>
 #include <utility>
 
+#include "data/pretokenizer_metaspace.h"
 #include "data/unicode_nfc.h"
 
 namespace trireme {
@@ -27,7 +29,27 @@ absl::StatusOr<std::string> Text(const json& object, const char* name) {
   return text;
 }
 
+// Of several spaces one is left, of those at the ends none; at the end U+2581 counts as one, as in SentencePiece.
+std::string Collapsed(absl::string_view text) {
+  std::string result;
+  for (const char c : text) {
+    if (c != ' ' || (!result.empty() && result.back() != ' ')) result += c;
+  }
+  absl::string_view kept = result;
+  while (absl::ConsumeSuffix(&kept, " ") || absl::ConsumeSuffix(&kept, kMetaspace)) {
+  }
+  return std::string(kept);
+}
+
 }  // namespace
+
+Normalizer Normalizer::SentencePiece(bool prefix, bool collapse) {
+  Normalizer normalizer;
+  if (collapse) normalizer.steps_.push_back({Kind::kCollapse, "", ""});
+  if (prefix) normalizer.steps_.push_back({Kind::kPrepend, "", kMetaspace});
+  normalizer.steps_.push_back({Kind::kReplace, " ", kMetaspace});
+  return normalizer;
+}
 
 absl::StatusOr<Normalizer> Normalizer::FromJson(const json& json) {
   Normalizer normalizer;
@@ -73,6 +95,9 @@ absl::string_view Normalizer::Apply(absl::string_view text, std::string* storage
       case Kind::kPrepend:
         if (text.empty()) continue;
         result = absl::StrCat(step.content, text);
+        break;
+      case Kind::kCollapse:
+        result = Collapsed(text);
         break;
       case Kind::kReplace:
         result = absl::StrReplaceAll(text, {{step.pattern, step.content}});

@@ -20,13 +20,17 @@ class Normalizer {
   // not reproduced exactly.
   static absl::StatusOr<Normalizer> FromJson(const nlohmann::json& json);
 
+  // Of SentencePiece's model files without a character map: spaces are spelled U+2581; before that `prefix` puts one
+  // before the text and `collapse` leaves one of several, and none at the ends.
+  static Normalizer SentencePiece(bool prefix, bool collapse);
+
   // `text`, valid UTF-8, or a view of `*storage`, which must outlive the result.
   absl::string_view Apply(absl::string_view text, std::string* storage) const;
 
   bool applies_nfc() const;
 
  private:
-  enum class Kind { kNfc, kPrepend, kReplace };
+  enum class Kind { kNfc, kPrepend, kReplace, kCollapse };
   struct Step {
     Kind kind;
     std::string pattern;  // of kReplace

@@ -26,7 +26,9 @@ absl::Status CheckOptions(const PrepareOptions& options) {
   if (options.inputs.empty()) return refuse("no input; give text files, folders, or - for standard input");
   if (options.output.empty()) return refuse("no output folder; give one with --output");
   if (options.tokenizer.empty())
-    return refuse("no tokenizer; give a tokenizer.json with --tokenizer, or train one with `trireme tokenizer train`");
+    return refuse(
+        "no tokenizer; give a tokenizer.json or tokenizer.model with --tokenizer, or train one with `trireme tokenizer "
+        "train`");
   if (!(options.validation_fraction >= 0 && options.validation_fraction < 1)) {
     return refuse("--validation-fraction is ", options.validation_fraction, "; it must be at least 0 and below 1");
   }
@@ -148,11 +150,11 @@ absl::Status Prepare(const PrepareOptions& options) {
   CorpusManifest manifest;
   RETURN_IF_ERROR(WriteCorpus(options, *tokenizer, reader.get(), output->path(), &manifest));
   const std::filesystem::path folder(output->path());
-  ASSIGN_OR_RETURN(const std::string tokenizer_json, ReadFile(options.tokenizer));
-  if (HashBytes(tokenizer_json.data(), tokenizer_json.size()) != tokenizer->digest()) {
+  ASSIGN_OR_RETURN(const std::string tokenizer_file, ReadFile(options.tokenizer));
+  if (HashBytes(tokenizer_file.data(), tokenizer_file.size()) != tokenizer->digest()) {
     return Error(ExitCode::kData, "prepare: ", options.tokenizer, " changed while it was in use; start again");
   }
-  RETURN_IF_ERROR(WriteFileAtomically((folder / kTokenizerName).string(), tokenizer_json));
+  RETURN_IF_ERROR(WriteFileAtomically((folder / TokenizerName(tokenizer_file)).string(), tokenizer_file));
   RETURN_IF_ERROR(WriteFileAtomically((folder / kManifestName).string(), FormatManifest(manifest)));
   RETURN_IF_ERROR(output->Publish());
   PrintSummary(manifest, output->final_path());

@@ -15,7 +15,7 @@ namespace trireme {
 struct PrepareOptions {
   std::vector<std::string> inputs;  // see TextReader
   TextReaderOptions text;
-  std::string tokenizer;                    // a tokenizer.json; copied into the corpus
+  std::string tokenizer;                    // a tokenizer.json or tokenizer.model; copied into the corpus
   std::string output;                       // the folder to make
   double validation_fraction = 0.005;       // of the documents, in [0, 1)
   int64_t shard_tokens = int64_t{1} << 31;  // largest shard, unless one document alone is larger

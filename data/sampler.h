@@ -13,12 +13,17 @@
 
 namespace trireme {
 
+// Targets with this value carry no loss.
+inline constexpr int64_t kIgnoredTarget = -100;
+
 struct Sample {
   int source = 0;
   int64_t epoch = 0;                     // how often this source was passed over before
   int64_t window = 0;                    // window index within the source
   std::vector<int64_t> tokens;           // [sequence_length + 1]
   std::vector<int32_t> document_starts;  // offsets in (0, sequence_length] at which another document begins, ascending
+  // [sequence_length]: what each token predicts, or kIgnoredTarget. Empty: each token predicts the next.
+  std::vector<int64_t> targets;
 };
 
 // Window w of a source is tokens [w*L, w*L + L + 1) of its token stream (L = sequence_length). Every epoch visits all

@@ -1,18 +1,18 @@
 #include "data/tokenizer.h"
 
-#include <absl/container/flat_hash_set.h>
-
 #include <filesystem>
 #include <mutex>
 #include <utility>
 
 #include "data/bpe_cache.h"
 #include "data/bpe_file.h"
+#include "data/sentencepiece_file.h"
 #include "data/unicode.h"
 
 namespace trireme {
 namespace {
 
+constexpr char kJsonName[] = "tokenizer.json", kSentencePieceName[] = "tokenizer.model";
 constexpr uint64_t kMaxFileBytes = uint64_t{256} << 20;
 
 // Caches for one thread at a time each: taking one costs a lock per text, not per word.
@@ -54,7 +54,8 @@ std::vector<AddedToken> Select(const BpeFile& file, bool normalized) {
     if (token.normalized != normalized) continue;
     selected.push_back(token);
     std::string storage;
-    if (normalized) selected.back().content = std::string(file.normalizer.Apply(token.content, &storage));
+    if (normalized && !file.added_tokens_are_normalized)
+      selected.back().content = std::string(file.normalizer.Apply(token.content, &storage));
   }
   return selected;
 }
@@ -66,9 +67,6 @@ class BpeTokenizer : public Tokenizer {
         digest_(std::move(digest)),
         verbatim_(Select(file_, /*normalized=*/false)),
         normalized_(Select(file_, /*normalized=*/true)) {
-    for (const AddedToken& token : file_.added_tokens) {
-      if (token.special) special_.insert(token.id);
-    }
     // What the families call the token between documents; a base model's comes before a chat model's.
     for (const char* name : {"<|endoftext|>", "<|end_of_text|>", "<|end▁of▁sentence|>", "</s>", "<eos>"}) {
       if (end_of_document_ < 0) end_of_document_ = TokenId(name);
@@ -116,7 +114,7 @@ class BpeTokenizer : public Tokenizer {
   absl::string_view TokenBytes(int32_t id) const override {
     return id >= 0 && id < vocab_size() ? absl::string_view(file_.bytes_of_id[id]) : absl::string_view();
   }
-  bool IsSpecial(int32_t id) const override { return special_.contains(id); }
+  bool IsSpecial(int32_t id) const override { return file_.special_ids.contains(id); }
 
   int32_t vocab_size() const override { return static_cast<int32_t>(file_.bytes_of_id.size()); }
   int32_t end_of_document() const override { return end_of_document_; }
@@ -131,20 +129,40 @@ class BpeTokenizer : public Tokenizer {
   Digest digest_;
   AddedTokenFinder verbatim_;
   AddedTokenFinder normalized_;
-  absl::flat_hash_set<int32_t> special_;
   int32_t end_of_document_ = -1;
   mutable CachePool caches_;
 };
 
 }  // namespace
 
+std::string FindTokenizer(const std::string& folder) {
+  for (const char* name : {kJsonName, kSentencePieceName}) {
+    std::error_code ignored;
+    std::string path = (std::filesystem::path(folder) / name).string();
+    if (std::filesystem::exists(path, ignored)) return path;
+  }
+  return "";
+}
+
+const char* TokenizerName(absl::string_view contents) {
+  return IsSentencePieceFile(contents) ? kSentencePieceName : kJsonName;
+}
+
 absl::StatusOr<std::unique_ptr<Tokenizer>> Tokenizer::Load(const std::string& path) {
   std::error_code ignored;
-  if (std::filesystem::is_directory(path, ignored)) return Load(path + "/tokenizer.json");
+  if (std::filesystem::is_directory(path, ignored)) {
+    const std::string found = FindTokenizer(path);
+    return Load(found.empty() ? absl::StrCat(path, "/", kJsonName) : found);
+  }
   ASSIGN_OR_RETURN(const std::string contents, ReadFile(path, kMaxFileBytes));
+  return Parse(contents, path);
+}
+
+absl::StatusOr<std::unique_ptr<Tokenizer>> Tokenizer::Parse(const std::string& contents, const std::string& name) {
   Digest digest = HashBytes(contents.data(), contents.size());
-  absl::StatusOr<BpeFile> file = ParseBpeFile(contents);
-  if (!file.ok()) return Annotate(file.status(), absl::StrCat("tokenizer: ", path));
+  absl::StatusOr<BpeFile> file =
+      IsSentencePieceFile(contents) ? ParseSentencePieceFile(contents) : ParseBpeFile(contents);
+  if (!file.ok()) return Annotate(file.status(), absl::StrCat("tokenizer: ", name));
   return std::unique_ptr<Tokenizer>(new BpeTokenizer(*std::move(file), std::move(digest)));
 }
 

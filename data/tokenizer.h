@@ -1,5 +1,5 @@
 // data/tokenizer.h
-// Text to ids and back: BPE from Hugging Face's tokenizer.json.
+// Text to ids and back: BPE from Hugging Face's tokenizer.json or SentencePiece's tokenizer.model.
 #ifndef TRIREME_DATA_TOKENIZER_H_
 #define TRIREME_DATA_TOKENIZER_H_
 
@@ -18,10 +18,13 @@ namespace trireme {
 // Thread-safe after loading.
 class Tokenizer {
  public:
-  // `path`: a tokenizer.json, or a folder with one.
+  // `path`: a tokenizer.json, a SentencePiece model (recognized by its contents), or a folder with tokenizer.json or
+  // else tokenizer.model.
   // Refuses (ExitCode::kData), naming the construct, what it cannot reproduce exactly; the reference is the
-  // `tokenizers` package.
+  // package `tokenizers` or `sentencepiece`.
   static absl::StatusOr<std::unique_ptr<Tokenizer>> Load(const std::string& path);
+  // From what such a file holds; `name` is for errors.
+  static absl::StatusOr<std::unique_ptr<Tokenizer>> Parse(const std::string& contents, const std::string& name);
   virtual ~Tokenizer() = default;
 
   // Appends the ids of `text`. Special tokens written out in the text are recognized as the file says. Nothing is added
@@ -40,6 +43,11 @@ class Tokenizer {
   virtual bool IsSpecial(int32_t id) const = 0;                // no text of the user's: marks of begin, end, turns
   virtual const Digest& digest() const = 0;                    // of the file
 };
+
+// The tokenizer of a folder: its tokenizer.json, else its tokenizer.model; "" when it has neither.
+std::string FindTokenizer(const std::string& folder);
+// Which of the two names a file with such contents has.
+const char* TokenizerName(absl::string_view contents);
 
 }  // namespace trireme
 

@@ -14,7 +14,7 @@ namespace {
 at::Tensor Wide(const at::Tensor& x) {
   if (x.scalar_type() != at::kBFloat16) return x;
   at::Tensor wide = at::empty(x.sizes(), x.options().dtype(at::kFloat));
-  CopyConverted(x, wide);
+  CopyConverted(x.contiguous(), wide);
   return wide;
 }
 
@@ -61,6 +61,28 @@ at::Tensor Matmul(const at::Tensor& dy, const at::Tensor& w) {
   at::Tensor dx = at::empty({dy.size(0), w.size(1)}, dy.options().dtype(ArithmeticType(dy.scalar_type())));
   CpuGemm(Transpose::kNo, Transpose::kNo, Wide(dy), Wide(w), /*add=*/false, dx);
   return NarrowTo(dy.scalar_type(), dx);
+}
+
+void AddMatmulTransposed(at::Tensor y, const at::Tensor& x, const at::Tensor& w) {
+  CheckSizes("y += x w^T", x.size(1), w.size(1));
+  if (y.is_cuda()) {
+    y.addmm_(x, w.t());
+  } else if (y.scalar_type() == at::kBFloat16) {
+    y.add_(MatmulTransposed(x, w));
+  } else {
+    CpuGemm(Transpose::kNo, Transpose::kYes, x, w, /*add=*/true, y);
+  }
+}
+
+void AddMatmul(at::Tensor dx, const at::Tensor& dy, const at::Tensor& w) {
+  CheckSizes("dx += dy w", dy.size(1), w.size(0));
+  if (dx.is_cuda()) {
+    dx.addmm_(dy, w);
+  } else if (dx.scalar_type() == at::kBFloat16) {
+    dx.add_(Matmul(dy, w));
+  } else {
+    CpuGemm(Transpose::kNo, Transpose::kNo, dy, w, /*add=*/true, dx);
+  }
 }
 
 void AddOuterProduct(const at::Tensor& dy, const at::Tensor& x, at::Tensor& accumulator, bool overwrite) {

@@ -23,7 +23,11 @@ at::ScalarType ArithmeticType(at::ScalarType dtype);
 at::Tensor MatmulTransposed(const at::Tensor& x, const at::Tensor& w, const at::Tensor& residual = {});
 // dy [T, N], w [N, K] -> dy w [T, K].
 at::Tensor Matmul(const at::Tensor& dy, const at::Tensor& w);
-// accumulator [N, K] (arithmetic type) += dy^T x, with dy [T, N], x [T, K]; overwrite: = dy^T x.
+// y [T, N] += x w^T and dx [T, K] += dy w. All but w may be columns of wider matrices.
+void AddMatmulTransposed(at::Tensor y, const at::Tensor& x, const at::Tensor& w);
+void AddMatmul(at::Tensor dx, const at::Tensor& dy, const at::Tensor& w);
+// accumulator [N, K] (arithmetic type) += dy^T x, with dy [T, N], x [T, K] (both may be columns of wider matrices);
+// overwrite: = dy^T x.
 void AddOuterProduct(const at::Tensor& dy, const at::Tensor& x, at::Tensor& accumulator, bool overwrite = false);
 
 // ---- RMSNorm (rms_norm.cc; arXiv 1910.07467) ----

@@ -22,9 +22,15 @@ struct Gathered {
 // overwrite: the accumulator holds nothing yet, so the task sets it.
 using GradientTask = std::function<void(at::Tensor& accumulator, bool overwrite)>;
 
+struct Adapter;  // parallel/layers/adapter.h
+
 class Weight {
  public:
   virtual ~Weight() = default;
+
+  // What is trained beside it: products with this weight add it. Null: nothing.
+  const Adapter* adapter() const { return adapter_; }
+  void set_adapter(const Adapter* adapter) { adapter_ = adapter; }
 
   // Valid until the operation returns; no operation saves it for backward, it asks again.
   virtual Gathered full() const = 0;
@@ -38,6 +44,9 @@ class Weight {
 
   // Whether tasks given now run later: they should then hold little.
   virtual bool gradient_deferred() const { return false; }
+
+ private:
+  const Adapter* adapter_ = nullptr;
 };
 
 }  // namespace trireme

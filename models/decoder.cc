@@ -10,6 +10,7 @@
 #include <tuple>
 
 #include "parallel/comm/mpi_group.h"
+#include "parallel/layers/adapter.h"
 #include "parallel/layers/functions.h"
 
 namespace trireme {
@@ -42,15 +43,39 @@ class EmbeddingUnit final : public Unit {
   std::shared_ptr<const Shared> shared_;
 };
 
+// rectangles: this rank's, of the block's parameters. added: the buffer of its adapters.
+Adapter MakeAdapter(const std::vector<Rectangle>& rectangles, ParameterBuffer& added, const GroupAdapter& group) {
+  Adapter adapter;
+  adapter.a = &added.weight(group.a);
+  int64_t first_rank = 0;
+  for (const GroupAdapter::Member& part : group.members) {
+    AdapterMember member;
+    for (int i = group.base; i < part.base; ++i) member.first_row += rectangles[i].size[0];
+    member.rows = rectangles[part.base].size[0];
+    member.first_rank = first_rank;
+    member.rank = part.rank;
+    member.b = &added.weight(part.b);
+    if (part.magnitude >= 0) member.magnitude = &added.weight(part.magnitude);
+    member.scale = part.scale;
+    first_rank += part.rank;
+    adapter.members.push_back(member);
+  }
+  return adapter;
+}
+
 // x + attention(norm(x)), then + mlp(norm(.)): Llama's block, with what the specification adds.
 class BlockUnit final : public Unit {
  public:
-  // weights: of index.parameters, in their order.
-  BlockUnit(std::string name, std::vector<ParameterBuffer*> buffers, std::vector<Weight*> weights, int64_t layer,
+  // weights: of index.parameters, in their order. adapters: hung on them, one for each of groups, whose parameters are
+  // in the last buffer.
+  BlockUnit(std::string name, std::vector<ParameterBuffer*> buffers, std::vector<Weight*> weights,
+            std::vector<GroupAdapter> groups, std::vector<std::unique_ptr<Adapter>> adapters, int64_t layer,
             BlockParameters index, std::shared_ptr<const Shared> shared)
       : name_(std::move(name)),
         buffers_(std::move(buffers)),
         weights_(std::move(weights)),
+        groups_(std::move(groups)),
+        adapters_(std::move(adapters)),
         pattern_(shared->spec.layer(layer)),
         index_(std::move(index)),
         shared_(std::move(shared)) {}
@@ -92,6 +117,18 @@ class BlockUnit final : public Unit {
     return {AddNorm(h, mlp, weight(index_.post_mlp_norm), eps, offset)};
   }
 
+  void InitializeDerived() override {
+    for (size_t g = 0; g < groups_.size(); ++g) {
+      const bool columns = index_.parameters[groups_[g].base].placement == Placement::kColumns;
+      for (size_t m = 0; m < groups_[g].members.size(); ++m) {
+        if (groups_[g].members[m].magnitude < 0) continue;
+        buffers_.back()->Set(groups_[g].members[m].magnitude,
+                             AdaptedRowLengths(*weights_[groups_[g].base], adapters_[g]->members[m],
+                                               columns ? shared_->tensor.get() : nullptr));
+      }
+    }
+  }
+
  private:
   SelfAttentionArguments Attention(const UnitContext& context) const {
     const DecoderSpec& spec = shared_->spec;
@@ -120,6 +157,8 @@ class BlockUnit final : public Unit {
   std::string name_;
   std::vector<ParameterBuffer*> buffers_;
   std::vector<Weight*> weights_;
+  std::vector<GroupAdapter> groups_;
+  std::vector<std::unique_ptr<Adapter>> adapters_;  // of each group
   LayerPattern pattern_;
   BlockParameters index_;
   std::shared_ptr<const Shared> shared_;
@@ -211,6 +250,7 @@ DecoderUnits BuildDecoder(const DecoderSpec& spec, const BufferOptions& options,
     BlockParameters index = MakeBlockParameters(spec, layer);
     std::vector<ParameterBuffer*> buffers;
     std::vector<Weight*> weights(index.parameters.size());
+    std::vector<Rectangle> rectangles(index.parameters.size());
     for (const bool quantized : {false, true}) {
       std::vector<ParameterSpec> specs;
       std::vector<size_t> places;
@@ -221,10 +261,23 @@ DecoderUnits BuildDecoder(const DecoderSpec& spec, const BufferOptions& options,
       }
       if (specs.empty()) continue;
       buffers.push_back(add_buffer(quantized ? absl::StrCat(name, " (quantized)") : name, std::move(specs)));
-      for (size_t i = 0; i < places.size(); ++i) weights[places[i]] = &buffers.back()->weight(static_cast<int>(i));
+      for (size_t i = 0; i < places.size(); ++i) {
+        weights[places[i]] = &buffers.back()->weight(static_cast<int>(i));
+        rectangles[places[i]] = buffers.back()->rectangle(static_cast<int>(i));
+      }
     }
-    decoder.units.push_back(
-        std::make_unique<BlockUnit>(name, std::move(buffers), std::move(weights), layer, std::move(index), shared));
+    BlockAdapters added = MakeBlockAdapters(spec, index);
+    std::vector<std::unique_ptr<Adapter>> adapters;
+    if (!added.groups.empty()) {
+      buffers.push_back(add_buffer(name + ".adapter", added.parameters));
+      for (const GroupAdapter& group : added.groups) {
+        adapters.push_back(std::make_unique<Adapter>(MakeAdapter(rectangles, *buffers.back(), group)));
+        weights[group.base]->set_adapter(adapters.back().get());
+      }
+    }
+    decoder.units.push_back(std::make_unique<BlockUnit>(name, std::move(buffers), std::move(weights),
+                                                        std::move(added.groups), std::move(adapters), layer,
+                                                        std::move(index), shared));
   }
   if (last) {
     ParameterBuffer* head_buffer = add_buffer("head", HeadParameters(spec));

@@ -18,7 +18,9 @@ double DecoderSpec::TrainingFlopsPerToken(int64_t sequence_length) const {
     const double window = static_cast<double>(layer(i).window), half = static_cast<double>(sequence_length) / 2;
     attention += 12.0 * static_cast<double>(q) * (window > 0 ? std::min(window, half) : half);
   }
-  return 6.0 * static_cast<double>(num_layers * block + vocab_size * hidden_size) + attention;
+  // A frozen weight has no gradient: forward and the input's gradient only.
+  const double per_weight = adapter != nullptr || quantization.has_value() ? 4 : 6;
+  return per_weight * static_cast<double>(num_layers * block + vocab_size * hidden_size) + attention;
 }
 
 }  // namespace trireme

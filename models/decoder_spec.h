@@ -4,6 +4,7 @@
 #define TRIREME_MODELS_DECODER_SPEC_H_
 
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <set>
 #include <string>
@@ -13,6 +14,7 @@
 #include "kernels/ops.h"
 #include "kernels/quantized_matrix.h"
 #include "launch/status.h"
+#include "models/adapter_spec.h"
 
 namespace trireme {
 
@@ -52,6 +54,8 @@ struct DecoderSpec {
   double final_logit_softcap = 0;              // logits likewise
   double embedding_scale = 1;                  // embeddings are multiplied by it, rounded to their type
 
+  // What is trained instead of the parameters, which are frozen then; null: nothing.
+  std::shared_ptr<const AdapterSpec> adapter;
   std::optional<QuantizationFormat> quantization;  // of linear layers in blocks
   std::vector<std::string> unquantized;  // modules that stay as they are: paths, or beginnings or ends of them
 
@@ -60,8 +64,9 @@ struct DecoderSpec {
   }
   std::set<int64_t> windows() const;  // that occur
 
-  // Floating-point operations that training on one token takes: 6 per weight that multiplies, and the attention scores
-  // of a causal sequence (each query sees half of it on average). Recomputation is not counted.
+  // Floating-point operations that training on one token takes: 6 per weight that multiplies (4 where it is frozen),
+  // and the attention scores of a causal sequence (each query sees half of it on average). Recomputation and adapters
+  // are not counted.
   double TrainingFlopsPerToken(int64_t sequence_length) const;
 };
 

@@ -1,6 +1,7 @@
 #include "models/parameters.h"
 
 #include <absl/strings/match.h>
+#include <absl/strings/str_cat.h>
 #include <absl/strings/str_join.h>
 #include <absl/strings/strip.h>
 
@@ -32,6 +33,24 @@ ParameterSpec Vector(const std::string& name, int64_t width, Initialization init
 
 ParameterSpec NormWeight(const DecoderSpec& s, const std::string& name, int64_t width) {
   return Vector(name, width, s.norm_offset ? Initialization::kZeros : Initialization::kOnes);
+}
+
+// Under an adapter only what it names is trained.
+std::vector<ParameterSpec> Frozen(const DecoderSpec& s, std::vector<ParameterSpec> parameters) {
+  if (s.adapter == nullptr) return parameters;
+  for (ParameterSpec& parameter : parameters) {
+    const std::string module(absl::StripSuffix(parameter.name, ".weight"));
+    parameter.trainable = s.adapter->saved_modules.count(module) > 0;
+  }
+  return parameters;
+}
+
+int64_t NumElements(const std::vector<ParameterSpec>& parameters, bool trainable_only = false) {
+  int64_t total = 0;
+  for (const ParameterSpec& parameter : parameters) {
+    if (parameter.trainable || !trainable_only) total += Numel(parameter);
+  }
+  return total;
 }
 
 // Whole parts of a module's path at its beginning or its end.
@@ -69,15 +88,15 @@ ParameterSpec Fused(ParameterSpec spec, int64_t heads = 0) {
 }  // namespace
 
 std::vector<ParameterSpec> EmbeddingParameters(const DecoderSpec& s) {
-  return {Matrix(absl::StrCat(kEmbeddingName, ".weight"), s.vocab_size, s.hidden_size, s.initializer_range,
-                 Placement::kVocabulary)};
+  return Frozen(s, {Matrix(absl::StrCat(kEmbeddingName, ".weight"), s.vocab_size, s.hidden_size, s.initializer_range,
+                           Placement::kVocabulary)});
 }
 
 std::vector<ParameterSpec> HeadParameters(const DecoderSpec& s) {
   std::vector<ParameterSpec> head = {NormWeight(s, "model.norm.weight", s.hidden_size)};
   if (!s.tied_embeddings)
     head.push_back(Matrix("lm_head.weight", s.vocab_size, s.hidden_size, s.initializer_range, Placement::kVocabulary));
-  return head;
+  return Frozen(s, std::move(head));
 }
 
 BlockParameters MakeBlockParameters(const DecoderSpec& s, int64_t layer) {
@@ -120,6 +139,7 @@ BlockParameters MakeBlockParameters(const DecoderSpec& s, int64_t layer) {
   add(Fused(Matrix(prefix + "mlp.up_proj.weight", f, h, deviation, kRows)));
   block.down = add(Matrix(prefix + "mlp.down_proj.weight", h, f, residual, kColumns));
   if (s.post_norms) block.post_mlp_norm = norm("post_feedforward_layernorm.weight");
+  block.parameters = Frozen(s, std::move(block.parameters));
   if (!s.quantization.has_value()) return block;
   EachMatrixGroup(block.parameters, [&](size_t begin, size_t end) {
     bool stays = false;
@@ -159,6 +179,79 @@ void CheckUnquantized(const DecoderSpec& spec, std::vector<std::string>* problem
   }
 }
 
+BlockAdapters MakeBlockAdapters(const DecoderSpec& s, const BlockParameters& block) {
+  BlockAdapters adapters;
+  if (s.adapter == nullptr) return adapters;
+  const AdapterConfig& config = s.adapter->config;
+  const auto add = [&](ParameterSpec spec) {
+    spec.added = true;
+    adapters.parameters.push_back(std::move(spec));
+    return static_cast<int>(adapters.parameters.size()) - 1;
+  };
+  const std::vector<ParameterSpec>& base = block.parameters;
+  for (int first = 0; first < static_cast<int>(base.size());) {
+    int end = first + 1;
+    while (end < static_cast<int>(base.size()) && base[end].fused_with_previous) ++end;
+    GroupAdapter group;
+    group.base = first;
+    // The A of all members first: they are one matrix.
+    for (int i = first; i < end; ++i) {
+      const ModuleAdapter* module = s.adapter->Find(base[i].name);
+      if (module == nullptr) continue;
+      const std::string name(absl::StripSuffix(base[i].name, "weight"));
+      ParameterSpec a = Matrix(name + "lora_A.weight", module->rank, base[i].shape[1], 0, Placement::kReplicated);
+      if (base[i].placement == Placement::kColumns) a.placement = Placement::kColumns;
+      const bool gaussian = config.init_lora_weights() == AdapterConfig::GAUSSIAN;
+      a.initialization = gaussian ? Initialization::kNormal : Initialization::kUniform;
+      a.standard_deviation =
+          gaussian ? 1.0 / static_cast<double>(module->rank) : 1.0 / std::sqrt(static_cast<double>(base[i].shape[1]));
+      a.fused_with_previous = !group.members.empty();
+      GroupAdapter::Member member;
+      member.base = i;
+      member.rank = module->rank;
+      member.scale = module->scale;
+      const int index = add(std::move(a));
+      if (group.members.empty()) group.a = index;
+      group.members.push_back(member);
+    }
+    for (GroupAdapter::Member& member : group.members) {
+      const ParameterSpec& weight = base[member.base];
+      const std::string name(absl::StripSuffix(weight.name, "weight"));
+      const bool rows = weight.placement == Placement::kRows;
+      ParameterSpec b = Matrix(name + "lora_B.weight", weight.shape[0], member.rank, 0,
+                               rows ? Placement::kRows : Placement::kReplicated);
+      b.initialization = Initialization::kZeros;
+      b.heads = rows ? weight.heads : 0;
+      b.rate = config.loraplus_lr_ratio();
+      member.b = add(std::move(b));
+      if (!config.use_dora()) continue;
+      ParameterSpec magnitude = Vector(name + "lora_magnitude_vector", weight.shape[0], Initialization::kOnes,
+                                       rows ? Placement::kRows : Placement::kReplicated);
+      magnitude.heads = rows ? weight.heads : 0;
+      member.magnitude = add(std::move(magnitude));
+    }
+    if (!group.members.empty()) adapters.groups.push_back(std::move(group));
+    first = end;
+  }
+  return adapters;
+}
+
+std::vector<std::string> LinearModules(const DecoderSpec& spec) {
+  std::vector<std::string> names;
+  for (int64_t layer = 0; layer < spec.num_layers; ++layer) {
+    for (const ParameterSpec& parameter : MakeBlockParameters(spec, layer).parameters) {
+      if (parameter.shape.size() == 2) names.emplace_back(absl::StripSuffix(parameter.name, ".weight"));
+    }
+  }
+  return names;
+}
+
+std::vector<std::string> WholeModules(const DecoderSpec& spec) {
+  std::vector<std::string> names = {kEmbeddingName};
+  if (!spec.tied_embeddings) names.push_back("lm_head");
+  return names;
+}
+
 std::vector<ParameterSpec> DecoderParameters(const DecoderSpec& spec) {
   std::vector<ParameterSpec> all = EmbeddingParameters(spec);
   const auto append = [&](const std::vector<ParameterSpec>& specs) {
@@ -169,14 +262,25 @@ std::vector<ParameterSpec> DecoderParameters(const DecoderSpec& spec) {
   return all;
 }
 
-int64_t NumParameters(const DecoderSpec& spec) {
-  int64_t total = 0;
-  for (const ParameterSpec& parameter : DecoderParameters(spec)) {
-    int64_t n = 1;
-    for (const int64_t extent : parameter.shape) n *= extent;
-    total += n;
+std::vector<ParameterSpec> AdapterParameters(const DecoderSpec& spec) {
+  std::vector<ParameterSpec> all;
+  for (int64_t layer = 0; layer < spec.num_layers; ++layer) {
+    const BlockAdapters adapters = MakeBlockAdapters(spec, MakeBlockParameters(spec, layer));
+    all.insert(all.end(), adapters.parameters.begin(), adapters.parameters.end());
   }
-  return total;
+  return all;
+}
+
+int64_t Numel(const ParameterSpec& parameter) {
+  int64_t n = 1;
+  for (const int64_t extent : parameter.shape) n *= extent;
+  return n;
+}
+
+int64_t NumParameters(const DecoderSpec& spec) { return NumElements(DecoderParameters(spec)); }
+
+int64_t NumTrainableParameters(const DecoderSpec& spec) {
+  return NumElements(DecoderParameters(spec), /*trainable_only=*/true) + NumElements(AdapterParameters(spec));
 }
 
 }  // namespace trireme

@@ -22,6 +22,30 @@ struct BlockParameters {
   int post_mlp_norm = -1;  // of what the MLP adds
 };
 
+// The adapters of one fused group of a block. `base` and its members' rows are indices into BlockParameters.parameters,
+// the others into BlockAdapters.parameters.
+struct GroupAdapter {
+  int base = -1;  // the group's first parameter
+  int a = -1;     // the first of the stacked A
+  struct Member {
+    int base = -1, b = -1, magnitude = -1;
+    int64_t rank = 0;
+    double scale = 1;
+  };
+  std::vector<Member> members;
+};
+
+// Named as PEFT names them, without its prefix: "model.layers.0.self_attn.q_proj.lora_A.weight".
+struct BlockAdapters {
+  std::vector<ParameterSpec> parameters;
+  std::vector<GroupAdapter> groups;
+};
+BlockAdapters MakeBlockAdapters(const DecoderSpec& spec, const BlockParameters& block);
+
+// What an adapter can be put on, and what can only be trained whole: names of modules, without ".weight".
+std::vector<std::string> LinearModules(const DecoderSpec& spec);
+std::vector<std::string> WholeModules(const DecoderSpec& spec);
+
 // Matrices of a fused group are quantized all or none.
 BlockParameters MakeBlockParameters(const DecoderSpec& spec, int64_t layer);
 std::vector<ParameterSpec> EmbeddingParameters(const DecoderSpec& spec);
@@ -33,8 +57,11 @@ bool QuantizedByName(const std::string& name, const QuantizationConfig& quantiza
 // What is wrong with quantizing these layers: groups that are named in part, names of nothing.
 void CheckUnquantized(const DecoderSpec& spec, std::vector<std::string>* problems);
 
-// Every parameter of the model, in its order.
+// Every parameter of the model, in its order. Those of adapters are not among them.
 std::vector<ParameterSpec> DecoderParameters(const DecoderSpec& spec);
+std::vector<ParameterSpec> AdapterParameters(const DecoderSpec& spec);  // likewise
+int64_t NumTrainableParameters(const DecoderSpec& spec);
+int64_t Numel(const ParameterSpec& parameter);
 int64_t NumParameters(const DecoderSpec& spec);  // elements; a tied matrix once
 
 }  // namespace trireme

@@ -128,6 +128,7 @@ absl::Status Checkpointer::Write(const std::string& folder, const TrainProgress&
   std::vector<TensorPart> weights, states;
   if (mesh_.coordinate(Axis::kDataReplicate) == 0) {
     for (ParameterBuffer* buffer : model_.buffers()) {
+      if (!buffer->trainable()) continue;  // stands in the base model's files
       for (TensorPart& part : PartsOf(*buffer, buffer->own_weights(), "", /*unique=*/true))
         weights.push_back(std::move(part));
     }
@@ -237,7 +238,7 @@ absl::StatusOr<bool> Checkpointer::Resume(bool allow_change, TrainProgress* prog
     std::vector<std::string> changes = NumericChanges(manifest->config(), recipe_.config);
     const std::vector<std::string> digests(manifest->corpus_digest().begin(), manifest->corpus_digest().end());
     if (digests != corpus_digests_)
-      changes.push_back("data.source: the corpora's content differs from what the run was trained on");
+      changes.push_back("data: the content of the corpora or conversations differs from what the run was trained on");
     if (!changes.empty()) {
       const std::string list = absl::StrJoin(changes, "\n  ");
       if (!allow_change) {
@@ -265,6 +266,7 @@ absl::StatusOr<bool> Checkpointer::Resume(bool allow_change, TrainProgress* prog
 absl::Status Checkpointer::Load(const std::string& folder, const CheckpointManifest&) {
   ASSIGN_OR_RETURN(const ShardedTensorReader weights, ShardedTensorReader::Open(folder + "/weights"));
   for (ParameterBuffer* buffer : model_.buffers()) {
+    if (!buffer->trainable()) continue;
     for (const TensorPart& part : PartsOf(*buffer, buffer->own_weights(), "", /*unique=*/false))
       RETURN_IF_ERROR(weights.Read(part));
     mesh_.log().Beat("loading weights");

@@ -16,7 +16,8 @@ namespace trireme {
 
 // run_dir/checkpoints/step-00000100/{weights,optimizer}/*.safetensors and manifest.pb. Written under
 // step-00000100.tmp-ID, every file fsynced, the manifest last; then renamed, the parent fsynced, and LATEST moved once
-// all ranks acknowledged. A crash at any point leaves the older ones.
+// all ranks acknowledged. A crash at any point leaves the older ones. Of a model with an adapter only what is trained
+// is saved.
 class Checkpointer {
  public:
   // All must outlive it. corpus_digests identify the data. Not collective.

@@ -1,17 +1,72 @@
 #include "trainer/corpora.h"
 
 #include <algorithm>
+#include <utility>
+
+#include "launch/log.h"
+#include "trainer/model_text.h"
 
 namespace trireme {
+namespace {
+
+absl::StatusOr<Corpora> CorporaOfConversations(const RunConfig& config) {
+  ASSIGN_OR_RETURN(const OpenedConversations opened, OpenConversationData(config));
+  const ConversationSplit &train = opened.set.train, &validation = opened.set.validation;
+  Info("data: ", Describe(train));
+  if (train.counts.without_end > 0) {
+    Warning("data.conversations: ", train.counts.without_end, " of ", train.counts.kept,
+            " samples end without a trained end of turn: nothing in them teaches the model to stop");
+  }
+  Corpora corpora;
+  corpora.train = MakePackedSampler(train.sequences, config.seed(), /*shuffle=*/true);
+  if (validation.sequences != nullptr) {
+    Info("validation data: ", Describe(validation));
+    corpora.validation = MakePackedSampler(validation.sequences, config.seed(), /*shuffle=*/false);
+  }
+  corpora.digests = {train.sequences->Digest()};
+  corpora.facts.vocab_size = opened.tokenizer->vocab_size();
+  corpora.facts.num_windows = corpora.train->num_windows();
+  return corpora;
+}
+
+}  // namespace
+
+absl::StatusOr<OpenedConversations> OpenConversationData(const RunConfig& config) {
+  const ConversationData& data = config.data().conversations();
+  const std::string model = data.has_tokenizer() ? data.tokenizer() : config.model().from();
+  if (model.empty()) {
+    return Error(ExitCode::kConfig,
+                 "data.conversations.tokenizer: not set, and there is no model.from; name a folder "
+                 "with tokenizer.json");
+  }
+  ASSIGN_OR_RETURN(const ModelText text, OpenModelText(model, data.chat_template()));
+  SampleTokenizerOptions options;
+  options.tokenizer = text.tokenizer;
+  if (text.chat_template.ok()) {
+    options.chat_template = *text.chat_template;
+  } else {
+    options.no_template_reason = text.chat_template.status();
+  }
+  options.prefix_ids = text.prefix_ids;
+  options.end_id = text.end_id;
+  options.train_on = data.train_on();
+  ASSIGN_OR_RETURN(ConversationSet set,
+                   OpenConversations(data, config.data().sequence_length(), SampleTokenizer(std::move(options))));
+  return OpenedConversations{text.tokenizer, std::move(set)};
+}
 
 absl::StatusOr<Corpora> OpenCorpora(const RunConfig& config) {
   const DataConfig& data = config.data();
-  if (data.source_size() == 0)
+  if (data.source_size() > 0 && data.has_conversations())
+    return Error(ExitCode::kConfig, "data: source and conversations are both set; a run trains on one of them");
+  if (data.source_size() == 0 && !data.has_conversations())
     return Error(
         ExitCode::kConfig,
-        "data.source: none given; write data { source { path: \"DIR\" } } with a folder from `trireme prepare`");
+        "data.source: none given; write data { source { path: \"DIR\" } } with a folder from `trireme prepare`, or "
+        "data { conversations { path: \"FILE.jsonl\" } }");
   if (data.sequence_length() < 1)
     return Error(ExitCode::kConfig, "data.sequence_length: not set; give tokens per sequence");
+  if (data.has_conversations()) return CorporaOfConversations(config);
   Corpora corpora;
   std::vector<std::shared_ptr<const TokenStream>> train, validation;
   std::vector<double> train_weights, validation_weights;

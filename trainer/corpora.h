@@ -1,5 +1,5 @@
 // trainer/corpora.h
-// A run's data sources, opened and checked against each other.
+// A run's data, opened and checked: corpora that were prepared, or samples to fine-tune on.
 #ifndef TRIREME_TRAINER_CORPORA_H_
 #define TRIREME_TRAINER_CORPORA_H_
 
@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "data/conversations.h"
 #include "data/corpus.h"
 #include "data/sampler.h"
 #include "trainer/recipe.h"
@@ -21,8 +22,16 @@ struct Corpora {
   double unigram_entropy = 0;  // of the only source, 0 otherwise. Unit: nat per token
 };
 
-// Opens every source of config.data. Sources must share one tokenizer. Errors are kData or kConfig.
+// Opens every source of config.data, which must share one tokenizer, or config.data.conversations. Errors are kData or
+// kConfig.
 absl::StatusOr<Corpora> OpenCorpora(const RunConfig& config);
+
+// What config.data.conversations stands for, with the tokenizer it is read by (of its own field, else of model.from).
+struct OpenedConversations {
+  std::shared_ptr<const Tokenizer> tokenizer;
+  ConversationSet set;
+};
+absl::StatusOr<OpenedConversations> OpenConversationData(const RunConfig& config);
 
 }  // namespace trireme
 

@@ -8,6 +8,7 @@
 #include <iostream>
 #include <nlohmann/json.hpp>
 
+#include "data/tokenizer.h"
 #include "launch/log.h"
 #include "trainer/agreement.h"
 #include "trainer/evaluation.h"
@@ -18,9 +19,8 @@ namespace {
 // Bytes of text that each token id stands for; empty when no tokenizer is at hand.
 absl::StatusOr<std::vector<int64_t>> BytesOfIds(const Session& session, const std::string& corpus) {
   std::unique_ptr<Tokenizer> own;
-  std::error_code error;
-  const std::string path = corpus + "/tokenizer.json";
-  if (std::filesystem::exists(path, error)) {
+  const std::string path = FindTokenizer(corpus);
+  if (!path.empty()) {
     ASSIGN_OR_RETURN(own, Tokenizer::Load(path));
     if (session.tokenizer != nullptr && own->digest() != session.tokenizer->digest() && session.process.rank() == 0)
       Warning("evaluate: ", path, " is not the tokenizer of ", session.source.description,
@@ -35,7 +35,8 @@ absl::StatusOr<std::vector<int64_t>> BytesOfIds(const Session& session, const st
 }
 
 absl::Status EvaluateCorpus(const EvaluateOptions& options, Session& session) {
-  const std::string& corpus = options.session.data.source(0).path();
+  const DataConfig& given = options.session.data;
+  const std::string& corpus = given.has_conversations() ? given.conversations().path(0) : given.source(0).path();
   const std::shared_ptr<const Sampler> split = options.train_split ? session.corpora.train : session.corpora.validation;
   if (split == nullptr) {
     return MarkAgreed(Error(ExitCode::kData, "evaluate: ", corpus, " has no validation split of at least ",

@@ -11,9 +11,11 @@
 
 #include "launch/file.h"
 #include "launch/log.h"
+#include "trainer/adapter_source.h"
 #include "trainer/agreement.h"
 #include "trainer/checkpointer.h"
 #include "trainer/export_gguf.h"
+#include "trainer/export_gguf_lora.h"
 #include "trainer/export_hf.h"
 #include "trainer/export_source.h"
 
@@ -27,11 +29,51 @@ bool Exists(const std::string& path) {
   return fs::exists(fs::symlink_status(path, error));
 }
 
+bool IsAdapterFormat(ExportConfig::Format format) {
+  return format == ExportConfig::PEFT || format == ExportConfig::GGUF_LORA;
+}
+
 absl::Status CheckDtype(ExportConfig::Format format, ExportConfig::Dtype dtype) {
+  if (IsAdapterFormat(format)) {
+    if (dtype == ExportConfig::AS_STORED) return absl::OkStatus();
+    return Error(ExitCode::kConfig, "export: adapters are written as they are stored; leave the dtype out");
+  }
   if (format == ExportConfig::GGUF || (dtype != ExportConfig::Q8_0 && dtype != ExportConfig::Q4_0))
     return absl::OkStatus();
   return Error(ExitCode::kConfig, "export: the dtype ", ExportConfig::Dtype_Name(dtype),
                " is one of GGUF; choose the format GGUF, or FP32, BF16 or FP16");
+}
+
+// Merges the source's adapter, if that is what is wanted of it.
+absl::Status UseAdapter(const ExportOptions& options, const std::vector<ModelFamily>& families, ExportSource* source) {
+  if (source->adapter == nullptr) {
+    if (!options.merge && !IsAdapterFormat(options.format)) return absl::OkStatus();
+    return Error(ExitCode::kConfig, "export: ", source->description,
+                 " has no adapter; give one with --adapter, or leave out ",
+                 options.merge ? "--merge" : "the adapter's format");
+  }
+  if (IsAdapterFormat(options.format)) {
+    if (!options.merge) return absl::OkStatus();
+    return Error(ExitCode::kConfig, "export: --merge is for the formats hf and gguf; an adapter's file is not merged");
+  }
+  if (!options.merge) {
+    return Error(ExitCode::kConfig, "export: ", source->adapter->description,
+                 " is an adapter; add --merge to write the base model with it, or choose --format peft or gguf-lora to "
+                 "write it alone");
+  }
+  ASSIGN_OR_RETURN(const DecoderSpec spec, SpecifyModel(source->model, families));
+  ASSIGN_OR_RETURN(*source, Merged(*source, source->adapter, spec, options.dtype == ExportConfig::AS_STORED));
+  return absl::OkStatus();
+}
+
+absl::Status Write(const ExportSource& source, const ExportOptions& options, const std::vector<ModelFamily>& families,
+                   const std::string& folder) {
+  if (options.format == ExportConfig::HF) return WriteHfDirectory(source, options, folder);
+  if (options.format == ExportConfig::GGUF) return WriteGgufModel(source, options, folder);
+  ASSIGN_OR_RETURN(const DecoderSpec spec, SpecifyModel(source.model, families));
+  if (options.format == ExportConfig::GGUF_LORA)
+    return WriteGgufLora(source, spec, fs::path(options.output).stem().string(), folder);
+  return WritePeftDirectory(*source.adapter, spec, folder);
 }
 
 }  // namespace
@@ -43,16 +85,19 @@ absl::Status Export(const ExportOptions& options, const std::vector<ModelFamily>
   if (Exists(output))
     return Error(ExitCode::kConfig, "export: ", output, " exists already; remove it or choose another output");
   RETURN_IF_ERROR(CheckDtype(options.format, options.dtype));
-  ASSIGN_OR_RETURN(const ExportSource source, OpenExportSource(options.source, families, options.alive));
-  const bool gguf = options.format == ExportConfig::GGUF;
+  ASSIGN_OR_RETURN(ExportSource source, OpenExportSource(options.source, families, options.alive));
+  if (!options.adapter.empty()) {
+    ASSIGN_OR_RETURN(source.adapter, OpenAdapter(options.adapter));
+  }
+  RETURN_IF_ERROR(UseAdapter(options, families, &source));
   const int64_t now = std::chrono::system_clock::now().time_since_epoch().count();
   const std::string temporary = absl::StrFormat("%s.tmp-%x-%x", output, now, ::getpid());
   absl::Status status = MakeDirectories(temporary);
-  if (status.ok())
-    status = gguf ? WriteGgufModel(source, options, temporary) : WriteHfDirectory(source, options, temporary);
+  if (status.ok()) status = Write(source, options, families, temporary);
   if (status.ok() && Exists(output)) status = Error(ExitCode::kStorage, "export: ", output, " has appeared meanwhile");
-  if (status.ok()) status = RenameDurably(gguf ? absl::StrCat(temporary, "/", kGgufModelName) : temporary, output);
-  if (gguf || !status.ok()) RemoveAll(temporary).IgnoreError();
+  const bool file = options.format == ExportConfig::GGUF || options.format == ExportConfig::GGUF_LORA;
+  if (status.ok()) status = RenameDurably(file ? absl::StrCat(temporary, "/", kGgufModelName) : temporary, output);
+  if (file || !status.ok()) RemoveAll(temporary).IgnoreError();
   RETURN_IF_ERROR(status);
   Info("exported ", source.description, " to ", output);
   return absl::OkStatus();
@@ -81,8 +126,42 @@ absl::Status CheckExport(const RunConfig& config) {
   if (Exists(output))
     return Error(ExitCode::kConfig, "export.output: ", output, " exists already; remove it or choose another");
   RETURN_IF_ERROR(CheckDtype(config.export_().format(), config.export_().dtype()));
+  const bool adapter_format = IsAdapterFormat(config.export_().format());
+  if (adapter_format && !config.has_adapter())
+    return Error(ExitCode::kConfig, "export.format: is one of adapters, but the run trains none; set adapter");
+  if (config.has_adapter() && !adapter_format && !config.export_().merge())
+    return Error(ExitCode::kConfig,
+                 "export: the run trains an adapter; set export.merge: true to write the base model "
+                 "with it, or export.format: PEFT or GGUF_LORA (the run_dir gets a PEFT directory "
+                 "in any case)");
+  if (config.export_().merge() && (adapter_format || !config.has_adapter()))
+    return Error(ExitCode::kConfig, "export.merge: is for runs with an adapter and the formats HF and GGUF; remove it");
+  if (adapter_format) return absl::OkStatus();
   return config.export_().format() == ExportConfig::GGUF ? CheckGgufModel(config.model(), config.export_().dtype())
                                                          : absl::OkStatus();
+}
+
+absl::Status SaveAdapter(const Recipe& recipe, int64_t step, Mesh& mesh) {
+  if (recipe.model.adapter == nullptr) return absl::OkStatus();
+  const auto write = [&]() -> absl::Status {
+    const std::string target = recipe.config.run_dir() + "/adapter", temporary = target + ".tmp-new",
+                      old = target + ".tmp-old";
+    ASSIGN_OR_RETURN(const auto adapter, OpenAdapter(Checkpointer::FolderFor(recipe.config.run_dir(), step)));
+    DecoderSpec plain = recipe.model;
+    plain.adapter = nullptr;
+    RETURN_IF_ERROR(RemoveAll(temporary));
+    RETURN_IF_ERROR(MakeDirectories(temporary));
+    RETURN_IF_ERROR(WritePeftDirectory(*adapter, plain, temporary));
+    RETURN_IF_ERROR(RemoveAll(old));
+    if (Exists(target)) RETURN_IF_ERROR(RenameDurably(target, old));
+    RETURN_IF_ERROR(RenameDurably(temporary, target));
+    RETURN_IF_ERROR(RemoveAll(old));
+    Info("the adapter of step ", step, " is in ", target);
+    for (const std::string& refusal : VllmRefusals(*recipe.model.adapter)) Warning("adapter: ", refusal);
+    return absl::OkStatus();
+  };
+  const absl::Status written = mesh.control().rank() == 0 ? write() : absl::OkStatus();
+  return Agree(mesh.control(), written);
 }
 
 absl::Status ExportAtEnd(const Recipe& recipe, int64_t step, const std::vector<ModelFamily>& families, Mesh& mesh) {
@@ -94,6 +173,7 @@ absl::Status ExportAtEnd(const Recipe& recipe, int64_t step, const std::vector<M
     options.output = recipe.config.export_().output();
     options.format = recipe.config.export_().format();
     options.dtype = recipe.config.export_().dtype();
+    options.merge = recipe.config.export_().merge();
     options.alive = [&mesh] { mesh.log().Beat("exporting"); };
     options.alive();
     status = Export(options, families);

@@ -15,8 +15,10 @@
 namespace trireme {
 
 struct ExportOptions {
-  std::string source;  // run_dir, checkpoint step, Hugging Face directory or GGUF file
-  std::string output;  // must not exist
+  std::string source;   // run_dir, checkpoint step, Hugging Face directory or GGUF file
+  std::string adapter;  // an adapter (adapter_source.h) to use with it; "": the source's own
+  bool merge = false;   // add the adapter to the weights
+  std::string output;   // must not exist
   ExportConfig::Format format = ExportConfig::HF;
   ExportConfig::Dtype dtype = ExportConfig::AS_STORED;
   bool quantize_nf4 = false;             // HF: matrices of blocks as bitsandbytes' NF4, with double quantization
@@ -35,6 +37,10 @@ absl::StatusOr<uint64_t> ParseSize(const std::string& text);
 // Of config.export: kConfig when its output is missing or exists, or the format cannot hold the model. Reads the file
 // system; not collective.
 absl::Status CheckExport(const RunConfig& config);
+
+// Collective: rank 0 writes the adapter of the checkpoint of `step` to run_dir/adapter, a PEFT directory, in place of
+// an older one; nothing for a run without adapter. Errors are agreed.
+absl::Status SaveAdapter(const Recipe& recipe, int64_t step, Mesh& mesh);
 
 // Collective: rank 0 exports the checkpoint of `step` as config.export says; nothing without it, or when the output is
 // there already (a finished run started again). Errors are agreed.

@@ -54,7 +54,13 @@ absl::Status WriteTensor(const ExportSource& source, const ExportTensor& tensor,
     const at::Tensor values = stored.to(at::kFloat);
     const float* data = values.const_data_ptr<float>();
     const int64_t columns = tensor.row_numel();
-    if (!reorders) return writer.Append(data, values.numel());
+    if (!reorders) {
+      const float offset = GgufOffset(*facts.architecture, tensor.name);
+      if (offset == 0) return writer.Append(data, values.numel());
+      std::vector<float> moved(data, data + values.numel());
+      for (float& value : moved) value += offset;
+      return writer.Append(moved.data(), values.numel());
+    }
     for (int64_t row = 0; row < values.numel() / columns; ++row)
       RETURN_IF_ERROR(writer.Append(data + LlamaCanonicalRow(row, facts.head_dim) * columns, columns));
     return absl::OkStatus();
@@ -65,7 +71,7 @@ absl::StatusOr<GgufWritten> WriteTensors(const ExportSource& source, const Expor
                                          const GgufModelFacts& facts, GgufWriter& writer, int64_t total) {
   std::map<std::string, const ExportTensor*> by_name;
   for (const ExportTensor& tensor : source.tensors) {
-    const std::optional<std::string> name = ToGgufName(tensor.name);
+    const std::optional<std::string> name = ToGgufName(*facts.architecture, tensor.name);
     if (name.has_value()) by_name[*name] = &tensor;
   }
   Progress progress(absl::StrCat("exporting ", source.description), total, "B");
@@ -111,6 +117,9 @@ absl::Status Verify(const std::string& path, const GgufModelFacts& facts, const 
     config->clear_rope_theta();
     config->clear_rms_norm_eps();
     config->clear_rope_scaling();
+    config->clear_rope_local_base_freq();
+    config->clear_attn_logit_softcapping();
+    config->clear_final_logit_softcapping();
   }
   return google::protobuf::util::MessageDifferencer::Equals(ours, theirs) ? absl::OkStatus()
                                                                           : bad("it describes another model");

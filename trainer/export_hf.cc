@@ -11,7 +11,7 @@
 #include "kernels/nf4.h"
 #include "launch/file.h"
 #include "launch/log.h"
-#include "models/bitsandbytes.h"
+#include "models/formats/bitsandbytes.h"
 #include "models/formats/hf_directory.h"
 #include "models/formats/hf_model_type.h"
 #include "models/parameters.h"

@@ -9,12 +9,14 @@
 #include <filesystem>
 #include <memory>
 
+#include "data/tokenizer.h"
 #include "kernels/nf4.h"
 #include "launch/file.h"
 #include "launch/log.h"
 #include "models/decoder.h"
 #include "models/formats/gguf_config.h"
 #include "models/formats/hf_directory.h"
+#include "trainer/adapter_source.h"
 #include "trainer/checkpointer.h"
 #include "trainer/import.h"
 #include "trainer/sharded_tensors.h"
@@ -25,14 +27,6 @@ namespace {
 namespace fs = std::filesystem;
 
 constexpr int64_t kPieceBytes = 16 << 20;
-
-absl::StatusOr<DecoderSpec> Specify(const ModelConfig& model, const std::vector<ModelFamily>& families) {
-  ASSIGN_OR_RETURN(const ModelFamily family, FindFamily(families, model.family()));
-  std::vector<std::string> problems;
-  const DecoderSpec spec = family.specify(model, &problems);
-  if (problems.empty()) return spec;
-  return Error(ExitCode::kData, "the model does not fit:\n  ", absl::StrJoin(problems, "\n  "));
-}
 
 absl::Status CheckWeights(const std::string& folder, const CheckpointManifest& manifest,
                           const std::function<void()>& alive) {
@@ -57,9 +51,8 @@ absl::Status CheckWeights(const std::string& folder, const CheckpointManifest& m
 
 // The digest of a folder's tokenizer; "" when it has none.
 absl::StatusOr<Digest> TokenizerDigest(const std::string& folder) {
-  const std::string path = folder + "/tokenizer.json";
-  std::error_code error;
-  return fs::exists(path, error) ? HashFile(path) : absl::StatusOr<Digest>("");
+  const std::string path = FindTokenizer(folder);
+  return path.empty() ? absl::StatusOr<Digest>("") : HashFile(path);
 }
 
 // As AddOrigin. A corpus's tokenizer.json is never the same file, so it goes before the GGUF's.
@@ -93,34 +86,44 @@ absl::Status AddOrigin(ExportSource* source) {
   return absl::OkStatus();
 }
 
+// The base model of a run that trains an adapter, with it.
+absl::StatusOr<ExportSource> OpenAdapterRun(const std::string& folder, const RunConfig& config,
+                                            const std::vector<ModelFamily>& families,
+                                            const std::function<void()>& alive) {
+  if (!config.model().has_from())
+    return Error(ExitCode::kConfig, "checkpoint ", folder, ": its adapter was trained on a model of random weights");
+  absl::StatusOr<ExportSource> base = OpenExportSource(config.model().from(), families, alive);
+  if (!base.ok())
+    return Annotate(base.status(), absl::StrCat("checkpoint ", folder, ": the base model of its adapter, ",
+                                                config.model().from(), ", cannot be opened"));
+  ASSIGN_OR_RETURN(base->adapter, OpenAdapter(folder));
+  return base;
+}
+
 absl::StatusOr<ExportSource> OpenCheckpoint(const std::string& folder, const std::vector<ModelFamily>& families,
                                             const std::function<void()>& alive) {
   ASSIGN_OR_RETURN(const CheckpointManifest manifest, ReadCheckpointManifest(folder, /*verify=*/false, 0, 1));
   RETURN_IF_ERROR(CheckWeights(folder, manifest, alive));
   const RunConfig& config = manifest.config();
+  if (config.has_adapter()) return OpenAdapterRun(folder, config, families, alive);
   ExportSource source;
   source.description = absl::StrCat("checkpoint ", folder);
   source.model = config.model();
-  ASSIGN_OR_RETURN(const DecoderSpec spec, Specify(source.model, families));
+  ASSIGN_OR_RETURN(const DecoderSpec spec, SpecifyModel(source.model, families));
   ASSIGN_OR_RETURN(ShardedTensorReader opened, ShardedTensorReader::Open(folder + "/weights"));
   const auto reader = std::make_shared<const ShardedTensorReader>(std::move(opened));
   const at::ScalarType stored = config.precision().master_weights() ? at::kFloat : at::kBFloat16;
   for (const ParameterSpec& parameter : DecoderParameters(spec))
     source.tensors.push_back({parameter.name, parameter.shape, stored});
-  source.read = [reader](const ExportTensor& tensor, int64_t begin, int64_t end) -> absl::StatusOr<at::Tensor> {
-    TensorPart part;
-    part.name = tensor.name;
-    part.shape = tensor.shape;
-    part.rectangle.offset.assign(tensor.shape.size(), 0);
-    part.rectangle.size = tensor.shape;
-    part.rectangle.offset[0] = begin;
-    part.rectangle.size[0] = end - begin;
-    part.values = at::empty({part.rectangle.numel()}, at::TensorOptions().dtype(tensor.dtype));
-    RETURN_IF_ERROR(reader->Read(part));
-    return part.values;
+  source.read = [reader](const ExportTensor& tensor, int64_t begin, int64_t end) {
+    return ReadRows(*reader, tensor, begin, end);
   };
   // One tokenizer made all sources.
   for (const DataSource& data : config.data().source()) source.tokenizer_folders.push_back(data.path());
+  if (const std::string& given = config.data().conversations().tokenizer(); !given.empty() && !NamesGguf(given)) {
+    const absl::StatusOr<std::string> folder = FindHfDirectory(given);
+    if (folder.ok()) source.tokenizer_folders.push_back(*folder);
+  }
   if (source.model.has_from()) RETURN_IF_ERROR(AddOrigin(&source));
   return source;
 }
@@ -136,7 +139,7 @@ absl::StatusOr<ExportSource> OpenDirectory(const std::string& folder, const std:
   source.model = config.model;
   source.ids = config.ids;
   source.tokenizer_folders = {folder};
-  ASSIGN_OR_RETURN(const DecoderSpec spec, Specify(source.model, families));
+  ASSIGN_OR_RETURN(const DecoderSpec spec, SpecifyModel(source.model, families));
   ASSIGN_OR_RETURN(HfDirectory opened, HfDirectory::Open(folder));
   const auto directory = std::make_shared<const HfDirectory>(std::move(opened));
   ASSIGN_OR_RETURN(source.quantized, CheckHfTensors(*directory, spec));
@@ -181,11 +184,11 @@ absl::StatusOr<ExportSource> OpenGguf(const std::string& path, const std::vector
   ExportSource source;
   source.description = absl::StrCat("model ", path);
   source.model = ConfigOfGguf(facts);
-  ASSIGN_OR_RETURN(const DecoderSpec spec, Specify(source.model, families));
-  RETURN_IF_ERROR(CheckGgufTensors(*file, spec));
+  ASSIGN_OR_RETURN(const DecoderSpec spec, SpecifyModel(source.model, families));
+  RETURN_IF_ERROR(CheckGgufTensors(*file, facts, spec));
   for (const ParameterSpec& parameter : DecoderParameters(spec)) {
-    source.tensors.push_back(
-        {parameter.name, parameter.shape, DtypeOf(*file->FindTensor(ToGgufName(parameter.name).value()))});
+    const std::string name = ToGgufName(*facts.architecture, parameter.name).value();
+    source.tensors.push_back({parameter.name, parameter.shape, DtypeOf(*file->FindTensor(name))});
   }
   source.read = [file, facts](const ExportTensor& tensor, int64_t begin, int64_t end) -> absl::StatusOr<at::Tensor> {
     at::Tensor values = at::empty({(end - begin) * tensor.row_numel()}, at::TensorOptions().dtype(at::kFloat));
@@ -222,6 +225,28 @@ absl::StatusOr<std::string> NewestCheckpoint(const std::string& run_dir) {
 }
 
 }  // namespace
+
+absl::StatusOr<DecoderSpec> SpecifyModel(const ModelConfig& model, const std::vector<ModelFamily>& families) {
+  ASSIGN_OR_RETURN(const ModelFamily family, FindFamily(families, model.family()));
+  std::vector<std::string> problems;
+  const DecoderSpec spec = family.specify(model, &problems);
+  if (problems.empty()) return spec;
+  return Error(ExitCode::kData, "the model does not fit:\n  ", absl::StrJoin(problems, "\n  "));
+}
+
+absl::StatusOr<at::Tensor> ReadRows(const ShardedTensorReader& reader, const ExportTensor& tensor, int64_t begin,
+                                    int64_t end) {
+  TensorPart part;
+  part.name = tensor.name;
+  part.shape = tensor.shape;
+  part.rectangle.offset.assign(tensor.shape.size(), 0);
+  part.rectangle.size = tensor.shape;
+  part.rectangle.offset[0] = begin;
+  part.rectangle.size[0] = end - begin;
+  part.values = at::empty({part.rectangle.numel()}, at::TensorOptions().dtype(tensor.dtype));
+  RETURN_IF_ERROR(reader.Read(part));
+  return part.values;
+}
 
 absl::Status ReadPieces(const ExportSource& source, const ExportTensor& tensor, int64_t multiple,
                         const std::function<absl::Status(const at::Tensor&)>& use) {

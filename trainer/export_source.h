@@ -29,6 +29,9 @@ struct ExportTensor {
   int64_t row_numel() const { return shape.size() == 2 ? shape[1] : 1; }
 };
 
+struct AdapterSource;  // trainer/adapter_source.h
+class ShardedTensorReader;
+
 struct ExportSource {
   std::string description;            // "checkpoint runs/a/checkpoints/step-00000100"
   ModelConfig model;                  // resolved
@@ -38,6 +41,8 @@ struct ExportSource {
   // Matrices that are stored quantized, by name; `read` dequantizes them.
   std::map<std::string, QuantizedMatrix> quantized;
   HfTokenIds ids;  // where the source is a model directory
+  // A run that trains an adapter: the tensors above are its base model's. Null: none.
+  std::shared_ptr<const AdapterSource> adapter;
   // Where tokenizer files may lie. The first folder with a tokenizer.json decides which tokenizer it is.
   std::vector<std::string> tokenizer_folders;
   // The GGUF file whose tokenizer is the model's; null unless no folder has one.
@@ -48,6 +53,13 @@ struct ExportSource {
 // divides them): flat, on the CPU, in the tensor's dtype.
 absl::Status ReadPieces(const ExportSource& source, const ExportTensor& tensor, int64_t multiple,
                         const std::function<absl::Status(const at::Tensor&)>& use);
+
+// Rows of a tensor out of a checkpoint's shards.
+absl::StatusOr<at::Tensor> ReadRows(const ShardedTensorReader& reader, const ExportTensor& tensor, int64_t begin,
+                                    int64_t end);
+
+// The decoder that a configuration describes.
+absl::StatusOr<DecoderSpec> SpecifyModel(const ModelConfig& model, const std::vector<ModelFamily>& families);
 
 // The step folder that a run_dir (its newest checkpoint that is whole) or a step folder stands for; "" for what is
 // neither.

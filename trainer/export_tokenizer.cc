@@ -1,5 +1,6 @@
 #include "trainer/export_tokenizer.h"
 
+#include <absl/strings/match.h>
 #include <absl/strings/str_join.h>
 
 #include <algorithm>
@@ -12,6 +13,7 @@
 #include "models/formats/gguf_tokenizer.h"
 #include "models/formats/gguf_tokenizer_json.h"
 #include "models/formats/json_file.h"
+#include "trainer/model_text.h"
 
 namespace trireme {
 namespace {
@@ -19,8 +21,8 @@ namespace {
 namespace fs = std::filesystem;
 using Json = nlohmann::json;
 
-constexpr char kTokenizer[] = "tokenizer.json", kTokenizerConfig[] = "tokenizer_config.json",
-               kGenerationConfig[] = "generation_config.json", kChatTemplate[] = "chat_template.jinja";
+constexpr char kTokenizerConfig[] = "tokenizer_config.json", kGenerationConfig[] = "generation_config.json",
+               kChatTemplate[] = "chat_template.jinja";
 // Beside the tokenizer itself. The older ones are still read by some engines.
 constexpr const char* kCompanions[] = {kTokenizerConfig,    "special_tokens_map.json", kChatTemplate,
                                        "added_tokens.json", "tokenizer.model",         "vocab.json",
@@ -42,25 +44,6 @@ absl::Status Copy(const std::string& from, const std::string& to) {
   return Write(to, contents);
 }
 
-// The token with this id; "" when there is none.
-std::string TokenOf(const Json& tokenizer, int64_t id) {
-  const auto text = [](const Json& token) {
-    const auto content = token.find("content");
-    return content != token.end() && content->is_string() ? content->get<std::string>() : "";
-  };
-  if (tokenizer.contains("added_tokens") && tokenizer["added_tokens"].is_array()) {
-    for (const Json& token : tokenizer["added_tokens"]) {
-      if (token.is_object() && token.value("id", Json()) == id) return text(token);
-    }
-  }
-  const Json::json_pointer vocabulary("/model/vocab");
-  if (!tokenizer.contains(vocabulary) || !tokenizer[vocabulary].is_object()) return "";
-  for (const auto& [token, token_id] : tokenizer[vocabulary].items()) {
-    if (token_id == id) return token;
-  }
-  return "";
-}
-
 // tokenizer_config.json gives a special token as text or as an object with its content.
 std::optional<int64_t> IdOf(const Json& config, const char* key, const Tokenizer& tokenizer) {
   const auto token = config.find(key);
@@ -73,13 +56,21 @@ std::optional<int64_t> IdOf(const Json& config, const char* key, const Tokenizer
   return id < 0 ? std::nullopt : std::optional<int64_t>(id);
 }
 
-absl::Status WriteTokenizerConfig(const std::string& output, const ModelConfig& model, const HfTokenIds& ids) {
-  ASSIGN_OR_RETURN(const Json tokenizer, ReadJsonObject(absl::StrCat(output, "/", kTokenizer)));
+// The token with this id as the file spells it; "" when there is none.
+std::string TokenOf(const Tokenizer& tokenizer, int64_t id) {
+  if (id < 0 || id >= tokenizer.vocab_size()) return "";
+  const std::string spelled(tokenizer.TokenBytes(static_cast<int32_t>(id)));
+  return tokenizer.TokenId(spelled) == id ? spelled : "";
+}
+
+absl::Status WriteTokenizerConfig(const std::string& output, const ModelConfig& model, const HfTokenIds& ids,
+                                  const Tokenizer* tokenizer) {
+  const bool json = absl::EndsWith(FindTokenizer(output), ".json");
   nlohmann::ordered_json config = {{"clean_up_tokenization_spaces", false},
                                    {"model_max_length", model.max_position_embeddings()},
-                                   {"tokenizer_class", "PreTrainedTokenizerFast"}};
+                                   {"tokenizer_class", json ? "PreTrainedTokenizerFast" : "LlamaTokenizer"}};
   const auto add = [&](const char* key, const std::optional<int64_t>& id) {
-    const std::string token = id.has_value() ? TokenOf(tokenizer, *id) : "";
+    const std::string token = id.has_value() && tokenizer != nullptr ? TokenOf(*tokenizer, *id) : "";
     if (!token.empty()) config[key] = token;
   };
   add("bos_token", ids.bos);
@@ -100,15 +91,17 @@ absl::Status WriteGenerationConfig(const std::string& output, const HfTokenIds& 
 // What stands in a GGUF file, as files of a model directory.
 absl::Status WriteGgufTokenizer(const GgufFile& file, const std::string& output) {
   ASSIGN_OR_RETURN(const std::string tokenizer, TokenizerJsonOfGguf(file));
-  RETURN_IF_ERROR(Write(absl::StrCat(output, "/", kTokenizer), tokenizer));
+  RETURN_IF_ERROR(Write(absl::StrCat(output, "/tokenizer.json"), tokenizer));
   ASSIGN_OR_RETURN(const std::string chat_template, file.String("tokenizer.chat_template", ""));
   return chat_template.empty() ? absl::OkStatus() : Write(absl::StrCat(output, "/", kChatTemplate), chat_template);
 }
 
-// Whether texts begin with the token `bos`: by Transformers' setting, else by the rules in tokenizer.json.
+// Whether texts begin with the token `bos`: by Transformers' setting, else by the rules in tokenizer.json, which may be
+// null.
 bool AddsBos(const Json& tokenizer, const Json& config, const std::string& bos) {
   const auto setting = config.find("add_bos_token");
   if (setting != config.end() && setting->is_boolean()) return setting->get<bool>();
+  if (tokenizer.is_null()) return true;  // a SentencePiece model: Transformers' default
   const auto begins = [&bos](const Json& processor) {
     const Json::json_pointer first("/single/0/SpecialToken/id");
     return processor.is_object() && processor.contains(first) && processor[first] == bos;
@@ -141,12 +134,12 @@ absl::StatusOr<HfTokenIds> ExportTokenizer(const ExportSource& source, const std
   HfTokenIds ids = source.ids;
   Digest digest;
   for (const std::string& folder : folders) {
-    const std::string path = absl::StrCat(folder, "/", kTokenizer);
-    if (!Exists(path)) continue;
+    const std::string path = FindTokenizer(folder);
+    if (path.empty()) continue;
     ASSIGN_OR_RETURN(const Digest own, HashFile(path));
     if (digest.empty()) {
       digest = own;
-      RETURN_IF_ERROR(Copy(path, absl::StrCat(output, "/", kTokenizer)));
+      RETURN_IF_ERROR(Copy(path, absl::StrCat(output, "/", fs::path(path).filename().string())));
     }
     if (own != digest) continue;
     for (const char* name : kCompanions) {
@@ -158,32 +151,34 @@ absl::StatusOr<HfTokenIds> ExportTokenizer(const ExportSource& source, const std
                          source.tokenizer_gguf->Find("tokenizer.ggml.model") != nullptr;
   if (from_gguf) RETURN_IF_ERROR(WriteGgufTokenizer(*source.tokenizer_gguf, output));
   if (digest.empty() && !from_gguf) {
-    Warning("export: no tokenizer.json in ", folders.empty() ? "any folder" : absl::StrJoin(folders, ", "),
+    Warning("export: neither tokenizer.json nor tokenizer.model in ",
+            folders.empty() ? "any folder" : absl::StrJoin(folders, ", "),
             "; the model is exported without a tokenizer");
     RETURN_IF_ERROR(WriteGenerationConfig(output, ids));
     return ids;
   }
-  const absl::StatusOr<std::unique_ptr<Tokenizer>> tokenizer = Tokenizer::Load(absl::StrCat(output, "/", kTokenizer));
+  const absl::StatusOr<std::unique_ptr<Tokenizer>> tokenizer = Tokenizer::Load(output);
   const std::string config_path = absl::StrCat(output, "/", kTokenizerConfig);
   if (!tokenizer.ok()) {
     // Copying asks for less than encoding does.
     Warning("export: the tokenizer's ids are not checked: ", tokenizer.status().message());
   } else {
     if ((*tokenizer)->vocab_size() > model.vocab_size())
-      return Error(ExitCode::kData, "export: ", kTokenizer, " of ", source.description, " has ",
+      return Error(ExitCode::kData, "export: the tokenizer of ", source.description, " has ",
                    (*tokenizer)->vocab_size(), " ids, the model only ", model.vocab_size(),
                    "; is it the model's tokenizer?");
     if (Exists(config_path)) {
       ASSIGN_OR_RETURN(const Json config, ReadJsonObject(config_path));
-      if (!ids.bos.has_value()) ids.bos = IdOf(config, "bos_token", **tokenizer);
-      if (!ids.pad.has_value()) ids.pad = IdOf(config, "pad_token", **tokenizer);
-      const std::optional<int64_t> eos = IdOf(config, "eos_token", **tokenizer);
+      if (!ids.bos.has_value()) ids.bos = SpecialTokenId(config, "bos_token", **tokenizer);
+      if (!ids.pad.has_value()) ids.pad = SpecialTokenId(config, "pad_token", **tokenizer);
+      const std::optional<int64_t> eos = SpecialTokenId(config, "eos_token", **tokenizer);
       if (ids.eos.empty() && eos.has_value()) ids.eos = {*eos};
     } else if (ids.eos.empty() && (*tokenizer)->end_of_document() >= 0) {
       ids.eos = {(*tokenizer)->end_of_document()};  // What stands after every document of a corpus.
     }
   }
-  if (!Exists(config_path)) RETURN_IF_ERROR(WriteTokenizerConfig(output, model, ids));
+  if (!Exists(config_path))
+    RETURN_IF_ERROR(WriteTokenizerConfig(output, model, ids, tokenizer.ok() ? tokenizer->get() : nullptr));
   if (!Exists(absl::StrCat(output, "/", kGenerationConfig))) RETURN_IF_ERROR(WriteGenerationConfig(output, ids));
   return ids;
 }
@@ -191,9 +186,13 @@ absl::StatusOr<HfTokenIds> ExportTokenizer(const ExportSource& source, const std
 absl::StatusOr<GgufMetadata> ExportedGgufTokenizer(const std::string& folder, const HfTokenIds& ids,
                                                    int64_t vocab_size) {
   const auto path = [&folder](const char* name) { return absl::StrCat(folder, "/", name); };
-  if (!Exists(path(kTokenizer))) return GgufMetadata();
-  ASSIGN_OR_RETURN(const std::string contents, ReadFile(path(kTokenizer)));
-  ASSIGN_OR_RETURN(const Json tokenizer, ReadJsonObject(path(kTokenizer)));
+  const std::string file = FindTokenizer(folder);
+  if (file.empty()) return GgufMetadata();
+  ASSIGN_OR_RETURN(const std::string contents, ReadFile(file));
+  Json tokenizer;
+  if (absl::EndsWith(file, ".json")) {
+    ASSIGN_OR_RETURN(tokenizer, ReadJsonObject(file));
+  }
   ASSIGN_OR_RETURN(const Json config, ReadJsonObject(path(kTokenizerConfig)));
   GgufTokenizerOptions options;
   options.vocab_size = vocab_size;
@@ -203,7 +202,8 @@ absl::StatusOr<GgufMetadata> ExportedGgufTokenizer(const std::string& folder, co
   options.bos_token_id = id(ids.bos);
   options.pad_token_id = id(ids.pad);
   if (!ids.eos.empty()) options.eos_token_id = id(ids.eos[0]);
-  options.add_bos_token = ids.bos.has_value() && AddsBos(tokenizer, config, TokenOf(tokenizer, *ids.bos));
+  ASSIGN_OR_RETURN(const std::unique_ptr<Tokenizer> loaded, Tokenizer::Load(file));
+  options.add_bos_token = ids.bos.has_value() && AddsBos(tokenizer, config, TokenOf(*loaded, *ids.bos));
   if (Exists(path(kChatTemplate))) {
     ASSIGN_OR_RETURN(options.chat_template, ReadFile(path(kChatTemplate)));
   } else {

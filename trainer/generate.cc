@@ -38,8 +38,7 @@ absl::StatusOr<std::vector<int64_t>> PromptIds(const GenerateOptions& options, c
     RETURN_IF_ERROR(session.tokenizer_status);
     std::string text = *options.prompt;
     if (options.chat) {
-      ASSIGN_OR_RETURN(const std::string chat_template, ReadChatTemplate(session.tokenizer_folder));
-      ASSIGN_OR_RETURN(text, RenderChat(chat_template, options.system, text));
+      ASSIGN_OR_RETURN(text, ChatPrompt(session.tokenizer_folder, options.system, text));
     } else {
       ASSIGN_OR_RETURN(ids, PrefixIds(session.tokenizer_folder, *session.tokenizer));
     }

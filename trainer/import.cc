@@ -11,11 +11,12 @@
 #include <set>
 
 #include "launch/log.h"
-#include "models/bitsandbytes.h"
 #include "models/decoder.h"
+#include "models/formats/bitsandbytes.h"
 #include "models/formats/gguf_config.h"
 #include "models/formats/hf_config.h"
 #include "models/formats/hf_directory.h"
+#include "trainer/adapter_source.h"
 #include "trainer/agreement.h"
 
 namespace trireme {
@@ -113,7 +114,7 @@ absl::StatusOr<OpenWeights> OpenGguf(const Recipe& recipe) {
   ASSIGN_OR_RETURN(std::unique_ptr<GgufFile> opened, GgufFile::Open(recipe.config.model().from()));
   const std::shared_ptr<const GgufFile> file = std::move(opened);
   ASSIGN_OR_RETURN(const GgufModelFacts facts, ReadGgufFacts(*file));
-  RETURN_IF_ERROR(CheckGgufTensors(*file, recipe.model));
+  RETURN_IF_ERROR(CheckGgufTensors(*file, facts, recipe.model));
   OpenWeights weights;
   weights.description = file->path();
   weights.tensors = static_cast<int64_t>(file->tensors().size());
@@ -182,10 +183,10 @@ absl::StatusOr<std::map<std::string, QuantizedMatrix>> CheckHfTensors(const HfDi
                ": its tensors are not those that its config.json needs:", text);
 }
 
-absl::Status CheckGgufTensors(const GgufFile& file, const DecoderSpec& spec) {
+absl::Status CheckGgufTensors(const GgufFile& file, const GgufModelFacts& facts, const DecoderSpec& spec) {
   size_t found = 0;
   for (const ParameterSpec& parameter : DecoderParameters(spec)) {
-    const std::optional<std::string> name = ToGgufName(parameter.name);
+    const std::optional<std::string> name = ToGgufName(*facts.architecture, parameter.name);
     const GgufTensor* tensor = name.has_value() ? file.FindTensor(*name) : nullptr;
     if (tensor == nullptr || tensor->shape != parameter.shape) {
       return Error(ExitCode::kData, "gguf ", file.path(), ": has ",
@@ -194,7 +195,8 @@ absl::Status CheckGgufTensors(const GgufFile& file, const DecoderSpec& spec) {
     }
     ++found;
   }
-  for (const GgufTensor& tensor : file.tensors()) found += ToCanonicalName(tensor.name).has_value() ? 0 : 1;
+  for (const GgufTensor& tensor : file.tensors())
+    found += ToCanonicalName(*facts.architecture, tensor.name).has_value() ? 0 : 1;
   if (found == file.tensors().size()) return absl::OkStatus();
   return Error(ExitCode::kData, "gguf ", file.path(), ": has ", file.tensors().size(), " tensors, the model takes ",
                found);
@@ -236,7 +238,7 @@ std::string ResolveModelConfig(ModelConfig* model, std::vector<std::string>* pro
 }
 
 absl::Status FillWeights(Mesh& mesh, Model& model, const PartReader& read,
-                         const std::map<std::string, QuantizedMatrix>& quantized) {
+                         const std::map<std::string, QuantizedMatrix>& quantized, const Wanted& wanted) {
   absl::Status status;
   // A rank that failed goes on taking part in what is collective.
   const auto attempt = [&](const TensorPart& part) {
@@ -244,6 +246,7 @@ absl::Status FillWeights(Mesh& mesh, Model& model, const PartReader& read,
     return status;
   };
   for (ParameterBuffer* buffer : model.buffers()) {
+    if (!wanted(*buffer)) continue;
     for (const TensorPart& part : PartsOf(*buffer, buffer->own_weights(), "", /*unique=*/false)) {
       if (!attempt(part).ok()) break;
     }
@@ -266,14 +269,38 @@ absl::Status FillWeights(Mesh& mesh, Model& model, const PartReader& read,
   return status;
 }
 
-absl::Status ImportWeights(const Recipe& recipe, Mesh& mesh, Model& model) {
-  const double start = MonotonicSeconds();
-  const absl::StatusOr<OpenWeights> weights = OpenWeightsOf(recipe, mesh);
-  RETURN_IF_ERROR(Agree(mesh.control(), weights.status()));
-  RETURN_IF_ERROR(Agree(mesh.control(), FillWeights(mesh, model, weights->read, weights->quantized)));
-  Info("weights of ", weights->description, ": ", weights->tensors, " tensors, took ",
-       HumanSeconds(MonotonicSeconds() - start));
-  for (ParameterBuffer* buffer : model.buffers()) buffer->Publish(/*converted=*/false);
+absl::Status InitializeWeights(const Recipe& recipe, Mesh& mesh, Model& model, bool resumed) {
+  const bool has_from = recipe.config.model().has_from();
+  const auto added = [](const ParameterBuffer& buffer) { return buffer.specs()[0].added; };
+  const auto wanted = [&](const ParameterBuffer& buffer) { return !resumed || !buffer.trainable(); };
+  const auto from_file = [&](const ParameterBuffer& buffer) { return has_from && !added(buffer) && wanted(buffer); };
+  const std::vector<ParameterBuffer*>& buffers = model.buffers();
+  if (has_from && (!resumed || recipe.model.adapter != nullptr)) {
+    const double start = MonotonicSeconds();
+    const absl::StatusOr<OpenWeights> weights = OpenWeightsOf(recipe, mesh);
+    RETURN_IF_ERROR(Agree(mesh.control(), weights.status()));
+    RETURN_IF_ERROR(Agree(mesh.control(), FillWeights(mesh, model, weights->read, weights->quantized, from_file)));
+    Info("weights of ", weights->description, ": ", weights->tensors, " tensors, took ",
+         HumanSeconds(MonotonicSeconds() - start));
+  }
+  for (ParameterBuffer* buffer : buffers) {
+    if (wanted(*buffer) && !from_file(*buffer)) buffer->Initialize(recipe.config.seed());
+  }
+  const bool continued = !resumed && recipe.config.adapter().has_from();
+  if (continued) {
+    const auto load = [&]() -> absl::Status {
+      ASSIGN_OR_RETURN(const auto adapter, OpenAdapter(recipe.config.adapter().from()));
+      DecoderSpec plain = recipe.model;
+      plain.adapter = nullptr;
+      RETURN_IF_ERROR(Adapted(*adapter, plain).status());
+      return LoadAdapter(*adapter, model);
+    };
+    RETURN_IF_ERROR(Agree(mesh.control(), load()));
+  }
+  for (ParameterBuffer* buffer : buffers) {
+    if (wanted(*buffer)) buffer->Publish(/*converted=*/false);
+  }
+  if (!resumed && !continued) model.InitializeDerived();
   return absl::OkStatus();
 }
 

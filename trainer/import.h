@@ -10,7 +10,7 @@
 
 #include "kernels/quantized_matrix.h"
 #include "models/decoder_spec.h"
-#include "models/formats/gguf.h"
+#include "models/formats/gguf_model.h"
 #include "models/formats/hf_directory.h"
 #include "parallel/comm/mesh.h"
 #include "trainer/model.h"
@@ -30,19 +30,22 @@ absl::StatusOr<std::map<std::string, QuantizedMatrix>> CheckHfTensors(const HfDi
                                                                       const DecoderSpec& spec);
 
 // OK when the file holds the model's tensors in their shapes. `file` must have passed ReadGgufFacts.
-absl::Status CheckGgufTensors(const GgufFile& file, const DecoderSpec& spec);
+absl::Status CheckGgufTensors(const GgufFile& file, const GgufModelFacts& facts, const DecoderSpec& spec);
 
 // Fills what this rank holds of every weight: `read` fills a rectangle; matrices of quantized buffers are taken from
 // `quantized`, which then holds them all, or quantized from what `read` gives while it is read. Collective over each
 // buffer's groups, also where reads fail: the first failure on this rank is returned. Publish() must follow.
+using Wanted = std::function<bool(const ParameterBuffer&)>;  // which buffers are filled
 using PartReader = std::function<absl::Status(const TensorPart&)>;
 absl::Status FillWeights(Mesh& mesh, Model& model, const PartReader& read,
-                         const std::map<std::string, QuantizedMatrix>& quantized);
+                         const std::map<std::string, QuantizedMatrix>& quantized, const Wanted& wanted);
 
-// Fills the weights of `model` from the directory model.from, converted from F32, BF16 or F16, or from a GGUF file, of
-// any type that GgufDequantize knows. Each rank maps the files and touches only its own rectangles. Missing and
-// unexpected tensors are one error that lists them. Collective; errors are agreed.
-absl::Status ImportWeights(const Recipe& recipe, Mesh& mesh, Model& model);
+// Fills the weights of `model` at the start of a run: from model.from, a directory (converted from F32, BF16 or F16) or
+// a GGUF file (of any type that GgufDequantize knows), else from the seed; those of adapters from adapter.from or the
+// seed. resumed: only those that the checkpoint did not bring, since they are not trained. Each rank maps the files and
+// touches only its own rectangles. Missing and unexpected tensors are one error that lists them. Collective; errors are
+// agreed.
+absl::Status InitializeWeights(const Recipe& recipe, Mesh& mesh, Model& model, bool resumed);
 
 }  // namespace trireme
 

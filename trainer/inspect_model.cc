@@ -50,9 +50,8 @@ std::string Sizes(const std::string& architecture, const ModelConfig& m) {
 
 std::string DescribeTokenizer(const std::vector<std::string>& folders) {
   for (const std::string& folder : folders) {
-    const std::string path = folder + "/tokenizer.json";
-    std::error_code error;
-    if (!fs::exists(path, error)) continue;
+    const std::string path = FindTokenizer(folder);
+    if (path.empty()) continue;
     const absl::StatusOr<std::unique_ptr<Tokenizer>> tokenizer = Tokenizer::Load(path);
     return tokenizer.ok() ? absl::StrCat((*tokenizer)->vocab_size(), " ids, ", path)
                           : absl::StrCat("cannot be used here: ", tokenizer.status().message());

@@ -12,56 +12,49 @@ namespace {
 
 int64_t ElementSize(PrecisionConfig::Format format) { return format == PrecisionConfig::BF16 ? 2 : 4; }
 
-// Elements of each unit (embedding, blocks, head) on one tensor rank, of those that are quantized or of the others. A
-// tied matrix counts in the embedding and, where the head is on another rank, there too.
-std::vector<int64_t> UnitElements(const Recipe& recipe, bool quantized) {
-  const DecoderSpec& model = recipe.model;
+// Of one unit (embedding, block, head) on one tensor rank.
+struct UnitSize {
+  int64_t gathered = 0;  // bytes of its weights as products use them; of quantized ones: as they are stored
+  int64_t trained = 0;   // elements
+
+  UnitSize& operator+=(const UnitSize& other) {
+    gathered += other.gathered;
+    trained += other.trained;
+    return *this;
+  }
+};
+
+UnitSize SizeOf(const Recipe& recipe, const std::vector<ParameterSpec>& parameters) {
   const int64_t tensor = recipe.mesh[Axis::kTensor];
-  std::vector<int64_t> elements(model.num_layers + 2);
-  const std::vector<ParameterSpec> all = DecoderParameters(model);
-  const int64_t per_block = (static_cast<int64_t>(all.size()) - 1 - (model.tied_embeddings ? 1 : 2)) / model.num_layers;
-  for (size_t i = 0; i < all.size(); ++i) {
-    if (all[i].quantized != quantized) continue;
-    int64_t n = 1;
-    for (int64_t extent : all[i].shape) n *= extent;
-    if (all[i].placement != Placement::kReplicated) {
-      const int64_t parts = all[i].heads > 0 ? std::min(tensor, all[i].heads) : tensor;
+  UnitSize size;
+  for (const ParameterSpec& parameter : parameters) {
+    int64_t n = Numel(parameter);
+    if (parameter.placement != Placement::kReplicated) {
+      const int64_t parts = parameter.heads > 0 ? std::min(tensor, parameter.heads) : tensor;
       n = (n + parts - 1) / parts;
     }
-    const int64_t unit =
-        i == 0 ? 0 : std::min<int64_t>(1 + (static_cast<int64_t>(i) - 1) / per_block, model.num_layers + 1);
-    elements[unit] += n;
-  }
-  return elements;
-}
-
-// Of codes and scales.
-int64_t QuantizedBytes(QuantizationFormat format, int64_t elements) {
-  if (format.method == QuantizationFormat::kInt8) return elements;
-  return elements / 2 + elements / kNf4Block * (format.nested ? 1 : 4);
-}
-
-// The quantized base on a rank, what is gathered of it, and the place where one group of its matrices is dequantized.
-int64_t QuantizedMemory(const Recipe& recipe, int pipeline_rank) {
-  if (!recipe.model.quantization.has_value()) return 0;
-  const std::vector<int64_t> elements = UnitElements(recipe, /*quantized=*/true);
-  int64_t own = 0, largest = 0;
-  int first = 0;
-  for (int s = 0; s < recipe.schedule.num_stages(); ++s) {
-    const int end = first + recipe.stage_units[s];
-    for (int unit = first; unit < end && recipe.schedule.rank_of_stage[s] == pipeline_rank; ++unit) {
-      own += elements[unit];
-      largest = std::max(largest, elements[unit]);
+    if (parameter.quantized) {
+      const QuantizationFormat& format = *recipe.model.quantization;
+      size.gathered += format.method == QuantizationFormat::kInt8 ? n : n / 2 + n / 64 * (format.nested ? 1 : 4);
+    } else {
+      size.gathered += n * ElementSize(recipe.config.precision().compute());
     }
-    first = end;
+    if (parameter.trainable) size.trained += n;
   }
-  const int64_t shards = recipe.mesh[Axis::kDataShard] * recipe.mesh[Axis::kContext];
-  const bool gathers = shards > 1 && recipe.config.parallel().shard() == ParallelConfig::PARAMETERS;
-  const DecoderSpec& m = recipe.model;
-  const int64_t group = std::max(2 * m.intermediate_size, (m.num_heads + 2 * m.num_kv_heads) * m.head_dim) *
-                        m.hidden_size / recipe.mesh[Axis::kTensor];
-  const int64_t stored = QuantizedBytes(*m.quantization, own);
-  return (gathers ? stored / shards + 2 * QuantizedBytes(*m.quantization, largest) : stored) + group * 4;
+  return size;
+}
+
+// A tied matrix counts in the embedding and, where the head is on another rank, there too.
+std::vector<UnitSize> UnitSizes(const Recipe& recipe) {
+  const DecoderSpec& model = recipe.model;
+  std::vector<UnitSize> sizes = {SizeOf(recipe, EmbeddingParameters(model))};
+  for (int64_t layer = 0; layer < model.num_layers; ++layer) {
+    const BlockParameters block = MakeBlockParameters(model, layer);
+    sizes.push_back(SizeOf(recipe, block.parameters));
+    sizes.back() += SizeOf(recipe, MakeBlockAdapters(model, block).parameters);
+  }
+  sizes.push_back(SizeOf(recipe, HeadParameters(model)));
+  return sizes;
 }
 
 int64_t TokensPerRank(const Recipe& recipe) {
@@ -95,46 +88,46 @@ int64_t BlockActivationBytes(const Recipe& recipe) {
 RankMemory EstimateMemory(const Recipe& recipe, int pipeline_rank) {
   const RunConfig& config = recipe.config;
   const DecoderSpec& m = recipe.model;
-  const std::vector<int64_t> elements = UnitElements(recipe, /*quantized=*/false);
+  const std::vector<UnitSize> sizes = UnitSizes(recipe);
   const int64_t shards = recipe.mesh[Axis::kDataShard] * recipe.mesh[Axis::kContext];
   const int64_t compute = ElementSize(config.precision().compute());
   const int64_t master = compute == 2 && config.precision().master_weights() ? 4 : 0;
   const int64_t states = config.optimizer().has_adamw() ? 8 : config.optimizer().sgd().momentum() > 0 ? 4 : 0;
   const ParallelConfig::Shard level = config.parallel().shard();
 
-  int64_t own = 0, largest = 0, second = 0, blocks = 0;
+  UnitSize own;
+  int64_t largest = 0, second = 0, largest_trained = 0, blocks = 0;
   bool has_head = false;
   int first = 0;
   for (int s = 0; s < recipe.schedule.num_stages(); ++s) {
     const int end = first + recipe.stage_units[s];
     if (recipe.schedule.rank_of_stage[s] == pipeline_rank) {
       for (int unit = first; unit < end; ++unit) {
-        own += elements[unit];
-        second = std::max(second, std::min(largest, elements[unit]));
-        largest = std::max(largest, elements[unit]);
+        own += sizes[unit];
+        second = std::max(second, std::min(largest, sizes[unit].gathered));
+        largest = std::max(largest, sizes[unit].gathered);
+        largest_trained = std::max(largest_trained, sizes[unit].trained);
         if (unit == 0) continue;
         unit == m.num_layers + 1 ? void(has_head = true) : void(++blocks);
       }
     }
     first = end;
   }
-  if (has_head && m.tied_embeddings && recipe.schedule.rank_of_stage[0] != pipeline_rank) own += elements[0];
+  if (has_head && m.tied_embeddings && recipe.schedule.rank_of_stage[0] != pipeline_rank) own += sizes[0];
 
   RankMemory memory;
-  const int64_t shard = own / shards;
+  const int64_t trained = own.trained, shard = trained / shards;
   const bool whole_gradient = config.parallel().reduce_gradients() == ParallelConfig::LAST_MICROBATCH || shards == 1;
   if (level == ParallelConfig::NONE || shards == 1) {
-    memory.weights = own * (compute + master);
-    memory.gradients = own * 4;
-    memory.optimizer = own * states;
+    memory.weights = own.gathered + trained * master;
+    memory.gradients = trained * 4;
+    memory.optimizer = trained * states;
   } else {
-    memory.weights =
-        shard * master +
-        (level == ParallelConfig::PARAMETERS ? shard * compute + (largest + second) * compute : own * compute);
-    memory.gradients = whole_gradient ? own * 4 + shard * 4 : shard * 4 + largest * 4;
+    memory.weights = shard * master +
+                     (level == ParallelConfig::PARAMETERS ? own.gathered / shards + largest + second : own.gathered);
+    memory.gradients = whole_gradient ? trained * 4 + shard * 4 : shard * 4 + largest_trained * 4;
     memory.optimizer = shard * states;
   }
-  memory.weights += QuantizedMemory(recipe, pipeline_rank);
   // The most microbatches between a stage's forward and the end of its backward.
   int in_flight = 0, most = 0;
   for (const Action& action : recipe.schedule.ranks[pipeline_rank]) {

@@ -180,6 +180,11 @@ void Model::Initialize() {
     buffer->Initialize(recipe_.config.seed());
     buffer->Publish(/*converted=*/false);
   }
+  InitializeDerived();
+}
+
+void Model::InitializeDerived() {
+  for (auto& [index, stage] : executor_->stages()) stage->InitializeDerived();
 }
 
 MicrobatchTensors Model::ToDevice(const Microbatch& m) const {
@@ -249,7 +254,11 @@ GradNorm Model::ClipGradNorm(double max_norm) {
 }
 
 GradientNorms Model::ParameterGradientNorms() {
-  const std::vector<ParameterSpec> all = DecoderParameters(recipe_.model);
+  std::vector<ParameterSpec> all = DecoderParameters(recipe_.model);
+  const std::vector<ParameterSpec> added = AdapterParameters(recipe_.model);
+  all.insert(all.end(), added.begin(), added.end());
+  all.erase(std::remove_if(all.begin(), all.end(), [](const ParameterSpec& spec) { return !spec.trainable; }),
+            all.end());
   std::map<std::string, int64_t> index;
   for (const ParameterSpec& spec : all) index.emplace(spec.name, static_cast<int64_t>(index.size()));
   const auto count = static_cast<int64_t>(all.size());
@@ -257,6 +266,7 @@ GradientNorms Model::ParameterGradientNorms() {
   for (ParameterBuffer* buffer : buffers_) {
     if (!buffer->own_gradient().defined()) continue;
     for (const Segment& s : buffer->unique_segments()) {
+      if (!buffer->specs()[s.parameter].trainable) continue;
       squares.mutable_data_ptr<double>()[index.at(buffer->specs()[s.parameter].name)] +=
           SquaredNorm(buffer->own_gradient().narrow(0, s.own_begin, s.numel));
     }

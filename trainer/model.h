@@ -35,6 +35,8 @@ class Model {
 
   // Fills weights from the seed, the same for every layout. Collective.
   void Initialize();
+  // Then, or once weights were loaded: fills those that follow from others (DoRA's magnitudes). Collective.
+  void InitializeDerived();
 
   // Gradients of the mean loss over the global batch, accumulated over all microbatches and summed over data ranks.
   // Collective. Fails when no target in the global batch carries loss.

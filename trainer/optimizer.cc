@@ -22,7 +22,8 @@ Optimizer::Optimizer(const OptimizerConfig& config, std::vector<ParameterBuffer*
   if (config_.has_sgd() && config_.sgd().momentum() > 0) names = {"velocity"};
   for (ParameterBuffer* buffer : buffers_) {
     std::vector<at::Tensor> tensors;
-    for (const std::string& name : buffer->quantized() ? std::vector<std::string>() : names) {
+    for (const std::string& name : names) {
+      if (!buffer->trainable()) break;
       tensors.push_back(at::zeros(buffer->own_weights().sizes(), buffer->own_weights().options().dtype(at::kFloat)));
       states_.push_back({buffer, name, tensors.back()});
     }
@@ -51,7 +52,7 @@ void Optimizer::StepAdamW(size_t index, int64_t step, double learning_rate, doub
   s.beta2 = static_cast<float>(c.beta2());
   s.one_minus_beta1 = static_cast<float>(1 - c.beta1());
   s.one_minus_beta2 = static_cast<float>(1 - c.beta2());
-  s.step_size = static_cast<float>(learning_rate / (1 - std::pow(c.beta1(), static_cast<double>(step))));
+  const double correction = 1 - std::pow(c.beta1(), static_cast<double>(step));
   s.inverse_root_correction = static_cast<float>(1 / std::sqrt(1 - std::pow(c.beta2(), static_cast<double>(step))));
   s.eps = static_cast<float>(c.eps());
   const at::Tensor &weights = buffer.own_weights(), &gradient = buffer.own_gradient();
@@ -61,7 +62,9 @@ void Optimizer::StepAdamW(size_t index, int64_t step, double learning_rate, doub
   for (const Segment& segment : buffer.segments()) {
     const ParameterSpec& spec = buffer.specs()[segment.parameter];
     if (!spec.trainable) continue;
-    const float keep = spec.decay ? static_cast<float>(1 - learning_rate * c.weight_decay()) : 1.0f;
+    const double rate = learning_rate * spec.rate;
+    s.step_size = static_cast<float>(rate / correction);
+    const float keep = spec.decay ? static_cast<float>(1 - rate * c.weight_decay()) : 1.0f;
     if (weights.scalar_type() != at::kBFloat16) {
       AdamWUpdate(s, keep, Part(weights, segment), Part(gradient, segment), Part(m, segment), Part(v, segment),
                   Part(copy, segment));
@@ -85,9 +88,10 @@ void Optimizer::StepSgd(size_t index, double learning_rate, double gradient_scal
   for (const Segment& segment : buffer.segments()) {
     const ParameterSpec& spec = buffer.specs()[segment.parameter];
     if (!spec.trainable) continue;
-    const float keep = spec.decay ? static_cast<float>(1 - learning_rate * c.weight_decay()) : 1.0f;
-    SgdUpdate(static_cast<float>(gradient_scale), static_cast<float>(learning_rate), static_cast<float>(c.momentum()),
-              keep, Part(weights, segment), Part(buffer.own_gradient(), segment), Part(velocity, segment),
+    const double rate = learning_rate * spec.rate;
+    const float keep = spec.decay ? static_cast<float>(1 - rate * c.weight_decay()) : 1.0f;
+    SgdUpdate(static_cast<float>(gradient_scale), static_cast<float>(rate), static_cast<float>(c.momentum()), keep,
+              Part(weights, segment), Part(buffer.own_gradient(), segment), Part(velocity, segment),
               Part(copy, segment));
   }
 }

@@ -1,11 +1,9 @@
 #include "trainer/prompt.h"
 
-#include <absl/strings/match.h>
-#include <absl/strings/str_replace.h>
-
-#include <filesystem>
+#include <algorithm>
 #include <nlohmann/json.hpp>
 
+#include "data/chat_template.h"
 #include "data/unicode.h"
 #include "models/formats/json_file.h"
 
@@ -13,8 +11,6 @@ namespace trireme {
 namespace {
 
 using Json = nlohmann::json;
-
-constexpr char kStart[] = "<|im_start|>", kEnd[] = "<|im_end|>";
 
 // Of a TemplateProcessing post_processor: the special tokens before the text.
 void AddPrefix(const Json& processor, const Tokenizer& tokenizer, std::vector<int64_t>* ids) {
@@ -32,20 +28,6 @@ void AddPrefix(const Json& processor, const Tokenizer& tokenizer, std::vector<in
   }
 }
 
-// The template's own system message: what its literal '<|im_start|>system\n...<|im_end|>' holds; nullopt when the only
-// system messages it writes are the caller's.
-std::optional<std::string> DefaultSystem(const std::string& source) {
-  const std::string opening = absl::StrCat(kStart, "system\n");
-  for (size_t at = source.find(opening); at != std::string::npos; at = source.find(opening, at + 1)) {
-    const size_t begin = at + opening.size(), end = source.find(kEnd, begin);
-    if (end == std::string::npos) continue;
-    const std::string text = source.substr(begin, end - begin);
-    // A quote ends the literal: what follows is an expression.
-    if (!text.empty() && text.find_first_of("'\"{}\\") == std::string::npos) return text;
-  }
-  return std::nullopt;
-}
-
 // Bytes of the text up to the last character that is whole. Invalid bytes count as whole: they are repaired.
 size_t CompleteBytes(const std::string& text) {
   for (size_t back = 1; back <= 3 && back <= text.size(); ++back) {
@@ -61,46 +43,48 @@ size_t CompleteBytes(const std::string& text) {
 }  // namespace
 
 absl::StatusOr<std::vector<int64_t>> PrefixIds(const std::string& tokenizer_folder, const Tokenizer& tokenizer) {
-  ASSIGN_OR_RETURN(const Json file, ReadJsonObject(tokenizer_folder + "/tokenizer.json"));
+  std::vector<int64_t> ids;
+  std::error_code error;
+  if (!std::filesystem::exists(tokenizer_folder + "/tokenizer.json", error)) {
+    // A SentencePiece model says nothing about it; Transformers begins with <s> unless told otherwise.
+    Json config = Json::object();
+    if (std::filesystem::exists(tokenizer_folder + "/tokenizer_config.json", error)) {
+      ASSIGN_OR_RETURN(config, ReadJsonObject(tokenizer_folder + "/tokenizer_config.json"));
+    }
+    if (config.value("add_bos_token", Json(true)) == false) return ids;
+    for (const char* bos : {"<s>", "<bos>"}) {
+      if (ids.empty() && tokenizer.TokenId(bos) >= 0) ids.push_back(tokenizer.TokenId(bos));
+    }
+    return ids;
+  }
+  const std::string path = tokenizer_folder + "/tokenizer.json";
+  ASSIGN_OR_RETURN(const std::string contents, ReadFile(path));
+  return PrefixIdsOf(contents, path, tokenizer);
+}
+
+absl::StatusOr<std::vector<int64_t>> PrefixIdsOf(const std::string& tokenizer_json, const std::string& name,
+                                                 const Tokenizer& tokenizer) {
+  ASSIGN_OR_RETURN(const Json file, ParseJsonObject(tokenizer_json, name));
   std::vector<int64_t> ids;
   if (file.contains("post_processor")) AddPrefix(file["post_processor"], tokenizer, &ids);
   return ids;
 }
 
-absl::StatusOr<std::string> ReadChatTemplate(const std::string& folder) {
-  std::error_code error;
-  const std::string own_file = folder + "/chat_template.jinja", config_file = folder + "/tokenizer_config.json";
-  if (std::filesystem::exists(own_file, error)) return ReadFile(own_file);
-  if (std::filesystem::exists(config_file, error)) {
-    ASSIGN_OR_RETURN(const Json config, ReadJsonObject(config_file));
-    const Json chat = config.value("chat_template", Json());
-    if (chat.is_string()) return chat.get<std::string>();
-    // Several by name.
-    if (chat.is_array()) {
-      for (const Json& entry : chat) {
-        if (entry.is_object() && entry.value("name", "") == "default") return entry.value("template", "");
-      }
-    }
-  }
-  return Error(ExitCode::kData, "--chat: ", folder,
-               " has no chat template (chat_template.jinja, or chat_template in tokenizer_config.json); leave --chat "
-               "out to let the model continue the prompt as it is");
-}
-
-absl::StatusOr<std::string> RenderChat(const std::string& chat_template, const std::optional<std::string>& system,
+absl::StatusOr<std::string> ChatPrompt(const std::string& folder, const std::optional<std::string>& system,
                                        const std::string& user) {
-  // Inside Jinja's literals a line break is written \n.
-  const std::string source = absl::StrReplaceAll(chat_template, {{"\\n", "\n"}});
-  if (!absl::StrContains(source, absl::StrCat(kStart, "assistant\n")) || !absl::StrContains(source, kEnd) ||
-      absl::StrContains(source, "bos_token")) {
-    return Error(ExitCode::kData, "--chat: the model's chat template is not ChatML (", kStart, "role ... ", kEnd,
-                 "), the only form known here; write the whole prompt yourself and leave --chat out");
-  }
-  const auto message = [](absl::string_view role, absl::string_view content) {
-    return absl::StrCat(kStart, role, "\n", content, kEnd, "\n");
+  const auto render = [&]() -> absl::StatusOr<std::string> {
+    ASSIGN_OR_RETURN(const ChatTemplate chat, LoadChatTemplate(folder));
+    Conversation conversation;
+    if (system.has_value()) conversation.messages.push_back({{"role", "system"}, {"content", *system}});
+    conversation.messages.push_back({{"role", "user"}, {"content", user}});
+    return chat.Render(conversation, /*add_generation_prompt=*/true);
   };
-  const std::optional<std::string> first = system.has_value() ? system : DefaultSystem(source);
-  return absl::StrCat(first.has_value() ? message("system", *first) : "", message("user", user), kStart, "assistant\n");
+  absl::StatusOr<std::string> text = render();
+  if (!text.ok()) {
+    return Error(ExitCode::kData, "--chat: ", text.status().message(),
+                 "; leave --chat out to let the model continue the prompt as it is");
+  }
+  return text;
 }
 
 std::string TextStream::Push(int64_t id) {

@@ -14,15 +14,13 @@ namespace trireme {
 
 // Ids that the tokenizer's post_processor puts before a text (a beginning-of-sequence token); empty for most.
 absl::StatusOr<std::vector<int64_t>> PrefixIds(const std::string& tokenizer_folder, const Tokenizer& tokenizer);
+// The same from what tokenizer.json holds; `name` is for errors.
+absl::StatusOr<std::vector<int64_t>> PrefixIdsOf(const std::string& tokenizer_json, const std::string& name,
+                                                 const Tokenizer& tokenizer);
 
-// The chat template of a model directory (chat_template.jinja, or chat_template of tokenizer_config.json). Errors are
-// kData: there is none.
-absl::StatusOr<std::string> ReadChatTemplate(const std::string& folder);
-
-// What a ChatML template makes of one user message with add_generation_prompt, and of a system message where one is
-// given. Without one the template's own default, if it has any, stands first. Templates that are not ChatML are refused
-// (kData): no Jinja runs here.
-absl::StatusOr<std::string> RenderChat(const std::string& chat_template, const std::optional<std::string>& system,
+// What the model's own chat template (data/chat_template.h) makes of one user message, after a system message where one
+// is given, with the header of the answer. Errors are kData: `folder` has no template, or it refuses.
+absl::StatusOr<std::string> ChatPrompt(const std::string& folder, const std::optional<std::string>& system,
                                        const std::string& user);
 
 // Text of tokens as they come, in whole UTF-8 characters.

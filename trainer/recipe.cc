@@ -7,6 +7,8 @@
 
 #include "configs/config_loader.h"
 #include "launch/log.h"
+#include "models/formats/peft.h"
+#include "models/parameters.h"
 #include "parallel/layers/kept_results.h"
 #include "trainer/import.h"
 #include "trainer/layout.h"
@@ -210,6 +212,8 @@ absl::StatusOr<Recipe> MakeRecipe(const RunConfig& config, int world_size, const
   ModelConfig* model = recipe.config.mutable_model();
   if (const std::string ignored = ResolveModelConfig(model, &problems); !ignored.empty()) Info(ignored);
   if (!model->has_vocab_size() && facts.vocab_size > 0) model->set_vocab_size(static_cast<int32_t>(facts.vocab_size));
+  // Samples in one sequence know nothing of each other.
+  if (config.data().has_conversations()) recipe.config.mutable_data()->set_document_mask(true);
   if (!model->has_max_position_embeddings()) model->set_max_position_embeddings(config.data().sequence_length());
   CheckParallel(config, world_size, &recipe, &problems);
   CheckBatch(config, &recipe, &problems);
@@ -228,6 +232,14 @@ absl::StatusOr<Recipe> MakeRecipe(const RunConfig& config, int world_size, const
   } else {
     problems.push_back(std::string(family.status().message()));
   }
+  if (config.has_adapter()) ResolveAdapterConfig(recipe.config.mutable_adapter(), &problems);
+  if (family.ok() && config.has_adapter()) {
+    recipe.model.adapter = std::make_shared<const AdapterSpec>(
+        ResolveAdapter(recipe.config.adapter(), LinearModules(recipe.model), WholeModules(recipe.model), &problems));
+  }
+  if (config.adapter().lora_dropout() > 0) problems.push_back("adapter.lora_dropout: there is none yet; leave it out");
+  if (config.adapter().init_lora_weights() == AdapterConfig::PISSA)
+    problems.push_back("adapter.init_lora_weights: there is no PISSA yet; leave it out");
   if (family.ok() && config.global_batch_size() >= 1 && config.micro_batch_size() >= 1 &&
       config.data().sequence_length() >= 1) {
     CheckLayout(config, &recipe, &problems);
@@ -291,11 +303,13 @@ std::vector<std::string> NumericChanges(const RunConfig& saved, const RunConfig&
     // What these files say stands in the other fields.
     config->mutable_model()->clear_from();
     config->mutable_model()->clear_config();
+    if (config->has_adapter()) config->mutable_adapter()->clear_from();
     config->clear_non_finite();
     config->mutable_data()->clear_prefetch_steps();
     config->mutable_data()->clear_verify_checksums();
     // Where the corpora lie does not matter; their content is compared by digest.
     for (DataSource& source : *config->mutable_data()->mutable_source()) source.clear_path();
+    config->mutable_data()->clear_conversations();  // All of it shows in the digest.
     // Without decay the length of the run is not in the numbers.
     if (!config->lr_schedule().has_cosine() && !config->lr_schedule().has_linear() && !config->lr_schedule().has_wsd())
       config->clear_train_for();

@@ -5,9 +5,11 @@
 #include <map>
 
 #include "configs/config_loader.h"
+#include "data/tokenizer.h"
 #include "launch/log.h"
 #include "models/parameters.h"
 #include "parallel/comm/mpi_group.h"
+#include "trainer/adapter_source.h"
 #include "trainer/agreement.h"
 #include "trainer/import.h"
 #include "trainer/sharded_tensors.h"
@@ -29,15 +31,15 @@ struct Plan {
 };
 
 absl::StatusOr<std::unique_ptr<Tokenizer>> LoadTokenizer(const ExportSource& source, std::string* folder) {
-  std::error_code error;
   for (const std::string& candidate : source.tokenizer_folders) {
-    const std::string path = candidate + "/tokenizer.json";
-    if (!std::filesystem::exists(path, error)) continue;
+    const std::string path = FindTokenizer(candidate);
+    if (path.empty()) continue;
     *folder = candidate;
     return Tokenizer::Load(path);
   }
   return Error(ExitCode::kData, source.description,
-               ": brings no tokenizer.json, so text means nothing to it; give and print token ids (--prompt-ids, "
+               ": brings neither tokenizer.json nor tokenizer.model, so text means nothing to it; give and print token "
+               "ids (--prompt-ids, "
                "--print-ids)");
 }
 
@@ -64,14 +66,27 @@ absl::StatusOr<Plan> MakePlan(const SessionOptions& options, const Extensions& e
                  "--set: model and data are SOURCE's and --data's; parallel, precision, kernels and "
                  "launch can be set");
   ASSIGN_OR_RETURN(plan.source, OpenExportSource(options.source, extensions.families, nullptr));
+  if (!options.adapter.empty()) {
+    ASSIGN_OR_RETURN(plan.source.adapter, OpenAdapter(options.adapter));
+  }
   plan.tokenizer = LoadTokenizer(plan.source, &plan.tokenizer_folder);
   *config.mutable_model() = plan.source.model;
   config.mutable_model()->clear_from();
   config.mutable_model()->clear_config();
+  if (plan.source.adapter != nullptr) {
+    ASSIGN_OR_RETURN(const DecoderSpec plain, SpecifyModel(config.model(), extensions.families));
+    RETURN_IF_ERROR(Adapted(*plan.source.adapter, plain).status());
+    *config.mutable_adapter() = plan.source.adapter->config;
+  }
   *config.mutable_data() = options.data;
   config.set_micro_batch_size(options.micro_batch_size);
   FillTraining(process.size(), &config);
-  if (config.data().source_size() > 0) {
+  if (config.data().has_conversations()) {
+    const bool gguf = plan.tokenizer_folder.empty() && plan.source.tokenizer_gguf != nullptr;
+    config.mutable_data()->mutable_conversations()->set_tokenizer(gguf ? plan.source.tokenizer_gguf->path()
+                                                                       : plan.tokenizer_folder);
+  }
+  if (config.data().source_size() > 0 || config.data().has_conversations()) {
     ASSIGN_OR_RETURN(plan.corpora, OpenCorpora(config));
   }
   std::vector<std::string> attention;
@@ -88,8 +103,10 @@ absl::Status RunOn(const Plan& plan, const Extensions& extensions, const Process
   const double start = MonotonicSeconds();
   RETURN_IF_ERROR(Agree(mesh.control(), LoadWeights(plan.source, mesh, **model)));
   for (ParameterBuffer* buffer : (*model)->buffers()) buffer->Publish(/*converted=*/false);
-  Info(plan.source.description, ": ", HumanCount(static_cast<double>(NumParameters(plan.recipe.model))),
-       " parameters on ", plan.recipe.mesh.ToString(), ", loaded in ", HumanSeconds(MonotonicSeconds() - start));
+  Info(plan.source.description,
+       plan.source.adapter != nullptr ? absl::StrCat(" with ", plan.source.adapter->description) : "", ": ",
+       HumanCount(static_cast<double>(NumParameters(plan.recipe.model))), " parameters on ",
+       plan.recipe.mesh.ToString(), ", loaded in ", HumanSeconds(MonotonicSeconds() - start));
   Session session{process, plan.source, plan.recipe, plan.corpora, mesh, **model};
   session.tokenizer = plan.tokenizer.ok() ? plan.tokenizer->get() : nullptr;
   session.tokenizer_folder = plan.tokenizer_folder;
@@ -112,7 +129,9 @@ absl::Status LoadWeights(const ExportSource& source, Mesh& mesh, Model& model) {
     part.values.view(values.sizes()).copy_(values);
     return absl::OkStatus();
   };
-  return FillWeights(mesh, model, read, source.quantized);
+  const auto of_model = [](const ParameterBuffer& buffer) { return !buffer.specs()[0].added; };
+  RETURN_IF_ERROR(FillWeights(mesh, model, read, source.quantized, of_model));
+  return source.adapter == nullptr ? absl::OkStatus() : LoadAdapter(*source.adapter, model);
 }
 
 absl::Status WithSession(const SessionOptions& options, const Extensions& extensions,

@@ -17,9 +17,11 @@ namespace trireme {
 
 struct SessionOptions {
   std::string source;                  // as for OpenExportSource()
+  std::string adapter;                 // an adapter to put on it (adapter_source.h); "": the source's own, if any
   std::vector<std::string> overrides;  // --set: parallel, precision, kernels and launch
   int expected_ranks = 0;              // 0: any
-  DataConfig data;                     // what to evaluate on; without a source: nothing
+  // What to evaluate on; without source and conversations: nothing. Samples are read by the model's own tokenizer.
+  DataConfig data;
   int32_t micro_batch_size = 1;
 };
 

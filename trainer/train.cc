@@ -196,6 +196,15 @@ RunDescription Describe(const Recipe& recipe, const Process& process, at::Device
   return run;
 }
 
+// "135M", or "2.44M of 137M".
+std::string Trained(const DecoderSpec& model) {
+  const int64_t trained = NumTrainableParameters(model);
+  int64_t all = NumParameters(model);
+  if (trained == all) return HumanCount(static_cast<double>(all));
+  for (const ParameterSpec& parameter : AdapterParameters(model)) all += Numel(parameter);
+  return absl::StrCat(HumanCount(static_cast<double>(trained)), " of ", HumanCount(static_cast<double>(all)));
+}
+
 // Everything once the mesh stands. An error that all ranks computed alike is marked as agreed; any other is this rank's
 // own.
 absl::Status Run(const TrainOptions& options, const Extensions& extensions, const Process& process, Mesh& mesh,
@@ -223,14 +232,6 @@ absl::Status Run(const TrainOptions& options, const Extensions& extensions, cons
   Optimizer optimizer(config.optimizer(), buffers, config.seed());
   Checkpointer checkpointer(recipe, mesh, **model, optimizer, corpora.digests);
   TrainProgress progress;
-  const auto begin = [&]() -> absl::Status {
-    if (config.model().has_from()) return ImportWeights(recipe, mesh, **model);
-    (*model)->Initialize();
-    return absl::OkStatus();
-  };
-  // Checkpoints hold what was trained: a quantized base is made again.
-  const bool quantized = recipe.model.quantization.has_value();
-  if (quantized) RETURN_IF_ERROR(begin());
   ASSIGN_OR_RETURN(const bool resumed, checkpointer.Resume(options.allow_change, &progress));
   if (progress.step() >= recipe.total_steps) {
     Info("the run is finished: step ", progress.step(), " of ", recipe.total_steps);
@@ -239,7 +240,7 @@ absl::Status Run(const TrainOptions& options, const Extensions& extensions, cons
   absl::Status writable = absl::OkStatus();
   if (world.rank() == 0) writable = CheckExport(config);
   RETURN_IF_ERROR(Agree(world, writable));
-  if (!resumed && !quantized) RETURN_IF_ERROR(begin());
+  RETURN_IF_ERROR(InitializeWeights(recipe, mesh, **model, resumed));
   ReleaseCachedCpuMemory();
 
   std::unique_ptr<MetricsLog> metrics;
@@ -251,7 +252,7 @@ absl::Status Run(const TrainOptions& options, const Extensions& extensions, cons
       PeakFlops(mesh.device(), config.precision().compute() == PrecisionConfig::BF16 ? at::kBFloat16 : at::kFloat);
   const double peak_flops = SumOverRanks(world, own_peak);
   Info(absl::StrFormat("training %s parameters for %d steps of %s tokens on %d x %s (%s), attention %s, %s",
-                       HumanCount(static_cast<double>(NumParameters(recipe.model))), recipe.total_steps,
+                       Trained(recipe.model), recipe.total_steps,
                        HumanCount(static_cast<double>(recipe.tokens_per_step)), process.size(),
                        DeviceName(mesh.device()), recipe.mesh.ToString(), (*model)->attention().name,
                        mesh.device().is_cuda() ? "NCCL" : absl::StrCat(CpuThreads(), " threads each, ", BlasName())));
@@ -281,6 +282,8 @@ absl::Status Run(const TrainOptions& options, const Extensions& extensions, cons
           progress};
   absl::Status status = Loop(job);
   if (metrics != nullptr) RETURN_IF_ERROR(metrics->Flush());
+  if (status.ok() || ExitCodeOf(status) == ExitCode::kPreempted)
+    RETURN_IF_ERROR(SaveAdapter(recipe, job.progress.step(), mesh));
   if (status.ok()) status = ExportAtEnd(recipe, job.progress.step(), extensions.families, mesh);
   if (status.ok() && comparison.has_value()) {
     if (comparison->compared_steps() == 0) {

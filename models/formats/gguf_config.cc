@@ -7,6 +7,53 @@
 #include <fstream>
 
 namespace trireme {
+namespace {
+
+constexpr char kSliding[] = "sliding_attention", kFull[] = "full_attention";
+
+// Files name the architecture; which layers slide and rotate and how scores are scaled, llama.cpp knows by that name.
+absl::Status CheckExpressible(const ModelConfig& model, const GgufModelFacts& facts) {
+  const GgufArchitecture& architecture = *facts.architecture;
+  const auto refuse = [&](const auto&... why) {
+    return Error(ExitCode::kConfig, "gguf: ", why..., "; export to Hugging Face's format instead");
+  };
+  if (model.attention_bias()) return refuse("biases of attention_bias are not written");
+  if (model.has_rope_scaling() && model.rope_scaling().rope_type() == RopeScaling::YARN)
+    return refuse("rope_scaling YARN is not written, LINEAR and (for Llama) LLAMA3 are");
+  if (model.has_rope_scaling() && model.rope_scaling().rope_type() == RopeScaling::LLAMA3 && !architecture.rope_factors)
+    return refuse("the architecture \"", architecture.name, "\" has no rope_scaling LLAMA3");
+  if (architecture.always_tied && !facts.tied_embeddings)
+    return refuse("the architecture \"", architecture.name, "\" has no head apart from the embedding");
+  const auto listed = [](int size, int64_t i) { return size > 0 && i < size; };
+  for (int64_t i = 0; i < facts.block_count; ++i) {
+    const int at = static_cast<int>(i);
+    const bool slides =
+        model.sliding_window() > 0 && (!listed(model.layer_types_size(), i) || model.layer_types(at) == kSliding);
+    if (architecture.window_period == 0 && slides && model.sliding_window() < facts.context_length)
+      return refuse("the architecture \"", architecture.name, "\" has no sliding window, the model has one of ",
+                    model.sliding_window());
+    if (architecture.window_period > 0 && slides != architecture.slides(i))
+      return refuse("in the architecture \"", architecture.name, "\" all layers but each ", architecture.window_period,
+                    "th have the sliding window; in the model, layer ", i, " differs");
+    if (listed(model.no_rope_layers_size(), i) && (model.no_rope_layers(at) != 0) != architecture.rotates(i))
+      return refuse("the architecture \"", architecture.name, "\" ",
+                    architecture.rotates(i) ? "rotates" : "does not rotate", " in layer ", i, ", the model differs");
+  }
+  if (!architecture.gemma) return absl::OkStatus();
+  const double scalar =
+      model.has_query_pre_attn_scalar() ? model.query_pre_attn_scalar() : static_cast<double>(facts.head_dim);
+  if (scalar != static_cast<double>(facts.score_width()))
+    return refuse("the architecture \"", architecture.name, "\" scales the scores of such a model by ",
+                  facts.score_width(), ", query_pre_attn_scalar is ", scalar);
+  if (architecture.attention_softcap != (facts.attn_logit_softcapping > 0))
+    return refuse("the architecture \"", architecture.name, "\" ", architecture.attention_softcap ? "always" : "never",
+                  " caps scores, attn_logit_softcapping is ", facts.attn_logit_softcapping);
+  if (architecture.attention_softcap && !(facts.final_logit_softcapping > 0))
+    return refuse("the architecture \"", architecture.name, "\" always caps logits, final_logit_softcapping is 0");
+  return absl::OkStatus();
+}
+
+}  // namespace
 
 bool NamesGguf(const std::string& path) {
   std::error_code error;
@@ -41,6 +88,24 @@ ModelConfig ConfigOfGguf(const GgufModelFacts& facts) {
     scaling.set_high_freq_factor(facts.rope_scaling->high_freq_factor);
     scaling.set_original_max_position_embeddings(int32(facts.rope_scaling->original_max_position_embeddings));
   }
+  if (facts.rope_linear_factor != 1) {
+    model.mutable_rope_scaling()->set_rope_type(RopeScaling::LINEAR);
+    model.mutable_rope_scaling()->set_factor(facts.rope_linear_factor);
+  }
+  const GgufArchitecture& architecture = *facts.architecture;
+  for (int64_t i = 0; i < facts.block_count; ++i) {
+    if (architecture.no_rope_period > 0) model.add_no_rope_layers(architecture.rotates(i) ? 1 : 0);
+    // One layer less than a period: all have the window, which goes without a list.
+    if (architecture.window_period > 0 && facts.block_count >= architecture.window_period)
+      model.add_layer_types(architecture.slides(i) ? kSliding : kFull);
+  }
+  if (architecture.window_period > 0) model.set_sliding_window(int32(facts.sliding_window));
+  if (architecture.local_rope) model.set_rope_local_base_freq(facts.rope_freq_base_swa);
+  if (architecture.gemma) {
+    model.set_query_pre_attn_scalar(static_cast<double>(facts.score_width()));
+    model.set_attn_logit_softcapping(facts.attn_logit_softcapping);
+    model.set_final_logit_softcapping(facts.final_logit_softcapping);
+  }
   return model;
 }
 
@@ -51,16 +116,6 @@ absl::StatusOr<GgufModelFacts> GgufFactsOf(const ModelConfig& model, const std::
   if (facts.architecture == nullptr)
     return Error(ExitCode::kConfig, "gguf: the family \"", model.family(),
                  "\" has no architecture here; export to Hugging Face's format instead");
-  if (model.sliding_window() > 0)
-    return Error(ExitCode::kConfig, "gguf: the architecture \"", facts.architecture->name,
-                 "\" has no sliding window, the model has one of ", model.sliding_window(),
-                 "; export to Hugging Face's format instead");
-  if (model.attention_bias())
-    return Error(ExitCode::kConfig,
-                 "gguf: biases of attention_bias are not written; export to Hugging Face's format instead");
-  if (model.has_rope_scaling() && model.rope_scaling().rope_type() != RopeScaling::LLAMA3)
-    return Error(ExitCode::kConfig, "gguf: rope_scaling ", RopeScaling::Type_Name(model.rope_scaling().rope_type()),
-                 " is not written, LLAMA3 is; export to Hugging Face's format instead");
   facts.block_count = model.num_hidden_layers();
   facts.context_length = model.max_position_embeddings();
   facts.embedding_length = model.hidden_size();
@@ -72,7 +127,14 @@ absl::StatusOr<GgufModelFacts> GgufFactsOf(const ModelConfig& model, const std::
   facts.layer_norm_rms_epsilon = model.rms_norm_eps();
   facts.rope_freq_base = model.rope_theta();
   facts.tied_embeddings = model.tie_word_embeddings();
-  if (model.has_rope_scaling()) {
+  facts.sliding_window = model.sliding_window();
+  facts.rope_freq_base_swa = model.rope_local_base_freq();
+  facts.attn_logit_softcapping = model.attn_logit_softcapping();
+  facts.final_logit_softcapping = model.final_logit_softcapping();
+  RETURN_IF_ERROR(CheckExpressible(model, facts));
+  if (model.has_rope_scaling() && model.rope_scaling().rope_type() == RopeScaling::LINEAR) {
+    facts.rope_linear_factor = model.rope_scaling().factor();
+  } else if (model.has_rope_scaling()) {
     const RopeScaling& s = model.rope_scaling();
     facts.rope_scaling = GgufRopeScaling{s.factor(), s.low_freq_factor(), s.high_freq_factor(),
                                          static_cast<double>(s.original_max_position_embeddings())};

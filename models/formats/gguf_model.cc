@@ -1,7 +1,5 @@
 #include "models/formats/gguf_model.h"
 
-#include <absl/strings/str_join.h>
-
 #include <algorithm>
 #include <charconv>
 #include <cmath>
@@ -12,51 +10,6 @@ namespace trireme {
 namespace {
 
 constexpr char kRopeFactors[] = "rope_freqs.weight";
-
-struct NamePair {
-  absl::string_view canonical;
-  absl::string_view gguf;
-};
-constexpr NamePair kGlobalNames[] = {
-    {"model.embed_tokens.weight", "token_embd.weight"},
-    {"model.norm.weight", "output_norm.weight"},
-    {"lm_head.weight", "output.weight"},
-};
-// Behind "model.layers.N." and "blk.N.".
-constexpr NamePair kBlockNames[] = {
-    {"input_layernorm.weight", "attn_norm.weight"},    {"self_attn.q_proj.weight", "attn_q.weight"},
-    {"self_attn.k_proj.weight", "attn_k.weight"},      {"self_attn.v_proj.weight", "attn_v.weight"},
-    {"self_attn.o_proj.weight", "attn_output.weight"}, {"post_attention_layernorm.weight", "ffn_norm.weight"},
-    {"mlp.gate_proj.weight", "ffn_gate.weight"},       {"mlp.up_proj.weight", "ffn_up.weight"},
-    {"mlp.down_proj.weight", "ffn_down.weight"},       {"self_attn.q_proj.bias", "attn_q.bias"},
-    {"self_attn.k_proj.bias", "attn_k.bias"},          {"self_attn.v_proj.bias", "attn_v.bias"},
-    {"self_attn.q_norm.weight", "attn_q_norm.weight"}, {"self_attn.k_norm.weight", "attn_k_norm.weight"},
-};
-
-constexpr GgufArchitecture kArchitectures[] = {
-    {"llama", "llama", /*reorders_rows=*/true, /*qkv_biases=*/false, /*qk_norms=*/false},
-    {"qwen2", "qwen2", /*reorders_rows=*/false, /*qkv_biases=*/true, /*qk_norms=*/false},
-    {"qwen3", "qwen3", /*reorders_rows=*/false, /*qkv_biases=*/false, /*qk_norms=*/true},
-};
-
-std::optional<std::string> Translate(const std::string& name, absl::string_view NamePair::*from,
-                                     absl::string_view NamePair::*to, const std::string& from_prefix,
-                                     const std::string& to_prefix) {
-  for (const NamePair& pair : kGlobalNames) {
-    if (name == pair.*from) return std::string(pair.*to);
-  }
-  if (name.compare(0, from_prefix.size(), from_prefix) != 0) return std::nullopt;
-  const size_t dot = name.find('.', from_prefix.size());
-  if (dot == std::string::npos) return std::nullopt;
-  const std::string number = name.substr(from_prefix.size(), dot - from_prefix.size());
-  int layer = 0;
-  const auto parsed = std::from_chars(number.data(), number.data() + number.size(), layer);
-  if (parsed.ec != std::errc() || absl::StrCat(layer) != number || layer < 0) return std::nullopt;
-  for (const NamePair& pair : kBlockNames) {
-    if (name.substr(dot + 1) == pair.*from) return absl::StrCat(to_prefix, number, ".", pair.*to);
-  }
-  return std::nullopt;
-}
 
 // LLAMA_FTYPE_*: what the matrices mostly are.
 uint32_t FileType(GgufType type) {
@@ -100,10 +53,12 @@ std::vector<GgufTensor> TensorShapes(const GgufModelFacts& f) {
       add(blk + "attn_k_norm.weight", {f.head_dim});
     }
     add(blk + "attn_output.weight", {f.embedding_length, q_rows});
+    if (f.architecture->gemma) add(blk + "post_attention_norm.weight", {f.embedding_length});
     add(blk + "ffn_norm.weight", {f.embedding_length});
     add(blk + "ffn_gate.weight", {f.feed_forward_length, f.embedding_length});
     add(blk + "ffn_up.weight", {f.feed_forward_length, f.embedding_length});
     add(blk + "ffn_down.weight", {f.embedding_length, f.feed_forward_length});
+    if (f.architecture->gemma) add(blk + "post_ffw_norm.weight", {f.embedding_length});
   }
   add("output_norm.weight", {f.embedding_length});
   if (!f.tied_embeddings) add("output.weight", {f.vocab_size, f.embedding_length});
@@ -169,6 +124,48 @@ absl::StatusOr<GgufRopeScaling> InferScaling(const GgufFile& file, GgufModelFact
   return scaling;
 }
 
+// Where the architecture has layers with a window; elsewhere one must be without effect.
+absl::Status ReadWindows(const GgufFile& file, GgufModelFacts* facts) {
+  const GgufArchitecture& architecture = *facts->architecture;
+  const std::string prefix = absl::StrCat(architecture.name, ".");
+  const std::string window_key = prefix + "attention.sliding_window", pattern_key = window_key + "_pattern";
+  ASSIGN_OR_RETURN(const int64_t window, file.Integer(window_key, 0));
+  if (architecture.window_period == 0) {
+    if (window <= 0 || window >= facts->context_length) return absl::OkStatus();
+    return Error(ExitCode::kData, "gguf ", file.path(), ": ", window_key, " is ", window,
+                 ", but llama.cpp gives architecture ", architecture.name, " no window");
+  }
+  if (window < 1 || window > (1 << 28))
+    return Error(ExitCode::kData, "gguf ", file.path(), ": ", window_key, " is ", window, "; it must be positive");
+  facts->sliding_window = window;
+  if (file.Find(pattern_key) != nullptr) {
+    ASSIGN_OR_RETURN(const int64_t period, file.Integer(pattern_key));
+    if (period != architecture.window_period)
+      return Error(ExitCode::kData, "gguf ", file.path(), ": ", pattern_key, " is ", period, "; only ",
+                   architecture.window_period, " is read");
+  }
+  if (!architecture.local_rope) return absl::OkStatus();
+  ASSIGN_OR_RETURN(facts->rope_freq_base_swa, ShortestDecimal(file.Number(prefix + "rope.freq_base_swa", 10000)));
+  if (facts->rope_freq_base_swa > 0 && std::isfinite(facts->rope_freq_base_swa)) return absl::OkStatus();
+  return Error(ExitCode::kData, "gguf ", file.path(), ": ", prefix, "rope.freq_base_swa is ",
+               facts->rope_freq_base_swa);
+}
+
+absl::Status ReadSoftcaps(const GgufFile& file, GgufModelFacts* facts) {
+  const GgufArchitecture& architecture = *facts->architecture;
+  const auto read = [&](const char* name, double if_absent, bool zero_too, double* result) -> absl::Status {
+    const std::string key = absl::StrCat(architecture.name, ".", name);
+    ASSIGN_OR_RETURN(*result, ShortestDecimal(file.Number(key, if_absent)));
+    if (std::isfinite(*result) && (*result > 0 || (*result == 0 && zero_too))) return absl::OkStatus();
+    return Error(ExitCode::kData, "gguf ", file.path(), ": ", key, " is ", *result);
+  };
+  if (!architecture.gemma) return absl::OkStatus();
+  if (architecture.attention_softcap)
+    RETURN_IF_ERROR(read("attn_logit_softcapping", 50, /*zero_too=*/false, &facts->attn_logit_softcapping));
+  return read("final_logit_softcapping", architecture.attention_softcap ? 30 : 0, !architecture.attention_softcap,
+              &facts->final_logit_softcapping);
+}
+
 absl::Status CheckTensors(const GgufFile& file, const GgufModelFacts& facts) {
   const std::vector<GgufTensor> expected = TensorShapes(facts);
   for (const GgufTensor& want : expected) {
@@ -203,7 +200,7 @@ absl::Status CheckTensors(const GgufFile& file, const GgufModelFacts& facts) {
 GgufMetadata GgufModelMetadata(const GgufModelFacts& facts, GgufType type) {
   const auto u32 = [](int64_t number) { return static_cast<uint32_t>(number); };
   const auto key = [&facts](const char* name) { return absl::StrCat(facts.architecture->name, ".", name); };
-  return {
+  GgufMetadata metadata = {
       {"general.architecture", std::string(facts.architecture->name)},
       {"general.type", std::string("model")},
       {"general.name", facts.name},
@@ -222,6 +219,21 @@ GgufMetadata GgufModelMetadata(const GgufModelFacts& facts, GgufType type) {
       {key("rope.dimension_count"), u32(facts.head_dim)},
       {key("rope.freq_base"), static_cast<float>(facts.rope_freq_base)},
   };
+  const auto number = [&](const char* name, double value) {
+    metadata.emplace_back(key(name), static_cast<float>(value));
+  };
+  const GgufArchitecture& architecture = *facts.architecture;
+  if (architecture.window_period > 0) metadata.emplace_back(key("attention.sliding_window"), u32(facts.sliding_window));
+  if (architecture.local_rope) number("rope.freq_base_swa", facts.rope_freq_base_swa);
+  if (architecture.attention_softcap) number("attn_logit_softcapping", facts.attn_logit_softcapping);
+  // One that caps the scores too assumes 30 where the file is silent.
+  if (architecture.attention_softcap || facts.final_logit_softcapping > 0)
+    number("final_logit_softcapping", facts.final_logit_softcapping);
+  if (facts.rope_linear_factor != 1) {
+    metadata.emplace_back(key("rope.scaling.type"), std::string("linear"));
+    number("rope.scaling.factor", facts.rope_linear_factor);
+  }
+  return metadata;
 }
 
 absl::StatusOr<std::vector<GgufTensor>> GgufModelTensors(const GgufModelFacts& facts, GgufType type) {
@@ -239,20 +251,6 @@ absl::StatusOr<std::vector<GgufTensor>> GgufModelTensors(const GgufModelFacts& f
   return tensors;
 }
 
-const GgufArchitecture* FindGgufArchitecture(absl::string_view name) {
-  for (const GgufArchitecture& architecture : kArchitectures) {
-    if (name == architecture.name) return &architecture;
-  }
-  return nullptr;
-}
-
-const GgufArchitecture* GgufArchitectureOfFamily(absl::string_view family) {
-  for (const GgufArchitecture& architecture : kArchitectures) {
-    if (family == architecture.family) return &architecture;
-  }
-  return nullptr;
-}
-
 absl::StatusOr<GgufModelFacts> ReadGgufFacts(const GgufFile& file) {
   const auto refuse = [&file](const auto&... why) {
     return Error(ExitCode::kData, "gguf ", file.path(), ": ", why...);
@@ -261,8 +259,7 @@ absl::StatusOr<GgufModelFacts> ReadGgufFacts(const GgufFile& file) {
   GgufModelFacts facts;
   facts.architecture = FindGgufArchitecture(architecture);
   if (facts.architecture == nullptr) {
-    return refuse("architecture \"", architecture, "\" is not read; those that are: ",
-                  absl::StrJoin(kArchitectures, ", ", [](std::string* out, const auto& a) { out->append(a.name); }));
+    return refuse("architecture \"", architecture, "\" is not read; those that are: ", KnownGgufArchitectures());
   }
   const auto key = [&architecture](const char* name) { return absl::StrCat(architecture, ".", name); };
   ASSIGN_OR_RETURN(const int64_t files, file.Integer("split.count", 1));
@@ -299,8 +296,16 @@ absl::StatusOr<GgufModelFacts> ReadGgufFacts(const GgufFile& file) {
   if (!(facts.rope_freq_base > 0) || !std::isfinite(facts.rope_freq_base) || !(facts.layer_norm_rms_epsilon >= 0))
     return refuse(key("rope.freq_base"), " or ", key("attention.layer_norm_rms_epsilon"), " is out of range");
   ASSIGN_OR_RETURN(const std::string scaling, file.String(key("rope.scaling.type"), "none"));
-  if (scaling != "none") return refuse("position scaling \"", scaling, "\" is not supported");
-  if (file.Find(key("rope.scale_linear")) != nullptr) return refuse("linear position scaling is not supported");
+  if (scaling != "none" && scaling != "linear") return refuse("position scaling \"", scaling, "\" is not supported");
+  if (file.Find(key("rope.scale_linear")) != nullptr)
+    return refuse(key("rope.scale_linear"), " is of an older dialect that is not read");
+  if (scaling == "linear") {
+    ASSIGN_OR_RETURN(facts.rope_linear_factor, ShortestDecimal(file.Number(key("rope.scaling.factor"))));
+    if (!(facts.rope_linear_factor > 0) || !std::isfinite(facts.rope_linear_factor))
+      return refuse(key("rope.scaling.factor"), " is ", facts.rope_linear_factor);
+  }
+  RETURN_IF_ERROR(ReadWindows(file, &facts));
+  RETURN_IF_ERROR(ReadSoftcaps(file, &facts));
 
   const GgufTensor* embedding = file.FindTensor("token_embd.weight");
   if (embedding == nullptr || embedding->shape.size() != 2) return refuse("has no token_embd.weight matrix");
@@ -309,48 +314,30 @@ absl::StatusOr<GgufModelFacts> ReadGgufFacts(const GgufFile& file) {
   if (facts.vocab_size > kMax || vocab_size != facts.vocab_size)
     return refuse("token_embd.weight has ", facts.vocab_size, " rows where ", key("vocab_size"), " is ", vocab_size);
   facts.tied_embeddings = file.FindTensor("output.weight") == nullptr;
+  if (facts.architecture->always_tied && !facts.tied_embeddings)
+    return refuse("has output.weight, which llama.cpp ignores in architecture ", architecture);
   if (file.FindTensor(kRopeFactors) != nullptr) {
+    if (!facts.architecture->rope_factors)
+      return refuse("has ", kRopeFactors, ", which the architecture has no use for");
+    if (facts.rope_linear_factor != 1) return refuse("scales positions in two ways");
     ASSIGN_OR_RETURN(facts.rope_scaling, InferScaling(file, facts));
   }
   RETURN_IF_ERROR(CheckTensors(file, facts));
   return facts;
 }
 
-std::optional<std::string> ToGgufName(const std::string& canonical) {
-  return Translate(canonical, &NamePair::canonical, &NamePair::gguf, "model.layers.", "blk.");
-}
-
-std::optional<std::string> ToCanonicalName(const std::string& gguf_name) {
-  return Translate(gguf_name, &NamePair::gguf, &NamePair::canonical, "blk.", "model.layers.");
-}
-
-bool GgufReordersRows(const GgufArchitecture& architecture, const std::string& canonical) {
-  if (!architecture.reorders_rows) return false;
-  for (const std::string suffix : {".self_attn.q_proj.weight", ".self_attn.k_proj.weight"}) {
-    if (canonical.size() > suffix.size() &&
-        canonical.compare(canonical.size() - suffix.size(), suffix.size(), suffix) == 0)
-      return true;
-  }
-  return false;
-}
-
-int64_t LlamaGgufRow(int64_t canonical_row, int64_t head_dim) {
-  const int64_t in_head = canonical_row % head_dim, half = head_dim / 2;
-  return canonical_row - in_head + in_head % half * 2 + in_head / half;
-}
-
-int64_t LlamaCanonicalRow(int64_t gguf_row, int64_t head_dim) {
-  const int64_t in_head = gguf_row % head_dim, half = head_dim / 2;
-  return gguf_row - in_head + in_head % 2 * half + in_head / 2;
-}
-
 absl::Status ReadGgufRows(const GgufFile& file, const GgufModelFacts& facts, const std::string& canonical,
                           int64_t row_begin, int64_t row_end, int64_t column_begin, int64_t column_end, float* out) {
-  const std::optional<std::string> name = ToGgufName(canonical);
+  const std::optional<std::string> name = ToGgufName(*facts.architecture, canonical);
   const GgufTensor* tensor = name.has_value() ? file.FindTensor(*name) : nullptr;
   TRIREME_CHECK(tensor != nullptr, canonical, " is not in ", file.path());
-  if (!GgufReordersRows(*facts.architecture, canonical))
-    return file.Read(*tensor, row_begin, row_end, column_begin, column_end, out);
+  if (!GgufReordersRows(*facts.architecture, canonical)) {
+    RETURN_IF_ERROR(file.Read(*tensor, row_begin, row_end, column_begin, column_end, out));
+    const float offset = GgufOffset(*facts.architecture, canonical);
+    const int64_t count = (row_end - row_begin) * (column_end - column_begin);
+    for (int64_t i = 0; offset != 0 && i < count; ++i) out[i] -= offset;
+    return absl::OkStatus();
+  }
   for (int64_t row = row_begin; row < row_end; ++row) {
     const int64_t stored = LlamaGgufRow(row, facts.head_dim);
     RETURN_IF_ERROR(file.Read(*tensor, stored, stored + 1, column_begin, column_end, out));

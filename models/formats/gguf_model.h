@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "models/formats/gguf.h"
+#include "models/formats/gguf_names.h"
 
 namespace trireme {
 
@@ -21,21 +22,6 @@ struct GgufRopeScaling {
   double high_freq_factor = 4;
   double original_max_position_embeddings = 8192;
 };
-
-// What differs between architectures. The table in gguf_model.cc is the one place to add another.
-struct GgufArchitecture {
-  const char* name;    // general.architecture and the prefix of its keys
-  const char* family;  // ModelConfig.family, and Hugging Face's model_type
-  // Hugging Face rotates element i of a head with i + head_dim / 2. ggml does so too, or 2i with 2i + 1: rows of q_proj
-  // and k_proj then stand in another order.
-  bool reorders_rows;
-  bool qkv_biases;  // self_attn.{q,k,v}_proj.bias
-  bool qk_norms;    // self_attn.{q,k}_norm.weight, of a head's width
-};
-
-// Null for an unknown one.
-const GgufArchitecture* FindGgufArchitecture(absl::string_view name);
-const GgufArchitecture* GgufArchitectureOfFamily(absl::string_view family);
 
 struct GgufModelFacts {
   std::string name;
@@ -51,7 +37,17 @@ struct GgufModelFacts {
   double layer_norm_rms_epsilon = 0;
   double rope_freq_base = 10000;
   std::optional<GgufRopeScaling> rope_scaling;
+  double rope_linear_factor = 1;  // not beside rope_scaling
+  // Where the architecture has them.
+  int64_t sliding_window = 0;
+  double rope_freq_base_swa = 10000;
+  double attn_logit_softcapping = 0, final_logit_softcapping = 0;
   bool tied_embeddings = false;
+
+  // Scores are divided by its square root, Hugging Face's query_pre_attn_scalar.
+  int64_t score_width() const {
+    return block_count == architecture->even_share_layers ? embedding_length / head_count : head_dim;
+  }
 };
 
 // general.* and ARCHITECTURE.* of a model whose matrices are stored as `type`. Without tokenizer.
@@ -66,16 +62,6 @@ absl::StatusOr<std::vector<GgufTensor>> GgufModelTensors(const GgufModelFacts& f
 // differently: partial rotation, other kinds of position scaling, layers of differing sizes, several files. Checks that
 // the file holds the tensors of GgufModelTensors with their shapes, of whatever type, and no others.
 absl::StatusOr<GgufModelFacts> ReadGgufFacts(const GgufFile& file);
-
-// "model.layers.3.self_attn.q_proj.weight" <-> "blk.3.attn_q.weight"; nullopt for a name that has no counterpart.
-std::optional<std::string> ToGgufName(const std::string& canonical);
-std::optional<std::string> ToCanonicalName(const std::string& gguf_name);
-
-// Whether the rows of a tensor stand in another order. If so, row i of the canonical tensor is row LlamaGgufRow(i) of
-// the file's; LlamaCanonicalRow is the inverse. Rows stay within their head, so whole heads can be handled apart.
-bool GgufReordersRows(const GgufArchitecture& architecture, const std::string& canonical);
-int64_t LlamaGgufRow(int64_t canonical_row, int64_t head_dim);
-int64_t LlamaCanonicalRow(int64_t gguf_row, int64_t head_dim);
 
 // Reads the part [row_begin, row_end) x [column_begin, column_end) of a canonical matrix or vector (one row) from the
 // file, in canonical order: what a rank needs to fill its rectangle.

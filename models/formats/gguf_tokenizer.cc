@@ -1,10 +1,14 @@
 #include "models/formats/gguf_tokenizer.h"
 
+#include <algorithm>
 #include <nlohmann/json.hpp>
+#include <unordered_set>
 #include <utility>
 
 #include "data/bpe_file.h"
 #include "data/pretokenizer_patterns.h"
+#include "data/sentencepiece_file.h"
+#include "models/formats/gguf_tokenizer_scores.h"
 
 namespace trireme {
 namespace {
@@ -12,7 +16,7 @@ namespace {
 using nlohmann::json;
 
 // LLAMA_TOKEN_TYPE_*.
-constexpr int32_t kNormal = 1, kControl = 3, kUserDefined = 4, kUnused = 5;
+constexpr int32_t kNormal = 1, kUnknown = 2, kControl = 3, kUserDefined = 4, kUnused = 5;
 
 template <typename... Args>
 absl::Status Bad(const Args&... args) {
@@ -108,46 +112,99 @@ absl::Status CheckOptions(const GgufTokenizerOptions& options) {
   return absl::OkStatus();
 }
 
+// Ids without token become unused ones.
+void FillUnused(int64_t vocab_size, std::vector<std::string>* tokens, std::vector<int32_t>* types) {
+  const std::unordered_set<std::string> known(tokens->begin(), tokens->end());
+  tokens->resize(vocab_size);
+  types->resize(vocab_size, kUnused);
+  for (int64_t id = 0; id < vocab_size; ++id) {
+    if (!(*tokens)[id].empty()) continue;
+    (*tokens)[id] = absl::StrCat("[PAD", id, "]");
+    while (known.count((*tokens)[id]) > 0) (*tokens)[id] += "_";  // llama.cpp wants them to differ.
+  }
+}
+
+absl::Status CheckSize(size_t ids, const GgufTokenizerOptions& options) {
+  if (static_cast<int64_t>(ids) <= options.vocab_size) return absl::OkStatus();
+  return Error(ExitCode::kConfig, "tokenizer for gguf: has ids up to ", ids - 1, " but the model's vocabulary is ",
+               options.vocab_size, "; it is another model's tokenizer");
+}
+
+void AddOptions(const GgufTokenizerOptions& options, GgufMetadata* out) {
+  const std::pair<const char*, std::optional<int32_t>> ids[] = {
+      {"bos", options.bos_token_id}, {"eos", options.eos_token_id}, {"padding", options.pad_token_id}};
+  for (const auto& [name, id] : ids) {
+    if (id.has_value())
+      out->emplace_back(absl::StrCat("tokenizer.ggml.", name, "_token_id"), static_cast<uint32_t>(*id));
+  }
+  out->emplace_back("tokenizer.ggml.add_bos_token", options.add_bos_token);
+  if (!options.chat_template.empty()) out->emplace_back("tokenizer.chat_template", options.chat_template);
+}
+
+void WarnOfStripping(const std::vector<AddedToken>& added_tokens, std::vector<std::string>* warnings) {
+  for (const AddedToken& added : added_tokens) {
+    if (added.lstrip || added.rstrip) {
+      warnings->push_back(absl::StrCat("llama.cpp does not let ", added.content,
+                                       " take the white space beside it (lstrip, rstrip): such text gets other ids"));
+    }
+  }
+}
+
+GgufTokenizer OfScores(ScoredTokens scored, const GgufTokenizerOptions& options) {
+  GgufTokenizer result;
+  GgufMetadata& out = result.metadata;
+  const auto unknown = std::find(scored.types.begin(), scored.types.end(), kUnknown);
+  const auto unknown_id = static_cast<uint32_t>(unknown - scored.types.begin());
+  const bool has_unknown = unknown != scored.types.end();
+  FillUnused(options.vocab_size, &scored.tokens, &scored.types);
+  scored.scores.resize(options.vocab_size);
+  out.emplace_back("tokenizer.ggml.model", std::string("llama"));
+  out.emplace_back("tokenizer.ggml.pre", std::string("default"));
+  out.emplace_back("tokenizer.ggml.tokens", GgufArray(std::move(scored.tokens)));
+  out.emplace_back("tokenizer.ggml.scores", GgufArray(std::move(scored.scores)));
+  out.emplace_back("tokenizer.ggml.token_type", GgufArray(std::move(scored.types)));
+  if (has_unknown) out.emplace_back("tokenizer.ggml.unknown_token_id", unknown_id);
+  out.emplace_back("tokenizer.ggml.add_space_prefix", scored.add_space_prefix);
+  AddOptions(options, &out);
+  return result;
+}
+
 }  // namespace
 
-absl::StatusOr<GgufTokenizer> MakeGgufTokenizer(absl::string_view tokenizer_json, const GgufTokenizerOptions& options) {
-  ASSIGN_OR_RETURN(const BpeFile file, ParseBpeFile(tokenizer_json));
-  if (!file.pre_tokenizer.byte_level())
-    return Bad("only byte-level BPE is written, and this one is in SentencePiece's manner");
+absl::StatusOr<GgufTokenizer> MakeGgufTokenizer(absl::string_view contents, const GgufTokenizerOptions& options) {
   RETURN_IF_ERROR(CheckOptions(options));
-  if (static_cast<int64_t>(file.bytes_of_id.size()) > options.vocab_size) {
-    return Error(ExitCode::kConfig, "tokenizer for gguf: has ids up to ", file.bytes_of_id.size() - 1,
-                 " but the model's vocabulary is ", options.vocab_size, "; it is another model's tokenizer");
+  if (IsSentencePieceFile(contents)) {
+    ASSIGN_OR_RETURN(ScoredTokens scored, ScoresOfSentencePiece(contents));
+    RETURN_IF_ERROR(CheckSize(scored.tokens.size(), options));
+    return OfScores(std::move(scored), options);
   }
-  const json root = json::parse(tokenizer_json.begin(), tokenizer_json.end());
+  ASSIGN_OR_RETURN(const BpeFile file, ParseBpeFile(contents));
+  RETURN_IF_ERROR(CheckSize(file.bytes_of_id.size(), options));
+  const json root = json::parse(contents.begin(), contents.end());
   const json& model = root["model"];
+  GgufTokenizer result;
+  if (!file.pre_tokenizer.byte_level()) {
+    ASSIGN_OR_RETURN(ScoredTokens scored, ScoresOfJson(root, file));
+    result = OfScores(std::move(scored), options);
+    WarnOfStripping(file.added_tokens, &result.warnings);
+    return result;
+  }
   const bool ignore_merges = model.contains("ignore_merges") && model["ignore_merges"] == true;
   ASSIGN_OR_RETURN(const std::string split_name, SplitName(root, ignore_merges));
 
-  GgufTokenizer result;
   if (file.normalizer.applies_nfc()) {
     result.warnings.push_back(
         "llama.cpp does not apply the tokenizer's NFC normalization: text that is not in that form gets other ids");
   }
-  std::vector<std::string> tokens(options.vocab_size);
-  std::vector<int32_t> types(options.vocab_size, kUnused);
+  std::vector<std::string> tokens(file.bytes_of_id.size());
+  std::vector<int32_t> types(file.bytes_of_id.size(), kUnused);
   for (const auto& [token, id] : file.id_of_token) {
     tokens[id] = token;
     types[id] = kNormal;
   }
-  for (const AddedToken& added : file.added_tokens) {
-    types[added.id] = added.special ? kControl : kUserDefined;
-    if (added.lstrip || added.rstrip) {
-      result.warnings.push_back(absl::StrCat("llama.cpp does not let ", added.content,
-                                             " take the white space beside it (lstrip, rstrip): such text gets other "
-                                             "ids"));
-    }
-  }
-  for (int64_t id = 0; id < options.vocab_size; ++id) {
-    if (types[id] != kUnused) continue;
-    tokens[id] = absl::StrCat("[PAD", id, "]");
-    while (file.id_of_token.contains(tokens[id])) tokens[id] += "_";  // llama.cpp wants them to differ.
-  }
+  for (const AddedToken& added : file.added_tokens) types[added.id] = added.special ? kControl : kUserDefined;
+  WarnOfStripping(file.added_tokens, &result.warnings);
+  FillUnused(options.vocab_size, &tokens, &types);
 
   GgufMetadata& out = result.metadata;
   out.emplace_back("tokenizer.ggml.model", std::string("gpt2"));
@@ -155,14 +212,7 @@ absl::StatusOr<GgufTokenizer> MakeGgufTokenizer(absl::string_view tokenizer_json
   out.emplace_back("tokenizer.ggml.tokens", GgufArray(std::move(tokens)));
   out.emplace_back("tokenizer.ggml.token_type", GgufArray(std::move(types)));
   out.emplace_back("tokenizer.ggml.merges", GgufArray(Merges(model["merges"])));
-  const std::pair<const char*, std::optional<int32_t>> ids[] = {
-      {"bos", options.bos_token_id}, {"eos", options.eos_token_id}, {"padding", options.pad_token_id}};
-  for (const auto& [name, id] : ids) {
-    if (id.has_value())
-      out.emplace_back(absl::StrCat("tokenizer.ggml.", name, "_token_id"), static_cast<uint32_t>(*id));
-  }
-  out.emplace_back("tokenizer.ggml.add_bos_token", options.add_bos_token);
-  if (!options.chat_template.empty()) out.emplace_back("tokenizer.chat_template", options.chat_template);
+  AddOptions(options, &out);
   return result;
 }
 

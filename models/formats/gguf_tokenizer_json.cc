@@ -4,7 +4,9 @@
 #include <unordered_set>
 #include <utility>
 
+#include "data/pretokenizer_metaspace.h"
 #include "data/pretokenizer_patterns.h"
+#include "models/formats/gguf_tokenizer_scores.h"
 
 namespace trireme {
 namespace {
@@ -12,7 +14,7 @@ namespace {
 using Json = nlohmann::ordered_json;
 
 // LLAMA_TOKEN_TYPE_*.
-constexpr int32_t kUnknown = 2, kControl = 3, kUserDefined = 4, kUnused = 5;
+constexpr int32_t kNormal = 1, kUnknown = 2, kControl = 3, kUserDefined = 4, kUnused = 5;
 
 template <typename T>
 const std::vector<T>* FindArray(const GgufFile& file, const std::string& key) {
@@ -79,6 +81,27 @@ absl::StatusOr<Json> MergesOf(const GgufFile& file, const std::unordered_set<std
   return list;
 }
 
+Json Replace(const char* pattern, const char* content) {
+  return {{"type", "Replace"}, {"pattern", {{"String", pattern}}}, {"content", content}};
+}
+
+bool Flag(const GgufFile& file, const char* key, bool if_absent) {
+  const GgufValue* value = file.Find(key);
+  return value != nullptr && std::holds_alternative<bool>(*value) ? std::get<bool>(*value) : if_absent;
+}
+
+absl::StatusOr<Json> MergesByScore(const GgufFile& file, const std::vector<std::string>& tokens) {
+  const auto* scores = FindArray<float>(file, "tokenizer.ggml.scores");
+  if (scores == nullptr || scores->size() != tokens.size())
+    return Error(ExitCode::kData, "gguf ", file.path(),
+                 ": tokenizer.ggml.scores is missing or has another length than tokenizer.ggml.tokens");
+  const auto merges = MergesOfScores(tokens, *scores);
+  if (!merges.ok()) return Annotate(merges.status(), absl::StrCat("gguf ", file.path()));
+  Json list = Json::array();
+  for (const auto& [left, right] : *merges) list.push_back(Json::array({tokens[left], tokens[right]}));
+  return list;
+}
+
 // What adds the beginning of text where a file asks for it.
 Json PostProcessor(const std::string& bos, int64_t id) {
   const Json token = {{"SpecialToken", {{"id", bos}, {"type_id", 0}}}};
@@ -94,8 +117,8 @@ Json PostProcessor(const std::string& bos, int64_t id) {
 }
 
 absl::StatusOr<Json> PostProcessorOf(const GgufFile& file, const std::vector<std::string>& tokens) {
-  const GgufValue* add = file.Find("tokenizer.ggml.add_bos_token");
-  if (add == nullptr || !std::holds_alternative<bool>(*add) || !std::get<bool>(*add)) return ByteLevel(true);
+  const bool scored = file.String("tokenizer.ggml.model", "").value_or("") == "llama";
+  if (!Flag(file, "tokenizer.ggml.add_bos_token", /*if_absent=*/scored)) return scored ? Json() : ByteLevel(true);
   ASSIGN_OR_RETURN(const int64_t bos, file.Integer("tokenizer.ggml.bos_token_id"));
   if (bos < 0 || bos >= static_cast<int64_t>(tokens.size()))
     return Error(ExitCode::kData, "gguf ", file.path(), ": tokenizer.ggml.bos_token_id ", bos, " is no token");
@@ -107,12 +130,16 @@ absl::StatusOr<Json> PostProcessorOf(const GgufFile& file, const std::vector<std
 absl::StatusOr<std::string> TokenizerJsonOfGguf(const GgufFile& file) {
   const auto bad = [&file](const auto&... why) { return Error(ExitCode::kData, "gguf ", file.path(), ": ", why...); };
   ASSIGN_OR_RETURN(const std::string model, file.String("tokenizer.ggml.model", "none"));
-  if (model != "gpt2") {
+  const bool scored = model == "llama";
+  if (model != "gpt2" && !scored) {
     return bad("its tokenizer is of the kind \"", model,
-               "\"; only byte-level BPE (\"gpt2\") can be written as tokenizer.json; take it from the model's Hugging "
-               "Face directory");
+               "\"; only byte-level BPE (\"gpt2\") and SentencePiece's (\"llama\") can be written as tokenizer.json; "
+               "take it from the model's Hugging Face directory");
   }
-  ASSIGN_OR_RETURN(const Rules rules, RulesNamed(PreName(file), file.path()));
+  Rules rules;
+  if (!scored) {
+    ASSIGN_OR_RETURN(rules, RulesNamed(PreName(file), file.path()));
+  }
   const auto* tokens = FindArray<std::string>(file, "tokenizer.ggml.tokens");
   const auto* types = FindArray<int32_t>(file, "tokenizer.ggml.token_type");
   if (tokens == nullptr || (types != nullptr && types->size() != tokens->size()))
@@ -122,12 +149,16 @@ absl::StatusOr<std::string> TokenizerJsonOfGguf(const GgufFile& file) {
   // As the vector it is: looking every key up would be quadratic.
   Json::object_t::Container& entries = vocabulary.get_ref<Json::object_t&>();
   std::unordered_set<std::string> seen;
+  std::vector<std::string> joined(tokens->size());  // what merges lead to
+  std::string unknown;
   for (size_t id = 0; id < tokens->size(); ++id) {
     const std::string& token = (*tokens)[id];
     const int32_t type = types == nullptr ? 1 : (*types)[id];
     if (type == kUnused) continue;
     if (token.empty() || !seen.insert(token).second) return bad("token ", id, " is empty or stands twice");
     entries.emplace_back(token, id);
+    if (type == kNormal) joined[id] = token;
+    if (type == kUnknown) unknown = token;
     if (type != kUnknown && type != kControl && type != kUserDefined) continue;
     added.push_back({{"id", id},
                      {"content", token},
@@ -137,7 +168,7 @@ absl::StatusOr<std::string> TokenizerJsonOfGguf(const GgufFile& file) {
                      {"normalized", false},
                      {"special", type != kUserDefined}});
   }
-  ASSIGN_OR_RETURN(Json merges, MergesOf(file, seen));
+  ASSIGN_OR_RETURN(Json merges, scored ? MergesByScore(file, joined) : MergesOf(file, seen));
   ASSIGN_OR_RETURN(Json post_processor, PostProcessorOf(file, *tokens));
   Json root = {{"version", "1.0"},
                {"truncation", nullptr},
@@ -157,6 +188,18 @@ absl::StatusOr<std::string> TokenizerJsonOfGguf(const GgufFile& file) {
                    {"ignore_merges", rules.ignore_merges},
                    {"vocab", std::move(vocabulary)},
                    {"merges", std::move(merges)}};
+  if (scored) {
+    const bool prefix = Flag(file, "tokenizer.ggml.add_space_prefix", true);
+    Json steps = Json::array({Replace(" ", kMetaspace)});
+    if (prefix) steps.insert(steps.begin(), Json{{"type", "Prepend"}, {"prepend", kMetaspace}});
+    root["normalizer"] = {{"type", "Sequence"}, {"normalizers", std::move(steps)}};
+    root["pre_tokenizer"] = nullptr;
+    Json decoders = Json::array({Replace(kMetaspace, " "), Json{{"type", "ByteFallback"}}, Json{{"type", "Fuse"}}});
+    if (prefix) decoders.push_back({{"type", "Strip"}, {"content", " "}, {"start", 1}, {"stop", 0}});
+    root["decoder"] = {{"type", "Sequence"}, {"decoders", std::move(decoders)}};
+    root["model"]["byte_fallback"] = root["model"]["fuse_unk"] = true;
+    if (!unknown.empty()) root["model"]["unk_token"] = unknown;
+  }
   try {
     return root.dump();
   } catch (const Json::type_error& error) {

@@ -9,7 +9,7 @@
 #include <set>
 
 #include "launch/file.h"
-#include "models/formats/bitsandbytes_config.h"
+#include "models/formats/bitsandbytes.h"
 #include "models/formats/hf_model_type.h"
 
 namespace trireme {

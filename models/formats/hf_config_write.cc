@@ -5,7 +5,7 @@
 #include <cmath>
 #include <nlohmann/json.hpp>
 
-#include "models/formats/bitsandbytes_config.h"
+#include "models/formats/bitsandbytes.h"
 #include "models/formats/hf_config.h"
 #include "models/formats/hf_model_type.h"
 

@@ -2,6 +2,7 @@
 #include <ATen/ops/sum.h>
 #include <ATen/ops/zeros.h>
 
+#include "parallel/layers/adapter.h"
 #include "parallel/layers/autograd.h"
 #include "parallel/layers/functions.h"
 #include "parallel/layers/token_split.h"
@@ -56,12 +57,15 @@ struct NormLinearFunction : torch::autograd::Function<NormLinearFunction> {
     context->saved_data["tensor"] = Pack(tensor);
     context->saved_data["with_delta"] = delta.defined();
     context->set_materialize_grads(false);
-    context->save_for_backward({result.h, result.rstd});
-    at::Tensor y = TakeKept(kept, name, [&] {
-      at::Tensor product = MatmulTransposed(GatherRows(*tensor, result.y), linear->full().data);
-      if (bias != nullptr) product.add_(bias->full().data);
-      return std::vector<at::Tensor>{product};
-    })[0];
+    const variable_list product = TakeKept(kept, name, [&] {
+      const Product made = MultiplyTransposed(*linear, GatherRows(*tensor, result.y), at::Tensor(), nullptr);
+      if (bias != nullptr) made.y.add_(bias->full().data);
+      return made.Pack();
+    });
+    const at::Tensor& y = product[0];
+    variable_list saved = {result.h, result.rstd};
+    saved.insert(saved.end(), product.begin() + 1, product.end());
+    context->save_for_backward(saved);
     // Without delta, h is x itself: it is not returned, so that autograd sees no output that is an input.
     if (!delta.defined()) return {y};
     return {y, result.h};
@@ -78,18 +82,19 @@ struct NormLinearFunction : torch::autograd::Function<NormLinearFunction> {
     const double offset = context->saved_data.at("offset").toDouble();
     AddBiasGradient(SavedPointer<Weight>(context, "bias"), dy);
 
+    Product forward;
+    if (saved.size() > 2) forward = Product::Unpack(saved, /*first=*/1);
+    const ProductGradient gradient(linear, forward, dy);
     // The input travels while d_normed is computed, and that while the weight's gradient is.
-    const bool now = linear.trainable() && !linear.gradient_deferred();
+    const bool now = gradient.wants_input() && !gradient.deferred();
     PendingRows normed = now ? StartGatherRows(tensor, RmsNormAgain(h, rstd, norm_values, offset)) : PendingRows();
-    PendingRows d_normed = StartReduceRows(tensor, Matmul(dy, linear.full().data));
+    PendingRows d_normed = StartReduceRows(tensor, gradient.InputGradient());
     if (now) {
-      linear.AddGradient(
-          [&](at::Tensor& accumulator, bool overwrite) { AddOuterProduct(dy, normed.Get(), accumulator, overwrite); });
-    } else if (linear.trainable()) {
-      linear.AddGradient(
-          [dy, h, rstd, offset, values = norm_values.clone(), &tensor](at::Tensor& accumulator, bool overwrite) {
-            AddOuterProduct(dy, GatherRows(tensor, RmsNormAgain(h, rstd, values, offset)), accumulator, overwrite);
-          });
+      gradient.AddInputGradients([&] { return normed.Get(); });
+    } else if (gradient.wants_input()) {
+      gradient.AddInputGradients([h, rstd, offset, values = norm_values.clone(), &tensor] {
+        return GatherRows(tensor, RmsNormAgain(h, rstd, values, offset));
+      });
     }
     normed = PendingRows();
     const at::Tensor d_h = with_delta && gradients[1].defined() ? gradients[1].contiguous() : at::Tensor();
@@ -118,36 +123,36 @@ struct LinearFunction : torch::autograd::Function<LinearFunction> {
     context->saved_data["gate"] = gate;
     context->saved_data["bias"] = Pack(bias);
     context->saved_data["residual"] = residual.defined();
-    context->save_for_backward({x});
-    const at::Tensor input = Input(x, gate), values = weight->full().data;
-    at::Tensor sum;
-    if (tensor->size() == 1) {
-      sum = MatmulTransposed(input, values, residual);
-    } else {
-      sum = ReduceRows(*tensor, MatmulTransposed(input, values));
+    const bool alone = tensor->size() == 1;
+    const Product product =
+        MultiplyTransposed(*weight, Input(x, gate), alone ? residual : at::Tensor(), alone ? nullptr : tensor);
+    variable_list saved = product.Pack();
+    saved[0] = x;
+    context->save_for_backward(saved);
+    at::Tensor sum = product.y;
+    if (!alone) {
+      sum = ReduceRows(*tensor, sum);
       if (residual.defined()) AddInto(sum, residual);
     }
     if (bias != nullptr) sum.add_(bias->full().data);
     return sum;
   }
   static variable_list backward(AutogradContext* context, variable_list gradients) {
-    const at::Tensor x = context->get_saved_variables()[0];
+    const variable_list saved = context->get_saved_variables();
+    const at::Tensor& x = saved[0];
     Weight& weight = Saved<Weight>(context, "weight");
     ProcessGroup& tensor = Saved<ProcessGroup>(context, "tensor");
     const int64_t gate = context->saved_data.at("gate").toInt();
     const at::Tensor d_part = gradients[0].contiguous();  // [t, N]
     AddBiasGradient(SavedPointer<Weight>(context, "bias"), d_part);
     const at::Tensor dy = GatherRows(tensor, d_part);
+    const ProductGradient gradient(weight, Product::Unpack(saved, /*first=*/0), dy);
     at::Tensor dx;
     if (context->needs_input_grad(0)) {
-      dx = Matmul(dy, weight.full().data);
+      dx = gradient.InputGradient();
       if (gate != kNoGate) dx = GatedBackward(x, dx, static_cast<Activation>(gate));
     }
-    if (weight.trainable()) {
-      weight.AddGradient([dy, x, gate](at::Tensor& accumulator, bool overwrite) {
-        AddOuterProduct(dy, Input(x, gate), accumulator, overwrite);
-      });
-    }
+    if (gradient.wants_input()) gradient.AddInputGradients([x, gate] { return Input(x, gate); });
     return {dx,           context->saved_data.at("residual").toBool() ? d_part : at::Tensor(),
             at::Tensor(), at::Tensor(),
             at::Tensor(), at::Tensor()};

@@ -187,7 +187,7 @@ ParameterBuffer::ParameterBuffer(std::vector<ParameterSpec> specs, BufferOptions
     own_offset = owns_all() ? 0 : own_numel * options_.gather_group->rank();
     gathered_numel_ = storage_->piece_bytes() * storage_->pieces();
   }
-  const bool one_dtype = options_.compute == at::kFloat || !options_.master_weights;
+  const bool one_dtype = options_.compute == at::kFloat || !options_.master_weights || !trainable();
   const bool keeps_gathered = owns_all() || options_.shard != ParallelConfig::PARAMETERS;
   if (keeps_gathered) {
     gathered_ = at::zeros({gathered_numel_}, compute);
@@ -205,6 +205,10 @@ int64_t ParameterBuffer::num_parameters() const {
   int64_t n = 0;
   for (const ParameterSpec& spec : specs_) n += NumelOf(spec.shape);
   return n;
+}
+
+bool ParameterBuffer::trainable() const {
+  return std::any_of(specs_.begin(), specs_.end(), [](const ParameterSpec& spec) { return spec.trainable; });
 }
 
 Weight& ParameterBuffer::weight(int index) { return *weights_[weight_of_parameter_[index]]; }
@@ -389,9 +393,17 @@ void ParameterBuffer::Publish(bool converted) {
   if (gathered_.defined() && !owns_all()) options_.gather_group->AllGather(gathered_, own_compute_).Wait();
 }
 
+void ParameterBuffer::Set(int parameter, const at::Tensor& values) {
+  const at::Tensor flat = values.reshape({-1});
+  for (const Segment& s : segments_) {
+    if (s.parameter == parameter)
+      own_weights_.narrow(0, s.own_begin, s.numel).copy_(flat.narrow(0, s.parameter_begin, s.numel));
+  }
+}
+
 void ParameterBuffer::InitialValues(uint64_t seed, const Segment& segment, float* out) const {
   const ParameterSpec& spec = specs_[segment.parameter];
-  if (spec.initialization != Initialization::kNormal) {
+  if (spec.initialization == Initialization::kOnes || spec.initialization == Initialization::kZeros) {
     std::fill(out, out + segment.numel, spec.initialization == Initialization::kOnes ? 1.0f : 0.0f);
     return;
   }
@@ -404,6 +416,10 @@ void ParameterBuffer::InitialValues(uint64_t seed, const Segment& segment, float
       const uint64_t element =
           static_cast<uint64_t>(runs[run].parameter_begin + segment.own_begin + i - runs[run].own_begin);
       const Random4 random = Philox(key, element / 2, 0);
+      if (spec.initialization == Initialization::kUniform) {
+        out[i] = static_cast<float>(spec.standard_deviation * (2 * ((random.word[element % 2] + 0.5) * 0x1p-32) - 1));
+        continue;
+      }
       // Box-Muller: each pair of words gives two normal numbers; elements 2j and 2j+1 take one each.
       const double u = (random.word[0] + 0.5) * 0x1p-32, angle = 6.283185307179586 * ((random.word[1] + 0.5) * 0x1p-32);
       const double radius = std::sqrt(-2.0 * std::log(u));
@@ -454,7 +470,7 @@ int64_t ParameterBuffer::MemoryBytes() const {
   if (gathered_.defined() && !owns_all()) bytes += gathered_.nbytes() - own_compute_.nbytes();
   if (quantized()) return bytes + storage_->SideBytes();
   if (own_compute_.data_ptr() != own_weights_.data_ptr()) bytes += own_weights_.nbytes();
-  return bytes + own_numel_ * 4;
+  return bytes + (trainable() ? own_numel_ * 4 : 0);
 }
 
 }  // namespace trireme

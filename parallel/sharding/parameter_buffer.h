@@ -19,7 +19,7 @@
 
 namespace trireme {
 
-enum class Initialization { kNormal, kOnes, kZeros };
+enum class Initialization { kNormal, kUniform, kOnes, kZeros };
 
 // How n tensor ranks share a parameter.
 enum class Placement {
@@ -33,9 +33,11 @@ struct ParameterSpec {
   std::string name;            // canonical, as in a Llama checkpoint: "model.layers.0.self_attn.q_proj.weight"
   std::vector<int64_t> shape;  // global; one or two dimensions
   Initialization initialization = Initialization::kNormal;
-  double standard_deviation = 0.02;
-  bool decay = true;  // weight decay applies
+  double standard_deviation = 0.02;  // kUniform: the values lie between minus and plus this
+  double rate = 1;                   // multiplies the learning rate
+  bool decay = true;                 // weight decay applies
   bool trainable = true;
+  bool added = false;  // by an adapter: no parameter of the model's own files
   bool fused_with_previous =
       false;  // multiplied as one matrix with the parameter before: lies unpadded after it, same columns
   Placement placement = Placement::kReplicated;
@@ -93,6 +95,7 @@ class ParameterBuffer {
   const std::string& name() const { return options_.name; }
   const std::vector<ParameterSpec>& specs() const { return specs_; }
   const BufferOptions& options() const { return options_; }
+  bool trainable() const;  // any parameter is; else there are neither gradients nor master weights
   const Rectangle& rectangle(int parameter) const { return rectangles_[parameter]; }  // of this tensor rank
   int64_t numel() const { return numel_; }                                            // with padding
   int64_t num_parameters() const;                                                     // elements without padding
@@ -142,6 +145,9 @@ class ParameterBuffer {
   // Called after own_weights() changed (an update or a load): makes compute and gathered values follow. Collective over
   // the gather group. `converted`: own_compute() was already written.
   void Publish(bool converted);
+
+  // Sets this rank's part of a parameter from the values of its rectangle(). Publish() must follow.
+  void Set(int parameter, const at::Tensor& values);
 
   // Fills own weights: element e of a parameter depends on (seed, name, e) only. Publish() must follow. Collective over
   // the gather and tensor groups when quantized.

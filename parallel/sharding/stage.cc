@@ -54,6 +54,17 @@ void Stage::Reshard(int unit) {
   for (ParameterBuffer* buffer : units_[unit]->buffers()) buffer->Reshard();
 }
 
+void Stage::InitializeDerived() {
+  for (int i = 0; i < static_cast<int>(units_.size()); ++i) {
+    FinishUnshard(i);
+    units_[i]->InitializeDerived();
+    for (ParameterBuffer* buffer : units_[i]->buffers()) {
+      if (buffer->trainable()) buffer->Publish(/*converted=*/false);
+    }
+    Reshard(i);
+  }
+}
+
 void Stage::BeginStep() {
   for (auto& buffer : buffers_) buffer->BeginStep();
 }

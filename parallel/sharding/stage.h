@@ -46,6 +46,9 @@ class Stage {
   const std::vector<std::unique_ptr<Unit>>& units() const { return units_; }
   StageOptions& options() { return options_; }
 
+  // Unit::InitializeDerived() of all. Collective over the gather groups.
+  void InitializeDerived();
+
   // Starts a step: gradients begin from nothing.
   void BeginStep();
   // Collective over the gather groups. Gathers unit i + 1 while unit i computes. Adds into loss_sums [2] where the

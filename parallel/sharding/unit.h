@@ -61,6 +61,9 @@ class Unit {
   virtual bool recomputable() const = 0;
   // Whether its backward asks for the values of its parameters (an embedding's does not): they are gathered for it.
   virtual bool backward_reads_parameters() const { return true; }
+  // Sets parameters whose first values follow from those of others. The unit is gathered. Collective over what its
+  // operations are collective over.
+  virtual void InitializeDerived() {}
   // anchor: an empty tensor that requires grad.
   virtual Carry Forward(const UnitContext& context, Carry input, const at::Tensor& anchor) = 0;
 };

@@ -27,7 +27,7 @@ TEST_F(FileErrors, UnknownFieldIsPlacedWhereItsNameStandsDespiteCommentsAndTabs)
   EXPECT_EQ(Problems("data {\t\ttensr  # tensr here\n  : 2 }"),
             "config.textproto:1:9: unknown field \"tensr\" in data; known are source, sequence_length, document_mask, "
             "prefetch_steps, "
-            "verify_checksums");
+            "verify_checksums, conversations");
 }
 
 TEST_F(FileErrors, WrongTypesAreAllReportedAtTheValue) {

@@ -304,6 +304,9 @@ TEST_F(TokenizerTest, ThreadsShareOneTokenizer) {
 TEST_F(TokenizerTest, RefusesWhatItWouldNotReproduce) {
   ExpectRefused([](json& r) { r["model"]["type"] = "Unigram"; }, "Unigram");
   ExpectRefused([](json& r) { r["model"]["dropout"] = 0.1; }, "dropout");
+  ExpectRefused([](json& r) { r["normalizers"] = nullptr; }, "the key \"normalizers\" is not known");
+  ExpectRefused([](json& r) { r["model"]["ignore_merge"] = true; }, "model: the key \"ignore_merge\" is not known");
+  ExpectRefused([](json& r) { r["added_tokens"][0]["strip"] = true; }, "added_tokens: the key \"strip\"");
   ExpectRefused([](json& r) { r["model"]["end_of_word_suffix"] = "</w>"; }, "end_of_word_suffix");
   ExpectRefused([](json& r) { r["normalizer"] = {{"type", "Lowercase"}}; }, "Lowercase");
   ExpectRefused([](json& r) { r["pre_tokenizer"] = nullptr; }, "pre_tokenizer");

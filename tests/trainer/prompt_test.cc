@@ -10,50 +10,21 @@
 namespace trireme {
 namespace {
 
-// As the model directories have them; what they give is from Transformers' apply_chat_template.
-constexpr char kWithDefault[] =
-    "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}{{ '<|im_start|>system\\nYou "
-    "are a helper<|im_end|>\\n' }}{% endif %}{{'<|im_start|>' + message['role'] + '\\n' + message['content'] + "
-    "'<|im_end|>' + '\\n'}}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}";
-constexpr char kWithout[] =
-    "{%- if messages[0].role == 'system' %}{{- '<|im_start|>system\\n' + messages[0].content + '<|im_end|>\\n' }}{%- "
-    "endif %}{%- for message in messages %}{{- '<|im_start|>' + message.role + '\\n' + message.content + "
-    "'<|im_end|>\\n' }}{%- endfor %}{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}";
-
-TEST(ChatTemplate, ChatMlWithItsOwnSystemMessage) {
-  EXPECT_EQ(
-      RenderChat(kWithDefault, std::nullopt, " Hi\n").value(),
-      "<|im_start|>system\nYou are a helper<|im_end|>\n<|im_start|>user\n Hi\n<|im_end|>\n<|im_start|>assistant\n");
-  EXPECT_EQ(RenderChat(kWithDefault, "Be brief", "Hi").value(),
-            "<|im_start|>system\nBe brief<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n");
-}
-
-TEST(ChatTemplate, ChatMlWithout) {
-  EXPECT_EQ(RenderChat(kWithout, std::nullopt, "Hi").value(),
-            "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n");
-  EXPECT_EQ(RenderChat(kWithout, "", "Hi").value(),
-            "<|im_start|>system\n<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n");
-}
-
-TEST(ChatTemplate, OthersAreRefused) {
-  for (const char* other :
-       {"", "[INST] {{ messages[0].content }} [/INST]", "{{ bos_token }}{{ '<|im_start|>assistant\\n' }}<|im_end|>"}) {
-    const absl::Status status = RenderChat(other, std::nullopt, "Hi").status();
-    EXPECT_EQ(ExitCodeOf(status), ExitCode::kData);
-    EXPECT_NE(status.message().find("not ChatML"), absl::string_view::npos) << status;
-  }
-}
-
-TEST(ChatTemplate, StandsInEitherFile) {
+TEST(Prompt, ChatUsesTheModelsTemplate) {
   const TempFolder folder;
-  EXPECT_EQ(ExitCodeOf(ReadChatTemplate(folder / "").status()), ExitCode::kData);
-  WriteText(folder / "tokenizer_config.json", R"({"chat_template": "old"})");
-  EXPECT_EQ(ReadChatTemplate(folder / "").value(), "old");
-  WriteText(folder / "tokenizer_config.json",
-            R"({"chat_template": [{"name": "tools", "template": "a"}, {"name": "default", "template": "b"}]})");
-  EXPECT_EQ(ReadChatTemplate(folder / "").value(), "b");
-  WriteText(folder / "chat_template.jinja", "new");
-  EXPECT_EQ(ReadChatTemplate(folder / "").value(), "new");
+  absl::Status status = ChatPrompt(folder / "", std::nullopt, "Hi").status();
+  EXPECT_EQ(ExitCodeOf(status), ExitCode::kData);
+  EXPECT_NE(status.message().find("leave --chat out"), absl::string_view::npos) << status;
+  WriteText(folder / "tokenizer_config.json", R"({"bos_token": "<s>"})");
+  WriteText(folder / "chat_template.jinja",
+            "{{ bos_token }}{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}"
+            "{% if add_generation_prompt %}[assistant]{% endif %}");
+  EXPECT_EQ(ChatPrompt(folder / "", std::nullopt, " Hi\n").value(), "<s>[user] Hi\n[assistant]");
+  EXPECT_EQ(ChatPrompt(folder / "", "", "Hi").value(), "<s>[system][user]Hi[assistant]");
+  WriteText(folder / "chat_template.jinja", "{{ raise_exception('no') }}");
+  status = ChatPrompt(folder / "", std::nullopt, "Hi").status();
+  EXPECT_EQ(ExitCodeOf(status), ExitCode::kData);
+  EXPECT_NE(status.message().find("chat_template.jinja:1: the template raises: no"), absl::string_view::npos) << status;
 }
 
 TEST(Prompt, PrefixOfThePostProcessor) {

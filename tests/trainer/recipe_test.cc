@@ -278,6 +278,10 @@ TEST(NumericChangesTest, LayoutAndReportingAreFree) {
   RunConfig moved = saved;
   moved.mutable_data()->mutable_source(0)->set_path("other/place");
   EXPECT_TRUE(NumericChanges(saved, moved).empty());
+  // What conversations come to is compared by its digest.
+  moved = saved;
+  moved.mutable_data()->mutable_conversations()->add_path("more.jsonl");
+  EXPECT_TRUE(NumericChanges(saved, moved).empty());
 }
 
 TEST(NumericChangesTest, WhatEntersTheNumbersIsNamed) {

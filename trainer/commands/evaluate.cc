@@ -2,6 +2,7 @@
 
 #include <memory>
 
+#include "data/conversation.h"
 #include "trainer/commands.h"
 
 namespace trireme {
@@ -20,7 +21,9 @@ void AddEvaluateCommand(CLI::App& app, const Extensions& extensions, absl::Statu
       app.add_subcommand("evaluate", "A model's loss on a corpus, or its accuracy on questions with choices");
   AddSessionOptions(*command, &options.session);
   CLI::Option_group* what = command->add_option_group("what");
-  CLI::Option* corpus = what->add_option("--data", flags->corpus, "A corpus, as data.source.path of a recipe");
+  CLI::Option* corpus =
+      what->add_option("--data", flags->corpus,
+                       "A corpus, as data.source.path of a recipe, or samples to fine-tune on (.jsonl), all of them");
   what->add_option("--choices", options.choices,
                    R"(Questions, one a line: {"prompt": "...", "choices": ["...", "..."], "answer": 0})");
   what->require_option(1);
@@ -42,10 +45,15 @@ void AddEvaluateCommand(CLI::App& app, const Extensions& extensions, absl::Statu
   command->add_flag("--json", options.json, "Print one JSON line");
   command->callback([flags, &extensions, result] {
     DataConfig& data = flags->options.session.data;
-    if (!flags->corpus.empty()) data.add_source()->set_path(flags->corpus);
+    const bool samples = LooksLikeSamples(flags->corpus);
+    if (samples) {
+      data.mutable_conversations()->add_path(flags->corpus);
+    } else if (!flags->corpus.empty()) {
+      data.add_source()->set_path(flags->corpus);
+    }
     if (flags->sequence_length > 0) data.set_sequence_length(flags->sequence_length);
     data.set_document_mask(flags->document_mask);
-    flags->options.train_split = flags->split == "train";
+    flags->options.train_split = samples || flags->split == "train";
     *result = Evaluate(flags->options, extensions);
   });
 }

@@ -19,7 +19,9 @@ absl::Status Run(Flags& flags, const Extensions& extensions) {
   if (flags.dtype == "q8_0") flags.options.dtype = ExportConfig::Q8_0;
   if (flags.dtype == "q4_0") flags.options.dtype = ExportConfig::Q4_0;
   ASSIGN_OR_RETURN(flags.options.shard_bytes, ParseSize(flags.shard_size));
-  flags.options.format = flags.format == "gguf" ? ExportConfig::GGUF : ExportConfig::HF;
+  if (flags.format == "gguf") flags.options.format = ExportConfig::GGUF;
+  if (flags.format == "peft") flags.options.format = ExportConfig::PEFT;
+  if (flags.format == "gguf-lora") flags.options.format = ExportConfig::GGUF_LORA;
   flags.options.quantize_nf4 = flags.quantize == "nf4";
   if (flags.options.quantize_nf4 && flags.options.format != ExportConfig::HF)
     return Error(ExitCode::kConfig,
@@ -38,9 +40,15 @@ void AddExportCommand(CLI::App& app, const Extensions& extensions, absl::Status*
       ->add_option("SOURCE", flags->options.source,
                    "A run_dir, a checkpoint's step folder, a Hugging Face directory or a GGUF file")
       ->required();
-  command->add_option("--format", flags->format, "hf: a Hugging Face model directory; gguf: a file for llama.cpp")
-      ->transform(CLI::IsMember({"hf", "gguf"}, CLI::ignore_case))
+  command
+      ->add_option("--format", flags->format,
+                   "hf: a Hugging Face model directory; gguf: a file for llama.cpp; of an adapter "
+                   "alone: peft, a PEFT directory; gguf-lora, a file for llama.cpp's --lora")
+      ->transform(CLI::IsMember({"hf", "gguf", "peft", "gguf-lora"}, CLI::ignore_case))
       ->capture_default_str();
+  command->add_option("--adapter", flags->options.adapter,
+                      "An adapter to use with SOURCE: a PEFT directory, or a run_dir or checkpoint that trained one");
+  command->add_flag("--merge", flags->options.merge, "Add the adapter to the weights (hf, gguf)");
   command->add_option("--output", flags->options.output, "The folder (hf) or file (gguf) to write; must not exist yet")
       ->required();
   command

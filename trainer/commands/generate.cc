@@ -11,6 +11,8 @@ void AddSessionOptions(CLI::App& command, SessionOptions* options) {
       .add_option("SOURCE", options->source,
                   "A run_dir, a checkpoint's step folder, or a Hugging Face directory or ORG/NAME in its cache")
       ->required();
+  command.add_option("--adapter", options->adapter,
+                     "An adapter to put on it: a PEFT directory, or a run_dir or checkpoint that trained one");
   command.add_option("--set", options->overrides, "Set a field: parallel.tensor=2, precision.compute=BF16, ...")
       ->allow_extra_args(false);
   command.add_option("--ranks", options->expected_ranks, "Fail at once unless started with this many ranks");

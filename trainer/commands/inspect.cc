@@ -1,10 +1,16 @@
 #include "data/inspect.h"
 
+#include <absl/strings/match.h>
+#include <unistd.h>
+
 #include <iostream>
 #include <memory>
 #include <string>
 
+#include "configs/config_loader.h"
+#include "data/inspect_conversations.h"
 #include "trainer/commands.h"
+#include "trainer/corpora.h"
 #include "trainer/inspect_model.h"
 
 namespace trireme {
@@ -13,6 +19,7 @@ namespace {
 struct Flags {
   std::string source;
   InspectCorpusOptions corpus;
+  std::vector<std::string> overrides;
 };
 
 // One kind of SOURCE: how to tell it, and how to print it. The first that recognizes the path is used.
@@ -30,7 +37,28 @@ absl::Status InspectCorpusSource(const Flags& flags) {
 
 absl::Status InspectModelSource(const Flags& flags) { return InspectModel(flags.source, std::cout); }
 
+bool LooksLikeConfig(const std::string& path) {
+  return absl::EndsWith(path, ".textproto") || absl::EndsWith(path, ".txtpb") || absl::EndsWith(path, ".pbtxt");
+}
+
+absl::Status InspectConfigSource(const Flags& flags) {
+  ASSIGN_OR_RETURN(const RunConfig config, LoadConfig({flags.source}, flags.overrides));
+  if (!config.data().has_conversations()) {
+    return Error(ExitCode::kConfig, "inspect ", flags.source,
+                 ": it has no data.conversations; give inspect the path of a data.source, or `trireme validate` the "
+                 "config");
+  }
+  ASSIGN_OR_RETURN(const OpenedConversations opened, OpenConversationData(config));
+  InspectConversationsOptions options;
+  options.samples = flags.corpus.samples;
+  options.seed = config.seed();
+  options.color = isatty(STDOUT_FILENO) != 0;
+  InspectConversations(opened.set, *opened.tokenizer, options, std::cout);
+  return absl::OkStatus();
+}
+
 constexpr SourceKind kSourceKinds[] = {
+    {"a config (.textproto)", LooksLikeConfig, InspectConfigSource},
     {"a model (run_dir, checkpoint step, Hugging Face directory, GGUF file)", LooksLikeModel, InspectModelSource},
     {"a corpus (folder, Megatron prefix, llm.c .bin)", LooksLikeCorpus, InspectCorpusSource},
 };
@@ -52,14 +80,17 @@ void AddInspectCommand(CLI::App& app, absl::Status* result) {
   CLI::App* command = app.add_subcommand("inspect", "Say what a file or folder holds");
   command
       ->add_option("SOURCE", flags->source,
-                   "A model (run_dir, checkpoint step, Hugging Face directory, GGUF file) or a corpus (folder, "
-                   "Megatron prefix, llm.c .bin file)")
+                   "A model (run_dir, checkpoint step, Hugging Face directory, GGUF file), a corpus (folder, "
+                   "Megatron prefix, llm.c .bin file) or a config with data.conversations (.textproto)")
       ->required();
-  command->add_option("--samples", flags->corpus.samples, "Corpus: show this many training windows")
+  command
+      ->add_option("--samples", flags->corpus.samples,
+                   "Show this many training windows of a corpus, or samples of a config")
       ->capture_default_str();
   command->add_option("--sequence-length", flags->corpus.sequence_length, "Corpus: tokens per window")
       ->capture_default_str();
   command->add_option("--seed", flags->corpus.seed, "Corpus: seed of the order of windows")->capture_default_str();
+  command->add_option("--set", flags->overrides, "Config: override a field, as for train")->allow_extra_args(false);
   command->add_flag("--verify", flags->corpus.verify_checksums, "Corpus: read everything and compare checksums");
   command->callback([flags, result] { *result = Run(*flags); });
 }

@@ -43,7 +43,9 @@ void AddPrepareCommand(CLI::App& app, absl::Status* result) {
   command->add_option(
       "INPUT", options.inputs,
       "Text files, .jsonl files, folders of them, or - for standard input; .gz and .zst are read as they are");
-  command->add_option("--tokenizer", options.tokenizer, "tokenizer.json to use; copied into the corpus")->required();
+  command
+      ->add_option("--tokenizer", options.tokenizer, "tokenizer.json or tokenizer.model to use; copied into the corpus")
+      ->required();
   command->add_option("--output", options.output, "Folder to make; appears only when it is whole");
   const std::map<std::string, TextFormat> formats = {
       {"auto", TextFormat::kByName}, {"text", TextFormat::kPlain}, {"jsonl", TextFormat::kJsonLines}};

@@ -28,6 +28,20 @@ GgufModelFacts Tiny() {
   return facts;
 }
 
+GgufModelFacts Of(const char* architecture) {
+  GgufModelFacts facts = Tiny();
+  facts.architecture = FindGgufArchitecture(architecture);
+  facts.rope_linear_factor = 4;
+  if (facts.architecture->window_period > 0) facts.sliding_window = 24;
+  if (facts.architecture->local_rope) facts.rope_freq_base_swa = 1e4;
+  if (facts.architecture->attention_softcap) facts.attn_logit_softcapping = 50;
+  if (facts.architecture->gemma) {
+    facts.tied_embeddings = true;
+    facts.final_logit_softcapping = 30;
+  }
+  return facts;
+}
+
 class GgufModel : public testing::Test {
  protected:
   void SetUp() override {
@@ -99,6 +113,11 @@ void ExpectEqual(const GgufModelFacts& a, const GgufModelFacts& b) {
   EXPECT_EQ(a.layer_norm_rms_epsilon, b.layer_norm_rms_epsilon) << "the decimal, not what 32 bits make of it";
   EXPECT_EQ(a.rope_freq_base, b.rope_freq_base);
   EXPECT_EQ(a.tied_embeddings, b.tied_embeddings);
+  EXPECT_EQ(a.sliding_window, b.sliding_window);
+  EXPECT_EQ(a.rope_freq_base_swa, b.rope_freq_base_swa);
+  EXPECT_EQ(a.attn_logit_softcapping, b.attn_logit_softcapping);
+  EXPECT_EQ(a.final_logit_softcapping, b.final_logit_softcapping);
+  EXPECT_EQ(a.rope_linear_factor, b.rope_linear_factor);
   ASSERT_EQ(a.rope_scaling.has_value(), b.rope_scaling.has_value());
   if (!a.rope_scaling.has_value()) return;
   EXPECT_EQ(a.rope_scaling->factor, b.rope_scaling->factor);
@@ -109,20 +128,52 @@ void ExpectEqual(const GgufModelFacts& a, const GgufModelFacts& b) {
 
 TEST_F(GgufModel, OtherArchitecturesHaveTheirOwnKeysAndTensors) {
   for (const auto& [name, canonical, shape] : {std::tuple("qwen2", "model.layers.1.self_attn.k_proj.bias", 32),
-                                               {"qwen3", "model.layers.1.self_attn.k_norm.weight", 16}}) {
-    GgufModelFacts facts = Tiny();
-    facts.architecture = FindGgufArchitecture(name);
+                                               {"qwen3", "model.layers.1.self_attn.k_norm.weight", 16},
+                                               {"smollm3", "model.layers.1.post_attention_layernorm.weight", 64},
+                                               {"gemma2", "model.layers.1.pre_feedforward_layernorm.weight", 64},
+                                               {"gemma3", "model.layers.1.post_feedforward_layernorm.weight", 64}}) {
+    const GgufModelFacts facts = Of(name);
     const auto file = Write(facts);
     const auto read = ReadGgufFacts(*file);
     ASSERT_TRUE(read.ok()) << read.status();
     ExpectEqual(*read, facts);
     EXPECT_EQ(read->architecture, facts.architecture);
     EXPECT_EQ(file->Integer(absl::StrCat(name, ".block_count")).value_or(0), 2);
-    const GgufTensor* tensor = file->FindTensor(*ToGgufName(canonical));
+    const GgufTensor* tensor = file->FindTensor(*ToGgufName(*facts.architecture, canonical));
     ASSERT_NE(tensor, nullptr);
     EXPECT_EQ(tensor->shape, std::vector<int64_t>{shape});
-    EXPECT_EQ(ToCanonicalName(tensor->name), canonical);
+    EXPECT_EQ(ToCanonicalName(*facts.architecture, tensor->name), canonical);
   }
+}
+
+TEST_F(GgufModel, WhatAnArchitectureAssumesMustHold) {
+  const auto refused = [&](const char* architecture, const char* key, const GgufValue& value, const char* why) {
+    GgufMetadata metadata = GgufModelMetadata(Of(architecture), GgufType::kF32);
+    bool found = false;
+    for (auto& [name, old] : metadata) {
+      if (name == key) old = value, found = true;
+    }
+    if (!found) metadata.emplace_back(key, value);
+    const auto facts = ReadGgufFacts(*Write(metadata, *GgufModelTensors(Of(architecture), GgufType::kF32)));
+    ASSERT_FALSE(facts.ok()) << key;
+    EXPECT_NE(facts.status().message().find(why), std::string::npos) << facts.status();
+  };
+  refused("gemma2", "gemma2.attention.sliding_window", uint32_t{0}, "must be positive");
+  refused("gemma3", "gemma3.attention.sliding_window_pattern", uint32_t{2}, "only 6 is read");
+  refused("gemma2", "gemma2.attn_logit_softcapping", 0.0f, "attn_logit_softcapping is 0");
+  refused("gemma2", "gemma2.final_logit_softcapping", -1.0f, "final_logit_softcapping is -1");
+  refused("gemma3", "gemma3.rope.freq_base_swa", 0.0f, "rope.freq_base_swa is 0");
+  refused("qwen2", "qwen2.rope.scaling.factor", 0.0f, "rope.scaling.factor is 0");
+}
+
+TEST_F(GgufModel, NormsOfGemmaAreStoredWithTheirOne) {
+  const GgufModelFacts facts = Of("gemma3");
+  const auto file = Write(facts);
+  float values[4];
+  ASSERT_TRUE(ReadGgufRows(*file, facts, "model.layers.0.self_attn.q_norm.weight", 0, 1, 4, 8, values).ok());
+  for (int i = 0; i < 4; ++i) EXPECT_EQ(values[i], static_cast<float>(4 + i) / 8 - 1);
+  ASSERT_TRUE(ReadGgufRows(*file, facts, "model.layers.0.self_attn.q_proj.weight", 0, 1, 4, 8, values).ok());
+  for (int i = 0; i < 4; ++i) EXPECT_EQ(values[i], static_cast<float>(4 + i) / 8);
 }
 
 TEST_F(GgufModel, FactsSurviveAFile) {
@@ -200,7 +251,8 @@ TEST_F(GgufModel, WhatWouldBeComputedDifferentlyIsRefused) {
   ExpectRefused("llama.rope.dimension_count", uint32_t{8}, "with 8 rotated");
   ExpectRefused("llama.attention.value_length", uint32_t{8}, "values of 8");
   ExpectRefused("llama.rope.scaling.type", std::string("yarn"), "position scaling \"yarn\"");
-  ExpectRefused("llama.rope.scale_linear", 2.0f, "linear position scaling");
+  ExpectRefused("llama.rope.scale_linear", 2.0f, "older dialect");
+  ExpectRefused("llama.attention.sliding_window", uint32_t{24}, "gives architecture llama no window");
   ExpectRefused("llama.attention.head_count", GgufArray(std::vector<int32_t>{4, 2}), "is not a whole number");
   ExpectRefused("llama.attention.head_count_kv", uint32_t{3}, "do not share");
 }
@@ -277,13 +329,13 @@ TEST(GgufLlamaNames, GoBothWays) {
       {"model.layers.3.self_attn.q_norm.weight", "blk.3.attn_q_norm.weight"},
   };
   for (const auto& [canonical, gguf] : names) {
-    EXPECT_EQ(ToGgufName(canonical), gguf);
-    EXPECT_EQ(ToCanonicalName(gguf), canonical);
+    EXPECT_EQ(ToGgufName(*FindGgufArchitecture("llama"), canonical), gguf);
+    EXPECT_EQ(ToCanonicalName(*FindGgufArchitecture("llama"), gguf), canonical);
   }
   for (const char* name : {"", "blk.", "blk.1", "blk.1.", "blk.x.attn_q.weight", "blk.-1.attn_q.weight", "blk..weight",
                            "blk.01.attn_q.weight", "blk.99999999999999999999.attn_q.weight", "rope_freqs.weight",
                            "blk.1.attn_output.bias", "model.norm.weight"})
-    EXPECT_EQ(ToCanonicalName(name), std::nullopt) << name;
+    EXPECT_EQ(ToCanonicalName(*FindGgufArchitecture("llama"), name), std::nullopt) << name;
 }
 
 TEST(GgufLlamaRows, InterleaveTheHalvesOfEachHead) {

@@ -173,13 +173,14 @@ absl::Status Write(const std::string& spec_path, const std::string& output) {
       RETURN_IF_ERROR(writer->Append(factors.data(), static_cast<int64_t>(factors.size())));
       continue;
     }
-    const std::string name = ToCanonicalName(tensor->name).value();
+    const std::string name = ToCanonicalName(*facts.architecture, tensor->name).value();
     const int64_t rows = tensor->rows(), columns = tensor->columns();
     std::vector<float> values(columns);
     for (int64_t row = 0; row < rows; ++row) {
       const int64_t from = GgufReordersRows(*facts.architecture, name) ? LlamaCanonicalRow(row, facts.head_dim) : row;
       std::copy_n(data.at(name) + from * columns * sizeof(float), columns * sizeof(float),
                   reinterpret_cast<uint8_t*>(values.data()));
+      for (float& value : values) value += GgufOffset(*facts.architecture, name);
       RETURN_IF_ERROR(writer->Append(values.data(), columns));
     }
   }
@@ -192,11 +193,11 @@ absl::Status Import(const std::string& path, const std::string& output) {
   ASSIGN_OR_RETURN(const GgufModelFacts facts, ReadGgufFacts(*file));
   std::vector<SafetensorsEntry> entries;
   for (const GgufTensor& tensor : file->tensors()) {
-    const std::optional<std::string> name = ToCanonicalName(tensor.name);
+    const std::optional<std::string> name = ToCanonicalName(*facts.architecture, tensor.name);
     if (name.has_value()) entries.push_back({*name, "F32", tensor.shape});
   }
   const auto produce = [&](const SafetensorsEntry& entry, FileWriter& writer) -> absl::Status {
-    const GgufTensor& tensor = *file->FindTensor(ToGgufName(entry.name).value());
+    const GgufTensor& tensor = *file->FindTensor(ToGgufName(*facts.architecture, entry.name).value());
     std::vector<float> values(tensor.columns());
     for (int64_t row = 0; row < tensor.rows(); ++row) {
       RETURN_IF_ERROR(ReadGgufRows(*file, facts, entry.name, row, row + 1, 0, tensor.columns(), values.data()));

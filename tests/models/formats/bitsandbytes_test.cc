@@ -1,5 +1,5 @@
 // Quantized matrices as bitsandbytes stores them, and files that are almost such.
-#include "models/bitsandbytes.h"
+#include "models/formats/bitsandbytes.h"
 
 #include <absl/strings/match.h>
 #include <gtest/gtest.h>
@@ -8,7 +8,6 @@
 #include <nlohmann/json.hpp>
 
 #include "launch/file.h"
-#include "models/formats/bitsandbytes_config.h"
 
 namespace trireme {
 namespace {

@@ -1,17 +1,19 @@
-// models/bitsandbytes.h
+// models/formats/bitsandbytes.h
 // Quantized matrices as bitsandbytes stores them in safetensors. NF4: X.weight, the codes as bytes, with
 // X.weight.absmax, X.weight.quant_map, X.weight.quant_state.bitsandbytes__nf4 (JSON as bytes) and, where scales are
 // quantized too, X.weight.nested_absmax and X.weight.nested_quant_map. INT8: X.weight with X.SCB and X.weight_format.
-#ifndef TRIREME_MODELS_BITSANDBYTES_H_
-#define TRIREME_MODELS_BITSANDBYTES_H_
+#ifndef TRIREME_MODELS_FORMATS_BITSANDBYTES_H_
+#define TRIREME_MODELS_FORMATS_BITSANDBYTES_H_
 
 #include <map>
 #include <set>
 #include <string>
 #include <vector>
 
+#include "configs/run_config.pb.h"
 #include "kernels/quantized_matrix.h"
 #include "models/formats/hf_directory.h"
+#include "models/formats/json_file.h"
 
 namespace trireme {
 
@@ -26,6 +28,10 @@ struct BnbTensors {
 // variant that is not supported (FP4, other block sizes).
 absl::StatusOr<BnbTensors> ReadBnbTensors(const HfDirectory& directory);
 
+// config.json's quantization_config. What cannot be followed is added to `problems`.
+void ReadBnbConfig(const nlohmann::json& object, QuantizationConfig* quantization, std::vector<std::string>* problems);
+nlohmann::json WriteBnbConfig(const QuantizationConfig& quantization, const std::string& dtype);
+
 // The tensors of one NF4 matrix with nested scales, in their order in a file, and its quant_state. dtype as
 // Transformers names it: what values are rounded to.
 std::string BnbQuantState(const std::vector<int64_t>& shape, const std::string& dtype, float nested_offset);
@@ -34,4 +40,4 @@ std::vector<SafetensorsEntry> BnbNf4Entries(const std::string& name, const std::
 
 }  // namespace trireme
 
-#endif  // TRIREME_MODELS_BITSANDBYTES_H_
+#endif  // TRIREME_MODELS_FORMATS_BITSANDBYTES_H_

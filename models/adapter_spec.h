@@ -1,0 +1,42 @@
+// models/adapter_spec.h
+// Which modules of a decoder get a low-rank adapter, of which rank and scale. Follows PEFT's rules for names
+// (peft/tuners/tuners_utils.py), but a name that matches nothing is an error.
+#ifndef TRIREME_MODELS_ADAPTER_SPEC_H_
+#define TRIREME_MODELS_ADAPTER_SPEC_H_
+
+#include <cstdint>
+#include <map>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "configs/run_config.pb.h"
+
+namespace trireme {
+
+struct ModuleAdapter {
+  int64_t rank = 0;
+  double alpha = 0;
+  double scale = 0;  // alpha / rank, or with rsLoRA alpha / sqrt(rank)
+};
+
+struct AdapterSpec {
+  std::map<std::string, ModuleAdapter> modules;  // by the module's full name: "model.layers.0.self_attn.q_proj"
+  std::set<std::string> saved_modules;           // trained whole: "model.embed_tokens", "lm_head"
+  AdapterConfig config;
+
+  // Of the module that has the parameter NAME.weight; null: none.
+  const ModuleAdapter* Find(const std::string& parameter) const;
+};
+
+// `linears`: the modules that can have adapters, `others`: those that can only be saved whole (embedding, head). Adds
+// to `problems` what does not fit, each naming its field.
+AdapterSpec ResolveAdapter(const AdapterConfig& config, const std::vector<std::string>& linears,
+                           const std::vector<std::string>& others, std::vector<std::string>* problems);
+
+// Whether the expression matches all of `text`; a problem when it is no expression.
+bool FullyMatches(const std::string& expression, const std::string& text, std::string* problem);
+
+}  // namespace trireme
+
+#endif  // TRIREME_MODELS_ADAPTER_SPEC_H_

@@ -1,0 +1,286 @@
+#include "trainer/adapter_source.h"
+
+#include <ATen/TensorOperators.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/linalg_vector_norm.h>
+#include <ATen/ops/mm.h>
+#include <absl/strings/match.h>
+#include <absl/strings/str_join.h>
+#include <absl/strings/strip.h>
+
+#include <algorithm>
+#include <cstring>
+#include <filesystem>
+#include <set>
+
+#include "launch/file.h"
+#include "launch/log.h"
+#include "models/formats/peft.h"
+#include "models/parameters.h"
+#include "trainer/checkpointer.h"
+#include "trainer/sharded_tensors.h"
+
+namespace trireme {
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr size_t kListed = 8;
+
+std::string List(const std::vector<std::string>& names) {
+  const size_t shown = std::min(names.size(), kListed);
+  return absl::StrCat(absl::StrJoin(names.begin(), names.begin() + shown, ", "),
+                      names.size() > shown ? absl::StrCat(" and ", names.size() - shown, " more") : "");
+}
+
+absl::StatusOr<std::shared_ptr<const AdapterSource>> OpenPeft(const std::string& folder) {
+  ASSIGN_OR_RETURN(const PeftConfig config, ReadPeftConfig(folder));
+  auto source = std::make_shared<AdapterSource>();
+  source->description = absl::StrCat("adapter ", folder);
+  source->config = config.adapter;
+  source->base = config.base;
+  ASSIGN_OR_RETURN(std::unique_ptr<SafetensorsFile> opened,
+                   SafetensorsFile::Open(absl::StrCat(folder, "/", kPeftWeightsName)));
+  const std::shared_ptr<const SafetensorsFile> file = std::move(opened);
+  for (const SafetensorsEntry& entry : file->entries()) {
+    const std::string name = FromPeftName(entry.name);
+    if (name.empty() || entry.shape.empty() || entry.shape.size() > 2)
+      return Error(ExitCode::kData, file->path(), ": \"", entry.name, "\" is no tensor of a LoRA adapter");
+    if (entry.dtype != "F32" && entry.dtype != "BF16" && entry.dtype != "F16")
+      return Error(ExitCode::kData, file->path(), ": \"", entry.name, "\" is stored as ", entry.dtype,
+                   "; F32, BF16 and F16 can be read");
+    source->tensors.push_back({name, entry.shape,
+                               entry.dtype == "F32"    ? at::kFloat
+                               : entry.dtype == "BF16" ? at::kBFloat16
+                                                       : at::kHalf});
+  }
+  source->read = [file](const ExportTensor& tensor, int64_t begin, int64_t end) -> absl::StatusOr<at::Tensor> {
+    const std::string name = ToPeftName(tensor.name);
+    const auto found = std::find_if(file->entries().begin(), file->entries().end(),
+                                    [&](const SafetensorsEntry& entry) { return entry.name == name; });
+    at::Tensor values = at::empty({(end - begin) * tensor.row_numel()}, at::TensorOptions().dtype(tensor.dtype));
+    std::memcpy(values.mutable_data_ptr(), file->data(*found) + begin * tensor.row_numel() * values.element_size(),
+                values.nbytes());
+    return values;
+  };
+  return std::shared_ptr<const AdapterSource>(std::move(source));
+}
+
+absl::StatusOr<std::shared_ptr<const AdapterSource>> OpenAdapterCheckpoint(const std::string& folder) {
+  ASSIGN_OR_RETURN(const CheckpointManifest manifest, ReadCheckpointManifest(folder, /*verify=*/false, 0, 1));
+  if (!manifest.config().has_adapter())
+    return Error(ExitCode::kConfig, "checkpoint ", folder, ": is of a run that trained no adapter");
+  auto source = std::make_shared<AdapterSource>();
+  source->description = absl::StrCat("checkpoint ", folder);
+  source->config = manifest.config().adapter();
+  source->config.clear_from();
+  source->base = manifest.config().model().from();
+  ASSIGN_OR_RETURN(ShardedTensorReader opened, ShardedTensorReader::Open(folder + "/weights"));
+  const auto reader = std::make_shared<const ShardedTensorReader>(std::move(opened));
+  const at::ScalarType stored = manifest.config().precision().master_weights() ? at::kFloat : at::kBFloat16;
+  for (const auto& [name, shape] : reader->shapes()) source->tensors.push_back({name, shape, stored});
+  source->read = [reader](const ExportTensor& tensor, int64_t begin, int64_t end) {
+    return ReadRows(*reader, tensor, begin, end);
+  };
+  return std::shared_ptr<const AdapterSource>(std::move(source));
+}
+
+// What a module's update needs.
+struct Update {
+  at::Tensor a, b;        // float32
+  at::Tensor lengths_to;  // DoRA's magnitudes; undefined: none
+  double scale = 1;
+};
+
+absl::StatusOr<at::Tensor> Whole(const AdapterSource& source, const std::string& name) {
+  const ExportTensor* tensor = source.Find(name);
+  if (tensor == nullptr) return Error(ExitCode::kData, source.description, ": has no ", name);
+  ASSIGN_OR_RETURN(const at::Tensor flat, source.read(*tensor, 0, tensor->rows()));
+  return flat.to(at::kFloat).view(tensor->shape);
+}
+
+absl::StatusOr<Update> ReadUpdate(const AdapterSource& source, const std::string& module, const ModuleAdapter& adapter,
+                                  bool dora) {
+  Update update;
+  ASSIGN_OR_RETURN(update.a, Whole(source, module + ".lora_A.weight"));
+  ASSIGN_OR_RETURN(update.b, Whole(source, module + ".lora_B.weight"));
+  if (dora) {
+    ASSIGN_OR_RETURN(update.lengths_to, Whole(source, module + ".lora_magnitude_vector"));
+  }
+  update.scale = adapter.scale;
+  return update;
+}
+
+// Rows of W + s B A, scaled.
+at::Tensor Apply(const Update& update, const at::Tensor& rows, int64_t begin) {
+  const int64_t count = rows.size(0);
+  at::Tensor sum = rows + at::mm(update.b.narrow(0, begin, count), update.a) * update.scale;
+  if (!update.lengths_to.defined()) return sum;
+  const at::Tensor length = at::linalg_vector_norm(sum, 2, at::IntArrayRef{1}, /*keepdim=*/true);
+  return sum * (update.lengths_to.narrow(0, begin, count).unsqueeze(1) / length);
+}
+
+// What target_modules should say so that PEFT finds the same modules.
+std::vector<std::string> TargetNames(const AdapterSpec& adapter, const std::vector<std::string>& linears) {
+  if (!adapter.config.target_modules_regex().empty() && adapter.config.exclude_modules().empty())
+    return {adapter.config.target_modules_regex()};
+  std::set<std::string> last_parts, whole;
+  for (const auto& [module, unused] : adapter.modules) {
+    whole.insert(module);
+    last_parts.insert(module.substr(module.rfind('.') + 1));
+  }
+  const bool all = std::all_of(linears.begin(), linears.end(), [&](const std::string& module) {
+    return whole.count(module) > 0 || last_parts.count(module.substr(module.rfind('.') + 1)) == 0;
+  });
+  const std::set<std::string>& names = all ? last_parts : whole;
+  return {names.begin(), names.end()};
+}
+
+}  // namespace
+
+const ExportTensor* AdapterSource::Find(const std::string& name) const {
+  const auto found =
+      std::find_if(tensors.begin(), tensors.end(), [&](const ExportTensor& tensor) { return tensor.name == name; });
+  return found == tensors.end() ? nullptr : &*found;
+}
+
+absl::StatusOr<std::shared_ptr<const AdapterSource>> OpenAdapter(const std::string& path) {
+  std::error_code error;
+  if (fs::exists(fs::path(path) / kPeftConfigName, error)) return OpenPeft(path);
+  ASSIGN_OR_RETURN(const std::string checkpoint, CheckpointOf(path));
+  if (!checkpoint.empty()) return OpenAdapterCheckpoint(checkpoint);
+  return Error(ExitCode::kConfig, "adapter ", path, ": is neither a PEFT directory (it has no ", kPeftConfigName,
+               ") nor a run_dir or checkpoint");
+}
+
+absl::StatusOr<DecoderSpec> Adapted(const AdapterSource& source, DecoderSpec spec) {
+  std::vector<std::string> problems;
+  spec.adapter = std::make_shared<const AdapterSpec>(
+      ResolveAdapter(source.config, LinearModules(spec), WholeModules(spec), &problems));
+  if (!problems.empty())
+    return Error(ExitCode::kData, source.description, " does not fit the model:\n  ", absl::StrJoin(problems, "\n  "));
+  std::vector<ParameterSpec> expected = AdapterParameters(spec);
+  for (const ParameterSpec& parameter : DecoderParameters(spec)) {
+    if (parameter.trainable) expected.push_back(parameter);
+  }
+  std::vector<std::string> missing, wrong, unexpected;
+  std::set<std::string> names;
+  for (const ParameterSpec& parameter : expected) {
+    names.insert(parameter.name);
+    const ExportTensor* tensor = source.Find(parameter.name);
+    if (tensor == nullptr) missing.push_back(parameter.name);
+    if (tensor != nullptr && tensor->shape != parameter.shape)
+      wrong.push_back(absl::StrCat(parameter.name, " [", absl::StrJoin(tensor->shape, ", "), "] instead of [",
+                                   absl::StrJoin(parameter.shape, ", "), "]"));
+  }
+  // A unit's frozen parameters are saved beside its trained ones.
+  for (const ParameterSpec& parameter : DecoderParameters(spec)) names.insert(parameter.name);
+  for (const ExportTensor& tensor : source.tensors) {
+    if (names.count(tensor.name) == 0) unexpected.push_back(tensor.name);
+  }
+  if (missing.empty() && wrong.empty() && unexpected.empty()) return spec;
+  std::string text;
+  const auto say = [&](const char* what, const std::vector<std::string>& list) {
+    if (!list.empty()) absl::StrAppend(&text, "\n  ", list.size(), " ", what, ": ", List(list));
+  };
+  say("missing", missing);
+  say("unexpected", unexpected);
+  say("of another shape", wrong);
+  return Error(ExitCode::kData, source.description, ": its tensors are not those that its settings need:", text);
+}
+
+absl::Status LoadAdapter(const AdapterSource& source, Model& model) {
+  for (ParameterBuffer* buffer : model.buffers()) {
+    if (!buffer->trainable()) continue;
+    for (const TensorPart& part : PartsOf(*buffer, buffer->own_weights(), "", /*unique=*/false)) {
+      const ExportTensor* tensor = source.Find(part.name);
+      if (tensor == nullptr) continue;  // a frozen parameter beside a trained one; Adapted() checked the rest
+      const Rectangle& r = part.rectangle;
+      ASSIGN_OR_RETURN(at::Tensor values, source.read(*tensor, r.offset[0], r.offset[0] + r.size[0]));
+      if (part.shape.size() == 2) values = values.view({r.size[0], part.shape[1]}).narrow(1, r.offset[1], r.size[1]);
+      part.values.view(values.sizes()).copy_(values);
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<ExportSource> Merged(const ExportSource& base, std::shared_ptr<const AdapterSource> adapter,
+                                    const DecoderSpec& plain, bool keep_dtype) {
+  ASSIGN_OR_RETURN(const DecoderSpec spec, Adapted(*adapter, plain));
+  ExportSource merged = base;
+  merged.description = absl::StrCat(base.description, " + ", adapter->description);
+  merged.adapter = nullptr;
+  for (ExportTensor& tensor : merged.tensors) {
+    const bool changed = spec.adapter->Find(tensor.name) != nullptr || adapter->Find(tensor.name) != nullptr;
+    if (changed && !keep_dtype) tensor.dtype = at::kFloat;
+  }
+  merged.read = [base, adapter, specification = spec.adapter](const ExportTensor& tensor, int64_t begin,
+                                                              int64_t end) -> absl::StatusOr<at::Tensor> {
+    // A module that was trained whole.
+    if (const ExportTensor* whole = adapter->Find(tensor.name); whole != nullptr) {
+      ASSIGN_OR_RETURN(const at::Tensor values, adapter->read(*whole, begin, end));
+      return values.to(tensor.dtype);
+    }
+    const auto stored = std::find_if(base.tensors.begin(), base.tensors.end(),
+                                     [&](const ExportTensor& other) { return other.name == tensor.name; });
+    ASSIGN_OR_RETURN(const at::Tensor values, base.read(*stored, begin, end));
+    const ModuleAdapter* module = specification->Find(tensor.name);
+    if (module == nullptr) return values.to(tensor.dtype);
+    ASSIGN_OR_RETURN(const Update update, ReadUpdate(*adapter, std::string(absl::StripSuffix(tensor.name, ".weight")),
+                                                     *module, specification->config.use_dora()));
+    const at::Tensor rows = values.to(at::kFloat).view({end - begin, tensor.row_numel()});
+    return Apply(update, rows, begin).to(tensor.dtype).view({-1});
+  };
+  return merged;
+}
+
+absl::Status WritePeftDirectory(const AdapterSource& source, const DecoderSpec& plain, const std::string& folder) {
+  ASSIGN_OR_RETURN(const DecoderSpec spec, Adapted(source, plain));
+  std::set<std::string> wanted;
+  for (const ParameterSpec& parameter : AdapterParameters(spec)) wanted.insert(parameter.name);
+  for (const ParameterSpec& parameter : DecoderParameters(spec)) {
+    if (parameter.trainable) wanted.insert(parameter.name);
+  }
+  std::vector<SafetensorsEntry> entries;
+  for (const std::string& name : wanted) {
+    const ExportTensor& tensor = *source.Find(name);
+    SafetensorsEntry entry;
+    entry.name = ToPeftName(name);
+    entry.dtype = tensor.dtype == at::kFloat ? "F32" : tensor.dtype == at::kHalf ? "F16" : "BF16";
+    entry.shape = tensor.shape;
+    entries.push_back(std::move(entry));
+  }
+  const auto produce = [&](const SafetensorsEntry& entry, FileWriter& writer) -> absl::Status {
+    const ExportTensor& tensor = *source.Find(FromPeftName(entry.name));
+    ASSIGN_OR_RETURN(const at::Tensor values, source.read(tensor, 0, tensor.rows()));
+    return writer.Append(values.const_data_ptr(), values.nbytes());
+  };
+  RETURN_IF_ERROR(
+      WriteSafetensors(absl::StrCat(folder, "/", kPeftWeightsName), entries, {{"format", "pt"}}, produce).status());
+  const PeftConfig config = {source.config, source.base};
+  RETURN_IF_ERROR(WriteFileAtomically(absl::StrCat(folder, "/", kPeftConfigName),
+                                      WritePeftConfig(config, TargetNames(*spec.adapter, LinearModules(spec)))));
+  RETURN_IF_ERROR(SyncDirectory(folder));
+  // What is on disk reads back as the same adapter.
+  ASSIGN_OR_RETURN(const auto again, OpenPeft(folder));
+  return Adapted(*again, plain).status();
+}
+
+std::vector<std::string> VllmRefusals(const AdapterSpec& spec) {
+  std::vector<std::string> refusals;
+  const AdapterConfig& c = spec.config;
+  if (c.use_dora()) refusals.push_back("use_dora: vLLM has no DoRA; merge the adapter");
+  if (c.modules_to_save_size() > 0) refusals.push_back("modules_to_save: vLLM refuses adapters that have it; merge it");
+  if (c.rank_pattern_size() > 0 || c.alpha_pattern_size() > 0)
+    refusals.push_back("rank_pattern and alpha_pattern: vLLM does not read them; use one rank and alpha, or merge");
+  constexpr int64_t kRanks[] = {8, 16, 32, 64, 128, 256, 320, 512};
+  int64_t rank = 0;
+  for (const auto& [module, adapter] : spec.modules) rank = std::max(rank, adapter.rank);
+  const auto limit = std::find_if(std::begin(kRanks), std::end(kRanks), [&](int64_t r) { return r >= rank; });
+  if (limit == std::end(kRanks)) refusals.push_back(absl::StrCat("r: ", rank, " exceeds vLLM's largest rank of 512"));
+  if (limit != std::end(kRanks) && *limit > 16)
+    refusals.push_back(absl::StrCat("r: ", rank, " needs vLLM's flag --max-lora-rank ", *limit));
+  return refusals;
+}
+
+}  // namespace trireme

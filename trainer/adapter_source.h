@@ -1,0 +1,50 @@
+// trainer/adapter_source.h
+// An adapter on disk: a PEFT directory, or a checkpoint of a run that trains one.
+#ifndef TRIREME_TRAINER_ADAPTER_SOURCE_H_
+#define TRIREME_TRAINER_ADAPTER_SOURCE_H_
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "trainer/export_source.h"
+#include "trainer/model.h"
+
+namespace trireme {
+
+struct AdapterSource {
+  std::string description;            // "adapter runs/a/adapter"
+  AdapterConfig config;               // without `from`
+  std::string base;                   // the model it belongs to, as the source names it; may be ""
+  std::vector<ExportTensor> tensors;  // canonical names; modules that were trained whole are among them
+  // As ExportSource::read.
+  std::function<absl::StatusOr<at::Tensor>(const ExportTensor&, int64_t begin, int64_t end)> read;
+
+  const ExportTensor* Find(const std::string& name) const;
+};
+
+// PATH: a PEFT directory, a run_dir (its newest whole checkpoint) or a step folder. alive: called now and then.
+absl::StatusOr<std::shared_ptr<const AdapterSource>> OpenAdapter(const std::string& path);
+
+// The decoder with the adapter on it. Errors (kData) when names or shapes do not fit, listing them.
+absl::StatusOr<DecoderSpec> Adapted(const AdapterSource& source, DecoderSpec spec);
+
+// Fills what the adapter brings into `model`, built by Adapted()'s specification. Not collective; Publish() must
+// follow.
+absl::Status LoadAdapter(const AdapterSource& source, Model& model);
+
+// `base` with the adapter's updates added to its weights, in float32: W + s B A, DoRA's m (W + s B A) / |W + s B A|.
+// keep_dtype: then rounded to the dtype of the base; otherwise changed weights are float32.
+absl::StatusOr<ExportSource> Merged(const ExportSource& base, std::shared_ptr<const AdapterSource> adapter,
+                                    const DecoderSpec& spec, bool keep_dtype);
+
+// Into `folder`, which exists: adapter_config.json and adapter_model.safetensors as PEFT's save_pretrained() writes
+// them, in the dtype they are stored in.
+absl::Status WritePeftDirectory(const AdapterSource& source, const DecoderSpec& spec, const std::string& folder);
+
+// What other software would refuse of the adapter, as sentences; empty: nothing. (vLLM: vllm/lora/peft_helper.py)
+std::vector<std::string> VllmRefusals(const AdapterSpec& spec);
+
+}  // namespace trireme
+
+#endif  // TRIREME_TRAINER_ADAPTER_SOURCE_H_

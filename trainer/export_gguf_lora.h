@@ -1,0 +1,21 @@
+// trainer/export_gguf_lora.h
+// An adapter as llama.cpp's --lora reads it.
+#ifndef TRIREME_TRAINER_EXPORT_GGUF_LORA_H_
+#define TRIREME_TRAINER_EXPORT_GGUF_LORA_H_
+
+#include <string>
+
+#include "trainer/adapter_source.h"
+#include "trainer/export_source.h"
+
+namespace trireme {
+
+// Into `folder`, which exists: kGgufModelName, the adapter of `source` for its base model, in float32. Follows
+// llama.cpp's convert_lora_to_gguf.py. Errors (kConfig): DoRA and modules that were trained whole, which llama.cpp has
+// not (merge them); a family without GGUF.
+absl::Status WriteGgufLora(const ExportSource& source, const DecoderSpec& plain, const std::string& name,
+                           const std::string& folder);
+
+}  // namespace trireme
+
+#endif  // TRIREME_TRAINER_EXPORT_GGUF_LORA_H_
