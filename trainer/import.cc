@@ -275,7 +275,8 @@ absl::Status InitializeWeights(const Recipe& recipe, Mesh& mesh, Model& model, b
   const auto wanted = [&](const ParameterBuffer& buffer) { return !resumed || !buffer.trainable(); };
   const auto from_file = [&](const ParameterBuffer& buffer) { return has_from && !added(buffer) && wanted(buffer); };
   const std::vector<ParameterBuffer*>& buffers = model.buffers();
-  if (has_from && (!resumed || recipe.model.adapter != nullptr)) {
+  const bool frozen = recipe.model.adapter != nullptr || recipe.model.quantization.has_value();
+  if (has_from && (!resumed || frozen)) {
     const double start = MonotonicSeconds();
     const absl::StatusOr<OpenWeights> weights = OpenWeightsOf(recipe, mesh);
     RETURN_IF_ERROR(Agree(mesh.control(), weights.status()));

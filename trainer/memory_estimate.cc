@@ -128,6 +128,11 @@ RankMemory EstimateMemory(const Recipe& recipe, int pipeline_rank) {
     memory.gradients = whole_gradient ? trained * 4 + shard * 4 : shard * 4 + largest_trained * 4;
     memory.optimizer = shard * states;
   }
+  if (m.quantization.has_value()) {
+    // Where one group of matrices is dequantized: q, k, v or gate, up.
+    const int64_t rows = std::max((m.num_heads + 2 * m.num_kv_heads) * m.head_dim, 2 * m.intermediate_size);
+    memory.weights += rows / recipe.mesh[Axis::kTensor] * m.hidden_size * 4;
+  }
   // The most microbatches between a stage's forward and the end of its backward.
   int in_flight = 0, most = 0;
   for (const Action& action : recipe.schedule.ranks[pipeline_rank]) {

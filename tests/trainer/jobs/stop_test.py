@@ -66,11 +66,17 @@ class Stops(job.JobTest):
         for step in expected:
             self.assertAlmostEqual(got[step]["loss"] / expected[step]["loss"], 1, delta=1e-5 if step <= 30 else 1e-3, msg=f"step {step}")
 
+    def made_again(self, model):
+        self.assertCode(job.train(self.folder, 2, *model, "--stop-at", "30"), job.PREEMPTED)
+        self.assertCode(job.train(self.folder, 2, *model), 0)
+        self.assertSameEnd(self.run_dir, self.uninterrupted(2, *model))
+
     def test_a_quantized_base_is_made_again(self):
-        nf4 = ["--set", "model { quantization { method: NF4 } }"]
-        self.assertCode(job.train(self.folder, 2, *nf4, "--stop-at", "30"), job.PREEMPTED)
-        self.assertCode(job.train(self.folder, 2, *nf4), 0)
-        self.assertSameEnd(self.run_dir, self.uninterrupted(2, *nf4))
+        self.made_again(["--set", "model { quantization { method: NF4 } }"])
+
+    def test_a_quantized_base_is_imported_again(self):
+        self.assertCode(job.run(self.folder, job.TRIREME, "export", self.uninterrupted().name, "--output", "base"), 0)
+        self.made_again(["--set", 'model { from: "base" quantization { method: NF4 } }'])
 
     def second_signal(self, first, second):
         started = job.start_train(self.folder, 2, *LONG_STEPS)
