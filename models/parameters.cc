@@ -189,13 +189,11 @@ BlockAdapters MakeBlockAdapters(const DecoderSpec& s, const BlockParameters& blo
     return static_cast<int>(adapters.parameters.size()) - 1;
   };
   const std::vector<ParameterSpec>& base = block.parameters;
-  for (int first = 0; first < static_cast<int>(base.size());) {
-    int end = first + 1;
-    while (end < static_cast<int>(base.size()) && base[end].fused_with_previous) ++end;
+  EachMatrixGroup(base, [&](size_t first, size_t end) {
     GroupAdapter group;
-    group.base = first;
+    group.base = static_cast<int>(first);
     // The A of all members first: they are one matrix.
-    for (int i = first; i < end; ++i) {
+    for (size_t i = first; i < end; ++i) {
       const ModuleAdapter* module = s.adapter->Find(base[i].name);
       if (module == nullptr) continue;
       const std::string name(absl::StripSuffix(base[i].name, "weight"));
@@ -207,7 +205,7 @@ BlockAdapters MakeBlockAdapters(const DecoderSpec& s, const BlockParameters& blo
           gaussian ? 1.0 / static_cast<double>(module->rank) : 1.0 / std::sqrt(static_cast<double>(base[i].shape[1]));
       a.fused_with_previous = !group.members.empty();
       GroupAdapter::Member member;
-      member.base = i;
+      member.base = static_cast<int>(i);
       member.rank = module->rank;
       member.scale = module->scale;
       const int index = add(std::move(a));
@@ -231,8 +229,7 @@ BlockAdapters MakeBlockAdapters(const DecoderSpec& s, const BlockParameters& blo
       member.magnitude = add(std::move(magnitude));
     }
     if (!group.members.empty()) adapters.groups.push_back(std::move(group));
-    first = end;
-  }
+  });
   return adapters;
 }
 
@@ -250,6 +247,11 @@ std::vector<std::string> WholeModules(const DecoderSpec& spec) {
   std::vector<std::string> names = {kEmbeddingName};
   if (!spec.tied_embeddings) names.push_back("lm_head");
   return names;
+}
+
+void PutAdapter(const AdapterConfig& config, DecoderSpec* spec, std::vector<std::string>* problems) {
+  spec->adapter =
+      std::make_shared<const AdapterSpec>(ResolveAdapter(config, LinearModules(*spec), WholeModules(*spec), problems));
 }
 
 std::vector<ParameterSpec> DecoderParameters(const DecoderSpec& spec) {

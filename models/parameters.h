@@ -46,6 +46,9 @@ BlockAdapters MakeBlockAdapters(const DecoderSpec& spec, const BlockParameters& 
 std::vector<std::string> LinearModules(const DecoderSpec& spec);
 std::vector<std::string> WholeModules(const DecoderSpec& spec);
 
+// Sets spec->adapter; what does not fit is added to `problems`.
+void PutAdapter(const AdapterConfig& config, DecoderSpec* spec, std::vector<std::string>* problems);
+
 // Matrices of a fused group are quantized all or none.
 BlockParameters MakeBlockParameters(const DecoderSpec& spec, int64_t layer);
 std::vector<ParameterSpec> EmbeddingParameters(const DecoderSpec& spec);

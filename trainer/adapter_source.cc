@@ -19,19 +19,12 @@
 #include "models/parameters.h"
 #include "trainer/checkpointer.h"
 #include "trainer/sharded_tensors.h"
+#include "trainer/tensor_mismatch.h"
 
 namespace trireme {
 namespace {
 
 namespace fs = std::filesystem;
-
-constexpr size_t kListed = 8;
-
-std::string List(const std::vector<std::string>& names) {
-  const size_t shown = std::min(names.size(), kListed);
-  return absl::StrCat(absl::StrJoin(names.begin(), names.begin() + shown, ", "),
-                      names.size() > shown ? absl::StrCat(" and ", names.size() - shown, " more") : "");
-}
 
 absl::StatusOr<std::shared_ptr<const AdapterSource>> OpenPeft(const std::string& folder) {
   ASSIGN_OR_RETURN(const PeftConfig config, ReadPeftConfig(folder));
@@ -46,13 +39,11 @@ absl::StatusOr<std::shared_ptr<const AdapterSource>> OpenPeft(const std::string&
     const std::string name = FromPeftName(entry.name);
     if (name.empty() || entry.shape.empty() || entry.shape.size() > 2)
       return Error(ExitCode::kData, file->path(), ": \"", entry.name, "\" is no tensor of a LoRA adapter");
-    if (entry.dtype != "F32" && entry.dtype != "BF16" && entry.dtype != "F16")
+    const std::optional<at::ScalarType> dtype = FloatTypeOf(entry.dtype);
+    if (!dtype.has_value())
       return Error(ExitCode::kData, file->path(), ": \"", entry.name, "\" is stored as ", entry.dtype,
                    "; F32, BF16 and F16 can be read");
-    source->tensors.push_back({name, entry.shape,
-                               entry.dtype == "F32"    ? at::kFloat
-                               : entry.dtype == "BF16" ? at::kBFloat16
-                                                       : at::kHalf});
+    source->tensors.push_back({name, entry.shape, *dtype});
   }
   source->read = [file](const ExportTensor& tensor, int64_t begin, int64_t end) -> absl::StatusOr<at::Tensor> {
     const std::string name = ToPeftName(tensor.name);
@@ -83,6 +74,15 @@ absl::StatusOr<std::shared_ptr<const AdapterSource>> OpenAdapterCheckpoint(const
     return ReadRows(*reader, tensor, begin, end);
   };
   return std::shared_ptr<const AdapterSource>(std::move(source));
+}
+
+// What an adapter brings: its own parameters, and the model's that it trains whole.
+std::vector<ParameterSpec> AddedAndTrained(const DecoderSpec& spec) {
+  std::vector<ParameterSpec> parameters = AdapterParameters(spec);
+  for (const ParameterSpec& parameter : DecoderParameters(spec)) {
+    if (parameter.trainable) parameters.push_back(parameter);
+  }
+  return parameters;
 }
 
 // What a module's update needs.
@@ -155,38 +155,28 @@ absl::StatusOr<std::shared_ptr<const AdapterSource>> OpenAdapter(const std::stri
 
 absl::StatusOr<DecoderSpec> Adapted(const AdapterSource& source, DecoderSpec spec) {
   std::vector<std::string> problems;
-  spec.adapter = std::make_shared<const AdapterSpec>(
-      ResolveAdapter(source.config, LinearModules(spec), WholeModules(spec), &problems));
+  PutAdapter(source.config, &spec, &problems);
   if (!problems.empty())
     return Error(ExitCode::kData, source.description, " does not fit the model:\n  ", absl::StrJoin(problems, "\n  "));
-  std::vector<ParameterSpec> expected = AdapterParameters(spec);
-  for (const ParameterSpec& parameter : DecoderParameters(spec)) {
-    if (parameter.trainable) expected.push_back(parameter);
-  }
-  std::vector<std::string> missing, wrong, unexpected;
-  std::set<std::string> names;
-  for (const ParameterSpec& parameter : expected) {
-    names.insert(parameter.name);
+  TensorMismatch mismatch;
+  std::set<std::string> known;
+  for (const ParameterSpec& parameter : AddedAndTrained(spec)) {
+    known.insert(parameter.name);
     const ExportTensor* tensor = source.Find(parameter.name);
-    if (tensor == nullptr) missing.push_back(parameter.name);
-    if (tensor != nullptr && tensor->shape != parameter.shape)
-      wrong.push_back(absl::StrCat(parameter.name, " [", absl::StrJoin(tensor->shape, ", "), "] instead of [",
-                                   absl::StrJoin(parameter.shape, ", "), "]"));
+    if (tensor == nullptr) {
+      mismatch.missing.push_back(parameter.name);
+    } else {
+      mismatch.CheckShape(parameter.name, tensor->shape, parameter.shape);
+    }
   }
   // A unit's frozen parameters are saved beside its trained ones.
-  for (const ParameterSpec& parameter : DecoderParameters(spec)) names.insert(parameter.name);
+  for (const ParameterSpec& parameter : DecoderParameters(spec)) known.insert(parameter.name);
   for (const ExportTensor& tensor : source.tensors) {
-    if (names.count(tensor.name) == 0) unexpected.push_back(tensor.name);
+    if (known.count(tensor.name) == 0) mismatch.unexpected.push_back(tensor.name);
   }
-  if (missing.empty() && wrong.empty() && unexpected.empty()) return spec;
-  std::string text;
-  const auto say = [&](const char* what, const std::vector<std::string>& list) {
-    if (!list.empty()) absl::StrAppend(&text, "\n  ", list.size(), " ", what, ": ", List(list));
-  };
-  say("missing", missing);
-  say("unexpected", unexpected);
-  say("of another shape", wrong);
-  return Error(ExitCode::kData, source.description, ": its tensors are not those that its settings need:", text);
+  if (mismatch.empty()) return spec;
+  return Error(ExitCode::kData, source.description,
+               ": its tensors are not those that its settings need:", mismatch.ToString());
 }
 
 absl::Status LoadAdapter(const AdapterSource& source, Model& model) {
@@ -195,10 +185,7 @@ absl::Status LoadAdapter(const AdapterSource& source, Model& model) {
     for (const TensorPart& part : PartsOf(*buffer, buffer->own_weights(), "", /*unique=*/false)) {
       const ExportTensor* tensor = source.Find(part.name);
       if (tensor == nullptr) continue;  // a frozen parameter beside a trained one; Adapted() checked the rest
-      const Rectangle& r = part.rectangle;
-      ASSIGN_OR_RETURN(at::Tensor values, source.read(*tensor, r.offset[0], r.offset[0] + r.size[0]));
-      if (part.shape.size() == 2) values = values.view({r.size[0], part.shape[1]}).narrow(1, r.offset[1], r.size[1]);
-      part.values.view(values.sizes()).copy_(values);
+      RETURN_IF_ERROR(FillPart(source.read, *tensor, part));
     }
   }
   return absl::OkStatus();
@@ -237,16 +224,13 @@ absl::StatusOr<ExportSource> Merged(const ExportSource& base, std::shared_ptr<co
 absl::Status WritePeftDirectory(const AdapterSource& source, const DecoderSpec& plain, const std::string& folder) {
   ASSIGN_OR_RETURN(const DecoderSpec spec, Adapted(source, plain));
   std::set<std::string> wanted;
-  for (const ParameterSpec& parameter : AdapterParameters(spec)) wanted.insert(parameter.name);
-  for (const ParameterSpec& parameter : DecoderParameters(spec)) {
-    if (parameter.trainable) wanted.insert(parameter.name);
-  }
+  for (const ParameterSpec& parameter : AddedAndTrained(spec)) wanted.insert(parameter.name);
   std::vector<SafetensorsEntry> entries;
   for (const std::string& name : wanted) {
     const ExportTensor& tensor = *source.Find(name);
     SafetensorsEntry entry;
     entry.name = ToPeftName(name);
-    entry.dtype = tensor.dtype == at::kFloat ? "F32" : tensor.dtype == at::kHalf ? "F16" : "BF16";
+    entry.dtype = SafetensorsName(tensor.dtype);
     entry.shape = tensor.shape;
     entries.push_back(std::move(entry));
   }

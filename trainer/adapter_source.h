@@ -17,8 +17,7 @@ struct AdapterSource {
   AdapterConfig config;               // without `from`
   std::string base;                   // the model it belongs to, as the source names it; may be ""
   std::vector<ExportTensor> tensors;  // canonical names; modules that were trained whole are among them
-  // As ExportSource::read.
-  std::function<absl::StatusOr<at::Tensor>(const ExportTensor&, int64_t begin, int64_t end)> read;
+  RowReader read;
 
   const ExportTensor* Find(const std::string& name) const;
 };

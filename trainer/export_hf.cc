@@ -16,17 +16,13 @@
 #include "models/formats/hf_model_type.h"
 #include "models/parameters.h"
 #include "trainer/export_tokenizer.h"
+#include "trainer/sharded_tensors.h"
 
 namespace trireme {
 namespace {
 
-struct DtypeNames {
-  const char *safetensors, *transformers;
-};
-DtypeNames NamesOf(at::ScalarType dtype) {
-  if (dtype == at::kBFloat16) return {"BF16", "bfloat16"};
-  if (dtype == at::kHalf) return {"F16", "float16"};
-  return {"F32", "float32"};
+const char* TransformersName(at::ScalarType dtype) {
+  return dtype == at::kBFloat16 ? "bfloat16" : dtype == at::kHalf ? "float16" : "float32";
 }
 
 at::ScalarType Target(ExportConfig::Dtype wanted, at::ScalarType stored) {
@@ -101,12 +97,12 @@ absl::StatusOr<std::vector<Shard>> CutIntoShards(const ExportSource& source, con
                          if (options.alive) options.alive();
                          return absl::OkStatus();
                        }));
-      item.quant_state = BnbQuantState(tensor.shape, NamesOf(item.dtype).transformers, QuantizeScales(absmax).offset);
+      item.quant_state = BnbQuantState(tensor.shape, TransformersName(item.dtype), QuantizeScales(absmax).offset);
       item.entries = BnbNf4Entries(tensor.name, tensor.shape, item.quant_state);
     } else {
       SafetensorsEntry entry;
       entry.name = tensor.name;
-      entry.dtype = NamesOf(item.dtype).safetensors;
+      entry.dtype = SafetensorsName(item.dtype);
       entry.shape = tensor.shape;
       item.entries.push_back(std::move(entry));
     }
@@ -276,7 +272,7 @@ absl::Status WriteHfDirectory(const ExportSource& source, const ExportOptions& o
   const ExportTensor& largest = *std::max_element(
       source.tensors.begin(), source.tensors.end(),
       [](const auto& a, const auto& b) { return a.rows() * a.row_numel() < b.rows() * b.row_numel(); });
-  const std::string dtype = NamesOf(Target(options.dtype, largest.dtype)).transformers;
+  const std::string dtype = TransformersName(Target(options.dtype, largest.dtype));
   ModelConfig model = source.model;
   if (options.quantize_nf4) {
     // Layers that were left out stay so.

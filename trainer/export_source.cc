@@ -149,14 +149,12 @@ absl::StatusOr<ExportSource> OpenDirectory(const std::string& folder, const std:
       source.tensors.push_back({parameter.name, parameter.shape, DtypeOf(found->second.type)});
       continue;
     }
-    const std::string& dtype = directory->tensors().at(parameter.name).entry->dtype;
-    if (dtype != "F32" && dtype != "BF16" && dtype != "F16")
-      return Error(ExitCode::kData, "model ", folder, ": ", parameter.name, " is stored as ", dtype,
+    const std::string& stored = directory->tensors().at(parameter.name).entry->dtype;
+    const std::optional<at::ScalarType> dtype = FloatTypeOf(stored);
+    if (!dtype.has_value())
+      return Error(ExitCode::kData, "model ", folder, ": ", parameter.name, " is stored as ", stored,
                    "; F32, BF16 and F16 weights can be exported");
-    source.tensors.push_back({parameter.name, parameter.shape,
-                              dtype == "F32"    ? at::kFloat
-                              : dtype == "BF16" ? at::kBFloat16
-                                                : at::kHalf});
+    source.tensors.push_back({parameter.name, parameter.shape, *dtype});
   }
   source.read = [directory, quantized](const ExportTensor& tensor, int64_t begin,
                                        int64_t end) -> absl::StatusOr<at::Tensor> {
@@ -246,6 +244,14 @@ absl::StatusOr<at::Tensor> ReadRows(const ShardedTensorReader& reader, const Exp
   part.values = at::empty({part.rectangle.numel()}, at::TensorOptions().dtype(tensor.dtype));
   RETURN_IF_ERROR(reader.Read(part));
   return part.values;
+}
+
+absl::Status FillPart(const RowReader& read, const ExportTensor& tensor, const TensorPart& part) {
+  const Rectangle& r = part.rectangle;
+  ASSIGN_OR_RETURN(at::Tensor values, read(tensor, r.offset[0], r.offset[0] + r.size[0]));
+  if (part.shape.size() == 2) values = values.view({r.size[0], part.shape[1]}).narrow(1, r.offset[1], r.size[1]);
+  part.values.view(values.sizes()).copy_(values);
+  return absl::OkStatus();
 }
 
 absl::Status ReadPieces(const ExportSource& source, const ExportTensor& tensor, int64_t multiple,

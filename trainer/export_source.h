@@ -31,13 +31,16 @@ struct ExportTensor {
 
 struct AdapterSource;  // trainer/adapter_source.h
 class ShardedTensorReader;
+struct TensorPart;  // trainer/sharded_tensors.h
+
+// Rows [begin, end) of a tensor (elements, if it has one dimension), on the CPU, in its dtype.
+using RowReader = std::function<absl::StatusOr<at::Tensor>(const ExportTensor&, int64_t begin, int64_t end)>;
 
 struct ExportSource {
   std::string description;            // "checkpoint runs/a/checkpoints/step-00000100"
   ModelConfig model;                  // resolved
   std::vector<ExportTensor> tensors;  // in the model's order
-  // Rows [begin, end) of a tensor (elements, if it has one dimension), on the CPU, in its dtype.
-  std::function<absl::StatusOr<at::Tensor>(const ExportTensor&, int64_t begin, int64_t end)> read;
+  RowReader read;
   // Matrices that are stored quantized, by name; `read` dequantizes them.
   std::map<std::string, QuantizedMatrix> quantized;
   HfTokenIds ids;  // where the source is a model directory
@@ -57,6 +60,9 @@ absl::Status ReadPieces(const ExportSource& source, const ExportTensor& tensor, 
 // Rows of a tensor out of a checkpoint's shards.
 absl::StatusOr<at::Tensor> ReadRows(const ShardedTensorReader& reader, const ExportTensor& tensor, int64_t begin,
                                     int64_t end);
+
+// Fills a rectangle of `tensor`, reading the rows that it has a part of.
+absl::Status FillPart(const RowReader& read, const ExportTensor& tensor, const TensorPart& part);
 
 // The decoder that a configuration describes.
 absl::StatusOr<DecoderSpec> SpecifyModel(const ModelConfig& model, const std::vector<ModelFamily>& families);

@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <cstring>
 #include <filesystem>
+#include <optional>
 #include <set>
 
 #include "launch/log.h"
@@ -18,25 +19,16 @@
 #include "models/formats/hf_directory.h"
 #include "trainer/adapter_source.h"
 #include "trainer/agreement.h"
+#include "trainer/tensor_mismatch.h"
 
 namespace trireme {
 namespace {
 
 constexpr char kEmbedding[] = "model.embed_tokens.weight", kHead[] = "lm_head.weight";
-constexpr size_t kListed = 12;
-
-std::string List(const std::vector<std::string>& names) {
-  const size_t shown = std::min(names.size(), kListed);
-  return absl::StrCat(absl::StrJoin(names.begin(), names.begin() + shown, ", "),
-                      names.size() > shown ? absl::StrCat(" and ", names.size() - shown, " more") : "");
-}
-
-std::string ShapeText(const std::vector<int64_t>& shape) { return absl::StrCat("[", absl::StrJoin(shape, ", "), "]"); }
 
 absl::StatusOr<at::ScalarType> DtypeOf(const SafetensorsEntry& entry) {
-  if (entry.dtype == "F32") return at::kFloat;
-  if (entry.dtype == "BF16") return at::kBFloat16;
-  if (entry.dtype == "F16") return at::kHalf;
+  const std::optional<at::ScalarType> dtype = FloatTypeOf(entry.dtype);
+  if (dtype.has_value()) return *dtype;
   return Error(ExitCode::kData, "\"", entry.name, "\" is stored as ", entry.dtype,
                "; F32, BF16 and F16 weights can be imported");
 }
@@ -144,7 +136,7 @@ absl::StatusOr<OpenWeights> OpenWeightsOf(const Recipe& recipe, Mesh& mesh) {
 
 absl::StatusOr<std::map<std::string, QuantizedMatrix>> CheckHfTensors(const HfDirectory& directory,
                                                                       const DecoderSpec& spec) {
-  std::vector<std::string> missing, unexpected, wrong;
+  TensorMismatch mismatch;
   std::set<std::string> expected;
   ASSIGN_OR_RETURN(BnbTensors bnb, ReadBnbTensors(directory));
   for (const ParameterSpec& parameter : DecoderParameters(spec)) {
@@ -153,34 +145,24 @@ absl::StatusOr<std::map<std::string, QuantizedMatrix>> CheckHfTensors(const HfDi
       if (!parameter.quantized || !(found->second.format == *spec.quantization))
         return Error(ExitCode::kData, "model ", directory.folder(), ": ", parameter.name, " is stored as ",
                      NameOf(found->second.format), ", which its config.json does not say");
-      if (found->second.shape != parameter.shape)
-        wrong.push_back(absl::StrCat(parameter.name, " ", ShapeText(found->second.shape), " instead of ",
-                                     ShapeText(parameter.shape)));
+      mismatch.CheckShape(parameter.name, found->second.shape, parameter.shape);
       continue;
     }
     const auto found = directory.tensors().find(parameter.name);
     if (found == directory.tensors().end()) {
-      missing.push_back(parameter.name);
-    } else if (found->second.entry->shape != parameter.shape) {
-      wrong.push_back(absl::StrCat(parameter.name, " ", ShapeText(found->second.entry->shape), " instead of ",
-                                   ShapeText(parameter.shape)));
+      mismatch.missing.push_back(parameter.name);
+    } else {
+      mismatch.CheckShape(parameter.name, found->second.entry->shape, parameter.shape);
     }
   }
   for (const auto& [name, tensor] : directory.tensors()) {
     // Old files carry the rotary frequencies, which follow from the config.
     if (absl::EndsWith(name, ".rotary_emb.inv_freq") || (spec.tied_embeddings && name == kHead)) continue;
-    if (expected.count(name) == 0 && bnb.parts.count(name) == 0) unexpected.push_back(name);
+    if (expected.count(name) == 0 && bnb.parts.count(name) == 0) mismatch.unexpected.push_back(name);
   }
-  if (missing.empty() && unexpected.empty() && wrong.empty()) return std::move(bnb.matrices);
-  std::string text;
-  const auto say = [&](const char* what, const std::vector<std::string>& names) {
-    if (!names.empty()) absl::StrAppend(&text, "\n  ", names.size(), " ", what, ": ", List(names));
-  };
-  say("missing", missing);
-  say("unexpected", unexpected);
-  say("of another shape", wrong);
+  if (mismatch.empty()) return std::move(bnb.matrices);
   return Error(ExitCode::kData, "model ", directory.folder(),
-               ": its tensors are not those that its config.json needs:", text);
+               ": its tensors are not those that its config.json needs:", mismatch.ToString());
 }
 
 absl::Status CheckGgufTensors(const GgufFile& file, const GgufModelFacts& facts, const DecoderSpec& spec) {
@@ -275,7 +257,9 @@ absl::Status InitializeWeights(const Recipe& recipe, Mesh& mesh, Model& model, b
   const auto wanted = [&](const ParameterBuffer& buffer) { return !resumed || !buffer.trainable(); };
   const auto from_file = [&](const ParameterBuffer& buffer) { return has_from && !added(buffer) && wanted(buffer); };
   const std::vector<ParameterBuffer*>& buffers = model.buffers();
-  const bool frozen = recipe.model.adapter != nullptr || recipe.model.quantization.has_value();
+  // Asked of the whole model: pipeline ranks hold different buffers, but all of them read or none.
+  const std::vector<ParameterSpec> all = DecoderParameters(recipe.model);
+  const bool frozen = std::any_of(all.begin(), all.end(), [](const ParameterSpec& spec) { return !spec.trainable; });
   if (has_from && (!resumed || frozen)) {
     const double start = MonotonicSeconds();
     const absl::StatusOr<OpenWeights> weights = OpenWeightsOf(recipe, mesh);

@@ -233,10 +233,7 @@ absl::StatusOr<Recipe> MakeRecipe(const RunConfig& config, int world_size, const
     problems.push_back(std::string(family.status().message()));
   }
   if (config.has_adapter()) ResolveAdapterConfig(recipe.config.mutable_adapter(), &problems);
-  if (family.ok() && config.has_adapter()) {
-    recipe.model.adapter = std::make_shared<const AdapterSpec>(
-        ResolveAdapter(recipe.config.adapter(), LinearModules(recipe.model), WholeModules(recipe.model), &problems));
-  }
+  if (family.ok() && config.has_adapter()) PutAdapter(recipe.config.adapter(), &recipe.model, &problems);
   if (config.adapter().lora_dropout() > 0) problems.push_back("adapter.lora_dropout: there is none yet; leave it out");
   if (config.adapter().init_lora_weights() == AdapterConfig::PISSA)
     problems.push_back("adapter.init_lora_weights: there is no PISSA yet; leave it out");

@@ -123,11 +123,7 @@ absl::Status LoadWeights(const ExportSource& source, Mesh& mesh, Model& model) {
     const auto found = tensors.find(part.name);
     if (found == tensors.end() || found->second->shape != part.shape)
       return Error(ExitCode::kData, source.description, ": has no ", part.name, " of the shape that the model needs");
-    const Rectangle& r = part.rectangle;
-    ASSIGN_OR_RETURN(at::Tensor values, source.read(*found->second, r.offset[0], r.offset[0] + r.size[0]));
-    if (part.shape.size() == 2) values = values.view({r.size[0], part.shape[1]}).narrow(1, r.offset[1], r.size[1]);
-    part.values.view(values.sizes()).copy_(values);
-    return absl::OkStatus();
+    return FillPart(source.read, *found->second, part);
   };
   const auto of_model = [](const ParameterBuffer& buffer) { return !buffer.specs()[0].added; };
   RETURN_IF_ERROR(FillWeights(mesh, model, read, source.quantized, of_model));

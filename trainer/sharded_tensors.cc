@@ -17,8 +17,6 @@ using Json = nlohmann::json;
 constexpr char kShardingInfo[] = "DCP_SHARDING_INFO";
 constexpr int kMaxPieces = 3;
 
-const char* DtypeName(at::ScalarType dtype) { return dtype == at::kBFloat16 ? "BF16" : "F32"; }
-
 std::vector<int64_t> ExtentOf(const Rectangle& r) {
   std::vector<int64_t> extent;
   for (size_t i = 0; i < r.size.size(); ++i) extent.push_back(r.offset[i] + r.size[i]);
@@ -70,6 +68,17 @@ absl::StatusOr<std::map<std::string, std::vector<int64_t>>> Offsets(const Safete
 
 }  // namespace
 
+const char* SafetensorsName(at::ScalarType dtype) {
+  return dtype == at::kBFloat16 ? "BF16" : dtype == at::kHalf ? "F16" : "F32";
+}
+
+std::optional<at::ScalarType> FloatTypeOf(const std::string& safetensors_dtype) {
+  if (safetensors_dtype == "F32") return at::kFloat;
+  if (safetensors_dtype == "BF16") return at::kBFloat16;
+  if (safetensors_dtype == "F16") return at::kHalf;
+  return std::nullopt;
+}
+
 std::vector<TensorPart> PartsOfElements(const ParameterBuffer& buffer, int parameter, int64_t begin, int64_t end,
                                         const at::Tensor& values) {
   std::vector<TensorPart> parts;
@@ -118,7 +127,7 @@ absl::StatusOr<std::vector<CheckpointFile>> WriteParts(const std::string& folder
     std::vector<SafetensorsEntry> entries;
     Json info = Json::object();
     for (const TensorPart* part : per_file[k]) {
-      entries.push_back({part->name, DtypeName(part->values.scalar_type()), part->rectangle.size});
+      entries.push_back({part->name, SafetensorsName(part->values.scalar_type()), part->rectangle.size});
       info[part->name] = {{"saved_offsets", part->rectangle.offset}};
     }
     size_t next = 0;
@@ -204,9 +213,9 @@ absl::Status ShardedTensorReader::Read(const TensorPart& part) const {
         return bad(absl::StrCat(common.ToString(), " stands in several files; is a shard file doubled?"));
     }
     seen.push_back(common);
-    if (source.entry->dtype != DtypeName(host.scalar_type()))
+    if (source.entry->dtype != SafetensorsName(host.scalar_type()))
       return bad(
-          absl::StrCat("is stored as ", source.entry->dtype, ", this run needs ", DtypeName(host.scalar_type())));
+          absl::StrCat("is stored as ", source.entry->dtype, ", this run needs ", SafetensorsName(host.scalar_type())));
     CopyOverlap(source.rectangle, source.file->data(*source.entry), part.rectangle,
                 static_cast<uint8_t*>(host.data_ptr()), common, element_size);
     covered += common.numel();

@@ -9,6 +9,7 @@
 
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -18,6 +19,10 @@
 #include "trainer/checkpoint.pb.h"
 
 namespace trireme {
+
+// "F32", "BF16", "F16" as safetensors files name them, and back; nullopt for the other types.
+const char* SafetensorsName(at::ScalarType dtype);
+std::optional<at::ScalarType> FloatTypeOf(const std::string& safetensors_dtype);
 
 // One rectangle on this rank: `values` is a flat view of its elements, on any device.
 struct TensorPart {

@@ -194,15 +194,9 @@ absl::StatusOr<bool> Contains(Evaluator* evaluator, const Value& container, cons
       if (item.is(Kind::kList) || item.is(Kind::kDict) || item.is(Kind::kNamespace))
         return evaluator->Raise("unhashable type: '", TypeName(item), "'");
       return container.dict().Find(item) != nullptr;
-    case Kind::kNone:
-    case Kind::kBool:
-    case Kind::kInt:
-    case Kind::kFloat:
-    case Kind::kNamespace:
-    case Kind::kFunction:
-      return evaluator->Raise("argument of type '", TypeName(container), "' is not iterable");
     default:
-      break;
+      if (!container.is_iterable())
+        return evaluator->Raise("argument of type '", TypeName(container), "' is not iterable");
   }
   ASSIGN_OR_RETURN(const auto iterator, evaluator->Iterate(container));
   while (true) {

@@ -23,20 +23,6 @@ std::string Operator(const std::string& test) {
   return test == "le" ? "<=" : test;
 }
 
-bool IsIterable(const Value& value) {
-  switch (value.kind()) {
-    case Kind::kNone:
-    case Kind::kBool:
-    case Kind::kInt:
-    case Kind::kFloat:
-    case Kind::kNamespace:
-    case Kind::kFunction:
-      return false;
-    default:
-      return true;
-  }
-}
-
 absl::StatusOr<bool> Divides(Evaluator* evaluator, const Value& value, int64_t divisor, int64_t rest) {
   ASSIGN_OR_RETURN(const Value found, Binary(evaluator, "%", value, Value::Int(divisor)));
   return Equal(found, Value::Int(rest));
@@ -85,7 +71,7 @@ absl::StatusOr<bool> ApplyTest(Evaluator* evaluator, const std::string& name, co
   if (name == "number") return input.is_number();
   if (name == "string") return input.is_string();
   if (name == "mapping") return input.is(Kind::kDict);
-  if (name == "iterable") return IsIterable(input);
+  if (name == "iterable") return input.is_iterable();
   if (name == "callable") return input.is(Kind::kFunction) || input.is(Kind::kLoop) || input.is(Kind::kUndefined);
   if (name == "escaped") return input.markup();
   if (name == "odd" || name == "even") return Divides(evaluator, input, 2, name == "odd" ? 1 : 0);

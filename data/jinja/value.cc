@@ -63,6 +63,20 @@ Value Value::List(std::vector<Value> items) { return Sequence(Kind::kList, std::
 Value Value::Tuple(std::vector<Value> items) { return Sequence(Kind::kTuple, std::move(items)); }
 Value Value::Dict(std::shared_ptr<DictObject> dict) { return Value(Kind::kDict, std::move(dict)); }
 
+bool Value::is_iterable() const {
+  switch (kind_) {
+    case Kind::kNone:
+    case Kind::kBool:
+    case Kind::kInt:
+    case Kind::kFloat:
+    case Kind::kNamespace:
+    case Kind::kFunction:
+      return false;
+    default:
+      return true;
+  }
+}
+
 bool Value::markup() const { return kind_ == Kind::kString && As<StringObject>()->markup; }
 const std::string& Value::text() const { return As<StringObject>()->text; }
 const std::vector<Value>& Value::items() const { return As<ListObject>()->items; }

@@ -67,6 +67,7 @@ class Value {
   bool is_sequence() const { return kind_ == Kind::kList || kind_ == Kind::kTuple; }
   bool is_integer() const { return kind_ == Kind::kInt || kind_ == Kind::kBool; }  // as in Python, True is 1
   bool is_number() const { return is_integer() || kind_ == Kind::kFloat; }
+  bool is_iterable() const;
   bool markup() const;
   int depth() const { return object_ == nullptr ? 0 : object_->depth; }
   const Object* object() const { return object_.get(); }

@@ -8,6 +8,7 @@
 #include <ATen/ops/zeros.h>
 
 #include "kernels/ops.h"
+#include "parallel/layers/autograd.h"
 
 namespace trireme {
 namespace {
@@ -88,9 +89,7 @@ ProductGradient::ProductGradient(Weight& weight, const Product& forward, const a
     for (const AdapterMember& member : adapter->members) {
       const at::Tensor inverse = forward.inverse_length.narrow(0, member.first_row, member.rows);
       const at::Tensor sums = at::sum(Columns(products, member), {0}, /*keepdim=*/false, inverse.scalar_type());
-      member.magnitude->AddGradient([gradient = sums * inverse](at::Tensor& accumulator, bool overwrite) {
-        overwrite ? CopyConverted(gradient, accumulator) : AddInto(accumulator, gradient);
-      });
+      AddVectorGradient(*member.magnitude, sums * inverse);
       Columns(dy_, member).mul_((inverse * member.magnitude->full().data).to(dy.scalar_type()));
     }
   }

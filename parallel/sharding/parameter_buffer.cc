@@ -1,3 +1,5 @@
+// Long because gathering, gradients and initialization share where parameters lie in the buffer; how quantized ones are
+// stored is quantized_storage.cc.
 #include "parallel/sharding/parameter_buffer.h"
 
 #include <ATen/ops/empty.h>
