@@ -238,7 +238,8 @@ absl::StatusOr<bool> Checkpointer::Resume(bool allow_change, TrainProgress* prog
     std::vector<std::string> changes = NumericChanges(manifest->config(), recipe_.config);
     const std::vector<std::string> digests(manifest->corpus_digest().begin(), manifest->corpus_digest().end());
     if (digests != corpus_digests_)
-      changes.push_back("data: the content of the corpora or conversations differs from what the run was trained on");
+      changes.push_back(absl::StrCat("data.", recipe_.config.data().has_conversations() ? "conversations" : "source",
+                                     ": the content differs from what the run was trained on"));
     if (!changes.empty()) {
       const std::string list = absl::StrJoin(changes, "\n  ");
       if (!allow_change) {
