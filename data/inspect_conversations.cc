@@ -19,8 +19,10 @@ std::string Printable(const std::string& bytes) {
     const bool control = code < 0x20 || (code >= 0x7f && code < 0xa0) || (code >= 0x202a && code <= 0x202e);
     if (code == '\n') {
       out += "\n  ";
+    } else if (control && code < 0x100) {
+      absl::StrAppendFormat(&out, "\\x%02x", code);
     } else if (control) {
-      absl::StrAppendFormat(&out, code < 0x100 ? "\\x%02x" : "\\u%04x", code);
+      absl::StrAppendFormat(&out, "\\u%04x", code);
     } else {
       out.append(begin, p);
     }
