@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # launch/fuzz.sh [TARGET ...]
 # Fuzzes every reader of files from outside (tests/fuzz/) under ASan and UBSan, or only the named ones, as many at a time as there are cores.
-# TRIREME_FUZZ_SECONDS (60): time for each; 0: nothing is built or run. What was found interesting stays in build-fuzz/corpus/ and is where the next run begins.
+# TRIREME_FUZZ_SECONDS (20): time for each; 0: nothing is built or run. What was found interesting stays in build-fuzz/corpus/ and is where the next run begins.
 set -euo pipefail
 source "$(dirname "$0")/env.sh"
 
-seconds=${TRIREME_FUZZ_SECONDS:-60}
+seconds=${TRIREME_FUZZ_SECONDS:-20}
 [[ "$seconds" =~ ^[0-9]+$ ]] || fail "fuzz.sh: TRIREME_FUZZ_SECONDS is '$seconds', not a number of seconds"
 if [ "$seconds" -eq 0 ]; then exit; fi
 
