@@ -1,7 +1,6 @@
 #include "data/chat_template.h"
 
 #include <algorithm>
-#include <filesystem>
 
 #include "data/chat_spans.h"
 #include "data/jinja/template.h"
@@ -36,11 +35,6 @@ absl::StatusOr<Json> ReadObject(const std::string& path) {
   Json json = Json::parse(text, nullptr, /*allow_exceptions=*/false);
   if (!json.is_object()) return Error(ExitCode::kData, path, " is not a JSON object");
   return json;
-}
-
-bool Exists(const std::string& path) {
-  std::error_code error;
-  return std::filesystem::exists(path, error);
 }
 
 // Adds the special tokens that `config` names: strings, or objects with the string as `content`.

@@ -21,11 +21,6 @@ namespace {
 
 namespace fs = std::filesystem;
 
-bool Exists(const std::string& path) {
-  std::error_code error;
-  return fs::exists(path, error);
-}
-
 std::string Join(const std::string& folder, const std::string& name) { return (fs::path(folder) / name).string(); }
 
 absl::Status CheckShard(const IndexedFile& file, const CorpusShard& shard) {

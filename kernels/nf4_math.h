@@ -22,14 +22,6 @@ inline constexpr int64_t kNestedBlock = 256;  // scales with one scale, where th
       0.24611230194568634f, 0.33791524171829224f, 0.44070982933044434f, 0.5626170039176941f, 0.7229568362236023f, 1.0f
 inline constexpr float kNf4Codes[16] = {TRIREME_NF4_CODES};
 
-// The code whose value is nearest to x in [-1, 1]: the number of midpoints below x (between two codes the lower wins).
-TRIREME_HOST_DEVICE inline int NearestNf4(float x) {
-  const float codes[16] = {TRIREME_NF4_CODES};
-  int code = 0;
-  for (int i = 0; i < 15; ++i) code += x > (codes[i] + codes[i + 1]) / 2 ? 1 : 0;
-  return code;
-}
-
 // What the values were before: dequantized ones are rounded to that type.
 enum class ValueType { kFloat32, kBfloat16, kFloat16 };
 

@@ -77,6 +77,11 @@ absl::StatusOr<std::string> ReadFile(const std::string& path, uint64_t max_bytes
   return contents;
 }
 
+bool Exists(const std::string& path) {
+  std::error_code error;
+  return fs::exists(path, error);
+}
+
 absl::Status WriteFileAtomically(const std::string& path, const std::string& contents) {
   const std::string temporary = absl::StrCat(path, ".tmp-", ::getpid());
   auto writer = FileWriter::Create(temporary);

@@ -20,6 +20,9 @@ using Digest = std::string;
 // Reads a whole file; refuses one larger than `max_bytes` before allocating.
 absl::StatusOr<std::string> ReadFile(const std::string& path, uint64_t max_bytes = uint64_t{1} << 30);
 
+// Whether there is something at `path`, links followed; false where that cannot be told.
+bool Exists(const std::string& path);
+
 // Writes to `path`.tmp, fsyncs, renames over `path`, fsyncs the directory: after a crash the old or the new file
 // stands, whole.
 absl::Status WriteFileAtomically(const std::string& path, const std::string& contents);

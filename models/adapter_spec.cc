@@ -25,8 +25,6 @@ bool Names(const std::string& name, const std::string& module) {
   return module == name || absl::EndsWith(module, "." + name);
 }
 
-std::string LastPart(const std::string& module) { return module.substr(module.rfind('.') + 1); }
-
 std::vector<std::string> LastParts(const std::vector<std::string>& modules) {
   std::set<std::string> parts;
   for (const std::string& module : modules) parts.insert(LastPart(module));
@@ -137,6 +135,10 @@ class Pattern {
 
 }  // namespace
 
+std::string ModuleOf(const std::string& parameter) { return std::string(absl::StripSuffix(parameter, ".weight")); }
+
+std::string LastPart(const std::string& module) { return module.substr(module.rfind('.') + 1); }
+
 bool FullyMatches(const std::string& expression, const std::string& text, std::string* problem) {
   int error = 0;
   PCRE2_SIZE offset = 0;
@@ -163,7 +165,7 @@ bool FullyMatches(const std::string& expression, const std::string& text, std::s
 }
 
 const ModuleAdapter* AdapterSpec::Find(const std::string& parameter) const {
-  const auto found = modules.find(std::string(absl::StripSuffix(parameter, ".weight")));
+  const auto found = modules.find(ModuleOf(parameter));
   return found == modules.end() ? nullptr : &found->second;
 }
 

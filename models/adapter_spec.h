@@ -14,6 +14,10 @@
 
 namespace trireme {
 
+// Of the parameter "model.layers.0.self_attn.q_proj.weight": the module's path, and the last part of that.
+std::string ModuleOf(const std::string& parameter);
+std::string LastPart(const std::string& module);
+
 struct ModuleAdapter {
   int64_t rank = 0;
   double alpha = 0;

@@ -3,7 +3,6 @@
 #include <absl/strings/match.h>
 #include <absl/strings/str_cat.h>
 #include <absl/strings/str_join.h>
-#include <absl/strings/strip.h>
 
 #include <algorithm>
 #include <cmath>
@@ -39,8 +38,7 @@ ParameterSpec NormWeight(const DecoderSpec& s, const std::string& name, int64_t 
 std::vector<ParameterSpec> Frozen(const DecoderSpec& s, std::vector<ParameterSpec> parameters) {
   if (s.adapter == nullptr) return parameters;
   for (ParameterSpec& parameter : parameters) {
-    const std::string module(absl::StripSuffix(parameter.name, ".weight"));
-    parameter.trainable = s.adapter->saved_modules.count(module) > 0;
+    parameter.trainable = s.adapter->saved_modules.count(ModuleOf(parameter.name)) > 0;
   }
   return parameters;
 }
@@ -54,14 +52,14 @@ int64_t NumElements(const std::vector<ParameterSpec>& parameters, bool trainable
 }
 
 // Whole parts of a module's path at its beginning or its end.
-bool Names(const std::string& item, absl::string_view module) {
+bool Names(const std::string& item, const std::string& module) {
   return module == item || absl::EndsWith(module, absl::StrCat(".", item)) ||
          absl::StartsWith(module, absl::StrCat(item, "."));
 }
 
 template <typename Items>
 bool AnyNames(const Items& items, const std::string& parameter) {
-  const absl::string_view module = absl::StripSuffix(parameter, ".weight");
+  const std::string module = ModuleOf(parameter);
   return std::any_of(items.begin(), items.end(), [&](const std::string& item) { return Names(item, module); });
 }
 
@@ -162,8 +160,7 @@ void CheckUnquantized(const DecoderSpec& spec, std::vector<std::string>* problem
   EachMatrixGroup(all, [&](size_t begin, size_t end) {
     std::vector<std::string> stay, others;
     for (size_t i = begin; i < end; ++i) {
-      (StaysUnquantized(spec, all[i]) ? stay : others)
-          .push_back(std::string(absl::StripSuffix(all[i].name, ".weight")));
+      (StaysUnquantized(spec, all[i]) ? stay : others).push_back(ModuleOf(all[i].name));
     }
     if (!stay.empty() && !others.empty())
       problems->push_back(absl::StrCat("model.quantization.skip_modules: names ", absl::StrJoin(stay, ", "),
@@ -172,8 +169,7 @@ void CheckUnquantized(const DecoderSpec& spec, std::vector<std::string>* problem
   });
   for (const std::string& item : spec.unquantized) {
     bool known = item == "lm_head";  // also where it is tied
-    for (const ParameterSpec& parameter : all)
-      known = known || Names(item, absl::StripSuffix(parameter.name, ".weight"));
+    for (const ParameterSpec& parameter : all) known = known || Names(item, ModuleOf(parameter.name));
     if (!known)
       problems->push_back(absl::StrCat("model.quantization.skip_modules: \"", item, "\" names no layer of the model"));
   }
@@ -196,8 +192,8 @@ BlockAdapters MakeBlockAdapters(const DecoderSpec& s, const BlockParameters& blo
     for (size_t i = first; i < end; ++i) {
       const ModuleAdapter* module = s.adapter->Find(base[i].name);
       if (module == nullptr) continue;
-      const std::string name(absl::StripSuffix(base[i].name, "weight"));
-      ParameterSpec a = Matrix(name + "lora_A.weight", module->rank, base[i].shape[1], 0, Placement::kReplicated);
+      ParameterSpec a =
+          Matrix(ModuleOf(base[i].name) + ".lora_A.weight", module->rank, base[i].shape[1], 0, Placement::kReplicated);
       if (base[i].placement == Placement::kColumns) a.placement = Placement::kColumns;
       const bool gaussian = config.init_lora_weights() == AdapterConfig::GAUSSIAN;
       a.initialization = gaussian ? Initialization::kNormal : Initialization::kUniform;
@@ -214,16 +210,16 @@ BlockAdapters MakeBlockAdapters(const DecoderSpec& s, const BlockParameters& blo
     }
     for (GroupAdapter::Member& member : group.members) {
       const ParameterSpec& weight = base[member.base];
-      const std::string name(absl::StripSuffix(weight.name, "weight"));
+      const std::string module = ModuleOf(weight.name);
       const bool rows = weight.placement == Placement::kRows;
-      ParameterSpec b = Matrix(name + "lora_B.weight", weight.shape[0], member.rank, 0,
+      ParameterSpec b = Matrix(module + ".lora_B.weight", weight.shape[0], member.rank, 0,
                                rows ? Placement::kRows : Placement::kReplicated);
       b.initialization = Initialization::kZeros;
       b.heads = rows ? weight.heads : 0;
       b.rate = config.loraplus_lr_ratio();
       member.b = add(std::move(b));
       if (!config.use_dora()) continue;
-      ParameterSpec magnitude = Vector(name + "lora_magnitude_vector", weight.shape[0], Initialization::kOnes,
+      ParameterSpec magnitude = Vector(module + ".lora_magnitude_vector", weight.shape[0], Initialization::kOnes,
                                        rows ? Placement::kRows : Placement::kReplicated);
       magnitude.heads = rows ? weight.heads : 0;
       member.magnitude = add(std::move(magnitude));
@@ -237,7 +233,7 @@ std::vector<std::string> LinearModules(const DecoderSpec& spec) {
   std::vector<std::string> names;
   for (int64_t layer = 0; layer < spec.num_layers; ++layer) {
     for (const ParameterSpec& parameter : MakeBlockParameters(spec, layer).parameters) {
-      if (parameter.shape.size() == 2) names.emplace_back(absl::StripSuffix(parameter.name, ".weight"));
+      if (parameter.shape.size() == 2) names.push_back(ModuleOf(parameter.name));
     }
   }
   return names;

@@ -6,7 +6,6 @@
 #include <ATen/ops/mm.h>
 #include <absl/strings/match.h>
 #include <absl/strings/str_join.h>
-#include <absl/strings/strip.h>
 
 #include <algorithm>
 #include <cstring>
@@ -127,10 +126,10 @@ std::vector<std::string> TargetNames(const AdapterSpec& adapter, const std::vect
   std::set<std::string> last_parts, whole;
   for (const auto& [module, unused] : adapter.modules) {
     whole.insert(module);
-    last_parts.insert(module.substr(module.rfind('.') + 1));
+    last_parts.insert(LastPart(module));
   }
   const bool all = std::all_of(linears.begin(), linears.end(), [&](const std::string& module) {
-    return whole.count(module) > 0 || last_parts.count(module.substr(module.rfind('.') + 1)) == 0;
+    return whole.count(module) > 0 || last_parts.count(LastPart(module)) == 0;
   });
   const std::set<std::string>& names = all ? last_parts : whole;
   return {names.begin(), names.end()};
@@ -213,8 +212,8 @@ absl::StatusOr<ExportSource> Merged(const ExportSource& base, std::shared_ptr<co
     ASSIGN_OR_RETURN(const at::Tensor values, base.read(*stored, begin, end));
     const ModuleAdapter* module = specification->Find(tensor.name);
     if (module == nullptr) return values.to(tensor.dtype);
-    ASSIGN_OR_RETURN(const Update update, ReadUpdate(*adapter, std::string(absl::StripSuffix(tensor.name, ".weight")),
-                                                     *module, specification->config.use_dora()));
+    ASSIGN_OR_RETURN(const Update update,
+                     ReadUpdate(*adapter, ModuleOf(tensor.name), *module, specification->config.use_dora()));
     const at::Tensor rows = values.to(at::kFloat).view({end - begin, tensor.row_numel()});
     return Apply(update, rows, begin).to(tensor.dtype).view({-1});
   };

@@ -22,7 +22,7 @@ struct AdapterSource {
   const ExportTensor* Find(const std::string& name) const;
 };
 
-// PATH: a PEFT directory, a run_dir (its newest whole checkpoint) or a step folder. alive: called now and then.
+// PATH: a PEFT directory, a run_dir (its newest whole checkpoint) or a step folder.
 absl::StatusOr<std::shared_ptr<const AdapterSource>> OpenAdapter(const std::string& path);
 
 // The decoder with the adapter on it. Errors (kData) when names or shapes do not fit, listing them.

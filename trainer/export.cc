@@ -24,7 +24,7 @@ namespace {
 
 namespace fs = std::filesystem;
 
-bool Exists(const std::string& path) {
+bool IsTaken(const std::string& path) {
   std::error_code error;
   return fs::exists(fs::symlink_status(path, error));
 }
@@ -82,7 +82,7 @@ absl::Status Export(const ExportOptions& options, const std::vector<ModelFamily>
   std::string output = options.output;
   while (output.size() > 1 && output.back() == '/') output.pop_back();
   if (output.empty()) return Error(ExitCode::kConfig, "export: no output; give one with --output");
-  if (Exists(output))
+  if (IsTaken(output))
     return Error(ExitCode::kConfig, "export: ", output, " exists already; remove it or choose another output");
   RETURN_IF_ERROR(CheckDtype(options.format, options.dtype));
   ASSIGN_OR_RETURN(ExportSource source, OpenExportSource(options.source, families, options.alive));
@@ -94,7 +94,7 @@ absl::Status Export(const ExportOptions& options, const std::vector<ModelFamily>
   const std::string temporary = absl::StrFormat("%s.tmp-%x-%x", output, now, ::getpid());
   absl::Status status = MakeDirectories(temporary);
   if (status.ok()) status = Write(source, options, families, temporary);
-  if (status.ok() && Exists(output)) status = Error(ExitCode::kStorage, "export: ", output, " has appeared meanwhile");
+  if (status.ok() && IsTaken(output)) status = Error(ExitCode::kStorage, "export: ", output, " has appeared meanwhile");
   const bool file = options.format == ExportConfig::GGUF || options.format == ExportConfig::GGUF_LORA;
   if (status.ok()) status = RenameDurably(file ? absl::StrCat(temporary, "/", kGgufModelName) : temporary, output);
   if (file || !status.ok()) RemoveAll(temporary).IgnoreError();
@@ -123,7 +123,7 @@ absl::Status CheckExport(const RunConfig& config) {
   if (!config.has_export_()) return absl::OkStatus();
   const std::string& output = config.export_().output();
   if (output.empty()) return Error(ExitCode::kConfig, "export.output: not set; give the folder or file to write");
-  if (Exists(output))
+  if (IsTaken(output))
     return Error(ExitCode::kConfig, "export.output: ", output, " exists already; remove it or choose another");
   RETURN_IF_ERROR(CheckDtype(config.export_().format(), config.export_().dtype()));
   const bool adapter_format = IsAdapterFormat(config.export_().format());
@@ -153,7 +153,7 @@ absl::Status SaveAdapter(const Recipe& recipe, int64_t step, Mesh& mesh) {
     RETURN_IF_ERROR(MakeDirectories(temporary));
     RETURN_IF_ERROR(WritePeftDirectory(*adapter, plain, temporary));
     RETURN_IF_ERROR(RemoveAll(old));
-    if (Exists(target)) RETURN_IF_ERROR(RenameDurably(target, old));
+    if (IsTaken(target)) RETURN_IF_ERROR(RenameDurably(target, old));
     RETURN_IF_ERROR(RenameDurably(temporary, target));
     RETURN_IF_ERROR(RemoveAll(old));
     Info("the adapter of step ", step, " is in ", target);
@@ -167,7 +167,7 @@ absl::Status SaveAdapter(const Recipe& recipe, int64_t step, Mesh& mesh) {
 absl::Status ExportAtEnd(const Recipe& recipe, int64_t step, const std::vector<ModelFamily>& families, Mesh& mesh) {
   if (!recipe.config.has_export_()) return absl::OkStatus();
   absl::Status status = absl::OkStatus();
-  if (mesh.control().rank() == 0 && !Exists(recipe.config.export_().output())) {
+  if (mesh.control().rank() == 0 && !IsTaken(recipe.config.export_().output())) {
     ExportOptions options;
     options.source = Checkpointer::FolderFor(recipe.config.run_dir(), step);
     options.output = recipe.config.export_().output();

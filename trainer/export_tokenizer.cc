@@ -28,11 +28,6 @@ constexpr const char* kCompanions[] = {kTokenizerConfig,    "special_tokens_map.
                                        "added_tokens.json", "tokenizer.model",         "vocab.json",
                                        "merges.txt",        kGenerationConfig};
 
-bool Exists(const std::string& path) {
-  std::error_code error;
-  return fs::exists(path, error);
-}
-
 absl::Status Write(const std::string& path, const std::string& contents) {
   ASSIGN_OR_RETURN(const std::unique_ptr<FileWriter> writer, FileWriter::Create(path));
   RETURN_IF_ERROR(writer->Append(contents.data(), contents.size()));
@@ -42,18 +37,6 @@ absl::Status Write(const std::string& path, const std::string& contents) {
 absl::Status Copy(const std::string& from, const std::string& to) {
   ASSIGN_OR_RETURN(const std::string contents, ReadFile(from));
   return Write(to, contents);
-}
-
-// tokenizer_config.json gives a special token as text or as an object with its content.
-std::optional<int64_t> IdOf(const Json& config, const char* key, const Tokenizer& tokenizer) {
-  const auto token = config.find(key);
-  if (token == config.end()) return std::nullopt;
-  std::string text;
-  if (token->is_string()) text = token->get<std::string>();
-  if (token->is_object() && token->contains("content") && (*token)["content"].is_string())
-    text = (*token)["content"].get<std::string>();
-  const int32_t id = text.empty() ? -1 : tokenizer.TokenId(text);
-  return id < 0 ? std::nullopt : std::optional<int64_t>(id);
 }
 
 // The token with this id as the file spells it; "" when there is none.

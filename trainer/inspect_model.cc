@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "data/tokenizer.h"
+#include "launch/file.h"
 #include "launch/log.h"
 #include "models/formats/gguf_config.h"
 #include "models/formats/gguf_tokenizer_json.h"
@@ -119,11 +120,6 @@ absl::StatusOr<Findings> InspectCheckpoint(const std::string& folder) {
   for (const auto& [name, shape] : reader.shapes()) found.Add(dtype, shape);
   for (const CheckpointFile& file : manifest.file()) found.bytes += file.bytes();
   return found;
-}
-
-bool Exists(const fs::path& path) {
-  std::error_code error;
-  return fs::exists(path, error);
 }
 
 }  // namespace

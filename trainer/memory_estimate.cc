@@ -34,8 +34,7 @@ UnitSize SizeOf(const Recipe& recipe, const std::vector<ParameterSpec>& paramete
       n = (n + parts - 1) / parts;
     }
     if (parameter.quantized) {
-      const QuantizationFormat& format = *recipe.model.quantization;
-      size.gathered += format.method == QuantizationFormat::kInt8 ? n : n / 2 + n / 64 * (format.nested ? 1 : 4);
+      size.gathered += QuantizedStorage::StoredBytes(*recipe.model.quantization, n);
     } else {
       size.gathered += n * ElementSize(recipe.config.precision().compute());
     }

@@ -2,7 +2,6 @@
 
 #include <absl/strings/str_format.h>
 #include <fcntl.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 #include <cmath>
@@ -40,11 +39,6 @@ std::string RunLine(const RunDescription& run) {
                {"parameters", run.parameters},
                {"total_steps", run.total_steps},
                {"config", run.config}});
-}
-
-bool Exists(const std::string& path) {
-  struct stat info;
-  return ::stat(path.c_str(), &info) == 0;
 }
 
 // Rewrites the file so that it holds the run up to `step`, followed by the resume line.

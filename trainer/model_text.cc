@@ -2,7 +2,6 @@
 
 #include <absl/strings/match.h>
 
-#include <filesystem>
 #include <utility>
 
 #include "launch/file.h"
@@ -20,11 +19,6 @@ using Json = nlohmann::json;
 
 constexpr int64_t kTemplateNow = 1721952000;  // 26 Jul 2024, what Llama's templates take where there is no clock.
 constexpr uint64_t kMaxTemplateBytes = uint64_t{1} << 20;
-
-bool Exists(const std::string& path) {
-  std::error_code error;
-  return std::filesystem::exists(path, error);
-}
 
 std::string SpecialToken(const Json& config, const char* key) {
   const auto token = config.find(key);

@@ -12,6 +12,12 @@
 namespace trireme::jinja {
 namespace {
 
+Result IteratorOf(Evaluator* evaluator, std::vector<Value> items) {
+  ASSIGN_OR_RETURN(const Value list, evaluator->NewList(std::move(items)));
+  ASSIGN_OR_RETURN(auto iterator, evaluator->Iterate(list));
+  return evaluator->NewIterator(std::move(iterator));
+}
+
 Result First(Evaluator* evaluator, const Value& input, const CallArguments& arguments) {
   RETURN_IF_ERROR(Bind(evaluator, "first", arguments, {}, 0).status());
   ASSIGN_OR_RETURN(const auto iterator, evaluator->Iterate(input));
@@ -46,10 +52,8 @@ Result Reverse(Evaluator* evaluator, const Value& input, const CallArguments& ar
   ASSIGN_OR_RETURN(std::vector<Value> items, evaluator->ToVector(input));
   std::reverse(items.begin(), items.end());
   const bool was_iterator = input.is(Kind::kIterator) || input.is(Kind::kUndefined);
-  ASSIGN_OR_RETURN(const Value list, evaluator->NewList(std::move(items)));
-  if (was_iterator) return list;  // Jinja falls back to a list
-  ASSIGN_OR_RETURN(auto iterator, evaluator->Iterate(list));
-  return evaluator->NewIterator(std::move(iterator));
+  if (was_iterator) return evaluator->NewList(std::move(items));  // Jinja falls back to a list
+  return IteratorOf(evaluator, std::move(items));
 }
 
 // jinja2.filters.make_attrgetter. Without an attribute, the item itself.
@@ -86,9 +90,9 @@ class Getter {
   Value otherwise_;
 };
 
-// What sorting and comparing without regard to case look at.
-Result IgnoreCase(Evaluator* evaluator, const Value& value) {
-  if (!value.is_string()) return value;
+// What sorting and comparing look at.
+Result Compared(Evaluator* evaluator, Value value, bool case_sensitive) {
+  if (case_sensitive || !value.is_string()) return value;
   RETURN_IF_ERROR(CheckCase(evaluator, "comparing without regard to case", value.text()));
   return evaluator->NewString(AsciiLower(value.text()));
 }
@@ -138,9 +142,7 @@ Result Sort(Evaluator* evaluator, const Value& input, const CallArguments& argum
     std::vector<Value> parts;  // Jinja compares lists of attributes
     for (const Getter& getter : getters) {
       ASSIGN_OR_RETURN(Value part, getter(evaluator, item));
-      if (!IsTrue(values[1])) {
-        ASSIGN_OR_RETURN(part, IgnoreCase(evaluator, part));
-      }
+      ASSIGN_OR_RETURN(part, Compared(evaluator, std::move(part), IsTrue(values[1])));
       if (part.is(Kind::kFloat) && std::isnan(part.number())) return evaluator->Refuse("sorting NaN");
       parts.push_back(std::move(part));
     }
@@ -163,10 +165,7 @@ Result DictSort(Evaluator* evaluator, const Value& input, const CallArguments& a
   const auto& entries = input.dict().entries;
   std::vector<Value> keys;
   for (const auto& [key, value] : entries) {
-    Value compared = by == "key" ? key : value;
-    if (!IsTrue(values[0])) {
-      ASSIGN_OR_RETURN(compared, IgnoreCase(evaluator, compared));
-    }
+    ASSIGN_OR_RETURN(Value compared, Compared(evaluator, by == "key" ? key : value, IsTrue(values[0])));
     keys.push_back(std::move(compared));
   }
   ASSIGN_OR_RETURN(const std::vector<size_t> order, SortedOrder(evaluator, keys, IsTrue(values[2])));
@@ -247,9 +246,7 @@ Result Extreme(Evaluator* evaluator, const Value& input, const CallArguments& ar
   Value best, best_key;
   for (const Value& item : items) {
     ASSIGN_OR_RETURN(Value key, getter(evaluator, item));
-    if (!IsTrue(values[0])) {
-      ASSIGN_OR_RETURN(key, IgnoreCase(evaluator, key));
-    }
+    ASSIGN_OR_RETURN(key, Compared(evaluator, std::move(key), IsTrue(values[0])));
     if (!best.is(Kind::kMissing)) {
       ASSIGN_OR_RETURN(const bool better, Compare(evaluator, op, key, best_key));
       if (!better) continue;
@@ -275,18 +272,14 @@ Result Unique(Evaluator* evaluator, const Value& input, const CallArguments& arg
   std::vector<Value> kept, keys;
   for (const Value& item : items) {
     ASSIGN_OR_RETURN(Value key, getter(evaluator, item));
-    if (!IsTrue(values[0])) {
-      ASSIGN_OR_RETURN(key, IgnoreCase(evaluator, key));
-    }
+    ASSIGN_OR_RETURN(key, Compared(evaluator, std::move(key), IsTrue(values[0])));
     if (key.is(Kind::kList) || key.is(Kind::kDict)) return evaluator->Raise("unhashable type: '", TypeName(key), "'");
     RETURN_IF_ERROR(evaluator->Charge(static_cast<int64_t>(keys.size())));
     if (std::any_of(keys.begin(), keys.end(), [&](const Value& other) { return Equal(other, key); })) continue;
     keys.push_back(std::move(key));
     kept.push_back(item);
   }
-  ASSIGN_OR_RETURN(const Value list, evaluator->NewList(std::move(kept)));
-  ASSIGN_OR_RETURN(auto iterator, evaluator->Iterate(list));
-  return evaluator->NewIterator(std::move(iterator));
+  return IteratorOf(evaluator, std::move(kept));
 }
 
 absl::StatusOr<int64_t> Count(Evaluator* evaluator, const Value& value) {
@@ -310,9 +303,7 @@ Result Batch(Evaluator* evaluator, const Value& input, const CallArguments& argu
     ASSIGN_OR_RETURN(Value list, evaluator->NewList(std::move(batch)));
     batches.push_back(std::move(list));
   }
-  ASSIGN_OR_RETURN(const Value list, evaluator->NewList(std::move(batches)));
-  ASSIGN_OR_RETURN(auto iterator, evaluator->Iterate(list));
-  return evaluator->NewIterator(std::move(iterator));
+  return IteratorOf(evaluator, std::move(batches));
 }
 
 // map, select, reject, selectattr and rejectattr: nothing is done before an item is asked for.
@@ -447,9 +438,7 @@ Result SliceFilter(Evaluator* evaluator, const Value& input, const CallArguments
     ASSIGN_OR_RETURN(Value list, evaluator->NewList(std::move(slice)));
     lists.push_back(std::move(list));
   }
-  ASSIGN_OR_RETURN(const Value list, evaluator->NewList(std::move(lists)));
-  ASSIGN_OR_RETURN(auto iterator, evaluator->Iterate(list));
-  return evaluator->NewIterator(std::move(iterator));
+  return IteratorOf(evaluator, std::move(lists));
 }
 
 }  // namespace

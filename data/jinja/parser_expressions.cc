@@ -54,58 +54,15 @@ class Parser {
   }
 
   Result Tuple(bool conditional, absl::string_view end_name, bool parentheses) {
-    std::vector<ExpressionPtr> items;
-    bool is_tuple = false;
     const int line = stream_.line();
-    while (true) {
-      if (!items.empty()) RETURN_IF_ERROR(stream_.ExpectOperator(","));
-      if (AtTupleEnd(end_name)) break;
-      ASSIGN_OR_RETURN(ExpressionPtr item, conditional ? Conditional() : Or());
-      items.push_back(std::move(item));
-      if (!stream_.IsOperator(",")) break;
-      is_tuple = true;
-    }
-    if (!is_tuple && !items.empty()) return std::move(items[0]);
-    if (!is_tuple && !parentheses) return stream_.Unexpected("an expression");
-    ExpressionPtr tuple = Make(Kind::kTuple, line);
-    tuple->parts = std::move(items);
-    return tuple;
+    ASSIGN_OR_RETURN(ExpressionPtr value, Items(end_name, [&] { return conditional ? Conditional() : Or(); }));
+    if (value != nullptr) return value;
+    return parentheses ? Make(Kind::kTuple, line) : Result(stream_.Unexpected("an expression"));
   }
 
   Result Target(bool with_namespace, absl::string_view end_name) {
-    std::vector<ExpressionPtr> items;
-    bool is_tuple = false;
-    const int line = stream_.line();
-    while (true) {
-      if (!items.empty()) RETURN_IF_ERROR(stream_.ExpectOperator(","));
-      if (AtTupleEnd(end_name)) break;
-      const TokenStream::Level level(&stream_);
-      RETURN_IF_ERROR(level.Check());
-      const int item_line = stream_.line();
-      ExpressionPtr item;
-      if (stream_.SkipOperator("(")) {
-        ASSIGN_OR_RETURN(item, Target(false, ""));
-        RETURN_IF_ERROR(stream_.ExpectOperator(")"));
-      } else {
-        ASSIGN_OR_RETURN(std::string name, stream_.ExpectAnyName());
-        static constexpr absl::string_view kNot[] = {"true", "false", "none", "True", "False", "None"};
-        if (std::find(std::begin(kNot), std::end(kNot), name) != std::end(kNot))
-          return stream_.Fail(item_line, "can't assign to '", name, "'");
-        item = Make(Kind::kName, item_line, name);
-        if (with_namespace && stream_.SkipOperator(".")) {
-          ASSIGN_OR_RETURN(std::string attribute, stream_.ExpectAnyName());
-          item = Make(Kind::kAttribute, item_line, attribute, std::move(item));
-        }
-      }
-      items.push_back(std::move(item));
-      if (!stream_.IsOperator(",")) break;
-      is_tuple = true;
-    }
-    if (items.empty()) return stream_.Unexpected("something to assign to");
-    if (!is_tuple) return std::move(items[0]);
-    ExpressionPtr tuple = Make(Kind::kTuple, line);
-    tuple->parts = std::move(items);
-    return tuple;
+    ASSIGN_OR_RETURN(ExpressionPtr target, Items(end_name, [&] { return TargetItem(with_namespace); }));
+    return target != nullptr ? std::move(target) : Result(stream_.Unexpected("something to assign to"));
   }
 
   Result Filters(ExpressionPtr value, bool inline_start) {
@@ -122,6 +79,46 @@ class Parser {
   }
 
  private:
+  // `item`s with commas between them: null for none, one without a comma is itself, anything else a tuple.
+  template <typename Item>
+  Result Items(absl::string_view end_name, const Item& item) {
+    std::vector<ExpressionPtr> items;
+    bool is_tuple = false;
+    const int line = stream_.line();
+    while (true) {
+      if (!items.empty()) RETURN_IF_ERROR(stream_.ExpectOperator(","));
+      if (AtTupleEnd(end_name)) break;
+      ASSIGN_OR_RETURN(ExpressionPtr next, item());
+      items.push_back(std::move(next));
+      if (!stream_.IsOperator(",")) break;
+      is_tuple = true;
+    }
+    if (items.empty()) return ExpressionPtr();
+    if (!is_tuple) return std::move(items[0]);
+    ExpressionPtr tuple = Make(Kind::kTuple, line);
+    tuple->parts = std::move(items);
+    return tuple;
+  }
+
+  Result TargetItem(bool with_namespace) {
+    const TokenStream::Level level(&stream_);
+    RETURN_IF_ERROR(level.Check());
+    const int line = stream_.line();
+    if (stream_.SkipOperator("(")) {
+      ASSIGN_OR_RETURN(ExpressionPtr inner, Target(false, ""));
+      RETURN_IF_ERROR(stream_.ExpectOperator(")"));
+      return inner;
+    }
+    ASSIGN_OR_RETURN(std::string name, stream_.ExpectAnyName());
+    static constexpr absl::string_view kNot[] = {"true", "false", "none", "True", "False", "None"};
+    if (std::find(std::begin(kNot), std::end(kNot), name) != std::end(kNot))
+      return stream_.Fail(line, "can't assign to '", name, "'");
+    ExpressionPtr item = Make(Kind::kName, line, name);
+    if (!with_namespace || !stream_.SkipOperator(".")) return item;
+    ASSIGN_OR_RETURN(std::string attribute, stream_.ExpectAnyName());
+    return Make(Kind::kAttribute, line, attribute, std::move(item));
+  }
+
   bool AtTupleEnd(absl::string_view end_name) const {
     return stream_.Is(TokenKind::kVariableEnd) || stream_.Is(TokenKind::kBlockEnd) || stream_.IsOperator(")") ||
            (!end_name.empty() && stream_.IsName(end_name));

@@ -8,9 +8,26 @@
 namespace trireme::jinja {
 namespace {
 
-class Representer {
+// Text that grows as far as the evaluation may make it.
+class TextWriter {
  public:
-  explicit Representer(Evaluator* evaluator) : evaluator_(evaluator) {}
+  explicit TextWriter(Evaluator* evaluator) : evaluator_(evaluator) {}
+
+  std::string text;
+
+ protected:
+  absl::Status Add(absl::string_view more) {
+    RETURN_IF_ERROR(evaluator_->Charge(static_cast<int64_t>(more.size())));
+    text.append(more.data(), more.size());
+    return absl::OkStatus();
+  }
+
+  Evaluator* evaluator_;
+};
+
+class Representer : public TextWriter {
+ public:
+  using TextWriter::TextWriter;
 
   absl::Status Append(const Value& value) {
     switch (value.kind()) {
@@ -59,14 +76,7 @@ class Representer {
     return absl::OkStatus();
   }
 
-  std::string text;
-
  private:
-  absl::Status Add(absl::string_view more) {
-    RETURN_IF_ERROR(evaluator_->Charge(static_cast<int64_t>(more.size())));
-    text.append(more.data(), more.size());
-    return absl::OkStatus();
-  }
   absl::Status AppendItems(const std::vector<Value>& items, absl::string_view open, absl::string_view close) {
     RETURN_IF_ERROR(Add(open));
     for (size_t i = 0; i < items.size(); ++i) {
@@ -75,14 +85,12 @@ class Representer {
     }
     return Add(close);
   }
-
-  Evaluator* evaluator_;
 };
 
 // json.dumps.
-class JsonWriter {
+class JsonWriter : public TextWriter {
  public:
-  explicit JsonWriter(Evaluator* evaluator) : evaluator_(evaluator) {}
+  using TextWriter::TextWriter;
 
   absl::Status Append(const Value& value, int level) {
     switch (value.kind()) {
@@ -118,7 +126,7 @@ class JsonWriter {
     }
   }
 
-  std::string text, item_separator = ", ", key_separator = ": ";
+  std::string item_separator = ", ", key_separator = ": ";
   std::optional<std::string> indent;
   bool ensure_ascii = false, sort_keys = false;
 
@@ -155,13 +163,6 @@ class JsonWriter {
     for (int i = 0; i < level; ++i) RETURN_IF_ERROR(Add(*indent));
     return absl::OkStatus();
   }
-  absl::Status Add(absl::string_view more) {
-    RETURN_IF_ERROR(evaluator_->Charge(static_cast<int64_t>(more.size())));
-    text.append(more.data(), more.size());
-    return absl::OkStatus();
-  }
-
-  Evaluator* evaluator_;
 };
 
 }  // namespace

@@ -432,6 +432,7 @@ void Nf4Quantize(int64_t blocks, const float* x, uint8_t* packed, float* absmax)
     float scaled[kNf4Block];
     int32_t code[kNf4Block] = {};
     for (int i = 0; i < kNf4Block; ++i) scaled[i] = x[i] * scale;
+    // The nearest code is the number of midpoints below (between two codes the lower wins).
     for (int k = 0; k < 15; ++k) {
       const float midpoint = (kNf4Codes[k] + kNf4Codes[k + 1]) / 2;
 #pragma omp simd

@@ -16,6 +16,8 @@ constexpr int64_t kReadElements = int64_t{1} << 20;  // at a time; whole blocks
 
 bool FullRows(const std::vector<int64_t>& shape, const Rectangle& r) { return r.size[1] == shape[1]; }
 
+int64_t ScaleBytes(QuantizationFormat format) { return format.nested ? 1 : sizeof(float); }
+
 int64_t NumelOf(const std::vector<int64_t>& shape) { return shape[0] * shape[1]; }
 
 // values [n] on the CPU become the largest of the group's.
@@ -58,7 +60,7 @@ QuantizedStorage::QuantizedStorage(QuantizationFormat format, std::vector<Matrix
       pieces_(pieces),
       device_(device) {
   const bool nf4 = format_.method == QuantizationFormat::kNf4;
-  piece_bytes_ = nf4 ? piece_numel_ / 2 + piece_numel_ / kNf4Block * scale_bytes() : piece_numel_;
+  piece_bytes_ = StoredBytes(format_, piece_numel_);
   // All ranks keep as much from the start, so that memory does not depend on what was loaded.
   for (size_t i = 0; i < matrices_.size(); ++i) {
     if (!nf4) {
@@ -84,6 +86,11 @@ absl::Status QuantizedStorage::Check(QuantizationFormat format, const std::vecto
                " matrix; use fewer tensor ranks, or name it in model.quantization.skip_modules");
 }
 
+int64_t QuantizedStorage::StoredBytes(QuantizationFormat format, int64_t numel) {
+  if (format.method == QuantizationFormat::kInt8) return numel;
+  return numel / 2 + numel / kNf4Block * ScaleBytes(format);
+}
+
 int64_t QuantizedStorage::SideBytes() const {
   int64_t bytes = 0;
   for (const Side& side : sides_) {
@@ -106,7 +113,7 @@ int64_t QuantizedStorage::CodeByte(int64_t element) const {
   return format_.method == QuantizationFormat::kNf4 ? element / 2 : element;
 }
 int64_t QuantizedStorage::ScaleByte(int64_t element) const {
-  return piece_numel_ / 2 + element / kNf4Block * scale_bytes();
+  return piece_numel_ / 2 + element / kNf4Block * ScaleBytes(format_);
 }
 
 void QuantizedStorage::SetNested(Side* side, const NestedScales& nested) const {

@@ -52,6 +52,9 @@ class QuantizedStorage {
   // Why a rectangle of a matrix of `shape` cannot be held; OK: it can.
   static absl::Status Check(QuantizationFormat format, const std::vector<int64_t>& shape, const Rectangle& rectangle);
 
+  // What `numel` elements take, without what is on every rank.
+  static int64_t StoredBytes(QuantizationFormat format, int64_t numel);
+
   int pieces() const { return pieces_; }
   int64_t piece_bytes() const { return piece_bytes_; }
   int64_t SideBytes() const;  // of what is on every rank
@@ -81,7 +84,6 @@ class QuantizedStorage {
     int64_t Of(int64_t block) const { return first_block + block / row_blocks * row_stride + block % row_blocks; }
   };
   Numbering NumberingOf(const Matrix& matrix) const;
-  int64_t scale_bytes() const { return format_.nested ? 1 : 4; }
   absl::Status QuantizeNf4(int matrix, int64_t begin, int64_t end, int64_t own_begin, const Groups& groups,
                            const Reader& read, uint8_t* own);
   absl::Status QuantizeRows(int matrix, int64_t begin, int64_t end, int64_t own_begin, const Groups& groups,
