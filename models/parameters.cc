@@ -42,8 +42,15 @@ std::vector<ParameterSpec> EmbeddingParameters(const DecoderSpec& s) {
                  Placement::kVocabulary)};
 }
 
+std::vector<ParameterSpec> PositionParameters(const DecoderSpec& s) {
+  if (!s.learned_positions) return {};
+  return {Matrix(absl::StrCat(kPositionsName, ".weight"), s.max_positions, s.hidden_size, s.initializer_range,
+                 Placement::kReplicated)};
+}
+
 std::vector<ParameterSpec> HeadParameters(const DecoderSpec& s) {
   std::vector<ParameterSpec> head = {NormWeight(s, "model.norm.weight", s.hidden_size)};
+  if (s.gpt_block) head.push_back(Vector("model.norm.bias", s.hidden_size, Initialization::kZeros));
   if (!s.tied_embeddings)
     head.push_back(Matrix("lm_head.weight", s.vocab_size, s.hidden_size, s.initializer_range, Placement::kVocabulary));
   return head;
@@ -63,8 +70,10 @@ BlockParameters MakeBlockParameters(const DecoderSpec& s, int64_t layer) {
     return static_cast<int>(block.parameters.size()) - 1;
   };
   const auto norm = [&](const char* name) { return add(NormWeight(s, prefix + name, h)); };
+  const auto norm_bias = [&](const char* name) { return add(Vector(prefix + name, h, Initialization::kZeros)); };
 
   block.input_norm = norm("input_layernorm.weight");
+  if (s.gpt_block) block.input_norm_bias = norm_bias("input_layernorm.bias");
   block.q = add(Matrix(attention + "q_proj.weight", q, h, deviation, kRows));
   add(Fused(Matrix(attention + "k_proj.weight", kv, h, deviation, kRows), s.num_kv_heads));
   add(Fused(Matrix(attention + "v_proj.weight", kv, h, deviation, kRows), s.num_kv_heads));
@@ -85,6 +94,14 @@ BlockParameters MakeBlockParameters(const DecoderSpec& s, int64_t layer) {
   } else {
     block.mlp_norm = norm("post_attention_layernorm.weight");
   }
+  if (s.gpt_block) {
+    block.mlp_norm_bias = norm_bias("post_attention_layernorm.bias");
+    block.up = add(Matrix(prefix + "mlp.up_proj.weight", f, h, deviation, kRows));
+    block.up_bias = add(Vector(prefix + "mlp.up_proj.bias", f, Initialization::kZeros, kRows));
+    block.down = add(Matrix(prefix + "mlp.down_proj.weight", h, f, residual, kColumns));
+    block.down_bias = add(Vector(prefix + "mlp.down_proj.bias", h, Initialization::kZeros));
+    return block;
+  }
   block.gate = add(Matrix(prefix + "mlp.gate_proj.weight", f, h, deviation, kRows));
   add(Fused(Matrix(prefix + "mlp.up_proj.weight", f, h, deviation, kRows)));
   block.down = add(Matrix(prefix + "mlp.down_proj.weight", h, f, residual, kColumns));
@@ -92,13 +109,18 @@ BlockParameters MakeBlockParameters(const DecoderSpec& s, int64_t layer) {
   return block;
 }
 
+std::vector<std::vector<ParameterSpec>> UnitParameters(const DecoderSpec& spec) {
+  std::vector<std::vector<ParameterSpec>> units = {EmbeddingParameters(spec)};
+  for (ParameterSpec& positions : PositionParameters(spec)) units[0].push_back(std::move(positions));
+  for (int64_t layer = 0; layer < spec.num_layers; ++layer)
+    units.push_back(MakeBlockParameters(spec, layer).parameters);
+  units.push_back(HeadParameters(spec));
+  return units;
+}
+
 std::vector<ParameterSpec> DecoderParameters(const DecoderSpec& spec) {
-  std::vector<ParameterSpec> all = EmbeddingParameters(spec);
-  const auto append = [&](const std::vector<ParameterSpec>& specs) {
-    all.insert(all.end(), specs.begin(), specs.end());
-  };
-  for (int64_t layer = 0; layer < spec.num_layers; ++layer) append(MakeBlockParameters(spec, layer).parameters);
-  append(HeadParameters(spec));
+  std::vector<ParameterSpec> all;
+  for (const std::vector<ParameterSpec>& unit : UnitParameters(spec)) all.insert(all.end(), unit.begin(), unit.end());
   return all;
 }
 

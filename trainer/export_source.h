@@ -1,10 +1,7 @@
 // trainer/export_source.h
-// What can be exported: a run, a checkpoint, a Hugging Face directory or a GGUF file, as named tensors read piece by
-// piece.
+// What can be exported: a run, a checkpoint, a Hugging Face directory or a GGUF file.
 #ifndef TRIREME_TRAINER_EXPORT_SOURCE_H_
 #define TRIREME_TRAINER_EXPORT_SOURCE_H_
-
-#include <ATen/core/Tensor.h>
 
 #include <functional>
 #include <memory>
@@ -14,35 +11,21 @@
 #include "models/family.h"
 #include "models/formats/gguf.h"
 #include "models/formats/hf_config.h"
+#include "trainer/weight_source.h"
 
 namespace trireme {
 
-struct ExportTensor {
-  std::string name;
-  std::vector<int64_t> shape;
-  at::ScalarType dtype = at::kFloat;  // as stored: float32, bfloat16 or float16; float32 of quantized ones
-
-  int64_t rows() const { return shape[0]; }
-  int64_t row_numel() const { return shape.size() == 2 ? shape[1] : 1; }
-};
-
 struct ExportSource {
-  std::string description;            // "checkpoint runs/a/checkpoints/step-00000100"
-  ModelConfig model;                  // resolved
-  std::vector<ExportTensor> tensors;  // in the model's order
-  // Rows [begin, end) of a tensor (elements, if it has one dimension), on the CPU, in its dtype.
-  std::function<absl::StatusOr<at::Tensor>(const ExportTensor&, int64_t begin, int64_t end)> read;
+  std::string description;  // "checkpoint runs/a/checkpoints/step-00000100"
+  ModelConfig model;        // resolved
+  WeightSource weights;
+  WeightTable table;  // of its family's checkpoints
   HfTokenIds ids;  // where the source is a model directory
   // Where tokenizer files may lie. The first folder with a tokenizer.json decides which tokenizer it is.
   std::vector<std::string> tokenizer_folders;
   // The GGUF file whose tokenizer is the model's; null unless no folder has one.
   std::shared_ptr<const GgufFile> tokenizer_gguf;
 };
-
-// Gives all rows of a tensor to `use`, some 16 MiB (as float32) at a time and whole multiples of `multiple` rows (which
-// divides them): flat, on the CPU, in the tensor's dtype.
-absl::Status ReadPieces(const ExportSource& source, const ExportTensor& tensor, int64_t multiple,
-                        const std::function<absl::Status(const at::Tensor&)>& use);
 
 // The step folder that a run_dir (its newest checkpoint that is whole) or a step folder stands for; "" for what is
 // neither.

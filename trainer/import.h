@@ -6,9 +6,6 @@
 #include <string>
 #include <vector>
 
-#include "models/decoder_spec.h"
-#include "models/formats/gguf.h"
-#include "models/formats/hf_directory.h"
 #include "parallel/comm/mesh.h"
 #include "trainer/model.h"
 
@@ -18,14 +15,6 @@ namespace trireme {
 // set. What does not fit is appended to `problems`. Returns the keys that were ignored, as a sentence for the log, or
 // "". Not collective.
 std::string ResolveModelConfig(ModelConfig* model, std::vector<std::string>* problems);
-
-// OK when the directory holds exactly the model's tensors in their shapes (a head that repeats a tied embedding and the
-// rotary frequencies of old files may be there too); else kData, listing what is missing, unexpected or of another
-// shape.
-absl::Status CheckHfTensors(const HfDirectory& directory, const DecoderSpec& spec);
-
-// OK when the file holds the model's tensors in their shapes. `file` must have passed ReadGgufFacts.
-absl::Status CheckGgufTensors(const GgufFile& file, const DecoderSpec& spec);
 
 // Fills the weights of `model` from the directory model.from, converted from F32, BF16 or F16, or from a GGUF file, of
 // any type that GgufDequantize knows. Each rank maps the files and touches only its own rectangles. Missing and

@@ -12,24 +12,23 @@ namespace {
 
 int64_t ElementSize(PrecisionConfig::Format format) { return format == PrecisionConfig::BF16 ? 2 : 4; }
 
-// Elements of each unit (embedding, blocks, head) on one tensor rank. A tied matrix counts in the embedding and, where
-// the head is on another rank, there too.
+// Elements of each unit (embedding with positions, blocks, head) on one tensor rank. A tied matrix counts in the
+// embedding and, where the head is on another rank, there too.
 std::vector<int64_t> UnitElements(const Recipe& recipe) {
   const DecoderSpec& model = recipe.model;
   const int64_t tensor = recipe.mesh[Axis::kTensor];
-  std::vector<int64_t> elements(model.num_layers + 2);
-  const std::vector<ParameterSpec> all = DecoderParameters(model);
-  const int64_t per_block = (static_cast<int64_t>(all.size()) - 1 - (model.tied_embeddings ? 1 : 2)) / model.num_layers;
-  for (size_t i = 0; i < all.size(); ++i) {
-    int64_t n = 1;
-    for (int64_t extent : all[i].shape) n *= extent;
-    if (all[i].placement != Placement::kReplicated) {
-      const int64_t parts = all[i].heads > 0 ? std::min(tensor, all[i].heads) : tensor;
-      n = (n + parts - 1) / parts;
+  std::vector<int64_t> elements;
+  for (const std::vector<ParameterSpec>& unit : UnitParameters(model)) {
+    elements.push_back(0);
+    for (const ParameterSpec& parameter : unit) {
+      int64_t n = 1;
+      for (int64_t extent : parameter.shape) n *= extent;
+      if (parameter.placement != Placement::kReplicated) {
+        const int64_t parts = parameter.heads > 0 ? std::min(tensor, parameter.heads) : tensor;
+        n = (n + parts - 1) / parts;
+      }
+      elements.back() += n;
     }
-    const int64_t unit =
-        i == 0 ? 0 : std::min<int64_t>(1 + (static_cast<int64_t>(i) - 1) / per_block, model.num_layers + 1);
-    elements[unit] += n;
   }
   return elements;
 }
@@ -46,14 +45,17 @@ int64_t BlockActivationBytes(const Recipe& recipe) {
   const int64_t size = ElementSize(recipe.config.precision().compute());
   const int64_t q = m.num_heads / tensor * m.head_dim, kv = std::max<int64_t>(1, m.num_kv_heads / tensor) * m.head_dim;
   const int64_t input = rows * m.hidden_size * size;
-  const std::map<std::string, int64_t> results = {{kKeepQkv, tokens * (q + 2 * kv) * size},
-                                                  {kKeepAttention, tokens * (q * size + m.num_heads / tensor * 4)},
-                                                  {kKeepGateUp, tokens * 2 * m.intermediate_size / tensor * size}};
+  const std::map<std::string, int64_t> results = {
+      {kKeepQkv, tokens * (q + 2 * kv) * size},
+      {kKeepAttention, tokens * (q * size + m.num_heads / tensor * 4)},
+      {kKeepGateUp, tokens * (m.gpt_block ? 1 : 2) * m.intermediate_size / tensor * size}};
   const RecomputeConfig& recompute = recipe.config.recompute();
   int64_t bytes = input;
   if (recompute.policy() == RecomputeConfig::NONE) {
     bytes += rows * m.hidden_size * size + 2 * rows * 4;  // the residual stream between attention and MLP; two norms
     for (const auto& [name, amount] : results) bytes += amount;
+    // GPT's blocks keep what goes into their products: both normed inputs and what GELU made, and four numbers per row.
+    if (m.gpt_block) bytes += 2 * input + results.at(kKeepGateUp) + 2 * rows * 4;
   } else if (recompute.policy() == RecomputeConfig::SELECTIVE) {
     std::set<std::string> keep(recompute.keep().begin(), recompute.keep().end());
     if (keep.empty()) keep.insert(kKeepAttention);

@@ -2,14 +2,12 @@
 
 #include <algorithm>
 #include <filesystem>
-#include <map>
 
 #include "configs/config_loader.h"
 #include "launch/log.h"
 #include "models/parameters.h"
 #include "parallel/comm/mpi_group.h"
 #include "trainer/agreement.h"
-#include "trainer/sharded_tensors.h"
 #include "trainer/train.h"
 
 namespace trireme {
@@ -85,7 +83,7 @@ absl::Status RunOn(const Plan& plan, const Extensions& extensions, const Process
   absl::StatusOr<std::unique_ptr<Model>> model = Model::Create(plan.recipe, mesh, extensions);
   RETURN_IF_ERROR(Agree(mesh.control(), model.status()));
   const double start = MonotonicSeconds();
-  RETURN_IF_ERROR(Agree(mesh.control(), LoadWeights(plan.source, mesh, **model)));
+  RETURN_IF_ERROR(Agree(mesh.control(), LoadWeights(plan.source.weights, mesh, **model)));
   for (ParameterBuffer* buffer : (*model)->buffers()) buffer->Publish(/*converted=*/false);
   Info(plan.source.description, ": ", HumanCount(static_cast<double>(NumParameters(plan.recipe.model))),
        " parameters on ", plan.recipe.mesh.ToString(), ", loaded in ", HumanSeconds(MonotonicSeconds() - start));
@@ -97,24 +95,6 @@ absl::Status RunOn(const Plan& plan, const Extensions& extensions, const Process
 }
 
 }  // namespace
-
-absl::Status LoadWeights(const ExportSource& source, Mesh& mesh, Model& model) {
-  std::map<std::string, const ExportTensor*> tensors;
-  for (const ExportTensor& tensor : source.tensors) tensors[tensor.name] = &tensor;
-  for (ParameterBuffer* buffer : model.buffers()) {
-    for (const TensorPart& part : PartsOf(*buffer, buffer->own_weights(), "", /*unique=*/false)) {
-      const auto found = tensors.find(part.name);
-      if (found == tensors.end() || found->second->shape != part.shape)
-        return Error(ExitCode::kData, source.description, ": has no ", part.name, " of the shape that the model needs");
-      const Rectangle& r = part.rectangle;
-      ASSIGN_OR_RETURN(at::Tensor values, source.read(*found->second, r.offset[0], r.offset[0] + r.size[0]));
-      if (part.shape.size() == 2) values = values.view({r.size[0], part.shape[1]}).narrow(1, r.offset[1], r.size[1]);
-      part.values.view(values.sizes()).copy_(values);
-    }
-    mesh.log().Beat("loading weights");
-  }
-  return absl::OkStatus();
-}
 
 absl::Status WithSession(const SessionOptions& options, const Extensions& extensions,
                          const std::function<absl::Status(Session&)>& run) {
