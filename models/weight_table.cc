@@ -94,9 +94,9 @@ WeightTable MakeWeightTable(const WeightNames& names, const DecoderSpec& spec) {
       WeightTable::Stored stored;
       stored.name = name;
       stored.shape = spec_of.shape;
-      stored.transposed = rule->transposed;
+      stored.transposed = rule->transposed && spec_of.shape.size() == 2;
       stored.shape[0] *= rule->parts;
-      if (rule->transposed) std::reverse(stored.shape.begin(), stored.shape.end());
+      if (stored.transposed) std::reverse(stored.shape.begin(), stored.shape.end());
       table.stored.push_back(std::move(stored));
     }
     WeightTable::Stored& stored = table.stored[parameter.stored];

@@ -14,9 +14,9 @@ namespace trireme {
 
 // One kind of parameter of a family, as data.
 struct WeightRule {
-  const char* name;           // ours; * stands for the layer's number
-  const char* stored;         // theirs
-  bool transposed = false;    // stored as [columns, rows]
+  const char* name;           // ours, a literal; * stands for the layer's number
+  const char* stored;         // theirs, likewise
+  bool transposed = false;    // a matrix is stored as [columns, rows]
   int part = 0, parts = 1;    // the stored rows are those of `parts` of our parameters, this being the part-th
   bool per_head = false;      // ... of each head in turn, instead of each parameter in turn
   bool rotary_order = false;  // the rows of a head are in another order where rotation is partial (RotaryOrder)

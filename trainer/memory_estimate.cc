@@ -90,7 +90,8 @@ RankMemory EstimateMemory(const Recipe& recipe, int pipeline_rank) {
     }
     first = end;
   }
-  if (has_head && m.tied_embeddings && recipe.schedule.rank_of_stage[0] != pipeline_rank) own += elements[0];
+  if (has_head && m.tied_embeddings && recipe.schedule.rank_of_stage[0] != pipeline_rank)
+    own += elements[0] - (m.learned_positions ? m.max_positions * m.hidden_size : 0);
 
   RankMemory memory;
   const int64_t shard = own / shards;

@@ -13,12 +13,13 @@ DecoderSpec Specify(const ModelConfig& config, std::vector<std::string>* problem
   return spec;
 }
 
+constexpr char kQkv[] = "transformer.h.*.attn.c_attn.weight", kQkvBias[] = "transformer.h.*.attn.c_attn.bias";
+
 // Transformers' Conv1D keeps matrices as [inputs, outputs].
 WeightNames Names() {
   const auto qkv = [](const char* name, const char* stored, int part) {
     return WeightRule{.name = name, .stored = stored, .transposed = true, .part = part, .parts = 3};
   };
-  constexpr char kQkv[] = "transformer.h.*.attn.c_attn.weight", kQkvBias[] = "transformer.h.*.attn.c_attn.bias";
   return {
       .rules = {{"model.embed_tokens.weight", "transformer.wte.weight"},
                 {"model.embed_positions.weight", "transformer.wpe.weight"},

@@ -25,13 +25,14 @@ DecoderSpec Specify(const ModelConfig& config, std::vector<std::string>* problem
   return spec;
 }
 
+constexpr char kQkv[] = "gpt_neox.layers.*.attention.query_key_value.weight",
+               kQkvBias[] = "gpt_neox.layers.*.attention.query_key_value.bias";
+
 WeightNames Names() {
   const auto qkv = [](const char* name, const char* stored, int part) {
     return WeightRule{
         .name = name, .stored = stored, .part = part, .parts = 3, .per_head = true, .rotary_order = part < 2};
   };
-  constexpr char kQkv[] = "gpt_neox.layers.*.attention.query_key_value.weight",
-                 kQkvBias[] = "gpt_neox.layers.*.attention.query_key_value.bias";
   return {
       .rules = {{"model.embed_tokens.weight", "gpt_neox.embed_in.weight"},
                 {"model.layers.*.input_layernorm.weight", "gpt_neox.layers.*.input_layernorm.weight"},
