@@ -12,7 +12,7 @@ namespace trireme {
 namespace {
 
 constexpr char kSizes[] =
-    "num_hidden_layers: 3 hidden_size: 48 num_attention_heads: 4 intermediate_size: 40 vocab_size: 31 "
+    "num_hidden_layers: 3 hidden_size: 48 num_attention_heads: 3 intermediate_size: 40 vocab_size: 31 "
     "max_position_embeddings: 16 ";
 
 int64_t Numel(const std::vector<int64_t>& shape) {
