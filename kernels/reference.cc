@@ -8,6 +8,7 @@
 #include <ATen/ops/clamp.h>
 #include <ATen/ops/clamp_min.h>
 #include <ATen/ops/cross_entropy_loss.h>
+#include <ATen/ops/erfc.h>
 #include <ATen/ops/from_blob.h>
 #include <ATen/ops/logsumexp.h>
 #include <ATen/ops/matmul.h>
@@ -21,6 +22,17 @@ namespace trireme::reference {
 
 at::Tensor RmsNorm(const at::Tensor& x, const at::Tensor& weight, double eps) {
   return x * at::rsqrt(x.pow(2).mean(-1, /*keepdim=*/true) + eps) * weight;
+}
+
+at::Tensor LayerNorm(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias, double eps) {
+  const at::Tensor centered = x - x.mean(-1, /*keepdim=*/true);
+  return centered * at::rsqrt(centered.pow(2).mean(-1, /*keepdim=*/true) + eps) * weight + bias;
+}
+
+at::Tensor GeluOf(const at::Tensor& x, Gelu kind) {
+  // Without the cancellation far below zero: (1 + erf(y)) / 2 = erfc(-y) / 2, (1 + tanh(u)) / 2 = sigmoid(2u).
+  if (kind == Gelu::kErf) return x * at::erfc(x * -M_SQRT1_2) / 2;
+  return x * at::sigmoid(2 * std::sqrt(2 / M_PI) * (x + 0.044715 * x.pow(3)));
 }
 
 at::Tensor Gated(const at::Tensor& gate_up, Activation activation) {

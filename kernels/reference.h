@@ -6,6 +6,7 @@
 
 #include <ATen/core/Tensor.h>
 
+#include "kernels/gelu.h"
 #include "kernels/nf4_math.h"
 #include "kernels/ops.h"
 
@@ -13,7 +14,9 @@ namespace trireme::reference {
 
 // All tensors float64.
 at::Tensor RmsNorm(const at::Tensor& x, const at::Tensor& weight, double eps);  // [T, H], [H] -> [T, H]
-at::Tensor Gated(const at::Tensor& gate_up, Activation activation);             // [T, 2F] -> [T, F]
+at::Tensor LayerNorm(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias, double eps);
+at::Tensor GeluOf(const at::Tensor& x, Gelu kind);
+at::Tensor Gated(const at::Tensor& gate_up, Activation activation);  // [T, 2F] -> [T, F]
 // heads [T, heads, head_dim], as Transformers writes it: x cos + rotate_half(x) sin.
 at::Tensor Rope(const at::Tensor& heads, const at::Tensor& positions, const RopeTable& table);
 

@@ -9,9 +9,11 @@
 #include <cmath>
 #include <tuple>
 
+#include "models/gpt_block.h"
 #include "parallel/comm/mpi_group.h"
 #include "parallel/layers/adapter.h"
 #include "parallel/layers/functions.h"
+#include "parallel/layers/gpt_functions.h"
 
 namespace trireme {
 namespace {
@@ -26,15 +28,22 @@ struct Shared {
 
 class EmbeddingUnit final : public Unit {
  public:
-  EmbeddingUnit(std::string name, ParameterBuffer* buffer, std::shared_ptr<const Shared> shared)
-      : name_(std::move(name)), buffers_({buffer}), shared_(std::move(shared)) {}
+  // positions: the learned table's buffer; null: there is none.
+  EmbeddingUnit(std::string name, ParameterBuffer* buffer, ParameterBuffer* positions,
+                std::shared_ptr<const Shared> shared)
+      : name_(std::move(name)), buffers_({buffer}), shared_(std::move(shared)) {
+    if (positions != nullptr) buffers_.push_back(positions);
+  }
   const std::string& name() const override { return name_; }
   const std::vector<ParameterBuffer*>& buffers() const override { return buffers_; }
   bool recomputable() const override { return false; }
   bool backward_reads_parameters() const override { return false; }
   Carry Forward(const UnitContext& context, Carry, const at::Tensor& anchor) override {
-    return {Embedding(context.batch->tokens, buffers_[0]->weight(0), *shared_->tensor, anchor,
-                      shared_->spec.embedding_scale)};
+    ProcessGroup& tensor = *shared_->tensor;
+    const at::Tensor x =
+        Embedding(context.batch->tokens, buffers_[0]->weight(0), tensor, anchor, shared_->spec.embedding_scale);
+    if (buffers_.size() == 1) return {x};
+    return {AddPositions(x, context.batch->positions, buffers_[1]->weight(0), tensor)};
   }
 
  private:
@@ -88,6 +97,7 @@ class BlockUnit final : public Unit {
     ProcessGroup& tensor = *shared_->tensor;
     KeptResults* kept = context.kept;
     const SelfAttentionArguments attention = Attention(context);
+    if (spec.gpt_block) return {GptBlock(input[0], weights_, index_, spec, attention, tensor, kept)};
 
     const double eps = spec.rms_norm_eps, offset = spec.norm_offset ? 1 : 0;
     const auto weight = [&](int index) -> Weight& { return *weights_[index]; };
@@ -171,6 +181,7 @@ class HeadUnit final : public Unit {
       : name_(std::move(name)),
         buffers_(norm == head ? std::vector<ParameterBuffer*>{norm} : std::vector<ParameterBuffer*>{norm, head}),
         norm_(norm->weight(0)),
+        norm_bias_(shared->spec.gpt_block ? &norm->weight(1) : nullptr),
         head_(head->weight(head_index)),
         shared_(std::move(shared)) {}
   const std::string& name() const override { return name_; }
@@ -179,7 +190,8 @@ class HeadUnit final : public Unit {
 
   Carry Forward(const UnitContext& context, Carry input, const at::Tensor&) override {
     const DecoderSpec& spec = shared_->spec;
-    const at::Tensor x = Norm(input[0], norm_, spec.rms_norm_eps, spec.norm_offset ? 1 : 0);
+    const at::Tensor x = norm_bias_ != nullptr ? LayerNorm(input[0], norm_, *norm_bias_, spec.rms_norm_eps)
+                                               : Norm(input[0], norm_, spec.rms_norm_eps, spec.norm_offset ? 1 : 0);
     if (context.phase == Phase::kGenerate) {
       at::Tensor logits = Logits(x, head_, spec.vocab_size, context.batch->wanted, *shared_->tensor);
       const double cap = spec.final_logit_softcap;
@@ -201,6 +213,7 @@ class HeadUnit final : public Unit {
   std::string name_;
   std::vector<ParameterBuffer*> buffers_;
   Weight& norm_;
+  Weight* norm_bias_;
   Weight& head_;
   std::shared_ptr<const Shared> shared_;
 };
@@ -243,7 +256,11 @@ DecoderUnits BuildDecoder(const DecoderSpec& spec, const BufferOptions& options,
     const int uses = spec.tied_embeddings && range.whole_embedding ? 2 : 1;
     embedding = add_buffer(kEmbeddingName, EmbeddingParameters(spec), uses);
   }
-  if (first) decoder.units.push_back(std::make_unique<EmbeddingUnit>(kEmbeddingName, embedding, shared));
+  if (first) {
+    ParameterBuffer* positions =
+        spec.learned_positions ? add_buffer(kPositionsName, PositionParameters(spec)) : nullptr;
+    decoder.units.push_back(std::make_unique<EmbeddingUnit>(kEmbeddingName, embedding, positions, shared));
+  }
   for (int64_t layer = 0; layer < spec.num_layers; ++layer) {
     if (!has(layer + 1)) continue;
     const std::string name = absl::StrCat("model.layers.", layer);
@@ -280,9 +297,11 @@ DecoderUnits BuildDecoder(const DecoderSpec& spec, const BufferOptions& options,
                                                         std::move(index), shared));
   }
   if (last) {
-    ParameterBuffer* head_buffer = add_buffer("head", HeadParameters(spec));
-    decoder.units.push_back(std::make_unique<HeadUnit>(
-        "head", head_buffer, spec.tied_embeddings ? embedding : head_buffer, spec.tied_embeddings ? 0 : 1, shared));
+    const std::vector<ParameterSpec> head = HeadParameters(spec);
+    ParameterBuffer* head_buffer = add_buffer("head", head);
+    decoder.units.push_back(
+        std::make_unique<HeadUnit>("head", head_buffer, spec.tied_embeddings ? embedding : head_buffer,
+                                   spec.tied_embeddings ? 0 : static_cast<int>(head.size()) - 1, shared));
   }
   return decoder;
 }

@@ -18,7 +18,7 @@ namespace trireme {
 struct DecoderUnits {
   std::vector<std::unique_ptr<Unit>> units;  // embedding, block 0 .. n-1, head
   std::vector<std::unique_ptr<ParameterBuffer>>
-      buffers;  // one per unit and storage format; a tied matrix is one of its own
+      buffers;  // one per unit and storage format; a tied matrix or table of positions is one of its own
 };
 
 // Which of the units 0 (embedding), 1 .. n (blocks), n + 1 (head) a pipeline stage has.

@@ -12,7 +12,8 @@ std::set<int64_t> DecoderSpec::windows() const {
 
 double DecoderSpec::TrainingFlopsPerToken(int64_t sequence_length) const {
   const int64_t q = num_heads * head_dim, kv = num_kv_heads * head_dim;
-  const int64_t block = hidden_size * (q + 2 * kv) + q * hidden_size + 3 * hidden_size * intermediate_size;
+  const int64_t block =
+      hidden_size * (q + 2 * kv) + q * hidden_size + (gpt_block ? 2 : 3) * hidden_size * intermediate_size;
   double attention = 0;
   for (int64_t i = 0; i < num_layers; ++i) {
     const double window = static_cast<double>(layer(i).window), half = static_cast<double>(sequence_length) / 2;

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "configs/run_config.pb.h"
+#include "kernels/gelu.h"
 #include "kernels/ops.h"
 #include "kernels/quantized_matrix.h"
 #include "launch/status.h"
@@ -37,7 +38,7 @@ struct DecoderSpec {
   double rope_theta = 10000;
   double local_rope_theta = 10000;
   std::optional<RopeScaling> rope_scaling;
-  double rms_norm_eps = 1e-5;
+  double rms_norm_eps = 1e-5;  // of LayerNorms too
   bool tied_embeddings = false;
   double initializer_range = 0.02;
   bool scaled_residual_init = false;
@@ -53,6 +54,14 @@ struct DecoderSpec {
   double attention_softcap = 0;                // scores s become c tanh(s / c); 0: they do not
   double final_logit_softcap = 0;              // logits likewise
   double embedding_scale = 1;                  // embeddings are multiplied by it, rounded to their type
+  int64_t rotary_dim = 0;                      // dimensions of a head that positions rotate (RotaryOrder); 0: all
+
+  // Blocks with LayerNorms that have biases, and an MLP of two projections with biases (models/gpt_block.h). Of the
+  // above they take neither qk_norm, norm_offset, post_norms nor activation.
+  bool gpt_block = false;
+  Gelu gelu = Gelu::kErf;          // of the MLP
+  bool parallel_residual = false;  // attention and MLP read the same input and are added together
+  bool learned_positions = false;  // rows of a table are added to the embeddings, max_positions of them
 
   // What is trained instead of the parameters, which are frozen then; null: nothing.
   std::shared_ptr<const AdapterSpec> adapter;

@@ -3,7 +3,8 @@
 namespace trireme {
 
 std::vector<ModelFamily> BuiltInFamilies() {
-  return {LlamaFamily(), Qwen2Family(), Qwen3Family(), SmolLm3Family(), Gemma2Family(), Gemma3Family()};
+  return {LlamaFamily(),  Qwen2Family(),  Qwen3Family(), SmolLm3Family(),
+          Gemma2Family(), Gemma3Family(), Gpt2Family(),  GptNeoxFamily()};
 }
 
 absl::StatusOr<ModelFamily> FindFamily(const std::vector<ModelFamily>& families, const std::string& name) {

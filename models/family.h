@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "models/decoder_spec.h"
+#include "models/weight_table.h"
 
 namespace trireme {
 
@@ -15,6 +16,7 @@ struct ModelFamily {
   // Checks the configuration and fills in what it leaves open; every problem is appended to `problems`
   // ("model.hidden_size: ... ; remedy").
   DecoderSpec (*specify)(const ModelConfig& config, std::vector<std::string>* problems);
+  WeightNames weights = LlamaWeightNames();  // of its checkpoints
 };
 
 // What all families share, from the fields that mean the same in all: Llama's decoder. A family's specify() adds to it.
@@ -28,6 +30,8 @@ ModelFamily Qwen3Family();    // arXiv 2505.09388: q and k are normed per head
 ModelFamily SmolLm3Family();  // some layers do not rotate
 ModelFamily Gemma2Family();   // arXiv 2408.00118: norms 1 + w before and after, soft caps, scaled embeddings, GELU
 ModelFamily Gemma3Family();   // arXiv 2503.19786, its text model: as Gemma 2, normed heads instead of soft caps
+ModelFamily Gpt2Family();     // learned positions, LayerNorm, GELU, biases
+ModelFamily GptNeoxFamily();  // arXiv 2204.06745, Pythia (2304.01373): partial rotation, parallel residual
 
 // The families built in; a program outside the tree passes more to Main().
 std::vector<ModelFamily> BuiltInFamilies();

@@ -90,8 +90,15 @@ std::vector<ParameterSpec> EmbeddingParameters(const DecoderSpec& s) {
                            Placement::kVocabulary)});
 }
 
+std::vector<ParameterSpec> PositionParameters(const DecoderSpec& s) {
+  if (!s.learned_positions) return {};
+  return Frozen(s, {Matrix(absl::StrCat(kPositionsName, ".weight"), s.max_positions, s.hidden_size, s.initializer_range,
+                           Placement::kReplicated)});
+}
+
 std::vector<ParameterSpec> HeadParameters(const DecoderSpec& s) {
   std::vector<ParameterSpec> head = {NormWeight(s, "model.norm.weight", s.hidden_size)};
+  if (s.gpt_block) head.push_back(Vector("model.norm.bias", s.hidden_size, Initialization::kZeros));
   if (!s.tied_embeddings)
     head.push_back(Matrix("lm_head.weight", s.vocab_size, s.hidden_size, s.initializer_range, Placement::kVocabulary));
   return Frozen(s, std::move(head));
@@ -111,8 +118,10 @@ BlockParameters MakeBlockParameters(const DecoderSpec& s, int64_t layer) {
     return static_cast<int>(block.parameters.size()) - 1;
   };
   const auto norm = [&](const char* name) { return add(NormWeight(s, prefix + name, h)); };
+  const auto norm_bias = [&](const char* name) { return add(Vector(prefix + name, h, Initialization::kZeros)); };
 
   block.input_norm = norm("input_layernorm.weight");
+  if (s.gpt_block) block.input_norm_bias = norm_bias("input_layernorm.bias");
   block.q = add(Matrix(attention + "q_proj.weight", q, h, deviation, kRows));
   add(Fused(Matrix(attention + "k_proj.weight", kv, h, deviation, kRows), s.num_kv_heads));
   add(Fused(Matrix(attention + "v_proj.weight", kv, h, deviation, kRows), s.num_kv_heads));
@@ -133,9 +142,17 @@ BlockParameters MakeBlockParameters(const DecoderSpec& s, int64_t layer) {
   } else {
     block.mlp_norm = norm("post_attention_layernorm.weight");
   }
-  block.gate = add(Matrix(prefix + "mlp.gate_proj.weight", f, h, deviation, kRows));
-  add(Fused(Matrix(prefix + "mlp.up_proj.weight", f, h, deviation, kRows)));
-  block.down = add(Matrix(prefix + "mlp.down_proj.weight", h, f, residual, kColumns));
+  if (s.gpt_block) {
+    block.mlp_norm_bias = norm_bias("post_attention_layernorm.bias");
+    block.up = add(Matrix(prefix + "mlp.up_proj.weight", f, h, deviation, kRows));
+    block.up_bias = add(Vector(prefix + "mlp.up_proj.bias", f, Initialization::kZeros, kRows));
+    block.down = add(Matrix(prefix + "mlp.down_proj.weight", h, f, residual, kColumns));
+    block.down_bias = add(Vector(prefix + "mlp.down_proj.bias", h, Initialization::kZeros));
+  } else {
+    block.gate = add(Matrix(prefix + "mlp.gate_proj.weight", f, h, deviation, kRows));
+    add(Fused(Matrix(prefix + "mlp.up_proj.weight", f, h, deviation, kRows)));
+    block.down = add(Matrix(prefix + "mlp.down_proj.weight", h, f, residual, kColumns));
+  }
   if (s.post_norms) block.post_mlp_norm = norm("post_feedforward_layernorm.weight");
   block.parameters = Frozen(s, std::move(block.parameters));
   if (!s.quantization.has_value()) return block;
@@ -246,17 +263,26 @@ std::vector<std::string> WholeModules(const DecoderSpec& spec) {
 }
 
 void PutAdapter(const AdapterConfig& config, DecoderSpec* spec, std::vector<std::string>* problems) {
+  if (spec->gpt_block)
+    problems->push_back(
+        "adapter: checkpoints of GPT families store q, k and v as one module, which PEFT adapts as one; adapters for them "
+        "are not supported, full training is");
   spec->adapter =
       std::make_shared<const AdapterSpec>(ResolveAdapter(config, LinearModules(*spec), WholeModules(*spec), problems));
 }
 
+std::vector<std::vector<ParameterSpec>> UnitParameters(const DecoderSpec& spec) {
+  std::vector<std::vector<ParameterSpec>> units = {EmbeddingParameters(spec)};
+  for (ParameterSpec& positions : PositionParameters(spec)) units[0].push_back(std::move(positions));
+  for (int64_t layer = 0; layer < spec.num_layers; ++layer)
+    units.push_back(MakeBlockParameters(spec, layer).parameters);
+  units.push_back(HeadParameters(spec));
+  return units;
+}
+
 std::vector<ParameterSpec> DecoderParameters(const DecoderSpec& spec) {
-  std::vector<ParameterSpec> all = EmbeddingParameters(spec);
-  const auto append = [&](const std::vector<ParameterSpec>& specs) {
-    all.insert(all.end(), specs.begin(), specs.end());
-  };
-  for (int64_t layer = 0; layer < spec.num_layers; ++layer) append(MakeBlockParameters(spec, layer).parameters);
-  append(HeadParameters(spec));
+  std::vector<ParameterSpec> all;
+  for (const std::vector<ParameterSpec>& unit : UnitParameters(spec)) all.insert(all.end(), unit.begin(), unit.end());
   return all;
 }
 

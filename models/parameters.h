@@ -1,5 +1,6 @@
 // models/parameters.h
-// The parameters of each unit, in the order of its buffer, under the names of Hugging Face's checkpoints.
+// The parameters of each unit, in the order of its buffer, under the names of Hugging Face's Llama checkpoints. What
+// other families call them, and how they store them: models/weight_table.h.
 #ifndef TRIREME_MODELS_PARAMETERS_H_
 #define TRIREME_MODELS_PARAMETERS_H_
 
@@ -12,6 +13,7 @@
 namespace trireme {
 
 constexpr char kEmbeddingName[] = "model.embed_tokens";
+constexpr char kPositionsName[] = "model.embed_positions";
 
 // Indices into `parameters`; -1: the model has none. q, gate and q_bias begin fused groups.
 struct BlockParameters {
@@ -20,6 +22,8 @@ struct BlockParameters {
   int post_attention_norm = -1;  // of what attention adds
   int mlp_norm = -1, gate = -1, down = -1;
   int post_mlp_norm = -1;  // of what the MLP adds
+  // Of a GPT block, whose MLP has no gate.
+  int input_norm_bias = -1, mlp_norm_bias = -1, up = -1, up_bias = -1, down_bias = -1;
 };
 
 // The adapters of one fused group of a block. `base` and its members' rows are indices into BlockParameters.parameters,
@@ -52,7 +56,8 @@ void PutAdapter(const AdapterConfig& config, DecoderSpec* spec, std::vector<std:
 // Matrices of a fused group are quantized all or none.
 BlockParameters MakeBlockParameters(const DecoderSpec& spec, int64_t layer);
 std::vector<ParameterSpec> EmbeddingParameters(const DecoderSpec& spec);
-std::vector<ParameterSpec> HeadParameters(const DecoderSpec& spec);  // the norm; untied: then the head
+std::vector<ParameterSpec> PositionParameters(const DecoderSpec& spec);  // none unless positions are learned
+std::vector<ParameterSpec> HeadParameters(const DecoderSpec& spec);      // the norm; untied: then the head, the last
 
 // Whether a matrix of this name is quantized: a linear layer of a block that skip_modules does not name.
 bool QuantizedByName(const std::string& name, const QuantizationConfig& quantization);
@@ -60,7 +65,8 @@ bool QuantizedByName(const std::string& name, const QuantizationConfig& quantiza
 // What is wrong with quantizing these layers: groups that are named in part, names of nothing.
 void CheckUnquantized(const DecoderSpec& spec, std::vector<std::string>* problems);
 
-// Every parameter of the model, in its order. Those of adapters are not among them.
+// Every parameter of the model, in its order, without those of adapters; and by units: embedding (with positions), blocks, head.
+std::vector<std::vector<ParameterSpec>> UnitParameters(const DecoderSpec& spec);
 std::vector<ParameterSpec> DecoderParameters(const DecoderSpec& spec);
 std::vector<ParameterSpec> AdapterParameters(const DecoderSpec& spec);  // likewise
 int64_t NumTrainableParameters(const DecoderSpec& spec);

@@ -1,4 +1,5 @@
-#include <ATen/ops/empty.h>
+#include <ATen/ops/ones.h>
+#include <ATen/ops/zeros.h>
 
 #include <algorithm>
 #include <cmath>
@@ -47,12 +48,12 @@ double RotationScale(const RopeScaling& s) {
 
 RopeTable MakeRopeTable(const DecoderSpec& spec, int64_t positions, at::ScalarType dtype, at::Device device,
                         bool local) {
-  const int64_t half = spec.head_dim / 2;
+  const int64_t half = spec.head_dim / 2, rotary_dim = spec.rotary_dim > 0 ? spec.rotary_dim : spec.head_dim;
   const double theta = local ? spec.local_rope_theta : spec.rope_theta;
   const std::optional<RopeScaling> scaling = local ? std::nullopt : spec.rope_scaling;
-  std::vector<float> frequencies(static_cast<size_t>(half));
-  for (int64_t i = 0; i < half; ++i) {
-    const float exponent = static_cast<float>(2 * i) / static_cast<float>(spec.head_dim);
+  std::vector<float> frequencies(static_cast<size_t>(rotary_dim / 2));
+  for (int64_t i = 0; i < rotary_dim / 2; ++i) {
+    const float exponent = static_cast<float>(2 * i) / static_cast<float>(rotary_dim);
     float& frequency = frequencies[static_cast<size_t>(i)];
     frequency = 1.0f / std::pow(static_cast<float>(theta), exponent);
     if (scaling.has_value() && scaling->rope_type() == RopeScaling::LLAMA3) frequency = Llama3(frequency, *scaling);
@@ -62,12 +63,13 @@ RopeTable MakeRopeTable(const DecoderSpec& spec, int64_t positions, at::ScalarTy
   if (scaling.has_value() && scaling->rope_type() == RopeScaling::YARN) Yarn(theta, *scaling, &frequencies);
   const double scale = scaling.has_value() ? RotationScale(*scaling) : 1;
 
+  // Pairs beyond rotary_dim stand still.
   const at::TensorOptions options = at::TensorOptions().dtype(at::kDouble);
-  at::Tensor cosine = at::empty({positions, half}, options), sine = at::empty({positions, half}, options);
+  at::Tensor cosine = at::ones({positions, half}, options), sine = at::zeros({positions, half}, options);
   double* c = cosine.mutable_data_ptr<double>();
   double* s = sine.mutable_data_ptr<double>();
   for (int64_t p = 0; p < positions; ++p) {
-    for (int64_t i = 0; i < half; ++i) {
+    for (int64_t i = 0; i < rotary_dim / 2; ++i) {
       // Angles are rounded to float32, as the reference's are.
       const double angle = static_cast<float>(p) * frequencies[static_cast<size_t>(i)];
       c[p * half + i] = scale * std::cos(angle);

@@ -44,14 +44,16 @@ absl::StatusOr<std::shared_ptr<const AdapterSource>> OpenPeft(const std::string&
                    "; F32, BF16 and F16 can be read");
     source->tensors.push_back({name, entry.shape, *dtype});
   }
-  source->read = [file](const ExportTensor& tensor, int64_t begin, int64_t end) -> absl::StatusOr<at::Tensor> {
+  source->read = [file](const SourceTensor& tensor, const Rectangle& rectangle, const at::Tensor& out) {
     const std::string name = ToPeftName(tensor.name);
     const auto found = std::find_if(file->entries().begin(), file->entries().end(),
                                     [&](const SafetensorsEntry& entry) { return entry.name == name; });
-    at::Tensor values = at::empty({(end - begin) * tensor.row_numel()}, at::TensorOptions().dtype(tensor.dtype));
-    std::memcpy(values.mutable_data_ptr(), file->data(*found) + begin * tensor.row_numel() * values.element_size(),
-                values.nbytes());
-    return values;
+    // A copy, since elements may lie unaligned in the file.
+    const at::Tensor rows = at::empty({rectangle.size[0], tensor.row_numel()}, at::TensorOptions().dtype(tensor.dtype));
+    const int64_t row_bytes = tensor.row_numel() * rows.element_size();
+    std::memcpy(rows.mutable_data_ptr(), file->data(*found) + rectangle.offset[0] * row_bytes, rows.nbytes());
+    out.copy_(tensor.shape.size() == 2 ? rows.narrow(1, rectangle.offset[1], rectangle.size[1]) : rows);
+    return absl::OkStatus();
   };
   return std::shared_ptr<const AdapterSource>(std::move(source));
 }
@@ -69,9 +71,7 @@ absl::StatusOr<std::shared_ptr<const AdapterSource>> OpenAdapterCheckpoint(const
   const auto reader = std::make_shared<const ShardedTensorReader>(std::move(opened));
   const at::ScalarType stored = manifest.config().precision().master_weights() ? at::kFloat : at::kBFloat16;
   for (const auto& [name, shape] : reader->shapes()) source->tensors.push_back({name, shape, stored});
-  source->read = [reader](const ExportTensor& tensor, int64_t begin, int64_t end) {
-    return ReadRows(*reader, tensor, begin, end);
-  };
+  source->read = ReaderOf(reader);
   return std::shared_ptr<const AdapterSource>(std::move(source));
 }
 
@@ -92,10 +92,10 @@ struct Update {
 };
 
 absl::StatusOr<at::Tensor> Whole(const AdapterSource& source, const std::string& name) {
-  const ExportTensor* tensor = source.Find(name);
+  const SourceTensor* tensor = source.Find(name);
   if (tensor == nullptr) return Error(ExitCode::kData, source.description, ": has no ", name);
-  ASSIGN_OR_RETURN(const at::Tensor flat, source.read(*tensor, 0, tensor->rows()));
-  return flat.to(at::kFloat).view(tensor->shape);
+  ASSIGN_OR_RETURN(const at::Tensor values, ReadWhole(source.read, *tensor));
+  return values.to(at::kFloat);
 }
 
 absl::StatusOr<Update> ReadUpdate(const AdapterSource& source, const std::string& module, const ModuleAdapter& adapter,
@@ -137,9 +137,9 @@ std::vector<std::string> TargetNames(const AdapterSpec& adapter, const std::vect
 
 }  // namespace
 
-const ExportTensor* AdapterSource::Find(const std::string& name) const {
+const SourceTensor* AdapterSource::Find(const std::string& name) const {
   const auto found =
-      std::find_if(tensors.begin(), tensors.end(), [&](const ExportTensor& tensor) { return tensor.name == name; });
+      std::find_if(tensors.begin(), tensors.end(), [&](const SourceTensor& tensor) { return tensor.name == name; });
   return found == tensors.end() ? nullptr : &*found;
 }
 
@@ -161,7 +161,7 @@ absl::StatusOr<DecoderSpec> Adapted(const AdapterSource& source, DecoderSpec spe
   std::set<std::string> known;
   for (const ParameterSpec& parameter : AddedAndTrained(spec)) {
     known.insert(parameter.name);
-    const ExportTensor* tensor = source.Find(parameter.name);
+    const SourceTensor* tensor = source.Find(parameter.name);
     if (tensor == nullptr) {
       mismatch.missing.push_back(parameter.name);
     } else {
@@ -170,7 +170,7 @@ absl::StatusOr<DecoderSpec> Adapted(const AdapterSource& source, DecoderSpec spe
   }
   // A unit's frozen parameters are saved beside its trained ones.
   for (const ParameterSpec& parameter : DecoderParameters(spec)) known.insert(parameter.name);
-  for (const ExportTensor& tensor : source.tensors) {
+  for (const SourceTensor& tensor : source.tensors) {
     if (known.count(tensor.name) == 0) mismatch.unexpected.push_back(tensor.name);
   }
   if (mismatch.empty()) return spec;
@@ -182,9 +182,9 @@ absl::Status LoadAdapter(const AdapterSource& source, Model& model) {
   for (ParameterBuffer* buffer : model.buffers()) {
     if (!buffer->trainable()) continue;
     for (const TensorPart& part : PartsOf(*buffer, buffer->own_weights(), "", /*unique=*/false)) {
-      const ExportTensor* tensor = source.Find(part.name);
+      const SourceTensor* tensor = source.Find(part.name);
       if (tensor == nullptr) continue;  // a frozen parameter beside a trained one; Adapted() checked the rest
-      RETURN_IF_ERROR(FillPart(source.read, *tensor, part));
+      RETURN_IF_ERROR(source.read(*tensor, part.rectangle, part.values.view({part.rectangle.size[0], -1})));
     }
   }
   return absl::OkStatus();
@@ -196,26 +196,26 @@ absl::StatusOr<ExportSource> Merged(const ExportSource& base, std::shared_ptr<co
   ExportSource merged = base;
   merged.description = absl::StrCat(base.description, " + ", adapter->description);
   merged.adapter = nullptr;
-  for (ExportTensor& tensor : merged.tensors) {
+  merged.weights.quantized.clear();
+  for (SourceTensor& tensor : merged.weights.tensors) {
     const bool changed = spec.adapter->Find(tensor.name) != nullptr || adapter->Find(tensor.name) != nullptr;
     if (changed && !keep_dtype) tensor.dtype = at::kFloat;
   }
-  merged.read = [base, adapter, specification = spec.adapter](const ExportTensor& tensor, int64_t begin,
-                                                              int64_t end) -> absl::StatusOr<at::Tensor> {
+  merged.weights.read = [base = base.weights, adapter, specification = spec.adapter](
+                            const SourceTensor& tensor, const Rectangle& r, const at::Tensor& out) -> absl::Status {
     // A module that was trained whole.
-    if (const ExportTensor* whole = adapter->Find(tensor.name); whole != nullptr) {
-      ASSIGN_OR_RETURN(const at::Tensor values, adapter->read(*whole, begin, end));
-      return values.to(tensor.dtype);
-    }
-    const auto stored = std::find_if(base.tensors.begin(), base.tensors.end(),
-                                     [&](const ExportTensor& other) { return other.name == tensor.name; });
-    ASSIGN_OR_RETURN(const at::Tensor values, base.read(*stored, begin, end));
+    if (const SourceTensor* whole = adapter->Find(tensor.name); whole != nullptr) return adapter->read(*whole, r, out);
+    const SourceTensor& stored = *std::find_if(base.tensors.begin(), base.tensors.end(),
+                                               [&](const SourceTensor& other) { return other.name == tensor.name; });
     const ModuleAdapter* module = specification->Find(tensor.name);
-    if (module == nullptr) return values.to(tensor.dtype);
+    if (module == nullptr) return base.read(stored, r, out);
     ASSIGN_OR_RETURN(const Update update,
                      ReadUpdate(*adapter, ModuleOf(tensor.name), *module, specification->config.use_dora()));
-    const at::Tensor rows = values.to(at::kFloat).view({end - begin, tensor.row_numel()});
-    return Apply(update, rows, begin).to(tensor.dtype).view({-1});
+    // Whole rows: DoRA scales them to a length.
+    const at::Tensor rows = at::empty({r.size[0], tensor.row_numel()}, at::TensorOptions().dtype(at::kFloat));
+    RETURN_IF_ERROR(base.read(stored, {{r.offset[0], 0}, {r.size[0], tensor.row_numel()}}, rows));
+    out.copy_(Apply(update, rows, r.offset[0]).narrow(1, r.offset[1], r.size[1]));
+    return absl::OkStatus();
   };
   return merged;
 }
@@ -226,7 +226,7 @@ absl::Status WritePeftDirectory(const AdapterSource& source, const DecoderSpec& 
   for (const ParameterSpec& parameter : AddedAndTrained(spec)) wanted.insert(parameter.name);
   std::vector<SafetensorsEntry> entries;
   for (const std::string& name : wanted) {
-    const ExportTensor& tensor = *source.Find(name);
+    const SourceTensor& tensor = *source.Find(name);
     SafetensorsEntry entry;
     entry.name = ToPeftName(name);
     entry.dtype = SafetensorsName(tensor.dtype);
@@ -234,8 +234,8 @@ absl::Status WritePeftDirectory(const AdapterSource& source, const DecoderSpec& 
     entries.push_back(std::move(entry));
   }
   const auto produce = [&](const SafetensorsEntry& entry, FileWriter& writer) -> absl::Status {
-    const ExportTensor& tensor = *source.Find(FromPeftName(entry.name));
-    ASSIGN_OR_RETURN(const at::Tensor values, source.read(tensor, 0, tensor.rows()));
+    const SourceTensor& tensor = *source.Find(FromPeftName(entry.name));
+    ASSIGN_OR_RETURN(const at::Tensor values, ReadWhole(source.read, tensor));
     return writer.Append(values.const_data_ptr(), values.nbytes());
   };
   RETURN_IF_ERROR(

@@ -16,10 +16,10 @@ struct AdapterSource {
   std::string description;            // "adapter runs/a/adapter"
   AdapterConfig config;               // without `from`
   std::string base;                   // the model it belongs to, as the source names it; may be ""
-  std::vector<ExportTensor> tensors;  // canonical names; modules that were trained whole are among them
-  RowReader read;
+  std::vector<SourceTensor> tensors;  // canonical names; modules that were trained whole are among them
+  TensorReader read;
 
-  const ExportTensor* Find(const std::string& name) const;
+  const SourceTensor* Find(const std::string& name) const;
 };
 
 // PATH: a PEFT directory, a run_dir (its newest whole checkpoint) or a step folder.

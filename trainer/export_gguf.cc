@@ -47,10 +47,10 @@ absl::StatusOr<GgufMetadata> TokenizerOf(const ExportSource& source, const std::
   return metadata;
 }
 
-absl::Status WriteTensor(const ExportSource& source, const ExportTensor& tensor, const GgufModelFacts& facts,
+absl::Status WriteTensor(const ExportSource& source, const SourceTensor& tensor, const GgufModelFacts& facts,
                          GgufWriter& writer) {
   const bool reorders = GgufReordersRows(*facts.architecture, tensor.name);
-  return ReadPieces(source, tensor, reorders ? facts.head_dim : 1, [&](const at::Tensor& stored) -> absl::Status {
+  return ReadPieces(source.weights, tensor, reorders ? facts.head_dim : 1, [&](const at::Tensor& stored) -> absl::Status {
     const at::Tensor values = stored.to(at::kFloat);
     const float* data = values.const_data_ptr<float>();
     const int64_t columns = tensor.row_numel();
@@ -69,8 +69,8 @@ absl::Status WriteTensor(const ExportSource& source, const ExportTensor& tensor,
 
 absl::StatusOr<GgufWritten> WriteTensors(const ExportSource& source, const ExportOptions& options,
                                          const GgufModelFacts& facts, GgufWriter& writer, int64_t total) {
-  std::map<std::string, const ExportTensor*> by_name;
-  for (const ExportTensor& tensor : source.tensors) {
+  std::map<std::string, const SourceTensor*> by_name;
+  for (const SourceTensor& tensor : source.weights.tensors) {
     const std::optional<std::string> name = ToGgufName(*facts.architecture, tensor.name);
     if (name.has_value()) by_name[*name] = &tensor;
   }
@@ -134,8 +134,8 @@ absl::Status CheckGgufModel(const ModelConfig& model, ExportConfig::Dtype dtype)
 
 absl::Status WriteGgufModel(const ExportSource& source, const ExportOptions& options, const std::string& folder) {
   // Matrices have one type in a file; the largest stands for the rest.
-  const ExportTensor& largest = *std::max_element(
-      source.tensors.begin(), source.tensors.end(),
+  const SourceTensor& largest = *std::max_element(
+      source.weights.tensors.begin(), source.weights.tensors.end(),
       [](const auto& a, const auto& b) { return a.rows() * a.row_numel() < b.rows() * b.row_numel(); });
   const GgufType type = Target(options.dtype, largest.dtype);
   const std::string name = std::filesystem::path(options.output).stem().string();

@@ -21,9 +21,9 @@ struct Factor {
 };
 
 absl::StatusOr<at::Tensor> Values(const AdapterSource& adapter, const Factor& factor, const GgufModelFacts& facts) {
-  const ExportTensor& tensor = *adapter.Find(factor.parameter);
-  ASSIGN_OR_RETURN(const at::Tensor flat, adapter.read(tensor, 0, tensor.rows()));
-  at::Tensor values = flat.to(at::kFloat).view(tensor.shape);
+  const SourceTensor& tensor = *adapter.Find(factor.parameter);
+  ASSIGN_OR_RETURN(const at::Tensor stored, ReadWhole(adapter.read, tensor));
+  at::Tensor values = stored.to(at::kFloat);
   if (!factor.is_b) return values;
   if (factor.scale != 1) values = values * factor.scale;
   if (!GgufReordersRows(*facts.architecture, factor.module + ".weight")) return values;

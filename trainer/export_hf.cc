@@ -40,14 +40,25 @@ at::ScalarType Target(ExportConfig::Dtype wanted, at::ScalarType stored) {
 }
 
 // Matrices of blocks, but for those that stay as they are.
-bool IsQuantized(const ExportSource& source, const ExportOptions& options, const ExportTensor& tensor) {
+bool IsQuantized(const ExportSource& source, const ExportOptions& options, const WeightTable::Stored& tensor) {
   if (!options.quantize_nf4 || tensor.shape.size() != 2) return false;
   return QuantizedByName(tensor.name, source.model.quantization());
 }
 
+// As the source stores it: its parameters have one dtype.
+at::ScalarType StoredDtype(const ExportSource& source, const WeightTable::Stored& tensor) {
+  return source.weights.tensors[tensor.runs[0].parameter].dtype;
+}
+
+int64_t Numel(const WeightTable::Stored& tensor) {
+  int64_t n = 1;
+  for (const int64_t extent : tensor.shape) n *= extent;
+  return n;
+}
+
 // One tensor to write, as one or several entries.
 struct Item {
-  const ExportTensor* tensor;
+  size_t stored;  // index into the source's table
   at::ScalarType dtype;
   std::vector<SafetensorsEntry> entries;
   std::string quant_state;  // "": not quantized
@@ -62,35 +73,44 @@ struct Shard {
 };
 
 // Rows whose elements are whole blocks.
-int64_t RowsOfBlocks(const ExportTensor& tensor) { return kNf4Block / std::gcd(kNf4Block, tensor.row_numel()); }
+int64_t RowsOfBlocks(const WeightTable::Stored& matrix) {
+  return kNf4Block / std::gcd(kNf4Block, matrix.shape[1]);
+}
 
 // Quantizes a matrix piece by piece; the scales of all its blocks come together.
 absl::StatusOr<at::Tensor> QuantizePieces(const ExportSource& source, const Item& item,
                                           const std::function<absl::Status(const std::vector<uint8_t>&)>& use) {
-  const ExportTensor& tensor = *item.tensor;
-  at::Tensor absmax =
-      at::empty({tensor.rows() * tensor.row_numel() / kNf4Block}, at::TensorOptions().dtype(at::kFloat));
+  const WeightTable::Stored& matrix = source.table.stored[item.stored];
+  at::Tensor absmax = at::empty({Numel(matrix) / kNf4Block}, at::TensorOptions().dtype(at::kFloat));
   float* scales = absmax.mutable_data_ptr<float>();
   std::vector<uint8_t> packed;
-  RETURN_IF_ERROR(ReadPieces(source, tensor, RowsOfBlocks(tensor), [&](const at::Tensor& stored) -> absl::Status {
-    const at::Tensor values = stored.to(item.dtype).to(at::kFloat);
+  const auto quantize = [&](const at::Tensor& piece) -> absl::Status {
+    const at::Tensor values = piece.to(item.dtype).to(at::kFloat);
     packed.resize(static_cast<size_t>(values.numel() / 2));
     if (!QuantizeNf4(values.numel(), values.const_data_ptr<float>(), packed.data(), scales))
-      return Error(ExitCode::kData, "export: ", tensor.name, " holds numbers that are not finite");
+      return Error(ExitCode::kData, "export: ", matrix.name, " holds numbers that are not finite");
     scales += values.numel() / kNf4Block;
     return use(packed);
-  }));
+  };
+  RETURN_IF_ERROR(ReadStoredPieces(source.weights, source.table, item.stored, RowsOfBlocks(matrix), quantize));
   return absmax;
 }
 
 // As many tensors in a file as fit, in the model's order.
 absl::StatusOr<std::vector<Shard>> CutIntoShards(const ExportSource& source, const ExportOptions& options) {
+  const std::vector<WeightTable::Stored>& tensors = source.table.stored;
+  if (options.quantize_nf4 && std::none_of(tensors.begin(), tensors.end(), [&](const WeightTable::Stored& tensor) {
+        return IsQuantized(source, options, tensor);
+      }))
+    return Error(ExitCode::kConfig, "export: no matrix of this model of family \"", source.model.family(),
+                 "\" can be quantized; leave out --quantize");
   std::vector<Shard> shards(1);
-  for (const ExportTensor& tensor : source.tensors) {
-    Item item = {&tensor, Target(options.dtype, tensor.dtype), {}, ""};
+  for (size_t i = 0; i < tensors.size(); ++i) {
+    const WeightTable::Stored& tensor = tensors[i];
+    Item item = {i, Target(options.dtype, StoredDtype(source, tensor)), {}, ""};
     if (IsQuantized(source, options, tensor)) {
-      if (tensor.rows() * tensor.row_numel() % kNf4Block != 0)
-        return Error(ExitCode::kConfig, "export: ", tensor.name, " has ", tensor.rows(), " x ", tensor.row_numel(),
+      if (Numel(tensor) % kNf4Block != 0)
+        return Error(ExitCode::kConfig, "export: ", tensor.name, " has ", tensor.shape[0], " x ", tensor.shape[1],
                      " elements, no whole NF4 blocks of ", kNf4Block, "; leave out --quantize");
       // Its length depends on how many digits the offset has.
       ASSIGN_OR_RETURN(const at::Tensor absmax, QuantizePieces(source, item, [&](const std::vector<uint8_t>&) {
@@ -131,16 +151,17 @@ std::vector<SafetensorsEntry> EntriesOf(const Shard& shard) {
 
 absl::Status WritePlain(const ExportSource& source, const Item& item, FileWriter& writer,
                         const std::function<void(uint64_t)>& wrote) {
-  return ReadPieces(source, *item.tensor, /*multiple=*/1, [&](const at::Tensor& stored) -> absl::Status {
-    const at::Tensor values = stored.to(item.dtype);
+  const auto write = [&](const at::Tensor& piece) -> absl::Status {
+    const at::Tensor values = piece.to(item.dtype);
     // float16 ends at 65504; what exceeds it would become infinite in silence.
-    if (item.dtype == at::kHalf && item.tensor->dtype != at::kHalf && at::isinf(values).any().item<bool>())
-      return Error(ExitCode::kData, "export: ", item.tensor->name,
+    if (item.dtype == at::kHalf && piece.scalar_type() != at::kHalf && at::isinf(values).any().item<bool>())
+      return Error(ExitCode::kData, "export: ", source.table.stored[item.stored].name,
                    " holds numbers beyond float16's range; use --dtype bf16");
     RETURN_IF_ERROR(writer.Append(values.const_data_ptr(), values.nbytes()));
     wrote(values.nbytes());
     return absl::OkStatus();
-  });
+  };
+  return ReadStoredPieces(source.weights, source.table, item.stored, /*multiple=*/1, write);
 }
 
 // Writes the entries of a shard in their order: codes first, which bring the scales of the entries after them.
@@ -215,7 +236,7 @@ absl::Status WriteText(const std::string& path, const std::string& text) {
   return writer->Close();
 }
 
-std::string IndexText(const std::vector<Shard>& shards) {
+std::string IndexText(const ExportSource& source, const std::vector<Shard>& shards) {
   nlohmann::ordered_json index;
   uint64_t bytes = 0;
   int64_t parameters = 0;
@@ -223,7 +244,7 @@ std::string IndexText(const std::vector<Shard>& shards) {
   for (const Shard& shard : shards) {
     bytes += shard.bytes;
     for (const Item& item : shard.items) {
-      parameters += item.tensor->rows() * item.tensor->row_numel();
+      parameters += Numel(source.table.stored[item.stored]);
       for (const SafetensorsEntry& entry : item.entries) files[entry.name] = shard.name;
     }
   }
@@ -269,8 +290,8 @@ absl::Status WriteHfDirectory(const ExportSource& source, const ExportOptions& o
                  "\", which --format hf cannot express; it knows the model types ", KnownHfModelTypes());
   ASSIGN_OR_RETURN(const HfTokenIds ids, ExportTokenizer(source, folder));
   // The largest tensor stands for the rest: norms may be kept in another type.
-  const ExportTensor& largest = *std::max_element(
-      source.tensors.begin(), source.tensors.end(),
+  const SourceTensor& largest = *std::max_element(
+      source.weights.tensors.begin(), source.weights.tensors.end(),
       [](const auto& a, const auto& b) { return a.rows() * a.row_numel() < b.rows() * b.row_numel(); });
   const std::string dtype = TransformersName(Target(options.dtype, largest.dtype));
   ModelConfig model = source.model;
@@ -284,7 +305,7 @@ absl::Status WriteHfDirectory(const ExportSource& source, const ExportOptions& o
   RETURN_IF_ERROR(WriteText(absl::StrCat(folder, "/", kHfConfigName), WriteHfConfig(model, ids, dtype)));
   ASSIGN_OR_RETURN(std::vector<Shard> shards, CutIntoShards(source, options));
   RETURN_IF_ERROR(WriteShards(source, options, folder, &shards));
-  if (shards.size() > 1) RETURN_IF_ERROR(WriteText(absl::StrCat(folder, "/", kHfIndexName), IndexText(shards)));
+  if (shards.size() > 1) RETURN_IF_ERROR(WriteText(absl::StrCat(folder, "/", kHfIndexName), IndexText(source, shards)));
   RETURN_IF_ERROR(SyncDirectory(folder));
   return Verify(folder, model, options, shards);
 }

@@ -1,32 +1,32 @@
 #include "trainer/export_source.h"
 
-#include <ATen/ops/empty.h>
 #include <absl/strings/match.h>
 #include <absl/strings/str_join.h>
 
 #include <algorithm>
-#include <cstring>
 #include <filesystem>
 #include <memory>
 
 #include "data/tokenizer.h"
-#include "kernels/nf4.h"
 #include "launch/file.h"
 #include "launch/log.h"
-#include "models/decoder.h"
 #include "models/formats/gguf_config.h"
 #include "models/formats/hf_directory.h"
 #include "trainer/adapter_source.h"
 #include "trainer/checkpointer.h"
-#include "trainer/import.h"
-#include "trainer/sharded_tensors.h"
 
 namespace trireme {
 namespace {
 
 namespace fs = std::filesystem;
 
-constexpr int64_t kPieceBytes = 16 << 20;
+// The decoder of source->model; sets its table of weights.
+absl::StatusOr<DecoderSpec> Specify(const std::vector<ModelFamily>& families, ExportSource* source) {
+  ASSIGN_OR_RETURN(const DecoderSpec spec, SpecifyModel(source->model, families));
+  ASSIGN_OR_RETURN(const ModelFamily family, FindFamily(families, source->model.family()));
+  source->table = MakeWeightTable(family.weights, spec);
+  return spec;
+}
 
 absl::Status CheckWeights(const std::string& folder, const CheckpointManifest& manifest,
                           const std::function<void()>& alive) {
@@ -109,15 +109,9 @@ absl::StatusOr<ExportSource> OpenCheckpoint(const std::string& folder, const std
   ExportSource source;
   source.description = absl::StrCat("checkpoint ", folder);
   source.model = config.model();
-  ASSIGN_OR_RETURN(const DecoderSpec spec, SpecifyModel(source.model, families));
-  ASSIGN_OR_RETURN(ShardedTensorReader opened, ShardedTensorReader::Open(folder + "/weights"));
-  const auto reader = std::make_shared<const ShardedTensorReader>(std::move(opened));
+  ASSIGN_OR_RETURN(const DecoderSpec spec, Specify(families, &source));
   const at::ScalarType stored = config.precision().master_weights() ? at::kFloat : at::kBFloat16;
-  for (const ParameterSpec& parameter : DecoderParameters(spec))
-    source.tensors.push_back({parameter.name, parameter.shape, stored});
-  source.read = [reader](const ExportTensor& tensor, int64_t begin, int64_t end) {
-    return ReadRows(*reader, tensor, begin, end);
-  };
+  ASSIGN_OR_RETURN(source.weights, OpenCheckpointWeights(folder + "/weights", spec, stored));
   // One tokenizer made all sources.
   for (const DataSource& data : config.data().source()) source.tokenizer_folders.push_back(data.path());
   if (const std::string& given = config.data().conversations().tokenizer(); !given.empty() && !NamesGguf(given)) {
@@ -128,10 +122,6 @@ absl::StatusOr<ExportSource> OpenCheckpoint(const std::string& folder, const std
   return source;
 }
 
-at::ScalarType DtypeOf(ValueType type) {
-  return type == ValueType::kBfloat16 ? at::kBFloat16 : type == ValueType::kFloat16 ? at::kHalf : at::kFloat;
-}
-
 absl::StatusOr<ExportSource> OpenDirectory(const std::string& folder, const std::vector<ModelFamily>& families) {
   ASSIGN_OR_RETURN(const HfConfig config, ReadHfConfig(folder + "/" + kHfConfigName));
   ExportSource source;
@@ -139,40 +129,9 @@ absl::StatusOr<ExportSource> OpenDirectory(const std::string& folder, const std:
   source.model = config.model;
   source.ids = config.ids;
   source.tokenizer_folders = {folder};
-  ASSIGN_OR_RETURN(const DecoderSpec spec, SpecifyModel(source.model, families));
-  ASSIGN_OR_RETURN(HfDirectory opened, HfDirectory::Open(folder));
-  const auto directory = std::make_shared<const HfDirectory>(std::move(opened));
-  ASSIGN_OR_RETURN(source.quantized, CheckHfTensors(*directory, spec));
-  const auto quantized = std::make_shared<const std::map<std::string, QuantizedMatrix>>(source.quantized);
-  for (const ParameterSpec& parameter : DecoderParameters(spec)) {
-    if (const auto found = quantized->find(parameter.name); found != quantized->end()) {
-      source.tensors.push_back({parameter.name, parameter.shape, DtypeOf(found->second.type)});
-      continue;
-    }
-    const std::string& stored = directory->tensors().at(parameter.name).entry->dtype;
-    const std::optional<at::ScalarType> dtype = FloatTypeOf(stored);
-    if (!dtype.has_value())
-      return Error(ExitCode::kData, "model ", folder, ": ", parameter.name, " is stored as ", stored,
-                   "; F32, BF16 and F16 weights can be exported");
-    source.tensors.push_back({parameter.name, parameter.shape, *dtype});
-  }
-  source.read = [directory, quantized](const ExportTensor& tensor, int64_t begin,
-                                       int64_t end) -> absl::StatusOr<at::Tensor> {
-    if (const auto found = quantized->find(tensor.name); found != quantized->end())
-      return DequantizeRows(found->second, begin, end).view({-1}).to(tensor.dtype);
-    const int64_t row = tensor.shape.size() == 2 ? tensor.shape[1] : 1;
-    at::Tensor values = at::empty({(end - begin) * row}, at::TensorOptions().dtype(tensor.dtype));
-    const HfDirectory::Tensor& stored = directory->tensors().at(tensor.name);
-    std::memcpy(values.mutable_data_ptr(), stored.data() + begin * row * values.element_size(), values.nbytes());
-    return values;
-  };
+  ASSIGN_OR_RETURN(const DecoderSpec spec, Specify(families, &source));
+  ASSIGN_OR_RETURN(source.weights, OpenHfWeights(folder, source.table, spec, /*compare_head=*/false));
   return source;
-}
-
-at::ScalarType DtypeOf(const GgufTensor& tensor) {
-  if (tensor.type == GgufType::kF16) return at::kHalf;
-  if (tensor.type == GgufType::kBF16) return at::kBFloat16;
-  return at::kFloat;
 }
 
 absl::StatusOr<ExportSource> OpenGguf(const std::string& path, const std::vector<ModelFamily>& families) {
@@ -182,21 +141,8 @@ absl::StatusOr<ExportSource> OpenGguf(const std::string& path, const std::vector
   ExportSource source;
   source.description = absl::StrCat("model ", path);
   source.model = ConfigOfGguf(facts);
-  ASSIGN_OR_RETURN(const DecoderSpec spec, SpecifyModel(source.model, families));
-  RETURN_IF_ERROR(CheckGgufTensors(*file, facts, spec));
-  for (const ParameterSpec& parameter : DecoderParameters(spec)) {
-    const std::string name = ToGgufName(*facts.architecture, parameter.name).value();
-    source.tensors.push_back({parameter.name, parameter.shape, DtypeOf(*file->FindTensor(name))});
-  }
-  source.read = [file, facts](const ExportTensor& tensor, int64_t begin, int64_t end) -> absl::StatusOr<at::Tensor> {
-    at::Tensor values = at::empty({(end - begin) * tensor.row_numel()}, at::TensorOptions().dtype(at::kFloat));
-    float* out = values.mutable_data_ptr<float>();
-    // A vector is one row in the file.
-    const bool matrix = tensor.shape.size() == 2;
-    RETURN_IF_ERROR(matrix ? ReadGgufRows(*file, facts, tensor.name, begin, end, 0, tensor.shape[1], out)
-                           : ReadGgufRows(*file, facts, tensor.name, 0, 1, begin, end, out));
-    return values.to(tensor.dtype);
-  };
+  ASSIGN_OR_RETURN(const DecoderSpec spec, Specify(families, &source));
+  ASSIGN_OR_RETURN(source.weights, OpenGgufWeights(file, facts, spec));
   source.tokenizer_gguf = file;
   ASSIGN_OR_RETURN(source.ids, ReadGgufTokenIds(*file, facts.vocab_size));
   return source;
@@ -230,39 +176,6 @@ absl::StatusOr<DecoderSpec> SpecifyModel(const ModelConfig& model, const std::ve
   const DecoderSpec spec = family.specify(model, &problems);
   if (problems.empty()) return spec;
   return Error(ExitCode::kData, "the model does not fit:\n  ", absl::StrJoin(problems, "\n  "));
-}
-
-absl::StatusOr<at::Tensor> ReadRows(const ShardedTensorReader& reader, const ExportTensor& tensor, int64_t begin,
-                                    int64_t end) {
-  TensorPart part;
-  part.name = tensor.name;
-  part.shape = tensor.shape;
-  part.rectangle.offset.assign(tensor.shape.size(), 0);
-  part.rectangle.size = tensor.shape;
-  part.rectangle.offset[0] = begin;
-  part.rectangle.size[0] = end - begin;
-  part.values = at::empty({part.rectangle.numel()}, at::TensorOptions().dtype(tensor.dtype));
-  RETURN_IF_ERROR(reader.Read(part));
-  return part.values;
-}
-
-absl::Status FillPart(const RowReader& read, const ExportTensor& tensor, const TensorPart& part) {
-  const Rectangle& r = part.rectangle;
-  ASSIGN_OR_RETURN(at::Tensor values, read(tensor, r.offset[0], r.offset[0] + r.size[0]));
-  if (part.shape.size() == 2) values = values.view({r.size[0], part.shape[1]}).narrow(1, r.offset[1], r.size[1]);
-  part.values.view(values.sizes()).copy_(values);
-  return absl::OkStatus();
-}
-
-absl::Status ReadPieces(const ExportSource& source, const ExportTensor& tensor, int64_t multiple,
-                        const std::function<absl::Status(const at::Tensor&)>& use) {
-  const int64_t row_bytes = tensor.row_numel() * static_cast<int64_t>(sizeof(float));
-  const int64_t step = multiple * std::max<int64_t>(1, kPieceBytes / (multiple * row_bytes));
-  for (int64_t begin = 0; begin < tensor.rows(); begin += step) {
-    ASSIGN_OR_RETURN(const at::Tensor piece, source.read(tensor, begin, std::min(tensor.rows(), begin + step)));
-    RETURN_IF_ERROR(use(piece));
-  }
-  return absl::OkStatus();
 }
 
 absl::StatusOr<std::string> CheckpointOf(const std::string& source) {

@@ -43,16 +43,16 @@ UnitSize SizeOf(const Recipe& recipe, const std::vector<ParameterSpec>& paramete
   return size;
 }
 
-// A tied matrix counts in the embedding and, where the head is on another rank, there too.
+// Of embedding with positions, blocks, head. A tied matrix counts in the embedding and, where the head is on another
+// rank, there too.
 std::vector<UnitSize> UnitSizes(const Recipe& recipe) {
   const DecoderSpec& model = recipe.model;
-  std::vector<UnitSize> sizes = {SizeOf(recipe, EmbeddingParameters(model))};
+  std::vector<UnitSize> sizes;
+  for (const std::vector<ParameterSpec>& unit : UnitParameters(model)) sizes.push_back(SizeOf(recipe, unit));
   for (int64_t layer = 0; layer < model.num_layers; ++layer) {
-    const BlockParameters block = MakeBlockParameters(model, layer);
-    sizes.push_back(SizeOf(recipe, block.parameters));
-    sizes.back() += SizeOf(recipe, MakeBlockAdapters(model, block).parameters);
+    const BlockAdapters adapters = MakeBlockAdapters(model, MakeBlockParameters(model, layer));
+    sizes[layer + 1] += SizeOf(recipe, adapters.parameters);
   }
-  sizes.push_back(SizeOf(recipe, HeadParameters(model)));
   return sizes;
 }
 
@@ -68,14 +68,17 @@ int64_t BlockActivationBytes(const Recipe& recipe) {
   const int64_t size = ElementSize(recipe.config.precision().compute());
   const int64_t q = m.num_heads / tensor * m.head_dim, kv = std::max<int64_t>(1, m.num_kv_heads / tensor) * m.head_dim;
   const int64_t input = rows * m.hidden_size * size;
-  const std::map<std::string, int64_t> results = {{kKeepQkv, tokens * (q + 2 * kv) * size},
-                                                  {kKeepAttention, tokens * (q * size + m.num_heads / tensor * 4)},
-                                                  {kKeepGateUp, tokens * 2 * m.intermediate_size / tensor * size}};
+  const std::map<std::string, int64_t> results = {
+      {kKeepQkv, tokens * (q + 2 * kv) * size},
+      {kKeepAttention, tokens * (q * size + m.num_heads / tensor * 4)},
+      {kKeepGateUp, tokens * (m.gpt_block ? 1 : 2) * m.intermediate_size / tensor * size}};
   const RecomputeConfig& recompute = recipe.config.recompute();
   int64_t bytes = input;
   if (recompute.policy() == RecomputeConfig::NONE) {
     bytes += rows * m.hidden_size * size + 2 * rows * 4;  // the residual stream between attention and MLP; two norms
     for (const auto& [name, amount] : results) bytes += amount;
+    // GPT's blocks keep what goes into their products: both normed inputs and what GELU made, and four numbers per row.
+    if (m.gpt_block) bytes += 2 * input + results.at(kKeepGateUp) + 2 * rows * 4;
   } else if (recompute.policy() == RecomputeConfig::SELECTIVE) {
     std::set<std::string> keep(recompute.keep().begin(), recompute.keep().end());
     if (keep.empty()) keep.insert(kKeepAttention);
@@ -112,7 +115,8 @@ RankMemory EstimateMemory(const Recipe& recipe, int pipeline_rank) {
     }
     first = end;
   }
-  if (has_head && m.tied_embeddings && recipe.schedule.rank_of_stage[0] != pipeline_rank) own += sizes[0];
+  if (has_head && m.tied_embeddings && recipe.schedule.rank_of_stage[0] != pipeline_rank)
+    own += SizeOf(recipe, EmbeddingParameters(m));
 
   RankMemory memory;
   const int64_t trained = own.trained, shard = trained / shards;

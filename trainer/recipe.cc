@@ -220,6 +220,7 @@ absl::StatusOr<Recipe> MakeRecipe(const RunConfig& config, int world_size, const
   absl::StatusOr<ModelFamily> family = FindFamily(families, model->family());
   if (family.ok()) {
     recipe.model = family->specify(*model, &problems);
+    recipe.weights = family->weights;
     if (config.data().sequence_length() > recipe.model.max_positions) {
       problems.push_back(absl::StrCat("data.sequence_length: ", config.data().sequence_length(),
                                       " exceeds model.max_position_embeddings ", recipe.model.max_positions));

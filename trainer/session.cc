@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <filesystem>
-#include <map>
 
 #include "configs/config_loader.h"
 #include "data/tokenizer.h"
@@ -11,8 +10,6 @@
 #include "parallel/comm/mpi_group.h"
 #include "trainer/adapter_source.h"
 #include "trainer/agreement.h"
-#include "trainer/import.h"
-#include "trainer/sharded_tensors.h"
 #include "trainer/train.h"
 
 namespace trireme {
@@ -96,6 +93,12 @@ absl::StatusOr<Plan> MakePlan(const SessionOptions& options, const Extensions& e
   return plan;
 }
 
+absl::Status LoadWeights(const ExportSource& source, Mesh& mesh, Model& model) {
+  const auto of_model = [](const ParameterBuffer& buffer) { return !buffer.specs()[0].added; };
+  RETURN_IF_ERROR(FillWeights(source.weights, mesh, model, of_model));
+  return source.adapter == nullptr ? absl::OkStatus() : LoadAdapter(*source.adapter, model);
+}
+
 absl::Status RunOn(const Plan& plan, const Extensions& extensions, const Process& process, Mesh& mesh,
                    const std::function<absl::Status(Session&)>& run) {
   absl::StatusOr<std::unique_ptr<Model>> model = Model::Create(plan.recipe, mesh, extensions);
@@ -115,20 +118,6 @@ absl::Status RunOn(const Plan& plan, const Extensions& extensions, const Process
 }
 
 }  // namespace
-
-absl::Status LoadWeights(const ExportSource& source, Mesh& mesh, Model& model) {
-  std::map<std::string, const ExportTensor*> tensors;
-  for (const ExportTensor& tensor : source.tensors) tensors[tensor.name] = &tensor;
-  const auto read = [&](const TensorPart& part) -> absl::Status {
-    const auto found = tensors.find(part.name);
-    if (found == tensors.end() || found->second->shape != part.shape)
-      return Error(ExitCode::kData, source.description, ": has no ", part.name, " of the shape that the model needs");
-    return FillPart(source.read, *found->second, part);
-  };
-  const auto of_model = [](const ParameterBuffer& buffer) { return !buffer.specs()[0].added; };
-  RETURN_IF_ERROR(FillWeights(mesh, model, read, source.quantized, of_model));
-  return source.adapter == nullptr ? absl::OkStatus() : LoadAdapter(*source.adapter, model);
-}
 
 absl::Status WithSession(const SessionOptions& options, const Extensions& extensions,
                          const std::function<absl::Status(Session&)>& run) {

@@ -43,9 +43,6 @@ struct Session {
 absl::Status WithSession(const SessionOptions& options, const Extensions& extensions,
                          const std::function<absl::Status(Session&)>& run);
 
-// Fills the weights of `model` from the source: each rank reads the rows it has a part of. Not collective.
-absl::Status LoadWeights(const ExportSource& source, Mesh& mesh, Model& model);
-
 }  // namespace trireme
 
 #endif  // TRIREME_TRAINER_SESSION_H_

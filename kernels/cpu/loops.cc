@@ -95,6 +95,52 @@ void RmsNormBackward(int64_t rows, int64_t width, const T* h, const C* rstd, con
   }
 }
 
+template <typename T, typename C>
+void LayerNorm(int64_t rows, int64_t width, const T* x, const T* weight, const T* bias, C eps, T* y, C* mean, C* rstd) {
+  for (int64_t r = 0; r < rows; ++r) {
+    const T* source = x + r * width;
+    C sum = 0, squares = 0;
+#pragma omp simd reduction(+ : sum)
+    for (int64_t i = 0; i < width; ++i) sum += Load(source[i]);
+    const C middle = sum / static_cast<C>(width);
+#pragma omp simd reduction(+ : squares)
+    for (int64_t i = 0; i < width; ++i) squares += (Load(source[i]) - middle) * (Load(source[i]) - middle);
+    const C scale = C(1) / RootOf(squares / static_cast<C>(width) + eps);
+    mean[r] = middle;
+    rstd[r] = scale;
+    T* out = y + r * width;
+#pragma omp simd
+    for (int64_t i = 0; i < width; ++i)
+      Store(&out[i], (Load(source[i]) - middle) * scale * Load(weight[i]) + Load(bias[i]));
+  }
+}
+
+template <typename T, typename C>
+void LayerNormBackward(int64_t rows, int64_t width, const T* x, const C* mean, const C* rstd, const T* weight,
+                       const T* dy, T* dx, C* d_weight, C* d_bias) {
+  for (int64_t r = 0; r < rows; ++r) {
+    const C middle = mean[r], scale = rstd[r];
+    const T* source = x + r * width;
+    const T* gradient = dy + r * width;
+    C sum = 0, dot = 0;
+#pragma omp simd reduction(+ : sum, dot)
+    for (int64_t i = 0; i < width; ++i) {
+      const C weighted = Load(gradient[i]) * Load(weight[i]);
+      sum += weighted;
+      dot += weighted * (Load(source[i]) - middle);
+    }
+    const C shift = sum / static_cast<C>(width), slope = dot * scale * scale / static_cast<C>(width);
+    T* out = dx + r * width;
+#pragma omp simd
+    for (int64_t i = 0; i < width; ++i) {
+      const C centered = Load(source[i]) - middle;
+      Store(&out[i], scale * (Load(gradient[i]) * Load(weight[i]) - shift - centered * slope));
+      d_weight[i] += Load(gradient[i]) * centered * scale;
+      d_bias[i] += Load(gradient[i]);
+    }
+  }
+}
+
 // The gate's activation and its product with the other half.
 struct Silu {
   template <typename C>
@@ -447,6 +493,8 @@ TypedLoops<T, C> MakeTyped() {
   return {&RmsNorm<T, C>,
           &RmsNormAgain<T, C>,
           &RmsNormBackward<T, C>,
+          &LayerNorm<T, C>,
+          &LayerNormBackward<T, C>,
           &GatedRows<Silu, T, C>,
           &GatedRowsBackward<Silu, T, C>,
           &GatedRows<GeluTanh, T, C>,

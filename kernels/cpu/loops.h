@@ -24,6 +24,12 @@ struct TypedLoops {
   // dx = d_h (when not null) + the norm's gradient; d_weight [width] += this part's weight gradient (when not null).
   void (*rms_norm_backward)(int64_t rows, int64_t width, const T* h, const C* rstd, const T* weight, C offset,
                             const T* dy, const T* d_h, T* dx, C* d_weight);
+  // y = (x - mean) * rstd * weight + bias, with each row's mean and rstd = 1 / sqrt(mean((x - mean)^2) + eps).
+  void (*layer_norm)(int64_t rows, int64_t width, const T* x, const T* weight, const T* bias, C eps, T* y, C* mean,
+                     C* rstd);
+  // dx = the norm's gradient; d_weight and d_bias [width] += this part's.
+  void (*layer_norm_backward)(int64_t rows, int64_t width, const T* x, const C* mean, const C* rstd, const T* weight,
+                              const T* dy, T* dx, C* d_weight, C* d_bias);
   // gate_up [rows, 2 * width] (gate first), out [rows, width].
   void (*swiglu)(int64_t rows, int64_t width, const T* gate_up, T* out);
   void (*swiglu_backward)(int64_t rows, int64_t width, const T* gate_up, const T* d_out, T* d_gate_up);

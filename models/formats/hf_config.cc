@@ -38,6 +38,7 @@ bool WithoutEffect(const std::string& key) {
       "begin_suppress_tokens",
       "cache_implementation",
       "chunk_size_feed_forward",
+      "classifier_dropout",
       "diversity_penalty",
       "do_sample",
       "early_stopping",
@@ -51,6 +52,7 @@ bool WithoutEffect(const std::string& key) {
       "length_penalty",
       "max_length",
       "min_length",
+      "n_ctx",
       "no_repeat_ngram_size",
       "num_beam_groups",
       "num_beams",
@@ -79,10 +81,13 @@ bool WithoutEffect(const std::string& key) {
       "use_bfloat16",
   };
   // Attributes that Transformers keeps for itself, and ids for text, not for the model.
-  return keys.count(key) > 0 || absl::StartsWith(key, "_") || absl::EndsWith(key, "_token_id");
+  return keys.count(key) > 0 || absl::StartsWith(key, "_") || absl::StartsWith(key, "summary_") ||
+         absl::EndsWith(key, "_token_id");
 }
 
-void ReadSizes(JsonReader& reader, const HfModelType& type, ModelConfig* model) {
+}  // namespace
+
+void ReadHfSizes(JsonReader& reader, const HfModelType& type, ModelConfig* model) {
   const auto integer = [&](const char* key, void (ModelConfig::*set)(int32_t)) {
     if (const std::optional<int32_t> value = reader.Integer(key)) (model->*set)(*value);
   };
@@ -107,6 +112,8 @@ void ReadSizes(JsonReader& reader, const HfModelType& type, ModelConfig* model) 
   }
   model->set_max_position_embeddings(reader.Integer("max_position_embeddings").value_or(type.max_position_embeddings));
 }
+
+namespace {
 
 constexpr char kSliding[] = "sliding_attention", kFull[] = "full_attention";
 
@@ -208,6 +215,14 @@ HfTokenIds ReadIds(JsonReader& reader) {
 void CheckArchitecture(JsonReader& reader, const HfModelType& type) {
   if (const Json* names = reader.Find("architectures"); names != nullptr && *names != Json::array({type.architecture}))
     reader.Bad("architectures", *names, absl::StrCat("is not [\"", type.architecture, "\"]"));
+  reader.Require("is_encoder_decoder", false, "is not supported");
+  reader.Require("add_cross_attention", false, "is not supported");
+  reader.Require("tie_encoder_decoder", false, "is not supported");
+}
+
+// The keys of Llama and of those that resemble it.
+void ReadLlamaConfig(JsonReader& reader, const HfModelType& type, ModelConfig* model,
+                     std::vector<std::string>* problems) {
   const char* activation = type.gemma ? "gelu_pytorch_tanh" : "silu";
   reader.Require("hidden_act", activation, absl::StrCat("is not supported; \"", activation, "\" is"));
   if (!type.attention_bias)
@@ -215,9 +230,15 @@ void CheckArchitecture(JsonReader& reader, const HfModelType& type) {
   reader.Require("mlp_bias", false, "is not supported; the MLP's projections have no biases here");
   reader.Require("attention_dropout", 0.0, "is not supported; there is no dropout");
   reader.Require("rope_interleaved", false, "is not supported; halves are turned, not neighbours");
-  reader.Require("is_encoder_decoder", false, "is not supported");
-  reader.Require("add_cross_attention", false, "is not supported");
-  reader.Require("tie_encoder_decoder", false, "is not supported");
+  ReadHfSizes(reader, type, model);
+  if (type.no_rope) ReadNoRopeLayers(reader, model);
+  ReadWindows(reader, type, model);
+  ReadHfRotary(reader, type, model, problems);
+  if (type.attention_bias) {
+    if (const std::optional<bool> bias = reader.Bool("attention_bias")) model->set_attention_bias(*bias);
+  }
+  if (type.gemma) ReadGemma(reader, type, model);
+  model->set_rms_norm_eps(reader.Number("rms_norm_eps").value_or(kRmsNormEps));
 }
 
 }  // namespace
@@ -243,15 +264,11 @@ absl::StatusOr<HfConfig> ParseHfConfig(const std::string& text, const std::strin
     }
   }
   if (name != "llama" && name != "mistral") config.model.set_family(type->family);
-  ReadSizes(reader, *type, &config.model);
-  if (type->no_rope) ReadNoRopeLayers(reader, &config.model);
-  ReadWindows(reader, *type, &config.model);
-  ReadHfRotary(reader, *type, &config.model, &problems);
-  if (type->attention_bias) {
-    if (const std::optional<bool> bias = reader.Bool("attention_bias")) config.model.set_attention_bias(*bias);
+  if (type->read != nullptr) {
+    type->read(reader, *type, &config, &problems);
+  } else {
+    ReadLlamaConfig(reader, *type, &config.model, &problems);
   }
-  if (type->gemma) ReadGemma(reader, *type, &config.model);
-  config.model.set_rms_norm_eps(reader.Number("rms_norm_eps").value_or(kRmsNormEps));
   config.model.set_tie_word_embeddings(reader.Bool("tie_word_embeddings").value_or(type->tied));
   config.model.set_initializer_range(reader.Number("initializer_range").value_or(kInitializerRange));
   config.ids = ReadIds(reader);

@@ -9,19 +9,23 @@ namespace {
 
 using Json = nlohmann::json;
 
-constexpr double kLocalRopeTheta = 10000;
+constexpr double kLocalRopeTheta = 10000, kPartialRotary = 0.25;  // Transformers' defaults
 
 // One of the two dialects: `theta` of its own, scaling if any.
 struct Rope {
-  std::optional<double> theta;
+  std::optional<double> theta, share;  // share: of dimensions, where rotation may be partial
   std::optional<RopeScaling> scaling;
 };
 
-Rope ReadRope(const Json& object, const std::string& name, std::vector<std::string>* problems) {
+Rope ReadRope(const Json& object, const HfModelType& model_type, const std::string& name,
+              std::vector<std::string>* problems) {
   Rope rope;
   JsonReader reader(object, name + ".", problems);
   rope.theta = reader.Number("rope_theta");
-  reader.Require("partial_rotary_factor", 1.0, "is not supported; every dimension of a head is turned");
+  if (model_type.partial_rotary)
+    rope.share = reader.Number("partial_rotary_factor");
+  else
+    reader.Require("partial_rotary_factor", 1.0, "is not supported; every dimension of a head is turned");
   std::string type = reader.Text("rope_type");
   const std::string old_type = reader.Text("type");
   if (type.empty()) type = old_type;
@@ -71,7 +75,7 @@ Rope ReadRope(const Json& object, const std::string& name, std::vector<std::stri
 
 void ReadHfRotary(JsonReader& reader, const HfModelType& type, ModelConfig* model, std::vector<std::string>* problems) {
   Rope old_dialect, new_dialect, local;
-  old_dialect.theta = reader.Number("rope_theta");
+  old_dialect.theta = reader.Number(type.partial_rotary ? "rotary_emb_base" : "rope_theta");
   const auto read = [&](const char* key, Rope* rope) {
     const Json* value = reader.Find(key);
     if (value == nullptr) return false;
@@ -84,19 +88,20 @@ void ReadHfRotary(JsonReader& reader, const HfModelType& type, ModelConfig* mode
     if (nested) {
       JsonReader kinds(*value, absl::StrCat(key, "."), problems);
       const Json* sliding = kinds.Find("sliding_attention");
-      if (sliding != nullptr) local = ReadRope(*sliding, absl::StrCat(key, ".sliding_attention"), problems);
+      if (sliding != nullptr) local = ReadRope(*sliding, type, absl::StrCat(key, ".sliding_attention"), problems);
       if (local.scaling.has_value()) kinds.Bad("sliding_attention", *sliding, "rescales, which is not supported");
       value = kinds.Find("full_attention");
       for (const std::string& rest : kinds.Rest()) kinds.Bad(rest, Json(), "is not understood");
       if (value == nullptr) return false;
     }
-    const Rope found = ReadRope(*value, nested ? absl::StrCat(key, ".full_attention") : key, problems);
+    const Rope found = ReadRope(*value, type, nested ? absl::StrCat(key, ".full_attention") : key, problems);
     if (found.theta.has_value()) {
       if (rope->theta.has_value() && rope->theta != found.theta)
         problems->push_back(absl::StrCat(key, ".rope_theta: ", *found.theta, " contradicts rope_theta ", *rope->theta));
       rope->theta = found.theta;
     }
     rope->scaling = found.scaling;
+    rope->share = found.share;
     return true;
   };
   // rope_scaling: null says that there is none; leaving it out says nothing once there are rope_parameters.
@@ -117,6 +122,13 @@ void ReadHfRotary(JsonReader& reader, const HfModelType& type, ModelConfig* mode
   }
   const std::optional<double> theta = new_dialect.theta.has_value() ? new_dialect.theta : old_dialect.theta;
   model->set_rope_theta(theta.value_or(type.rope_theta));
+  if (type.partial_rotary) {
+    const std::optional<double> share = new_dialect.share.has_value() ? new_dialect.share : old_dialect.share,
+                                old_share = reader.Number("rotary_pct");
+    if (share.has_value() && old_share.has_value() && share != old_share)
+      problems->push_back(absl::StrCat("partial_rotary_factor: ", *share, " contradicts rotary_pct ", *old_share));
+    model->set_partial_rotary_factor(share.has_value() ? *share : old_share.value_or(kPartialRotary));
+  }
   if (type.local_rope) {
     const std::optional<double> old_local = reader.Number("rope_local_base_freq");
     if (local.theta.has_value() && old_local.has_value() && local.theta != old_local)

@@ -35,13 +35,20 @@ nlohmann::ordered_json Scaling(const RopeScaling& s) {
   return json;
 }
 
-void WriteRotary(const ModelConfig& model, const HfModelType& type, nlohmann::ordered_json* json) {
+}  // namespace
+
+void WriteHfRotary(const ModelConfig& model, const HfModelType& type, nlohmann::ordered_json* json) {
   nlohmann::ordered_json rope = {{"rope_theta", model.rope_theta()}, {"rope_type", "default"}}, scaling;
   if (model.has_rope_scaling()) {
     scaling = Scaling(model.rope_scaling());
     rope.update(scaling);
   }
-  (*json)["rope_theta"] = model.rope_theta();
+  if (type.partial_rotary) {
+    rope["partial_rotary_factor"] = (*json)["rotary_pct"] = model.partial_rotary_factor();
+    (*json)["rotary_emb_base"] = model.rope_theta();
+  } else {
+    (*json)["rope_theta"] = model.rope_theta();
+  }
   (*json)["rope_scaling"] = scaling;
   if (type.local_rope) {
     (*json)["rope_local_base_freq"] = model.rope_local_base_freq();
@@ -50,6 +57,8 @@ void WriteRotary(const ModelConfig& model, const HfModelType& type, nlohmann::or
   }
   (*json)["rope_parameters"] = rope;
 }
+
+namespace {
 
 void WriteWindows(const ModelConfig& model, const HfModelType& type, nlohmann::ordered_json* json) {
   if (type.windows == HfWindows::kNone) return;
@@ -69,6 +78,45 @@ void WriteWindows(const ModelConfig& model, const HfModelType& type, nlohmann::o
   (*json)["max_window_layers"] = first - types.begin();
 }
 
+void WriteLlamaConfig(const ModelConfig& model, const HfModelType& type, nlohmann::ordered_json* json) {
+  json->update({
+      {"attention_dropout", 0.0},
+      {"hidden_size", model.hidden_size()},
+      {"intermediate_size", model.intermediate_size()},
+      {"max_position_embeddings", model.max_position_embeddings()},
+      {"num_attention_heads", model.num_attention_heads()},
+      {"num_hidden_layers", model.num_hidden_layers()},
+      {"num_key_value_heads",
+       model.has_num_key_value_heads() ? model.num_key_value_heads() : model.num_attention_heads()},
+      {"rms_norm_eps", model.rms_norm_eps()},
+  });
+  const int32_t usual_head_dim = model.hidden_size() / model.num_attention_heads();
+  const int32_t head_dim = model.has_head_dim() ? model.head_dim() : usual_head_dim;
+  if (type.own_head_dim || head_dim != usual_head_dim) (*json)["head_dim"] = head_dim;
+  WriteHfRotary(model, type, json);
+  WriteWindows(model, type, json);
+  if (type.attention_bias) (*json)["attention_bias"] = model.attention_bias();
+  if (type.gemma) {
+    const auto softcap = [](double value) { return value > 0 ? Json(value) : Json(); };
+    (*json)["attn_logit_softcapping"] = softcap(model.attn_logit_softcapping());
+    (*json)["final_logit_softcapping"] = softcap(model.final_logit_softcapping());
+    (*json)["hidden_activation"] = "gelu_pytorch_tanh";
+    // Integers, where they are: Transformers demands one.
+    const double scalar =
+        model.has_query_pre_attn_scalar() ? model.query_pre_attn_scalar() : static_cast<double>(head_dim);
+    (*json)["query_pre_attn_scalar"] = scalar == std::floor(scalar) ? Json(static_cast<int64_t>(scalar)) : Json(scalar);
+  } else {
+    (*json)["hidden_act"] = "silu";
+  }
+  if (type.no_rope) {
+    Json layers = Json::array();
+    for (int i = 0; i < model.num_hidden_layers(); ++i)
+      layers.push_back(model.no_rope_layers().empty() ? ((i + 1) % 4 != 0 ? 1 : 0) : model.no_rope_layers(i));
+    (*json)["no_rope_layers"] = layers;
+  }
+  if (type.family == std::string("llama") && type.windows == HfWindows::kNone) (*json)["mlp_bias"] = false;
+}
+
 }  // namespace
 
 std::string WriteHfConfig(const ModelConfig& model, const HfTokenIds& ids, const std::string& dtype) {
@@ -79,51 +127,22 @@ std::string WriteHfConfig(const ModelConfig& model, const HfTokenIds& ids, const
   const Json eos = ids.eos.empty() ? Json() : ids.eos.size() == 1 ? Json(ids.eos[0]) : Json(ids.eos);
   nlohmann::ordered_json json = {
       {"architectures", Json::array({type.architecture})},
-      {"attention_dropout", 0.0},
       {"bos_token_id", id(ids.bos)},
       {"dtype", dtype},
       {"eos_token_id", eos},
-      {"hidden_size", model.hidden_size()},
       {"initializer_range", model.initializer_range()},
-      {"intermediate_size", model.intermediate_size()},
-      {"max_position_embeddings", model.max_position_embeddings()},
       {"model_type", type.model_type},
-      {"num_attention_heads", model.num_attention_heads()},
-      {"num_hidden_layers", model.num_hidden_layers()},
-      {"num_key_value_heads",
-       model.has_num_key_value_heads() ? model.num_key_value_heads() : model.num_attention_heads()},
       {"pad_token_id", id(ids.pad)},
-      {"rms_norm_eps", model.rms_norm_eps()},
       {"tie_word_embeddings", model.tie_word_embeddings()},
       {"torch_dtype", dtype},
       {"use_cache", true},
       {"vocab_size", model.vocab_size()},
   };
-  const int32_t usual_head_dim = model.hidden_size() / model.num_attention_heads();
-  const int32_t head_dim = model.has_head_dim() ? model.head_dim() : usual_head_dim;
-  if (type.own_head_dim || head_dim != usual_head_dim) json["head_dim"] = head_dim;
-  WriteRotary(model, type, &json);
-  WriteWindows(model, type, &json);
-  if (type.attention_bias) json["attention_bias"] = model.attention_bias();
-  if (type.gemma) {
-    const auto softcap = [](double value) { return value > 0 ? Json(value) : Json(); };
-    json["attn_logit_softcapping"] = softcap(model.attn_logit_softcapping());
-    json["final_logit_softcapping"] = softcap(model.final_logit_softcapping());
-    json["hidden_activation"] = "gelu_pytorch_tanh";
-    // Integers, where they are: Transformers demands one.
-    const double scalar =
-        model.has_query_pre_attn_scalar() ? model.query_pre_attn_scalar() : static_cast<double>(head_dim);
-    json["query_pre_attn_scalar"] = scalar == std::floor(scalar) ? Json(static_cast<int64_t>(scalar)) : Json(scalar);
+  if (type.write != nullptr) {
+    type.write(model, type, &json);
   } else {
-    json["hidden_act"] = "silu";
+    WriteLlamaConfig(model, type, &json);
   }
-  if (type.no_rope) {
-    Json layers = Json::array();
-    for (int i = 0; i < model.num_hidden_layers(); ++i)
-      layers.push_back(model.no_rope_layers().empty() ? ((i + 1) % 4 != 0 ? 1 : 0) : model.no_rope_layers(i));
-    json["no_rope_layers"] = layers;
-  }
-  if (type.family == std::string("llama") && type.windows == HfWindows::kNone) json["mlp_bias"] = false;
   if (model.has_quantization()) json["quantization_config"] = WriteBnbConfig(model.quantization(), dtype);
   return json.dump(2) + "\n";
 }

@@ -71,6 +71,20 @@ constexpr HfModelType kTypes[] = {
      .attention_bias = true,
      .gemma = true,
      .local_rope = true},
+    {.model_type = "gpt2",
+     .architecture = "GPT2LMHeadModel",
+     .family = "gpt2",
+     .max_position_embeddings = 1024,
+     .tied = true,
+     .read = &ReadGpt2Config,
+     .write = &WriteGpt2Config},
+    {.model_type = "gpt_neox",
+     .architecture = "GPTNeoXForCausalLM",
+     .family = "gpt_neox",
+     .max_position_embeddings = 2048,
+     .partial_rotary = true,
+     .read = &ReadGptNeoxConfig,
+     .write = &WriteGptNeoxConfig},
 };
 
 }  // namespace

@@ -19,6 +19,8 @@ enum class HfWindows {
   kPattern,   // all but each window_period-th layer, or those of layer_types
 };
 
+struct HfConfig;
+
 struct HfModelType {
   const char* model_type;
   const char* architecture;
@@ -38,6 +40,11 @@ struct HfModelType {
   bool gemma = false;           // has soft caps, query_pre_attn_scalar, hidden_activation
   bool local_rope = false;      // layers with a window have frequencies of their own
   double attention_softcap = 0, logit_softcap = 0;
+  bool partial_rotary = false;  // has rotary_pct and, for rope_theta, rotary_emb_base
+  // Of what is not common to all (hf_config.cc); null: as Llama.
+  void (*read)(JsonReader& reader, const HfModelType& type, HfConfig* config,
+               std::vector<std::string>* problems) = nullptr;
+  void (*write)(const ModelConfig& model, const HfModelType& type, nlohmann::ordered_json* json) = nullptr;
 };
 
 // Null: none is called so.
@@ -47,8 +54,17 @@ std::string KnownHfModelTypes();  // "gemma2", ...
 // The type to write a model as. A Llama with a window is a Mistral, since llama has none. Null: no type of this family.
 const HfModelType* HfModelTypeOf(const ModelConfig& model);
 
-// Rotary settings of both dialects (hf_config.h).
+// Sizes, and rotary settings of both dialects (hf_config.h).
+void ReadHfSizes(JsonReader& reader, const HfModelType& type, ModelConfig* model);
 void ReadHfRotary(JsonReader& reader, const HfModelType& type, ModelConfig* model, std::vector<std::string>* problems);
+void WriteHfRotary(const ModelConfig& model, const HfModelType& type, nlohmann::ordered_json* json);
+
+// The keys of GPT-2 and GPT-NeoX (hf_config_gpt.cc).
+void ReadGpt2Config(JsonReader& reader, const HfModelType& type, HfConfig* config, std::vector<std::string>* problems);
+void WriteGpt2Config(const ModelConfig& model, const HfModelType& type, nlohmann::ordered_json* json);
+void ReadGptNeoxConfig(JsonReader& reader, const HfModelType& type, HfConfig* config,
+                       std::vector<std::string>* problems);
+void WriteGptNeoxConfig(const ModelConfig& model, const HfModelType& type, nlohmann::ordered_json* json);
 
 }  // namespace trireme
 

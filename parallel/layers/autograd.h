@@ -3,6 +3,7 @@
 #ifndef TRIREME_PARALLEL_LAYERS_AUTOGRAD_H_
 #define TRIREME_PARALLEL_LAYERS_AUTOGRAD_H_
 
+#include <ATen/ops/sum.h>
 #include <torch/csrc/autograd/custom_function.h>
 
 #include <optional>
@@ -36,6 +37,12 @@ inline void AddVectorGradient(Weight& weight, const at::Tensor& gradient) {
   weight.AddGradient([gradient](at::Tensor& accumulator, bool overwrite) {
     overwrite ? CopyConverted(gradient, accumulator) : AddInto(accumulator, gradient);
   });
+}
+
+// Hands the gradient of a bias, which was added to every row, to it; null: there is none.
+inline void AddBiasGradient(Weight* bias, const at::Tensor& dy) {
+  if (bias == nullptr || !bias->trainable()) return;
+  AddVectorGradient(*bias, at::sum(dy, {0}, /*keepdim=*/false, ArithmeticType(dy.scalar_type())));
 }
 
 }  // namespace trireme

@@ -1,5 +1,4 @@
 #include <ATen/TensorOperators.h>
-#include <ATen/ops/sum.h>
 #include <ATen/ops/zeros.h>
 
 #include "parallel/layers/adapter.h"
@@ -19,12 +18,6 @@ at::Tensor NormBackward(Weight& norm, double offset, const at::Tensor& h, const 
   at::Tensor dx = RmsNormBackward(h, rstd, weight, dy, d_h, &d_weight, offset);
   AddVectorGradient(norm, d_weight);
   return dx;
-}
-
-// The gradient of what was added to every row.
-void AddBiasGradient(Weight* bias, const at::Tensor& dy) {
-  if (bias == nullptr || !bias->trainable()) return;
-  AddVectorGradient(*bias, at::sum(dy, {0}, /*keepdim=*/false, ArithmeticType(dy.scalar_type())));
 }
 
 struct NormFunction : torch::autograd::Function<NormFunction> {

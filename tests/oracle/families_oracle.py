@@ -64,12 +64,66 @@ FAMILIES = {
         ("two rope bases", dict(GEMMA, num_hidden_layers=4, rope_parameters=gemma3_rope(), layer_types=["sliding_attention", "full_attention"] * 2)),
         ("linear rope, all layers global", dict(GEMMA, num_key_value_heads=1, layer_types=["full_attention"] * 2, rope_parameters=gemma3_rope(rope_type="linear", factor=4.0))),
     ],
+    "gpt2": [
+        ("tied", dict()),
+        ("tied, old names", dict(n_inner=None, layer_norm_epsilon=1e-3)),
+        ("untied, exact gelu, three layers", dict(tie_word_embeddings=False, activation_function="gelu", n_layer=3)),
+        ("untied, old names, two heads", dict(tie_word_embeddings=False, n_head=2, n_inner=88)),
+    ],
+    "gpt_neox": [
+        ("parallel, a quarter turns", dict()),
+        ("sequential, old dialect", dict(use_parallel_residual=False, rope_parameters=dict(rope_type="default", rope_theta=9000.0, partial_rotary_factor=0.5))),
+        ("all turns, no biases, tied", dict(attention_bias=False, tie_word_embeddings=True, rope_parameters=dict(rope_type="default", rope_theta=10000.0, partial_rotary_factor=1.0))),
+        ("linear rope, tanh gelu, old dialect", dict(hidden_act="gelu_new", layer_norm_eps=1e-3, rope_parameters=dict(LINEAR, partial_rotary_factor=0.375))),
+        ("yarn rope, three layers", dict(num_hidden_layers=3, rope_parameters=dict(YARN, partial_rotary_factor=0.5))),
+    ],
 }  # fmt: skip
 
 
+GPT2_SIZES = {"num_hidden_layers": "n_layer", "hidden_size": "n_embd", "num_attention_heads": "n_head", "intermediate_size": "n_inner", "max_position_embeddings": "n_positions"}
+GPT2_DROPOUT = ("attn_pdrop", "embd_pdrop", "resid_pdrop")
+
+
+def sizes_of(family, base):
+    """The sizes under the family's names, without dropout."""
+    if family == "gpt2":
+        return {**{GPT2_SIZES.get(key, key): value for key, value in base.items() if key != "num_key_value_heads"}, **{key: 0.0 for key in GPT2_DROPOUT}}
+    if family == "gpt_neox":
+        return {key: value for key, value in base.items() if key != "num_key_value_heads"}
+    return base
+
+
+def old_file(path, family):
+    """Names and buffers as published files of the family have them."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    if not family.startswith("gpt"):
+        return
+    name = os.path.join(path, "model.safetensors")
+    tensors = load_file(name)
+    mask = torch.tril(torch.ones(LENGTH, LENGTH, dtype=torch.uint8))[None, None]
+    if family == "gpt2":
+        tensors = {key.removeprefix("transformer."): value for key, value in tensors.items()}
+        tensors.update({"h.0.attn.bias": mask, "h.0.attn.masked_bias": torch.tensor(-1e4)})
+        if "lm_head.weight" not in tensors:
+            tensors["lm_head.weight"] = tensors["wte.weight"].clone()
+    else:
+        layer = "gpt_neox.layers.0.attention."
+        tensors.update({layer + "bias": mask, layer + "masked_bias": torch.tensor(-1e9), layer + "rotary_emb.inv_freq": torch.ones(4)})
+    save_file(tensors, name, {"format": "pt"})
+
+
 def old_dialect(config):
-    """rope_parameters as Transformers 4 wrote them."""
+    """rope_parameters as Transformers 4 wrote them; GPT-2's dropout, which published files have."""
+    if config["model_type"] == "gpt2":
+        config.update({key: 0.1 for key in GPT2_DROPOUT}, n_ctx=LENGTH)
+        return
     rope = config.pop("rope_parameters")
+    if config["model_type"] == "gpt_neox":
+        config["rotary_pct"], config["rotary_emb_base"] = rope.pop("partial_rotary_factor"), rope.pop("rope_theta")
+        config["rope_scaling"] = None if rope["rope_type"] == "default" else rope
+        return
     local = rope.pop("sliding_attention", None)
     if local:
         rope = rope["full_attention"]
@@ -85,7 +139,8 @@ def build(family, model, seed):
     from transformers import AutoConfig, AutoModelForCausalLM
 
     torch.manual_seed(seed)
-    sizes = {**BASE, "max_position_embeddings": LENGTH, "initializer_range": 0.12, "bos_token_id": 1, "eos_token_id": 2, **model}
+    base = {**BASE, "max_position_embeddings": LENGTH, "initializer_range": 0.12, "bos_token_id": 1, "eos_token_id": 2}
+    sizes = {**sizes_of(family, base), **model}
     config = AutoConfig.for_model(family, **sizes)
     config._attn_implementation = "eager"
     reference = AutoModelForCausalLM.from_config(config).float().train()
@@ -121,6 +176,7 @@ def run(checks, probe, trireme, only):
                 check_config(checks, name, direct, path, but=WITHOUT_EFFECT)
                 if index % 2 == 1:
                     edit_config(path, old_dialect)
+                    old_file(path, family)
                 check_training(checks, ref, trireme, own, name, path, reference, corpus, batch)
 
 

@@ -67,6 +67,22 @@ def check_greedy(checks, ref, trireme, folder):
                 compare(checks, label, last_line(output), greedy(model, prompt, TOKENS, eos_token_id=None))
 
 
+def check_families(checks, trireme, folder):
+    """What families add to the cache: learned positions, partial rotation."""
+    from families_oracle import FAMILIES, build
+
+    for family in ("gpt2", "gpt_neox"):
+        name, model = FAMILIES[family][0]
+        reference = build(family, model, 60).eval()
+        path = os.path.join(folder, family)
+        reference.save_pretrained(path)
+        for ranks, mesh in ((1, ""), (4, "tensor: 2 pipeline: 2")):
+            flags = ["--set", f"parallel {{ {mesh} }}"] if mesh else []
+            for prompt in PROMPTS:
+                output = trireme("generate", path, "--prompt-ids", comma(prompt), "--max-tokens", str(TOKENS), "--ignore-eos", "--json", *flags, ranks=ranks)
+                compare(checks, f"{family}, {name}, {ranks} ranks, prompt of {len(prompt)}", last_line(output), greedy(reference, prompt, TOKENS, eos_token_id=None))
+
+
 # Of SmolLM2-Instruct, as its tokenizer has it.
 CHAT_TEMPLATE = (
     "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}{{ '<|im_start|>system\\nYou are a helpful AI assistant named SmolLM, "
@@ -192,6 +208,7 @@ def run_with(checks, trireme):
 
     with tempfile.TemporaryDirectory(prefix="trireme_generate_") as folder:
         check_greedy(checks, ref, trireme, folder)
+        check_families(checks, trireme, folder)
         path, model, corpus = text_model(ref, trireme, folder)
         check_text(checks, trireme, path, model)
         check_evaluate(checks, trireme, folder, path, model, corpus)

@@ -10,6 +10,7 @@
 
 #include "parallel/comm/mpi_group.h"
 #include "parallel/layers/functions.h"
+#include "parallel/layers/gpt_functions.h"
 #include "tests/kernels/test_tensors.h"
 
 namespace trireme {
@@ -187,6 +188,41 @@ TEST_F(FiniteDifferences, NormsWithOffset) {
            Weigh(h).pow(2);
   };
   Check(loss, {x, delta}, {&norm, &linear, &post});
+}
+
+TEST_F(FiniteDifferences, LayerNorm) {
+  const at::Tensor x = Input({4, 9});
+  TensorWeight weight = Parameter({9}), bias = Parameter({9});
+  Check([&] { return Weigh(LayerNorm(x, weight, bias, 1e-3)); }, {x}, {&weight, &bias});
+  x.mutable_grad().reset();
+  TensorWeight frozen = Parameter({9}, false), frozen_bias = Parameter({9}, false);
+  Check([&] { return Weigh(LayerNorm(x, frozen, frozen_bias, 1e-3)); }, {x}, {&frozen, &frozen_bias});
+}
+
+TEST_F(FiniteDifferences, ColumnLinear) {
+  const at::Tensor x = Input({4, 6});
+  for (const bool trainable : {true, false}) {
+    TensorWeight weight = Parameter({5, 6}, trainable), bias = Parameter({5}, trainable), bare = Parameter({5, 6});
+    const auto loss = [&] {
+      return Weigh(ColumnLinear(x, weight, &bias, *alone_, nullptr, nullptr)) +
+             Weigh(ColumnLinear(x, bare, nullptr, *alone_, nullptr, nullptr)).pow(2);
+    };
+    x.mutable_grad().reset();
+    Check(loss, {x}, {&weight, &bias, &bare});
+  }
+}
+
+TEST_F(FiniteDifferences, Gelu) {
+  for (const Gelu kind : {Gelu::kErf, Gelu::kTanh}) {
+    const at::Tensor x = Input({4, 6});
+    Check([&] { return Weigh(ApplyGelu(x, kind)); }, {x}, {});
+  }
+}
+
+TEST_F(FiniteDifferences, LearnedPositions) {
+  const at::Tensor x = Input({5, 6}), positions = TensorOf<int64_t>({0, 1, 2, 0, 1});  // Two segments share rows.
+  TensorWeight table = Parameter({3, 6});
+  Check([&] { return Weigh(AddPositions(x, positions, table, *alone_)); }, {x}, {&table});
 }
 
 TEST_F(FiniteDifferences, HeadNorm) {

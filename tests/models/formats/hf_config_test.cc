@@ -4,6 +4,7 @@
 #include <google/protobuf/text_format.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <nlohmann/json.hpp>
 
 namespace trireme {
@@ -257,6 +258,66 @@ TEST(HfConfigTest, SmolLm3LeavesRotationOutOfEachFourthLayer) {
   ExpectRefused(Of("smollm3", "SmolLM3ForCausalLM", {{"no_rope_layers", {1, 0}}}), "no_rope_layers: ");
 }
 
+// As published: with the dropout of pretraining, and settings of other heads.
+Json Gpt2() {
+  return Json::parse(R"({
+    "activation_function": "gelu_new", "architectures": ["GPT2LMHeadModel"], "attn_pdrop": 0.1, "bos_token_id": 50256,
+    "embd_pdrop": 0.1, "eos_token_id": 50256, "initializer_range": 0.02, "layer_norm_epsilon": 1e-05,
+    "model_type": "gpt2", "n_ctx": 1024, "n_embd": 768, "n_head": 12, "n_layer": 12, "n_positions": 1024,
+    "resid_pdrop": 0.1, "summary_activation": null, "summary_first_dropout": 0.1, "summary_proj_to_labels": true,
+    "summary_type": "cls_index", "summary_use_proj": true, "vocab_size": 50257})");
+}
+
+TEST(HfConfigTest, Gpt2HasNamesOfItsOwn) {
+  const HfConfig config = Read(Gpt2());
+  EXPECT_EQ(config.model.family(), "gpt2");
+  EXPECT_EQ(config.model.num_hidden_layers(), 12);
+  EXPECT_EQ(config.model.hidden_size(), 768);
+  EXPECT_EQ(config.model.num_attention_heads(), 12);
+  EXPECT_EQ(config.model.intermediate_size(), 3072) << "four times the width";
+  EXPECT_EQ(config.model.max_position_embeddings(), 1024);
+  EXPECT_EQ(config.model.hidden_act(), "gelu_new");
+  EXPECT_EQ(config.model.layer_norm_eps(), 1e-5);
+  EXPECT_TRUE(config.model.tie_word_embeddings());
+  EXPECT_EQ(std::count(config.ignored.begin(), config.ignored.end(), "resid_pdrop (there is no dropout)"), 1);
+  Json file = Gpt2();
+  file["n_inner"] = 100;
+  EXPECT_EQ(Read(file).model.intermediate_size(), 100);
+  file["scale_attn_by_inverse_layer_idx"] = true;
+  ExpectRefused(file, "scale_attn_by_inverse_layer_idx: true");
+}
+
+Json GptNeox(const Json& change) {
+  Json file = Json::parse(R"({
+    "architectures": ["GPTNeoXForCausalLM"], "bos_token_id": 0, "eos_token_id": 0, "hidden_act": "gelu",
+    "hidden_size": 512, "initializer_range": 0.02, "intermediate_size": 2048, "layer_norm_eps": 1e-05,
+    "max_position_embeddings": 2048, "model_type": "gpt_neox", "num_attention_heads": 8, "num_hidden_layers": 6,
+    "rotary_emb_base": 10000, "rotary_pct": 0.25, "tie_word_embeddings": false, "torch_dtype": "float16",
+    "transformers_version": "4.24.0", "use_cache": true, "use_parallel_residual": true, "vocab_size": 50304})");
+  file.update(change);
+  return file;
+}
+
+TEST(HfConfigTest, GptNeoxTurnsAShareOfEachHead) {
+  const HfConfig old = Read(GptNeox(Json::object()));
+  EXPECT_EQ(old.model.family(), "gpt_neox");
+  EXPECT_EQ(old.model.partial_rotary_factor(), 0.25);
+  EXPECT_EQ(old.model.rope_theta(), 10000);
+  EXPECT_TRUE(old.model.use_parallel_residual());
+  EXPECT_TRUE(old.model.attention_bias());
+  const Json parameters = {{"rope_type", "default"}, {"rope_theta", 9000.0}, {"partial_rotary_factor", 0.5}};
+  Json file = GptNeox({{"rope_parameters", parameters}, {"attention_bias", false}});
+  ExpectRefused(file, "partial_rotary_factor: 0.5 contradicts rotary_pct 0.25");
+  file.erase("rotary_pct");
+  file.erase("rotary_emb_base");
+  const HfConfig config = Read(file);
+  EXPECT_EQ(config.model.partial_rotary_factor(), 0.5);
+  EXPECT_EQ(config.model.rope_theta(), 9000);
+  EXPECT_FALSE(config.model.attention_bias());
+  ExpectRefused(GptNeox({{"hidden_dropout", 0.1}}), "hidden_dropout: 0.1");
+  ExpectRefused(With({{"rope_parameters", parameters}}), "partial_rotary_factor: 0.5");
+}
+
 TEST(HfConfigTest, WritesWhatItReads) {
   Json mistral =
       With({{"model_type", "mistral"}, {"architectures", Json::array({"MistralForCausalLM"})}, {"sliding_window", 20}});
@@ -264,11 +325,13 @@ TEST(HfConfigTest, WritesWhatItReads) {
   gemma.erase("hidden_act");
   const Json yarn = {
       {"rope_type", "yarn"}, {"factor", 4.0}, {"original_max_position_embeddings", 64}, {"beta_fast", 20.0}};
-  for (const Json& file : {Old(), With({{"rope_scaling", Llama3()}}), With({{"head_dim", 24}}), mistral, gemma,
-                           With({{"rope_scaling", yarn}}), Of("qwen2", "Qwen2ForCausalLM", Json::object()),
-                           Of("smollm3", "SmolLM3ForCausalLM", {{"attention_bias", true}}),
-                           Of("qwen3", "Qwen3ForCausalLM",
-                              {{"sliding_window", 20}, {"use_sliding_window", true}, {"max_window_layers", 2}})}) {
+  for (const Json& file :
+       {Old(), With({{"rope_scaling", Llama3()}}), With({{"head_dim", 24}}), mistral, gemma,
+        With({{"rope_scaling", yarn}}), Of("qwen2", "Qwen2ForCausalLM", Json::object()),
+        Of("smollm3", "SmolLM3ForCausalLM", {{"attention_bias", true}}), Gpt2(),
+        GptNeox({{"use_parallel_residual", false}}), GptNeox({{"rope_scaling", {{"type", "linear"}, {"factor", 2.0}}}}),
+        Of("qwen3", "Qwen3ForCausalLM",
+           {{"sliding_window", 20}, {"use_sliding_window", true}, {"max_window_layers", 2}})}) {
     const HfConfig config = Read(file);
     const HfConfig again = Read(Json::parse(WriteHfConfig(config.model, config.ids, config.dtype)));
     EXPECT_EQ(again.model.SerializeAsString(), config.model.SerializeAsString());

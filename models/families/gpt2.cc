@@ -1,0 +1,54 @@
+#include "models/families/gpt.h"
+#include "models/family.h"
+
+namespace trireme {
+namespace {
+
+DecoderSpec Specify(const ModelConfig& config, std::vector<std::string>* problems) {
+  DecoderSpec spec = SpecifyGpt(config, "gelu_new", problems);
+  spec.learned_positions = true;
+  spec.qkv_bias = spec.output_bias = true;
+  spec.scaled_residual_init = !config.has_scaled_residual_init() || config.scaled_residual_init();
+  spec.pattern.assign(static_cast<size_t>(spec.num_layers), {.rope = false});
+  return spec;
+}
+
+constexpr char kQkv[] = "transformer.h.*.attn.c_attn.weight", kQkvBias[] = "transformer.h.*.attn.c_attn.bias";
+
+// Transformers' Conv1D keeps matrices as [inputs, outputs].
+WeightNames Names() {
+  const auto qkv = [](const char* name, const char* stored, int part) {
+    return WeightRule{.name = name, .stored = stored, .transposed = true, .part = part, .parts = 3};
+  };
+  return {
+      .rules = {{"model.embed_tokens.weight", "transformer.wte.weight"},
+                {"model.embed_positions.weight", "transformer.wpe.weight"},
+                {"model.layers.*.input_layernorm.weight", "transformer.h.*.ln_1.weight"},
+                {"model.layers.*.input_layernorm.bias", "transformer.h.*.ln_1.bias"},
+                qkv("model.layers.*.self_attn.q_proj.weight", kQkv, 0),
+                qkv("model.layers.*.self_attn.k_proj.weight", kQkv, 1),
+                qkv("model.layers.*.self_attn.v_proj.weight", kQkv, 2),
+                qkv("model.layers.*.self_attn.q_proj.bias", kQkvBias, 0),
+                qkv("model.layers.*.self_attn.k_proj.bias", kQkvBias, 1),
+                qkv("model.layers.*.self_attn.v_proj.bias", kQkvBias, 2),
+                {"model.layers.*.self_attn.o_proj.weight", "transformer.h.*.attn.c_proj.weight", true},
+                {"model.layers.*.self_attn.o_proj.bias", "transformer.h.*.attn.c_proj.bias"},
+                {"model.layers.*.post_attention_layernorm.weight", "transformer.h.*.ln_2.weight"},
+                {"model.layers.*.post_attention_layernorm.bias", "transformer.h.*.ln_2.bias"},
+                {"model.layers.*.mlp.up_proj.weight", "transformer.h.*.mlp.c_fc.weight", true},
+                {"model.layers.*.mlp.up_proj.bias", "transformer.h.*.mlp.c_fc.bias"},
+                {"model.layers.*.mlp.down_proj.weight", "transformer.h.*.mlp.c_proj.weight", true},
+                {"model.layers.*.mlp.down_proj.bias", "transformer.h.*.mlp.c_proj.bias"},
+                {"model.norm.weight", "transformer.ln_f.weight"},
+                {"model.norm.bias", "transformer.ln_f.bias"},
+                {"lm_head.weight", "lm_head.weight"}},
+      .optional_prefix = "transformer.",
+      .ignored = {".attn.bias", ".attn.masked_bias"},  // causal masks
+  };
+}
+
+}  // namespace
+
+ModelFamily Gpt2Family() { return {"gpt2", &Specify, Names()}; }
+
+}  // namespace trireme

@@ -1,0 +1,67 @@
+#include <cmath>
+
+#include "models/families/gpt.h"
+#include "models/family.h"
+
+namespace trireme {
+namespace {
+
+DecoderSpec Specify(const ModelConfig& config, std::vector<std::string>* problems) {
+  DecoderSpec spec = SpecifyGpt(config, "gelu", problems);
+  spec.parallel_residual = config.use_parallel_residual();
+  spec.qkv_bias = spec.output_bias = !config.has_attention_bias() || config.attention_bias();
+  const double share = config.partial_rotary_factor();
+  if (!(share > 0 && share <= 1)) {
+    problems->push_back(absl::StrCat("model.partial_rotary_factor: is ", share, "; give a share above 0, at most 1"));
+    return spec;
+  }
+  spec.rotary_dim = static_cast<int64_t>(static_cast<double>(spec.head_dim) * share);  // as Transformers rounds it
+  if (spec.rotary_dim < 2 || spec.rotary_dim % 2 != 0) {
+    problems->push_back(absl::StrCat("model.partial_rotary_factor: ", share, " of head_dim ", spec.head_dim, " are ",
+                                     spec.rotary_dim,
+                                     " dimensions; positions turn pairs, give a share that makes them even"));
+    spec.rotary_dim = 0;
+  }
+  return spec;
+}
+
+constexpr char kQkv[] = "gpt_neox.layers.*.attention.query_key_value.weight",
+               kQkvBias[] = "gpt_neox.layers.*.attention.query_key_value.bias";
+
+WeightNames Names() {
+  const auto qkv = [](const char* name, const char* stored, int part) {
+    return WeightRule{
+        .name = name, .stored = stored, .part = part, .parts = 3, .per_head = true, .rotary_order = part < 2};
+  };
+  return {
+      .rules = {{"model.embed_tokens.weight", "gpt_neox.embed_in.weight"},
+                {"model.layers.*.input_layernorm.weight", "gpt_neox.layers.*.input_layernorm.weight"},
+                {"model.layers.*.input_layernorm.bias", "gpt_neox.layers.*.input_layernorm.bias"},
+                qkv("model.layers.*.self_attn.q_proj.weight", kQkv, 0),
+                qkv("model.layers.*.self_attn.k_proj.weight", kQkv, 1),
+                qkv("model.layers.*.self_attn.v_proj.weight", kQkv, 2),
+                qkv("model.layers.*.self_attn.q_proj.bias", kQkvBias, 0),
+                qkv("model.layers.*.self_attn.k_proj.bias", kQkvBias, 1),
+                qkv("model.layers.*.self_attn.v_proj.bias", kQkvBias, 2),
+                {"model.layers.*.self_attn.o_proj.weight", "gpt_neox.layers.*.attention.dense.weight"},
+                {"model.layers.*.self_attn.o_proj.bias", "gpt_neox.layers.*.attention.dense.bias"},
+                {"model.layers.*.post_attention_layernorm.weight", "gpt_neox.layers.*.post_attention_layernorm.weight"},
+                {"model.layers.*.post_attention_layernorm.bias", "gpt_neox.layers.*.post_attention_layernorm.bias"},
+                {"model.layers.*.mlp.up_proj.weight", "gpt_neox.layers.*.mlp.dense_h_to_4h.weight"},
+                {"model.layers.*.mlp.up_proj.bias", "gpt_neox.layers.*.mlp.dense_h_to_4h.bias"},
+                {"model.layers.*.mlp.down_proj.weight", "gpt_neox.layers.*.mlp.dense_4h_to_h.weight"},
+                {"model.layers.*.mlp.down_proj.bias", "gpt_neox.layers.*.mlp.dense_4h_to_h.bias"},
+                {"model.norm.weight", "gpt_neox.final_layer_norm.weight"},
+                {"model.norm.bias", "gpt_neox.final_layer_norm.bias"},
+                {"lm_head.weight", "embed_out.weight"}},
+      .optional_prefix = "",
+      // Causal masks and rotary frequencies of old files.
+      .ignored = {".attention.bias", ".attention.masked_bias", ".attention.rotary_emb.inv_freq"},
+  };
+}
+
+}  // namespace
+
+ModelFamily GptNeoxFamily() { return {"gpt_neox", &Specify, Names()}; }
+
+}  // namespace trireme

@@ -1,0 +1,152 @@
+// Every family's table of weights says where each element of a checkpoint is, both ways.
+#include "models/weight_table.h"
+
+#include <google/protobuf/text_format.h>
+#include <gtest/gtest.h>
+
+#include <set>
+
+#include "models/family.h"
+
+namespace trireme {
+namespace {
+
+constexpr char kSizes[] =
+    "num_hidden_layers: 3 hidden_size: 48 num_attention_heads: 3 intermediate_size: 40 vocab_size: 31 "
+    "max_position_embeddings: 16 ";
+
+int64_t Numel(const std::vector<int64_t>& shape) {
+  int64_t n = 1;
+  for (const int64_t extent : shape) n *= extent;
+  return n;
+}
+
+WeightTable TableOf(const ModelFamily& family, const std::string& fields) {
+  ModelConfig config;
+  EXPECT_TRUE(google::protobuf::TextFormat::ParseFromString(kSizes + fields, &config)) << fields;
+  std::vector<std::string> problems;
+  const DecoderSpec spec = family.specify(config, &problems);
+  EXPECT_TRUE(problems.empty()) << family.name << ": " << problems[0];
+  return MakeWeightTable(family.weights, spec);
+}
+
+// Element (row, column) of a stored matrix or vector, whose runs are along columns when it is transposed.
+int64_t StoredIndex(const WeightTable::Stored& stored, int64_t run_row, int64_t across) {
+  if (stored.shape.size() == 1) return run_row;
+  return stored.transposed ? across * stored.shape[1] + run_row : run_row * stored.shape[1] + across;
+}
+
+using Values = std::vector<std::vector<int64_t>>;
+
+// What a checkpoint would hold, by the parameters' runs. Every element must be set once.
+Values Store(const WeightTable& table, const Values& parameters) {
+  Values stored;
+  for (const WeightTable::Stored& tensor : table.stored) stored.emplace_back(Numel(tensor.shape), -1);
+  for (size_t p = 0; p < table.parameters.size(); ++p) {
+    const WeightTable::Parameter& parameter = table.parameters[p];
+    const int64_t columns = parameter.shape.size() == 2 ? parameter.shape[1] : 1;
+    int64_t next = 0;
+    for (const RowRun& run : parameter.runs) {
+      EXPECT_EQ(run.row, next) << parameter.name;
+      EXPECT_EQ(run.parameter, p);
+      next += run.rows;
+      for (int64_t i = 0; i < run.rows * columns; ++i) {
+        int64_t& out = stored[parameter.stored].at(
+            StoredIndex(table.stored[parameter.stored], run.stored_row + i / columns, i % columns));
+        EXPECT_EQ(out, -1) << parameter.name << " falls on what another has";
+        out = parameters[p][run.row * columns + i];
+      }
+    }
+    EXPECT_EQ(next, parameter.shape[0]) << parameter.name;
+  }
+  for (size_t s = 0; s < stored.size(); ++s) {
+    for (const int64_t value : stored[s]) EXPECT_NE(value, -1) << table.stored[s].name << " has a hole";
+  }
+  return stored;
+}
+
+// And back, by the stored tensors' runs.
+Values Restore(const WeightTable& table, const Values& stored) {
+  Values parameters;
+  for (const WeightTable::Parameter& parameter : table.parameters) parameters.emplace_back(Numel(parameter.shape), -1);
+  for (size_t s = 0; s < table.stored.size(); ++s) {
+    int64_t next = 0;
+    for (const RowRun& run : table.stored[s].runs) {
+      EXPECT_EQ(run.stored_row, next) << table.stored[s].name;
+      next += run.rows;
+      const std::vector<int64_t>& shape = table.parameters[run.parameter].shape;
+      const int64_t columns = shape.size() == 2 ? shape[1] : 1;
+      for (int64_t i = 0; i < run.rows * columns; ++i)
+        parameters[run.parameter][run.row * columns + i] =
+            stored[s].at(StoredIndex(table.stored[s], run.stored_row + i / columns, i % columns));
+    }
+    EXPECT_EQ(next, table.stored[s].shape[table.stored[s].transposed ? 1 : 0]) << table.stored[s].name;
+  }
+  return parameters;
+}
+
+TEST(WeightTable, EveryFamilysIsABijection) {
+  const char* variants[] = {"", "tie_word_embeddings: true", "attention_bias: true", "partial_rotary_factor: 0.5",
+                            "attention_bias: false partial_rotary_factor: 1"};
+  for (const ModelFamily& family : BuiltInFamilies()) {
+    for (const char* variant : variants) {
+      SCOPED_TRACE(absl::StrCat(family.name, " ", variant));
+      const WeightTable table = TableOf(family, variant);
+      std::set<std::string> names, stored_names;
+      Values numbered;
+      int64_t next = 0;
+      for (const WeightTable::Parameter& parameter : table.parameters) {
+        EXPECT_TRUE(names.insert(parameter.name).second) << parameter.name;
+        numbered.emplace_back();
+        for (int64_t i = 0; i < Numel(parameter.shape); ++i) numbered.back().push_back(next++);
+      }
+      for (const WeightTable::Stored& stored : table.stored) {
+        EXPECT_TRUE(stored_names.insert(stored.name).second) << stored.name;
+        EXPECT_EQ(stored.name.find('*'), std::string::npos) << stored.name;
+      }
+      EXPECT_EQ(stored_names.count(table.embedding), 1u);
+      EXPECT_EQ(stored_names.count(table.head), absl::string_view(variant) == "tie_word_embeddings: true" ? 0u : 1u);
+      EXPECT_EQ(Restore(table, Store(table, numbered)), numbered);
+    }
+  }
+}
+
+TEST(WeightTable, RulesNameNothingThatDoesNotExist) {
+  for (const ModelFamily& family : BuiltInFamilies()) {
+    const WeightTable table = TableOf(family, "");
+    for (const WeightRule& rule : family.weights.rules) {
+      const std::string name = rule.name, begin = name.substr(0, name.find('*'));
+      const std::string end = name.find('*') == std::string::npos ? "" : name.substr(name.find('*') + 1);
+      bool used = false;
+      for (const WeightTable::Parameter& p : table.parameters) {
+        used = used || (p.name.compare(0, begin.size(), begin) == 0 && p.name.size() >= end.size() &&
+                        p.name.compare(p.name.size() - end.size(), end.size(), end) == 0);
+      }
+      EXPECT_TRUE(used) << family.name << ": " << rule.name;
+    }
+  }
+}
+
+TEST(WeightTable, RotaryOrderMakesEveryPairHalfAHeadApart) {
+  for (const auto& [head_dim, rotary_dim] :
+       {std::pair(16, 4), std::pair(16, 16), std::pair(10, 2), std::pair(64, 24)}) {
+    std::vector<int64_t> theirs(static_cast<size_t>(head_dim), -1);
+    for (const RowRun& run : RotaryOrder(head_dim, rotary_dim)) {
+      for (int64_t i = 0; i < run.rows; ++i) theirs[static_cast<size_t>(run.row + i)] = run.stored_row + i;
+    }
+    EXPECT_EQ(std::set<int64_t>(theirs.begin(), theirs.end()).size(), static_cast<size_t>(head_dim));
+    for (int64_t i = 0; i < head_dim / 2; ++i) {
+      const int64_t a = theirs[static_cast<size_t>(i)], b = theirs[static_cast<size_t>(i + head_dim / 2)];
+      if (i < rotary_dim / 2) {
+        EXPECT_EQ(a, i);
+        EXPECT_EQ(b, i + rotary_dim / 2) << "a pair that turns";
+      } else {
+        EXPECT_GE(a, rotary_dim) << "one that stands still";
+        EXPECT_GE(b, rotary_dim);
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace trireme
