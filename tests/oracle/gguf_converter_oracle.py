@@ -7,7 +7,6 @@ It knows published vocabularies only, so its look-up of splitting rules is told 
 
 import argparse
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -35,6 +34,18 @@ def contents(file):
     return fields, {t.name: (t.tensor_type.name, [int(n) for n in t.shape], t.data.tobytes()) for t in reader.tensors}
 
 
+def as_gemma(source, output):
+    """A SentencePiece model that puts no space before a text; the converter says so of every Gemma."""
+    from sentencepiece import sentencepiece_model_pb2
+
+    model = sentencepiece_model_pb2.ModelProto()
+    with open(source, "rb") as file:
+        model.ParseFromString(file.read())
+    model.normalizer_spec.add_dummy_prefix = False
+    with open(output, "wb") as file:
+        file.write(model.SerializeToString())
+
+
 def run(checks, trireme, llama_cpp, folder):
     from gguf_families import MODELS, build
     from gguf_oracle import train_tokenizer
@@ -50,7 +61,7 @@ def run(checks, trireme, llama_cpp, folder):
         model = build(family, {**sizes, "vocab_size": 32000} if published else sizes, 1.0)
         model.save_pretrained(path(""))
         if published:
-            shutil.copy(published[-1], os.path.join(path(""), "tokenizer.model"))
+            as_gemma(published[-1], os.path.join(path(""), "tokenizer.model"))
         else:
             train_tokenizer(os.path.join(path(""), "tokenizer.json"), 636)
         trireme("export", path(""), "--format", "hf", "--output", path("-hf"))
