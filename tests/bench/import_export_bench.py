@@ -35,26 +35,27 @@ def tensors_of(layers):
     yield "model.norm.weight", (WIDTH,)
 
 
-def make(folder, total_bytes):
-    """A Llama of bf16 weights, tied, in shards of 1 GiB."""
+def make(folder, total_bytes, dtype="BF16"):
+    """A Llama, tied, in shards of 1 GiB."""
+    width = {"BF16": 2, "F32": 4}[dtype]
     count = lambda shape: shape[0] * (shape[1] if len(shape) > 1 else 1)
-    sizes = [sum(2 * count(shape) for _, shape in tensors_of(n)) for n in (0, 1)]
+    sizes = [sum(width * count(shape) for _, shape in tensors_of(n)) for n in (0, 1)]
     layers = max(1, round((total_bytes - sizes[0]) / (sizes[1] - sizes[0])))
     config = {
         "architectures": ["LlamaForCausalLM"], "model_type": "llama", "num_hidden_layers": layers, "hidden_size": WIDTH, "intermediate_size": HIDDEN,
         "num_attention_heads": 16, "num_key_value_heads": 16, "vocab_size": VOCABULARY, "max_position_embeddings": 2048, "rms_norm_eps": 1e-5,
-        "rope_theta": 10000.0, "tie_word_embeddings": True, "torch_dtype": "bfloat16", "hidden_act": "silu",
+        "rope_theta": 10000.0, "tie_word_embeddings": True, "torch_dtype": {"BF16": "bfloat16", "F32": "float32"}[dtype], "hidden_act": "silu",
     }  # fmt: skip
     os.makedirs(folder)
     with open(os.path.join(folder, "config.json"), "w") as file:
         json.dump(config, file)
     shards, used = [[]], 0
     for name, shape in tensors_of(layers):
-        if used + 2 * count(shape) > SHARD_BYTES:
+        if used + width * count(shape) > SHARD_BYTES:
             shards.append([])
             used = 0
         shards[-1].append((name, shape))
-        used += 2 * count(shape)
+        used += width * count(shape)
     # Any finite values do: exponents of small numbers.
     noise = bytearray(os.urandom(1 << 24))
     noise[1::2] = bytes((b & 0x81) | 0x3C for b in noise[1::2])
@@ -63,8 +64,8 @@ def make(folder, total_bytes):
         name = f"model-{number + 1:05}-of-{len(shards):05}.safetensors"
         header, at = {"__metadata__": {"format": "pt"}}, 0
         for key, shape in shard:
-            header[key] = {"dtype": "BF16", "shape": shape, "data_offsets": [at, at + 2 * count(shape)]}
-            at += 2 * count(shape)
+            header[key] = {"dtype": dtype, "shape": shape, "data_offsets": [at, at + width * count(shape)]}
+            at += width * count(shape)
             index[key] = name
         text = json.dumps(header).encode()
         text += b" " * (-len(text) % 8)
