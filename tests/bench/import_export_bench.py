@@ -35,26 +35,27 @@ def tensors_of(layers):
     yield "model.norm.weight", (WIDTH,)
 
 
-def make(folder, total_bytes):
-    """A Llama of bf16 weights, tied, in shards of 1 GiB."""
+def make(folder, total_bytes, dtype="BF16"):
+    """A Llama, tied, in shards of 1 GiB."""
+    width = {"BF16": 2, "F32": 4}[dtype]
     count = lambda shape: shape[0] * (shape[1] if len(shape) > 1 else 1)
-    sizes = [sum(2 * count(shape) for _, shape in tensors_of(n)) for n in (0, 1)]
+    sizes = [sum(width * count(shape) for _, shape in tensors_of(n)) for n in (0, 1)]
     layers = max(1, round((total_bytes - sizes[0]) / (sizes[1] - sizes[0])))
     config = {
         "architectures": ["LlamaForCausalLM"], "model_type": "llama", "num_hidden_layers": layers, "hidden_size": WIDTH, "intermediate_size": HIDDEN,
         "num_attention_heads": 16, "num_key_value_heads": 16, "vocab_size": VOCABULARY, "max_position_embeddings": 2048, "rms_norm_eps": 1e-5,
-        "rope_theta": 10000.0, "tie_word_embeddings": True, "torch_dtype": "bfloat16", "hidden_act": "silu",
+        "rope_theta": 10000.0, "tie_word_embeddings": True, "torch_dtype": {"BF16": "bfloat16", "F32": "float32"}[dtype], "hidden_act": "silu",
     }  # fmt: skip
     os.makedirs(folder)
     with open(os.path.join(folder, "config.json"), "w") as file:
         json.dump(config, file)
     shards, used = [[]], 0
     for name, shape in tensors_of(layers):
-        if used + 2 * count(shape) > SHARD_BYTES:
+        if used + width * count(shape) > SHARD_BYTES:
             shards.append([])
             used = 0
         shards[-1].append((name, shape))
-        used += 2 * count(shape)
+        used += width * count(shape)
     # Any finite values do: exponents of small numbers.
     noise = bytearray(os.urandom(1 << 24))
     noise[1::2] = bytes((b & 0x81) | 0x3C for b in noise[1::2])
@@ -63,8 +64,8 @@ def make(folder, total_bytes):
         name = f"model-{number + 1:05}-of-{len(shards):05}.safetensors"
         header, at = {"__metadata__": {"format": "pt"}}, 0
         for key, shape in shard:
-            header[key] = {"dtype": "BF16", "shape": shape, "data_offsets": [at, at + 2 * count(shape)]}
-            at += 2 * count(shape)
+            header[key] = {"dtype": dtype, "shape": shape, "data_offsets": [at, at + width * count(shape)]}
+            at += width * count(shape)
             index[key] = name
         text = json.dumps(header).encode()
         text += b" " * (-len(text) % 8)
@@ -111,6 +112,28 @@ def run(command):
     return time.monotonic() - begin, "".join(lines), largest
 
 
+def seconds_of(line):
+    value, unit = re.search(r"took ([\d.]+) ?(ms|s|min)", line).groups()
+    return float(value) * {"ms": 1e-3, "s": 1, "min": 60}[unit]
+
+
+def recipe(folder, source):
+    """One tiny step of training; its log says what the import took."""
+    header = bytearray(1024)
+    header[:12] = b"".join(n.to_bytes(4, "little") for n in (20240520, 1, 4096))
+    with open(os.path.join(folder, "tokens.bin"), "wb") as file:
+        file.write(header + bytes(8192))
+    path = os.path.join(folder, "run.textproto")
+    with open(path, "w") as file:
+        file.write(
+            f"""model {{ from: "{source}" }} data {{ source {{ path: "{folder}/tokens.bin" }} sequence_length: 8 }}
+            global_batch_size: 2 micro_batch_size: 1 optimizer {{ sgd {{ learning_rate: 0 }} }} lr_schedule {{ clip_grad_norm: 0 }}
+            train_for {{ steps: 1 }} launch {{ device: CPU }} logging {{ tensorboard: false }} run_dir: "{folder}/run"
+            """
+        )
+    return path
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trireme", default="build/bin/trireme")
@@ -132,9 +155,9 @@ def main():
         for _ in range(args.repeats):
             took = [copy(source, output)]
             shutil.rmtree(output)
-            wall, text, _ = run([*mpirun, args.trireme, "generate", source, "--prompt-ids", "1", "--max-tokens", "1", "--ignore-eos", "--json", *settings])
-            took.append(wall)
-            print("  " + " | ".join(line.strip()[-90:] for line in text.splitlines() if "weights of" in line))
+            _, text, _ = run([*mpirun, args.trireme, "train", recipe(args.folder, source), *settings])
+            shutil.rmtree(os.path.join(args.folder, "run"))
+            took.append(max(seconds_of(line) for line in text.splitlines() if "weights of" in line))
             wall, _, anonymous = run([args.trireme, "export", source, "--format", "hf", "--shard-size", "1GB", "--output", output])
             took.append(wall)
             memory = max(memory, anonymous)

@@ -131,7 +131,7 @@ def check_real(checks, trireme, folder, real, llama_cpp):
     write_tokens(path("tokens.bin"), [(i * 7919) % 49152 for i in range(4096)])
     for ranks, mesh in ((1, ""), (3, "tensor: 3"), (4, "pipeline: 2 data_shard: 2")):  # it has 9 heads on 3
         more = f'export {{ format: GGUF dtype: Q8_0 output: "{path(f"run{ranks}.gguf")}" }}'
-        config, run_dir = recipe(folder, f"real{ranks}", f'from: "{real}"', path("tokens.bin"), rate=0, mesh=mesh, more=more, length=32)
+        config, run_dir = recipe(folder, f"real{ranks}", f'from: "{real}"', path("tokens.bin"), rate=0, mesh=mesh, more=more, length=48)
         trireme("train", config, ranks=ranks)
         checks.equal(f"SmolLM2, {ranks} ranks: tensors of the GGUF at the end that differ from gguf.quantize", wrong_tensors(path(f"run{ranks}.gguf"), state, theirs.config, "Q8_0"), [])
     trireme("export", run_dir, "--format", "gguf", "--dtype", "f32", "--output", path("f32.gguf"))
@@ -150,7 +150,9 @@ def check_real(checks, trireme, folder, real, llama_cpp):
     with torch.no_grad():
         answer = theirs.generate(**prompt, max_new_tokens=NEW_TOKENS, do_sample=False)[0, prompt["input_ids"].shape[1] :]
     expected = tokenizer.decode(answer, skip_special_tokens=True)
-    for file in ("f32.gguf", "run4.gguf"):
+    trireme("export", run_dir, "--format", "gguf", "--dtype", "bf16", "--output", path("bf16.gguf"))
+    # Of its 8-bit products this model makes nonsense in llama.cpp, of the published Q4_1 file too; Q8_0 is measured on small models.
+    for file in ("f32.gguf", "bf16.gguf"):
         with llama_cpp.served(path(file)) as server:
             reply = server.handle_chat_completions({"messages": QUESTION, "temperature": 0.0, "max_tokens": NEW_TOKENS})
         reply = json.loads(reply) if isinstance(reply, str) else reply

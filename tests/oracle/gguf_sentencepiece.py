@@ -26,6 +26,7 @@ def check(checks, trireme, folder, make_model, texts, llama_cpp):
         path = lambda name: os.path.join(folder, f"sentencepiece{number}{name}")  # noqa: B023, E731
         processor = sentencepiece.SentencePieceProcessor(model_file=source)
         model = make_model(processor.vocab_size(), True, False)
+        model.config.bos_token_id, model.config.eos_token_id = processor.bos_id(), processor.eos_id()
         model.save_pretrained(path(""))
         shutil.copy(source, os.path.join(path(""), "tokenizer.model"))
         # llama.cpp and tokenizer.json find control tokens in a text, sentencepiece does not.

@@ -24,6 +24,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 SKIPPED = 77
 TOKENS = 64
 BEST = 20  # of llama.cpp's log-probabilities
+LLAMA_CPP_TOLERANCE = 5e-4  # of any of them; measured 2.2e-4. 30 blocks with activations up to 3,000; small models agree to 4e-6 (gguf_oracle.py)
 LENGTH = 256
 TEXT_BYTES = 100_000
 STEPS = 20
@@ -93,7 +94,7 @@ def check_gguf_export(checks, trireme, folder, path, model, prompts, answers, en
                 logits = model(torch.tensor([prompt + ids])).logits[0, len(prompt) - 1 : -1].double()
             expected = torch.log_softmax(logits, -1)
             worst = max(abs(expected[i, top["id"]].item() - top["logprob"]) for i, step in enumerate(steps) for top in step["top_logprobs"])
-            checks.within(f"GGUF in llama.cpp, {question!r}: the best {BEST} log-probabilities of {len(steps)} tokens", worst, 1e-4)
+            checks.within(f"GGUF in llama.cpp, {question!r}: the best {BEST} log-probabilities of {len(steps)} tokens", worst, LLAMA_CPP_TOLERANCE)
 
 
 def check_perplexity(checks, trireme, path, model, corpus):
@@ -152,7 +153,7 @@ def run(checks, trireme, files):
         text, corpus = os.path.join(folder, "english.jsonl"), os.path.join(folder, "corpus")
         with open(text, "w") as file:
             file.writelines(json.dumps({"text": document}) + "\n" for document in english(files))
-        trireme("prepare", text, "--tokenizer", os.path.join(path, "tokenizer.json"), "--output", corpus)
+        trireme("prepare", text, "--tokenizer", os.path.join(path, "tokenizer.json"), "--output", corpus, "--validation-fraction", "0")
         check_perplexity(checks, trireme, path, model, corpus)
         check_training(checks, trireme, folder, path, corpus, prompts[0], tokenizer)
 

@@ -3,10 +3,14 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <functional>
 #include <nlohmann/json.hpp>
 
 #include "data/bpe_bytes.h"
+#include "data/bpe_decoder.h"
 #include "data/pretokenizer_patterns.h"
+#include "data/sentencepiece.pb.h"
 #include "models/formats/gguf_tokenizer_json.h"
 #include "models/formats/gguf_writer.h"
 
@@ -231,6 +235,67 @@ TEST_F(GgufTokenizerJson, UnknownRulesAndKindsAreRefused) {
   const auto pieces = Made({{"tokenizer.ggml.model", std::string("bert")}});
   ASSERT_FALSE(pieces.ok());
   EXPECT_NE(pieces.status().message().find("of the kind \"bert\""), std::string::npos);
+}
+
+// A SentencePiece model of four characters and all bytes.
+std::string SentencePieceExample() {
+  SentencePieceModel model;
+  const auto add = [&model](const std::string& piece, float score, int type) {
+    auto& added = *model.add_pieces();
+    added.set_piece(piece);
+    added.set_score(score);
+    added.set_type(type);
+  };
+  add("<unk>", 0, 2);
+  add("<s>", 0, 3);
+  add("▁▁", 0, 4);
+  for (int byte = 0; byte < 256; ++byte) add(ByteToken(byte), 0, 6);
+  float score = 0;
+  for (const char* piece : {"ab", "▁ab", "bc", "▁", "a", "b", "c"}) add(piece, score -= 0.5f, 1);
+  model.mutable_trainer_spec()->set_model_type(2);
+  model.mutable_trainer_spec()->set_byte_fallback(true);
+  model.mutable_normalizer_spec()->set_remove_extra_whitespaces(false);
+  return model.SerializeAsString();
+}
+
+TEST_F(GgufTokenizerJson, SentencePieceModelsGoThroughScoresAndMerges) {
+  const auto scored = MakeGgufTokenizer(SentencePieceExample(), Options(272));
+  ASSERT_TRUE(scored.ok()) << scored.status();
+  const auto made = Made(scored->metadata);
+  ASSERT_TRUE(made.ok()) << made.status();
+  const json root = json::parse(*made);
+  EXPECT_EQ(root["model"]["merges"], json::parse(R"([["a","b"],["▁","ab"],["b","c"]])"));
+  EXPECT_EQ(root["normalizer"]["normalizers"][0]["prepend"], "▁");
+  const auto again = MakeGgufTokenizer(*made, Options(272));
+  ASSERT_TRUE(again.ok()) << again.status();
+  for (const auto& [key, value] : scored->metadata) {
+    const auto found = std::find_if(again->metadata.begin(), again->metadata.end(),
+                                    [&key = key](const auto& entry) { return entry.first == key; });
+    ASSERT_NE(found, again->metadata.end()) << key;
+    // Only their order is left of the scores.
+    if (key != "tokenizer.ggml.scores") {
+      EXPECT_EQ(found->second, value) << key;
+    }
+  }
+}
+
+TEST_F(GgufTokenizerJson, WhatLlamaCppCannotBeToldIsRefused) {
+  const json good = json::parse(*Made(MakeGgufTokenizer(SentencePieceExample(), Options(272))->metadata));
+  const auto refused = [&](const std::function<void(json&)>& change, const std::string& why) {
+    json root = good;
+    change(root);
+    const auto made = MakeGgufTokenizer(root.dump(), Options(272));
+    ASSERT_FALSE(made.ok()) << "accepted; expected: " << why;
+    EXPECT_NE(made.status().message().find(why), std::string::npos) << made.status();
+  };
+  refused([](json& r) { r["normalizer"]["normalizers"].push_back({{"type", "NFC"}}); }, "of the normalizer");
+  refused([](json& r) { r["normalizer"] = nullptr; }, "leaves spaces as they are");
+  refused([](json& r) { r["model"]["ignore_merges"] = true; }, "ignore_merges");
+  refused([](json& r) { r["model"]["merges"].push_back(r["model"]["merges"][0]); }, "do not stand together");
+  SentencePieceModel model;
+  ASSERT_TRUE(model.ParseFromString(SentencePieceExample()));
+  model.mutable_normalizer_spec()->set_remove_extra_whitespaces(true);
+  EXPECT_FALSE(MakeGgufTokenizer(model.SerializeAsString(), Options(272)).ok());
 }
 
 TEST_F(GgufTokenizerJson, ContradictionsAreRefused) {

@@ -1,0 +1,111 @@
+"""llama.cpp's own converter on Hugging Face directories that we exported, against the GGUF files that we write: every tensor's bytes, and the metadata.
+
+The converter comes with the source archive of llama-cpp-python 0.3.36 (vendor/llama.cpp), whose folder the caller names:
+    tests/oracle/gguf_converter_oracle.py --llama-cpp FOLDER [--trireme build/bin/trireme]
+It knows published vocabularies only, so its look-up of splitting rules is told "gpt-2", or reads a SentencePiece model of mistral-common 1.13.1.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+# What it leaves to defaults, or says of the files' origin.
+OURS_ALONE = {"vocab_size", "rope.dimension_count", "rope.freq_base", "rope.freq_base_swa", "attention.key_length", "attention.value_length"}
+CONVERT = """
+import sys
+sys.path[:0] = [sys.argv[1], sys.argv[1] + "/gguf-py"]
+import convert_hf_to_gguf
+from conversion.base import TextModel
+TextModel.get_vocab_base_pre = lambda self, tokenizer: "gpt-2"
+sys.argv = ["convert_hf_to_gguf.py", sys.argv[2], "--outfile", sys.argv[3], "--outtype", sys.argv[4]]
+convert_hf_to_gguf.main()
+"""
+
+
+def contents(file):
+    import gguf
+
+    reader = gguf.GGUFReader(file)
+    fields = {name: field.contents() for name, field in reader.fields.items() if not name.startswith("GGUF.")}
+    return fields, {t.name: (t.tensor_type.name, [int(n) for n in t.shape], t.data.tobytes()) for t in reader.tensors}
+
+
+def as_gemma(source, output):
+    """A SentencePiece model that puts no space before a text; the converter says so of every Gemma."""
+    from sentencepiece import sentencepiece_model_pb2
+
+    model = sentencepiece_model_pb2.ModelProto()
+    with open(source, "rb") as file:
+        model.ParseFromString(file.read())
+    model.normalizer_spec.add_dummy_prefix = False
+    with open(output, "wb") as file:
+        file.write(model.SerializeToString())
+
+
+def run(checks, trireme, llama_cpp, folder):
+    from gguf_families import MODELS, build
+    from gguf_oracle import train_tokenizer
+    from gguf_sentencepiece import published_models
+
+    for number, (family, sizes) in enumerate(MODELS):
+        path = lambda name: os.path.join(folder, f"model{number}{name}")  # noqa: B023, E731
+        label = f"{family} {number}"
+        published = published_models() if family == "gemma2" else []
+        if family == "gemma2" and not published:
+            print("skipped: gemma2: its converter takes SentencePiece models only; `pip install --no-deps mistral-common==1.13.1 sentencepiece` brings some")
+            continue
+        model = build(family, {**sizes, "vocab_size": 32000} if published else sizes, 1.0)
+        model.save_pretrained(path(""))
+        if published:
+            as_gemma(published[-1], os.path.join(path(""), "tokenizer.model"))
+        else:
+            train_tokenizer(os.path.join(path(""), "tokenizer.json"), 636)
+        trireme("export", path(""), "--format", "hf", "--output", path("-hf"))
+        for kind in ("f32", "bf16", "q8_0"):
+            trireme("export", path("-hf"), "--format", "gguf", "--dtype", kind, "--output", path(f"-{kind}.gguf"))
+            done = subprocess.run([sys.executable, "-c", CONVERT, llama_cpp, path("-hf"), path(f"-{kind}-theirs.gguf"), kind], capture_output=True, text=True)
+            if done.returncode != 0:
+                checks.equal(f"{label}, {kind}: the converter ends well: {done.stderr[-600:]}", False, True)
+                continue
+            (ours, our_tensors), (theirs, their_tensors) = contents(path(f"-{kind}.gguf")), contents(path(f"-{kind}-theirs.gguf"))
+            # It drops rows of the embedding that have no token in Gemma 3.
+            rows = min(our_tensors["token_embd.weight"][1][1], their_tensors["token_embd.weight"][1][1])
+            for tensors in (our_tensors, their_tensors):
+                kept, (columns, total), data = tensors["token_embd.weight"]
+                tensors["token_embd.weight"] = (kept, [columns, rows], data[: len(data) // total * rows])
+            checks.equal(f"{label}, {kind}: tensors that differ", sorted(n for n in {*our_tensors, *their_tensors} if our_tensors.get(n) != their_tensors.get(n)), [])
+            architecture = theirs["general.architecture"]
+            mine = {k: v for k, v in ours.items() if k.startswith(architecture + ".")}
+            other = {k: v for k, v in theirs.items() if k.startswith(architecture + ".")}
+            checks.equal(f"{label}, {kind}: what the converter says and we do not, or otherwise", {k: v for k, v in other.items() if mine.get(k) != v}, {})
+            more = {k[len(architecture) + 1 :] for k in mine.keys() - other.keys()}
+            checks.equal(f"{label}, {kind}: what we say alone, beside the expected", sorted(more - OURS_ALONE), [])
+            same = [k for k in theirs if k.startswith("tokenizer.") or k in ("general.architecture", "general.file_type", "general.quantization_version")]
+            checks.equal(f"{label}, {kind}: metadata of tokenizer and file that differ", {k: str(theirs[k])[:80] for k in same if ours.get(k) != theirs[k]}, {})
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--trireme", default="build/bin/trireme")
+    parser.add_argument("--llama-cpp", required=True, help="vendor/llama.cpp of the archive")
+    args = parser.parse_args()
+    import gguf_oracle
+    import torch
+    import transformers
+    from checks import Checks
+    from hf_tools import Program
+
+    transformers.utils.logging.disable_progress_bar()
+    gguf_oracle.torch = torch
+    checks = Checks()
+    with tempfile.TemporaryDirectory(prefix="trireme_converter_") as folder:
+        run(checks, Program(args.trireme), os.path.abspath(args.llama_cpp), folder)
+    return checks.conclude()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
