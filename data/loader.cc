@@ -76,6 +76,7 @@ class PrefetchingLoader : public Loader {
     StepBatch batch;
     for (int64_t done = 0; done < per_rank; done += options_.micro_batch_size) {
       Microbatch& microbatch = batch.microbatches.emplace_back();
+      microbatch.first_sample = index;
       for (auto* field : {&microbatch.tokens, &microbatch.targets, &microbatch.positions}) field->reserve(tokens);
       for (int64_t i = 0; i < options_.micro_batch_size; ++i, ++index) {
         ASSIGN_OR_RETURN(const Sample sample, sampler_->Get(index));

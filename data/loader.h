@@ -14,6 +14,7 @@ namespace trireme {
 
 // Sequences laid one after another: T = sequences x sequence_length tokens.
 struct Microbatch {
+  int64_t first_sample = 0;        // number of its first sequence in the run's order; the others follow it
   std::vector<int64_t> tokens;     // [T]
   std::vector<int64_t> targets;    // [T], the next token, or kIgnoredTarget
   std::vector<int64_t> positions;  // [T], restart at 0 in every segment

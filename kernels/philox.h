@@ -47,6 +47,9 @@ TRIREME_HOST_DEVICE inline Random4 Philox(RandomKey key, uint64_t counter_low, u
   return {{c0, c1, c2, c3}};
 }
 
+// Element `column` of row `token` is dropped where word column % 4 of Philox(key, token, column / 4) is below this.
+inline uint32_t DropThreshold(double rate) { return static_cast<uint32_t>(rate * 4294967296.0); }
+
 // Mixes (seed, purpose, id, step) into a key; `id` is a stable hash of a parameter or operation name.
 inline RandomKey MakeRandomKey(uint64_t seed, RandomPurpose purpose, uint64_t id, uint64_t step) {
   const Random4 a = Philox({static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32)}, id,

@@ -28,6 +28,7 @@ struct AdapterSpec {
   std::map<std::string, ModuleAdapter> modules;  // by the module's full name: "model.layers.0.self_attn.q_proj"
   std::set<std::string> saved_modules;           // trained whole: "model.embed_tokens", "lm_head"
   AdapterConfig config;
+  uint64_t seed = 0;  // of dropout
 
   // Of the module that has the parameter NAME.weight; null: none.
   const ModuleAdapter* Find(const std::string& parameter) const;

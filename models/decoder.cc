@@ -10,6 +10,7 @@
 #include <tuple>
 
 #include "models/gpt_block.h"
+#include "models/principal_factors.h"
 #include "parallel/comm/mpi_group.h"
 #include "parallel/layers/adapter.h"
 #include "parallel/layers/functions.h"
@@ -53,9 +54,15 @@ class EmbeddingUnit final : public Unit {
 };
 
 // rectangles: this rank's, of the block's parameters. added: the buffer of its adapters.
-Adapter MakeAdapter(const std::vector<Rectangle>& rectangles, ParameterBuffer& added, const GroupAdapter& group) {
+Adapter MakeAdapter(const std::vector<Rectangle>& rectangles, ParameterBuffer& added, const GroupAdapter& group,
+                    const AdapterSpec& spec) {
   Adapter adapter;
   adapter.a = &added.weight(group.a);
+  if (group.initial_a >= 0) adapter.initial_a = &added.weight(group.initial_a);
+  adapter.dropout.rate = spec.config.lora_dropout();
+  adapter.dropout.key =
+      MakeRandomKey(spec.seed, RandomPurpose::kDropout, StableId(added.specs()[group.a].name.c_str()), /*step=*/0);
+  adapter.dropout.first_column = rectangles[group.base].offset[1];
   int64_t first_rank = 0;
   for (const GroupAdapter::Member& part : group.members) {
     AdapterMember member;
@@ -65,6 +72,7 @@ Adapter MakeAdapter(const std::vector<Rectangle>& rectangles, ParameterBuffer& a
     member.rank = part.rank;
     member.b = &added.weight(part.b);
     if (part.magnitude >= 0) member.magnitude = &added.weight(part.magnitude);
+    if (part.initial_b >= 0) member.initial_b = &added.weight(part.initial_b);
     member.scale = part.scale;
     first_rank += part.rank;
     adapter.members.push_back(member);
@@ -96,6 +104,8 @@ class BlockUnit final : public Unit {
     const DecoderSpec& spec = shared_->spec;
     ProcessGroup& tensor = *shared_->tensor;
     KeptResults* kept = context.kept;
+    for (const auto& adapter : adapters_)
+      adapter->tokens = context.phase == Phase::kTrain ? context.batch->numbers : at::Tensor();
     const SelfAttentionArguments attention = Attention(context);
     if (spec.gpt_block) return {GptBlock(input[0], weights_, index_, spec, attention, tensor, kept)};
 
@@ -131,15 +141,37 @@ class BlockUnit final : public Unit {
     for (size_t g = 0; g < groups_.size(); ++g) {
       const bool columns = index_.parameters[groups_[g].base].placement == Placement::kColumns;
       for (size_t m = 0; m < groups_[g].members.size(); ++m) {
-        if (groups_[g].members[m].magnitude < 0) continue;
-        buffers_.back()->Set(groups_[g].members[m].magnitude,
-                             AdaptedRowLengths(*weights_[groups_[g].base], adapters_[g]->members[m],
-                                               columns ? shared_->tensor.get() : nullptr));
+        const GroupAdapter::Member& member = groups_[g].members[m];
+        const Weight& weight = *weights_[groups_[g].base];
+        if (member.initial_b >= 0) InitializePissa(groups_[g], m, weight, adapters_[g]->members[m]);
+        if (member.magnitude < 0) continue;
+        buffers_.back()->Set(member.magnitude, AdaptedRowLengths(weight, adapters_[g]->members[m],
+                                                                 columns ? shared_->tensor.get() : nullptr));
       }
     }
   }
 
  private:
+  // Sets the m-th member's A and B, now and as training began. Collective over the tensor ranks.
+  void InitializePissa(const GroupAdapter& group, size_t m, const Weight& weight, const AdapterMember& rows) {
+    const GroupAdapter::Member& member = group.members[m];
+    ParameterBuffer& buffer = *buffers_.back();
+    const int a = static_cast<int>(m);
+    const Rectangle &of_a = buffer.rectangle(group.a + a), &of_b = buffer.rectangle(member.b);
+    const at::Tensor part = weight.full().data.narrow(0, rows.first_row, rows.rows);
+    const at::Tensor whole = at::zeros(index_.parameters[member.base].shape, part.options().dtype(at::kFloat));
+    whole.narrow(0, of_b.offset[0], of_b.size[0]).narrow(1, of_a.offset[1], of_a.size[1]).copy_(part);
+    shared_->tensor->AllReduce(whole, ReduceOp::kSum).Wait();
+    // Heads that several ranks hold were counted by each.
+    const int64_t copies = part.numel() * shared_->tensor->size() / whole.numel();
+    const Factors factors = PrincipalFactors(copies > 1 ? whole / static_cast<double>(copies) : whole, member.rank);
+    const double scale = 1 / std::sqrt(member.scale);
+    const at::Tensor own_a = factors.a.narrow(1, of_a.offset[1], of_a.size[1]).contiguous() * scale;
+    const at::Tensor own_b = factors.b.narrow(0, of_b.offset[0], of_b.size[0]).contiguous() * scale;
+    for (const int index : {group.a + a, group.initial_a + a}) buffer.Set(index, own_a);
+    for (const int index : {member.b, member.initial_b}) buffer.Set(index, own_b);
+  }
+
   SelfAttentionArguments Attention(const UnitContext& context) const {
     const DecoderSpec& spec = shared_->spec;
     const int64_t ranks = shared_->tensor->size();
@@ -288,7 +320,7 @@ DecoderUnits BuildDecoder(const DecoderSpec& spec, const BufferOptions& options,
     if (!added.groups.empty()) {
       buffers.push_back(add_buffer(name + ".adapter", added.parameters));
       for (const GroupAdapter& group : added.groups) {
-        adapters.push_back(std::make_unique<Adapter>(MakeAdapter(rectangles, *buffers.back(), group)));
+        adapters.push_back(std::make_unique<Adapter>(MakeAdapter(rectangles, *buffers.back(), group, *spec.adapter)));
         weights[group.base]->set_adapter(adapters.back().get());
       }
     }

@@ -3,6 +3,7 @@
 #include <absl/strings/match.h>
 #include <absl/strings/str_cat.h>
 #include <absl/strings/str_join.h>
+#include <absl/strings/strip.h>
 
 #include <algorithm>
 #include <cmath>
@@ -241,6 +242,21 @@ BlockAdapters MakeBlockAdapters(const DecoderSpec& s, const BlockParameters& blo
       magnitude.heads = rows ? weight.heads : 0;
       member.magnitude = add(std::move(magnitude));
     }
+    if (config.init_lora_weights() == AdapterConfig::PISSA) {
+      const auto initial = [&](int index, const char* factor) {
+        ParameterSpec copy = adapters.parameters[index];
+        copy.name = absl::StrCat(absl::StripSuffix(copy.name, absl::StrCat(".", factor, ".weight")), ".initial_", factor,
+                                 ".weight");
+        copy.trainable = false;
+        copy.initialization = Initialization::kZeros;
+        return add(std::move(copy));
+      };
+      for (size_t m = 0; m < group.members.size(); ++m) {
+        const int index = initial(group.a + static_cast<int>(m), "lora_A");
+        if (m == 0) group.initial_a = index;
+      }
+      for (GroupAdapter::Member& member : group.members) member.initial_b = initial(member.b, "lora_B");
+    }
     if (!group.members.empty()) adapters.groups.push_back(std::move(group));
   });
   return adapters;
@@ -262,13 +278,15 @@ std::vector<std::string> WholeModules(const DecoderSpec& spec) {
   return names;
 }
 
-void PutAdapter(const AdapterConfig& config, DecoderSpec* spec, std::vector<std::string>* problems) {
+void PutAdapter(const AdapterConfig& config, uint64_t seed, DecoderSpec* spec, std::vector<std::string>* problems) {
   if (spec->gpt_block)
     problems->push_back(
         "adapter: checkpoints of GPT families store q, k and v as one module, which PEFT adapts as one; adapters for them "
         "are not supported, full training is");
-  spec->adapter =
-      std::make_shared<const AdapterSpec>(ResolveAdapter(config, LinearModules(*spec), WholeModules(*spec), problems));
+  auto adapter =
+      std::make_shared<AdapterSpec>(ResolveAdapter(config, LinearModules(*spec), WholeModules(*spec), problems));
+  adapter->seed = seed;
+  spec->adapter = std::move(adapter);
 }
 
 std::vector<std::vector<ParameterSpec>> UnitParameters(const DecoderSpec& spec) {
@@ -304,7 +322,7 @@ int64_t Numel(const ParameterSpec& parameter) {
 int64_t NumParameters(const DecoderSpec& spec) { return NumElements(DecoderParameters(spec)); }
 
 int64_t NumTrainableParameters(const DecoderSpec& spec) {
-  return NumElements(DecoderParameters(spec), /*trainable_only=*/true) + NumElements(AdapterParameters(spec));
+  return NumElements(DecoderParameters(spec), /*trainable_only=*/true) + NumElements(AdapterParameters(spec), /*trainable_only=*/true);
 }
 
 }  // namespace trireme

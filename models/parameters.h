@@ -31,8 +31,10 @@ struct BlockParameters {
 struct GroupAdapter {
   int base = -1;  // the group's first parameter
   int a = -1;     // the first of the stacked A
+  int initial_a = -1;  // PiSSA: the first of the stacked A as training began
   struct Member {
     int base = -1, b = -1, magnitude = -1;
+    int initial_b = -1;  // PiSSA
     int64_t rank = 0;
     double scale = 1;
   };
@@ -50,8 +52,8 @@ BlockAdapters MakeBlockAdapters(const DecoderSpec& spec, const BlockParameters& 
 std::vector<std::string> LinearModules(const DecoderSpec& spec);
 std::vector<std::string> WholeModules(const DecoderSpec& spec);
 
-// Sets spec->adapter; what does not fit is added to `problems`.
-void PutAdapter(const AdapterConfig& config, DecoderSpec* spec, std::vector<std::string>* problems);
+// Sets spec->adapter; what does not fit is added to `problems`. seed: of dropout.
+void PutAdapter(const AdapterConfig& config, uint64_t seed, DecoderSpec* spec, std::vector<std::string>* problems);
 
 // Matrices of a fused group are quantized all or none.
 BlockParameters MakeBlockParameters(const DecoderSpec& spec, int64_t layer);

@@ -1,6 +1,7 @@
 #include "trainer/adapter_source.h"
 
 #include <ATen/TensorOperators.h>
+#include <ATen/ops/cat.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/linalg_vector_norm.h>
 #include <ATen/ops/mm.h>
@@ -8,8 +9,10 @@
 #include <absl/strings/str_join.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <filesystem>
+#include <map>
 #include <set>
 
 #include "launch/file.h"
@@ -58,6 +61,45 @@ absl::StatusOr<std::shared_ptr<const AdapterSource>> OpenPeft(const std::string&
   return std::shared_ptr<const AdapterSource>(std::move(source));
 }
 
+// "X.lora_B.weight" -> "X.initial_lora_B.weight".
+std::string InitialName(const std::string& factor) {
+  const size_t dot = factor.rfind(".lora_");
+  return dot == std::string::npos ? "" : absl::StrCat(factor.substr(0, dot), ".initial_", factor.substr(dot + 1));
+}
+
+// PiSSA's s B A - s B0 A0 as a plain adapter of twice the rank and the same scale: [B, -B0] [A; A0].
+void Unite(AdapterSource* source) {
+  AdapterConfig& config = source->config;
+  config.clear_init_lora_weights();
+  const double alphas = config.use_rslora() ? std::sqrt(2.0) : 2;
+  config.set_r(2 * config.r());
+  config.set_lora_alpha(alphas * config.lora_alpha());
+  for (auto& [key, rank] : *config.mutable_rank_pattern()) rank *= 2;
+  for (auto& [key, alpha] : *config.mutable_alpha_pattern()) alpha *= alphas;
+  std::map<std::string, std::pair<SourceTensor, SourceTensor>> factors;  // now, and as training began
+  std::vector<SourceTensor> tensors;
+  for (SourceTensor& tensor : source->tensors) {
+    const SourceTensor* initial = source->Find(InitialName(tensor.name));
+    if (initial != nullptr) {
+      factors[tensor.name] = {tensor, *initial};
+      tensor.shape[absl::StrContains(tensor.name, ".lora_A.") ? 0 : 1] *= 2;
+    }
+    if (!absl::StrContains(tensor.name, ".initial_lora_")) tensors.push_back(tensor);
+  }
+  source->tensors = std::move(tensors);
+  source->read = [read = source->read, factors](const SourceTensor& tensor, const Rectangle& r,
+                                                const at::Tensor& out) -> absl::Status {
+    const auto found = factors.find(tensor.name);
+    if (found == factors.end()) return read(tensor, r, out);
+    ASSIGN_OR_RETURN(const at::Tensor now, ReadWhole(read, found->second.first));
+    ASSIGN_OR_RETURN(const at::Tensor initial, ReadWhole(read, found->second.second));
+    const bool is_b = now.size(0) == tensor.shape[0];
+    const at::Tensor both = is_b ? at::cat({now, -initial}, 1) : at::cat({now, initial}, 0);
+    out.copy_(both.narrow(0, r.offset[0], r.size[0]).narrow(1, r.offset[1], r.size[1]));
+    return absl::OkStatus();
+  };
+}
+
 absl::StatusOr<std::shared_ptr<const AdapterSource>> OpenAdapterCheckpoint(const std::string& folder) {
   ASSIGN_OR_RETURN(const CheckpointManifest manifest, ReadCheckpointManifest(folder, /*verify=*/false, 0, 1));
   if (!manifest.config().has_adapter())
@@ -72,6 +114,7 @@ absl::StatusOr<std::shared_ptr<const AdapterSource>> OpenAdapterCheckpoint(const
   const at::ScalarType stored = manifest.config().precision().master_weights() ? at::kFloat : at::kBFloat16;
   for (const auto& [name, shape] : reader->shapes()) source->tensors.push_back({name, shape, stored});
   source->read = ReaderOf(reader);
+  if (source->config.init_lora_weights() == AdapterConfig::PISSA) Unite(source.get());
   return std::shared_ptr<const AdapterSource>(std::move(source));
 }
 
@@ -154,7 +197,7 @@ absl::StatusOr<std::shared_ptr<const AdapterSource>> OpenAdapter(const std::stri
 
 absl::StatusOr<DecoderSpec> Adapted(const AdapterSource& source, DecoderSpec spec) {
   std::vector<std::string> problems;
-  PutAdapter(source.config, &spec, &problems);
+  PutAdapter(source.config, /*seed=*/0, &spec, &problems);
   if (!problems.empty())
     return Error(ExitCode::kData, source.description, " does not fit the model:\n  ", absl::StrJoin(problems, "\n  "));
   TensorMismatch mismatch;

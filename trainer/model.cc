@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 #include <map>
 
 #include "kernels/device.h"
@@ -192,13 +193,19 @@ MicrobatchTensors Model::ToDevice(const Microbatch& m) const {
   MicrobatchTensors batch;
   batch.cu_seqlens = CopyOf(m.cu_seqlens, device_);
   batch.max_seqlen = m.max_seqlen;
+  const int64_t length = recipe_.config.data().sequence_length();
+  std::vector<int64_t> numbers;
+  if (recipe_.config.adapter().lora_dropout() > 0) {
+    numbers.resize(m.tokens.size());
+    std::iota(numbers.begin(), numbers.end(), m.first_sample * length);
+  }
   if (ranks == 1) {
     batch.tokens = CopyOf(m.tokens, device_);
     batch.targets = CopyOf(m.targets, device_);
     batch.positions = CopyOf(m.positions, device_);
+    if (!numbers.empty()) batch.numbers = CopyOf(numbers, device_);
     return batch;
   }
-  const int64_t length = recipe_.config.data().sequence_length();
   const std::vector<int64_t> own = LocalTokens(static_cast<int64_t>(m.tokens.size()), length, ranks, rank);
   const auto part = [&](const std::vector<int64_t>& whole) {
     std::vector<int64_t> values;
@@ -208,6 +215,7 @@ MicrobatchTensors Model::ToDevice(const Microbatch& m) const {
   batch.tokens = part(m.tokens);
   batch.targets = part(m.targets);
   batch.positions = part(m.positions);
+  if (!numbers.empty()) batch.numbers = part(numbers);
   const ContextMethod method = MethodOf(recipe_.config.parallel());
   for (const int64_t window : recipe_.model.windows()) {
     batch.contexts[window] = std::make_shared<ContextAttention>(

@@ -234,10 +234,10 @@ absl::StatusOr<Recipe> MakeRecipe(const RunConfig& config, int world_size, const
     problems.push_back(std::string(family.status().message()));
   }
   if (config.has_adapter()) ResolveAdapterConfig(recipe.config.mutable_adapter(), &problems);
-  if (family.ok() && config.has_adapter()) PutAdapter(recipe.config.adapter(), &recipe.model, &problems);
-  if (config.adapter().lora_dropout() > 0) problems.push_back("adapter.lora_dropout: there is none yet; leave it out");
-  if (config.adapter().init_lora_weights() == AdapterConfig::PISSA)
-    problems.push_back("adapter.init_lora_weights: there is no PISSA yet; leave it out");
+  if (family.ok() && config.has_adapter()) PutAdapter(recipe.config.adapter(), config.seed(), &recipe.model, &problems);
+  if (config.adapter().init_lora_weights() == AdapterConfig::PISSA && recipe.config.model().has_quantization())
+    problems.push_back(
+        "adapter.init_lora_weights: PISSA takes its start from the exact weights; leave it or model.quantization out");
   if (family.ok() && config.global_batch_size() >= 1 && config.micro_batch_size() >= 1 &&
       config.data().sequence_length() >= 1) {
     CheckLayout(config, &recipe, &problems);

@@ -64,6 +64,23 @@ __global__ void RopeKernel(int pairs, int half, int64_t stride, T* x, const int6
   }
 }
 
+// One block per row; a thread takes four neighbouring columns of the whole matrix, which one random number decides.
+template <typename T>
+__global__ void DropoutKernel(int64_t width, int64_t first_column, const int64_t* tokens, RandomKey key,
+                              uint32_t threshold, float scale, const T* x, T* out) {
+  const T* row = x + static_cast<int64_t>(blockIdx.x) * width;
+  T* result = out + static_cast<int64_t>(blockIdx.x) * width;
+  const auto token = static_cast<uint64_t>(tokens[blockIdx.x]);
+  for (int64_t group = first_column / 4 + threadIdx.x; 4 * group < first_column + width; group += blockDim.x) {
+    const Random4 random = Philox(key, token, static_cast<uint64_t>(group));
+    for (int i = 0; i < 4; ++i) {
+      const int64_t column = 4 * group + i - first_column;
+      if (column < 0 || column >= width) continue;
+      Store(&result[column], random.word[i] >= threshold ? Load(row[column]) * scale : 0.0f);
+    }
+  }
+}
+
 template <typename A, typename B, int kCount>
 __global__ void AddKernel(int64_t n, A* a, const B* b) {
   const int64_t i = (static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x) * kCount;
@@ -98,6 +115,13 @@ void RopeRows(int64_t rows, int64_t heads, int64_t half, int64_t stride, void* x
   const int pairs = static_cast<int>(heads * half);
   RopeKernel<T, kCount><<<static_cast<unsigned>(rows), ThreadsForRow(pairs / kCount, kThreads), 0, StreamOf(stream)>>>(
       pairs, static_cast<int>(half), stride, static_cast<T*>(x), positions, cosine, sine, direction);
+}
+
+template <typename T>
+void DropoutRows(int64_t rows, int64_t width, int64_t first_column, const int64_t* tokens, RandomKey key,
+                 uint32_t threshold, float scale, const void* x, void* out, Stream stream) {
+  DropoutKernel<T><<<static_cast<unsigned>(rows), ThreadsForRow(width / 4, kThreads), 0, StreamOf(stream)>>>(
+      width, first_column, tokens, key, threshold, scale, static_cast<const T*>(x), static_cast<T*>(out));
 }
 
 template <typename A, typename B, int kCount>
@@ -149,6 +173,14 @@ void LaunchRope(Storage storage, int64_t rows, int64_t heads, int64_t head_dim, 
                                                         direction, stream);
   }
   CheckLaunch("rope");
+}
+
+void LaunchDropout(Storage storage, int64_t rows, int64_t width, int64_t first_column, const int64_t* tokens,
+                   RandomKey key, uint32_t threshold, float scale, const void* x, void* out, Stream stream) {
+  if (rows == 0 || width == 0) return;
+  const auto launch = storage == Storage::kFloat32 ? &DropoutRows<float> : &DropoutRows<Bf16>;
+  launch(rows, width, first_column, tokens, key, threshold, scale, x, out, stream);
+  CheckLaunch("dropout");
 }
 
 void LaunchAdd(Storage a_storage, Storage b_storage, int64_t n, void* a, const void* b, Stream stream) {

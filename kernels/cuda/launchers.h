@@ -45,6 +45,9 @@ void LaunchSwiGluBackward(Storage storage, int64_t rows, int64_t width, const vo
 // direction 1 or -1.
 void LaunchRope(Storage storage, int64_t rows, int64_t heads, int64_t head_dim, int64_t stride, void* x,
                 const int64_t* positions, const float* cosine, const float* sine, float direction, Stream stream);
+// x, out [rows, width], tokens [rows]; the rest as in kernels/dropout.h.
+void LaunchDropout(Storage storage, int64_t rows, int64_t width, int64_t first_column, const int64_t* tokens,
+                   RandomKey key, uint32_t threshold, float scale, const void* x, void* out, Stream stream);
 // a [n] += b [n]. a_storage is b_storage or kFloat32.
 void LaunchAdd(Storage a_storage, Storage b_storage, int64_t n, void* a, const void* b, Stream stream);
 

@@ -109,6 +109,15 @@ at::Tensor GatedBackward(const at::Tensor& gate_up, const at::Tensor& d_out, Act
   return d_gate_up;
 }
 
+at::Tensor Dropout(const at::Tensor& x, const at::Tensor& tokens, const DropoutOptions& options) {
+  const Target target(x);
+  at::Tensor out = at::empty(x.sizes(), x.options());
+  LaunchDropout(StorageOf(x), x.size(0), x.size(1), options.first_column, tokens.const_data_ptr<int64_t>(), options.key,
+                DropThreshold(options.rate), static_cast<float>(1 / (1 - options.rate)), Address(x), Address(out),
+                target.stream);
+  return out;
+}
+
 void ApplyRope(at::Tensor& packed, int64_t heads, int64_t head_dim, const at::Tensor& positions, const RopeTable& table,
                bool inverse) {
   const Target target(packed);

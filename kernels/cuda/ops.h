@@ -4,6 +4,7 @@
 #ifndef TRIREME_KERNELS_CUDA_OPS_H_
 #define TRIREME_KERNELS_CUDA_OPS_H_
 
+#include "kernels/dropout.h"
 #include "kernels/nf4_math.h"
 #include "kernels/ops.h"
 
@@ -17,6 +18,8 @@ at::Tensor RmsNormBackward(const at::Tensor& h, const at::Tensor& rstd, const at
 
 at::Tensor GatedForward(const at::Tensor& gate_up, Activation activation);
 at::Tensor GatedBackward(const at::Tensor& gate_up, const at::Tensor& d_out, Activation activation);
+
+at::Tensor Dropout(const at::Tensor& x, const at::Tensor& tokens, const DropoutOptions& options);
 
 void ApplyRope(at::Tensor& packed, int64_t heads, int64_t head_dim, const at::Tensor& positions, const RopeTable& table,
                bool inverse);

@@ -19,6 +19,11 @@ at::Tensor Columns(const at::Tensor& matrix, const AdapterMember& member) {
   return matrix.narrow(1, member.first_row, member.rows);
 }
 
+// What A sees of x, and what its gradient leaves of x's.
+at::Tensor Dropped(const at::Tensor& x, const at::Tensor& tokens, const Adapter& adapter) {
+  return tokens.defined() ? Dropout(x, tokens, adapter.dropout) : x;
+}
+
 }  // namespace
 
 std::vector<at::Tensor> Product::Pack() const {
@@ -28,13 +33,17 @@ std::vector<at::Tensor> Product::Pack() const {
     tensors.push_back(direction);
     tensors.push_back(inverse_length);
   }
+  if (tokens.defined()) tensors.push_back(tokens);
   return tensors;
 }
 
 Product Product::Unpack(const std::vector<at::Tensor>& tensors, size_t first) {
   Product product;
   at::Tensor* fields[] = {&product.y, &product.thin, &product.direction, &product.inverse_length};
-  for (size_t i = 0; first + i < tensors.size(); ++i) *fields[i] = tensors[first + i];
+  size_t count = tensors.size() - first;
+  // Without tokens there are one, two or four.
+  if (count == 3 || count == 5) product.tokens = tensors[first + --count];
+  for (size_t i = 0; i < count; ++i) *fields[i] = tensors[first + i];
   return product;
 }
 
@@ -61,11 +70,19 @@ Product MultiplyTransposed(const Weight& weight, const at::Tensor& x, const at::
     return product;
   }
   const bool magnitudes = HasMagnitudes(*adapter);
-  product.thin = MatmulTransposed(x, adapter->a->full().data);
+  product.tokens = adapter->tokens;
+  product.thin = MatmulTransposed(Dropped(x, product.tokens, *adapter), adapter->a->full().data);
   product.y = MatmulTransposed(x, weight.full().data, magnitudes ? at::Tensor() : residual);
   for (const AdapterMember& member : adapter->members) {
     const at::Tensor thin = product.thin.narrow(1, member.first_rank, member.rank) * member.scale;
     AddMatmulTransposed(Columns(product.y, member), thin, member.b->full().data);
+  }
+  if (adapter->initial_a != nullptr) {
+    const at::Tensor initial = MatmulTransposed(x, adapter->initial_a->full().data);
+    for (const AdapterMember& member : adapter->members) {
+      const at::Tensor thin = initial.narrow(1, member.first_rank, member.rank) * -member.scale;
+      AddMatmulTransposed(Columns(product.y, member), thin, member.initial_b->full().data);
+    }
   }
   if (!magnitudes) return product;
   product.direction = product.y.clone();
@@ -93,6 +110,7 @@ ProductGradient::ProductGradient(Weight& weight, const Product& forward, const a
       Columns(dy_, member).mul_((inverse * member.magnitude->full().data).to(dy.scalar_type()));
     }
   }
+  tokens_ = forward.tokens;
   d_thin_ = at::empty(forward.thin.sizes(), forward.thin.options());
   for (const AdapterMember& member : adapter->members) {
     const at::Tensor part = Columns(dy_, member);
@@ -105,7 +123,20 @@ ProductGradient::ProductGradient(Weight& weight, const Product& forward, const a
 
 at::Tensor ProductGradient::InputGradient() const {
   at::Tensor dx = Matmul(dy_, weight_.full().data);
-  if (d_thin_.defined()) AddMatmul(dx, d_thin_, weight_.adapter()->a->full().data);
+  if (!d_thin_.defined()) return dx;
+  const Adapter& adapter = *weight_.adapter();
+  if (tokens_.defined()) {
+    AddInto(dx, Dropped(Matmul(d_thin_, adapter.a->full().data), tokens_, adapter));
+  } else {
+    AddMatmul(dx, d_thin_, adapter.a->full().data);
+  }
+  if (adapter.initial_a == nullptr) return dx;
+  const at::Tensor d_initial = at::empty(d_thin_.sizes(), d_thin_.options());
+  for (const AdapterMember& member : adapter.members) {
+    const at::Tensor d_part = Matmul(Columns(dy_, member), member.initial_b->full().data);
+    d_initial.narrow(1, member.first_rank, member.rank).copy_(d_part * -member.scale);
+  }
+  AddMatmul(dx, d_initial, adapter.initial_a->full().data);
   return dx;
 }
 
@@ -115,13 +146,18 @@ bool ProductGradient::deferred() const {
 }
 
 void ProductGradient::AddInputGradients(std::function<at::Tensor()> input) const {
-  const auto hand = [&](Weight& weight, const at::Tensor& d_out) {
+  const auto hand = [&input](Weight& weight, const at::Tensor& d_out) {
     weight.AddGradient([d_out, input](at::Tensor& accumulator, bool overwrite) {
       AddOuterProduct(d_out, input(), accumulator, overwrite);
     });
   };
   if (weight_.trainable()) hand(weight_, dy_);
-  if (d_thin_.defined()) hand(*weight_.adapter()->a, d_thin_);
+  if (!d_thin_.defined()) return;
+  const Adapter* adapter = weight_.adapter();
+  if (tokens_.defined()) {
+    input = [input, tokens = tokens_, adapter] { return Dropped(input(), tokens, *adapter); };
+  }
+  hand(*adapter->a, d_thin_);
 }
 
 }  // namespace trireme

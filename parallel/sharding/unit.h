@@ -26,6 +26,7 @@ struct MicrobatchTensors {
   at::Tensor tokens;      // [T] int64
   at::Tensor targets;     // [T] int64; negative: no loss
   at::Tensor positions;   // [T] int64, within the segment
+  at::Tensor numbers;     // [T] int64: of each token in the run, for dropout; undefined: nothing is dropped
   at::Tensor cu_seqlens;  // [segments + 1] int32
   int64_t max_seqlen = 0;
   // By window: how the stream is cut over ranks; empty: it is not.

@@ -1,9 +1,11 @@
 // Row-wise operations against plain float64 references, forward and backward, in every dtype.
+#include <ATen/ops/arange.h>
 #include <ATen/ops/ones.h>
 #include <ATen/ops/zeros.h>
 #include <gtest/gtest.h>
 #include <torch/csrc/autograd/autograd.h>
 
+#include "kernels/dropout.h"
 #include "kernels/reference.h"
 #include "tests/kernels/test_tensors.h"
 
@@ -40,6 +42,31 @@ TEST_P(RowKernels, RmsNorm) {
       EXPECT_TRUE(RmsNormAgain(result.h, result.rstd, weight).equal(result.y));
     }
   }
+}
+
+// The share that stays, what it becomes, and that a part of the columns or rows drops what the whole does.
+TEST_P(RowKernels, Dropout) {
+  const at::Tensor x = at::ones({300, 1001}, at::TensorOptions().dtype(dtype()));
+  const at::Tensor tokens = at::arange(5'000'000'000, 5'000'000'300, at::TensorOptions().dtype(at::kLong));
+  DropoutOptions options;
+  options.rate = 0.25;
+  options.key = MakeRandomKey(7, RandomPurpose::kDropout, StableId("q"), 0);
+  const at::Tensor out = Dropout(x, tokens, options);
+  const double mean = out.to(at::kDouble).mean().item<double>();
+  EXPECT_NEAR(mean, 1, 5 * std::sqrt(0.25 / 0.75 / static_cast<double>(x.numel())) + (dtype() == at::kBFloat16 ? 2e-3 : 0));
+  const at::Tensor kept = at::ones({1}, x.options()) * (1 / 0.75);
+  EXPECT_TRUE(((out == 0) | (out == kept)).all().item<bool>());
+  for (const int64_t first : {1, 4, 250, 1000}) {
+    options.first_column = first;
+    EXPECT_TRUE(Dropout(x.narrow(1, first, 1001 - first).contiguous(), tokens, options).equal(out.narrow(1, first, 1001 - first)));
+  }
+  options.first_column = 0;
+  EXPECT_TRUE(Dropout(x.narrow(0, 17, 3), tokens.narrow(0, 17, 3), options).equal(out.narrow(0, 17, 3)));
+  EXPECT_FALSE(out[0].equal(out[1]));
+  options.key = MakeRandomKey(7, RandomPurpose::kDropout, StableId("k"), 0);
+  EXPECT_FALSE(Dropout(x, tokens, options).equal(out));
+  options.rate = 0;
+  EXPECT_TRUE(Dropout(x, tokens, options).equal(x));
 }
 
 TEST_P(RowKernels, RmsNormBackward) {

@@ -164,6 +164,153 @@ def run(checks, probe, only=""):
                 check_layouts(checks, probe, name, text_recipe, start, steps[:3], result)
 
 
+def philox(key, low, high):
+    """Philox4x32-10 of arrays of 64-bit counters: four words for each (kernels/philox.h)."""
+    import numpy as np
+
+    mask = np.uint64(0xFFFFFFFF)
+    shift = np.uint64(32)
+    c = [low & mask, low >> shift, high & mask, high >> shift]
+    k = [np.uint64(key[0]), np.uint64(key[1])]
+    for _ in range(10):
+        p0, p1 = np.uint64(0xD2511F53) * c[0], np.uint64(0xCD9E8D57) * c[2]
+        c = [(p1 >> shift) ^ c[1] ^ k[0], p1 & mask, (p0 >> shift) ^ c[3] ^ k[1], p0 & mask]
+        k = [(k[0] + np.uint64(0x9E3779B9)) & mask, (k[1] + np.uint64(0xBB67AE85)) & mask]
+    return c
+
+
+def dropout_key(seed, name):
+    """kernels/philox.h: MakeRandomKey() for dropout of the group whose first A is called `name`."""
+    import numpy as np
+
+    identity = 0xCBF29CE484222325
+    for byte in name.encode():
+        identity = ((identity ^ byte) * 0x100000001B3) % 2**64
+    purpose = 3 << 56
+    words = philox((seed % 2**32, seed >> 32), np.array([identity], dtype=np.uint64), np.array([purpose], dtype=np.uint64))
+    return int(words[0][0]), int(words[1][0])
+
+
+def put_dropout(peft, rate, seed, length):
+    """PEFT's dropout replaced by ours: q, k, v and gate, up drop the same elements; token t of microbatch m is number m * length + t."""
+    import numpy as np
+    import torch
+
+    class Dropout(torch.nn.Module):
+        def __init__(self, key):
+            super().__init__()
+            self.key, self.calls = key, 0
+
+        def forward(self, x):
+            numbers = np.arange(self.calls * length, (self.calls + 1) * length, dtype=np.uint64)[:, None]
+            self.calls += 1
+            groups = np.arange(x.shape[-1] // 4, dtype=np.uint64)[None, :]
+            numbers, groups = np.broadcast_arrays(numbers, groups)
+            words = np.stack(philox(self.key, numbers, groups), -1).reshape(length, -1)
+            keep = torch.from_numpy(words >= int(rate * 2**32)).view(x.shape)
+            return x * keep / (1 - rate)
+
+    first = {"k_proj": "q_proj", "v_proj": "q_proj", "up_proj": "gate_proj"}
+    for name, module in peft.named_modules():
+        if hasattr(module, "lora_dropout"):
+            path, _, last = canonical(name).rpartition(".")
+            module.lora_dropout["default"] = Dropout(dropout_key(seed, f"{path}.{first.get(last, last)}.lora_A.weight"))
+
+
+def check_dropout(checks, probe):
+    """Adapters' dropout: PEFT with the same elements dropped, and every layout drops the same."""
+    import reference as ref
+    import torch
+    from probe import Request, random_microbatch
+
+    settings, key = CASES["LoRA, all linear"]
+    rate, seed = 0.3, 11
+    model = MODELS[key]
+    generator = torch.Generator().manual_seed(5)
+    steps = [[random_microbatch(model["vocab_size"], [[50, 78], [128], [1, 127]][(s + m) % 3], generator) for m in range(8)] for s in range(3)]
+    for dora in (False, True):
+        name = f"dropout, {'DoRA' if dora else 'LoRA'}"
+        settings = dict(settings, use_dora=dora)
+        peft = wrap(ref.build(model, 77), settings, 3)
+        start = {k: v.detach().clone() for k, v in named(peft).items()}
+        text_recipe = recipe(model, "sgd { learning_rate: 0.5 }", sequences=8, micro_batch=1, steps=3, more=adapter_text(dict(settings, lora_dropout=rate)) + f" seed: {seed}")
+        result = probe.run(Request(text_recipe, start, steps))
+        without = probe.run(Request(text_recipe, start, steps, overrides=["adapter.lora_dropout=0"]))
+        checks.above(f"{name}: the first loss moves", abs(result["loss"][0] - without["loss"][0]), 1e-5)
+        if not dora:  # where PEFT's formula for dropout is another
+            put_dropout(peft, rate, seed, 128)
+            ref.forward_backward(peft, steps[0])
+            compare_gradients(checks, name, result["gradients"], {k: p.grad for k, p in named(peft, trainable_only=True).items()})
+        check_layouts(checks, probe, name, text_recipe, start, steps, result)
+
+
+def check_pissa(checks, probe):
+    """PiSSA: from PEFT's start the same gradients and losses; from ours every layout's the same, and no other function than the base."""
+    import reference as ref
+    import torch
+    from llama_oracle import relative
+    from peft import LoraConfig, get_peft_model
+    from probe import Request, random_microbatch
+
+    settings, key = dict(r=4, lora_alpha=8, target_modules=ALL), "grouped queries, untied"
+    model = MODELS[key]
+    generator = torch.Generator().manual_seed(6)
+    steps = [[random_microbatch(model["vocab_size"], [[50, 78], [128], [1, 127]][(s + m) % 3], generator) for m in range(8)] for s in range(3)]
+    plain = recipe(model, "sgd { learning_rate: 0.5 }", sequences=8, micro_batch=1, steps=3)
+    text_recipe = plain + adapter_text(settings)[:-1] + "init_lora_weights: PISSA }"
+
+    reference = ref.build(model, 78)
+    start = {name: parameter.detach().clone() for name, parameter in reference.named_parameters()}
+    peft = get_peft_model(reference, LoraConfig(task_type="CAUSAL_LM", init_lora_weights="pissa", **settings))
+    for name, parameter in named(peft, trainable_only=True).items():
+        for key in (name, name.replace(".lora_", ".initial_lora_")):
+            start[key] = parameter.detach().clone()
+    ref.forward_backward(peft, steps[0])
+    gradients = {k: p.grad.detach().clone() for k, p in named(peft, trainable_only=True).items()}
+    losses = ref.train(peft, torch.optim.SGD([p for p in peft.parameters() if p.requires_grad], lr=0.5), steps, [0.5] * 3)
+    result = probe.run(Request(text_recipe, start, steps))
+    compare_gradients(checks, "PiSSA", result["gradients"], gradients)
+    checks.within("PiSSA: worst of 3 losses", relative(result["loss"], losses), LOSS_TOLERANCE)
+    moved = [k for k, v in result["updated"].items() if ".initial_lora_" in k and not torch.equal(v, start[k])]
+    checks.equal("PiSSA: initial factors that moved", moved, [])
+
+    own = probe.run(Request(text_recipe, None, steps))
+    base = probe.run(Request(plain, None, steps[:1]))
+    checks.within("PiSSA, our start: the first loss is the base's", relative(own["loss"][:1], base["loss"][:1]), LOSS_TOLERANCE)
+    checks.above("PiSSA, our start: the loss falls", own["loss"][0] - own["loss"][-1], 1e-4)
+    check_layouts(checks, probe, "PiSSA, our start", text_recipe, None, steps, own)
+
+
+def check_loraplus(checks, probe):
+    """LoRA+: B learns faster, as PEFT's optimizer has it."""
+    import reference as ref
+    import torch
+    from llama_oracle import relative
+    from peft.optimizers import create_loraplus_optimizer
+    from probe import Request, random_microbatch
+
+    settings, key = CASES["LoRA, all linear"]
+    model = MODELS[key]
+    generator = torch.Generator().manual_seed(8)
+    steps = [[random_microbatch(model["vocab_size"], [[50, 78], [128]][(s + m) % 2], generator) for m in range(8)] for s in range(5)]
+    peft = wrap(ref.build(model, 79), settings, 4)
+    start = {k: v.detach().clone() for k, v in named(peft).items()}
+    ratio, rate = 8, 0.002
+    theirs = create_loraplus_optimizer(peft, torch.optim.AdamW, lr=rate, loraplus_lr_ratio=ratio, betas=(0.9, 0.99), eps=1e-4, weight_decay=0.0)
+    rates = {group["lr"] for group in theirs.param_groups if group["params"]}
+    checks.equal("LoRA+: PEFT's rates", sorted(rates), [rate, rate * ratio])
+    losses = []
+    for step in steps:  # ref.train sets one rate for all
+        theirs.zero_grad()
+        losses.append(ref.forward_backward(peft, step))
+        theirs.step()
+    text_recipe = recipe(model, f"adamw {{ learning_rate: {rate} beta2: 0.99 eps: 1e-4 weight_decay: 0 }}", sequences=8, micro_batch=1, steps=5, more=adapter_text(settings)[:-1] + f"loraplus_lr_ratio: {ratio} }}")
+    result = probe.run(Request(text_recipe, start, steps))
+    plain = probe.run(Request(text_recipe, start, steps, overrides=["adapter.loraplus_lr_ratio=1"]))
+    checks.within("LoRA+: worst of 5 losses", relative(result["loss"], losses), LOSS_TOLERANCE)
+    checks.above("LoRA+: the ratio moves the losses", abs(result["loss"][-1] - plain["loss"][-1]), 1e-4)
+
+
 def check_layouts(checks, probe, name, text_recipe, start, steps, plain):
     from llama_oracle import relative
     from probe import Request
@@ -196,6 +343,12 @@ def main():
 
     checks = Checks()
     run(checks, Probe(args.probe), args.only)
+    if args.only in "dropout":
+        check_dropout(checks, Probe(args.probe))
+    if args.only in "lora+":
+        check_loraplus(checks, Probe(args.probe))
+    if args.only in "pissa":
+        check_pissa(checks, Probe(args.probe))
     return checks.conclude()
 
 

@@ -88,6 +88,7 @@ absl::StatusOr<std::vector<StepBatch>> ReadBatches(const std::string& path, int 
     const int own = count / num_data_ranks;
     for (int m = data_rank * own; m < (data_rank + 1) * own; ++m) {
       Microbatch& microbatch = microbatches[m];
+      microbatch.first_sample = step * count + m;
       for (int64_t target : microbatch.targets) microbatch.num_targets += target >= 0;
       for (size_t s = 1; s < microbatch.cu_seqlens.size(); ++s) {
         microbatch.max_seqlen =

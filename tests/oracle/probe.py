@@ -37,7 +37,7 @@ class Microbatch:
 @dataclass
 class Request:
     recipe: str  # textproto
-    weights: dict  # canonical name -> fp32 tensor
+    weights: dict  # canonical name -> fp32 tensor; None: from the seed
     steps: list  # of lists of microbatches, all data ranks' in order
     ranks: int = 1
     flags: list = field(default_factory=list)
@@ -75,7 +75,8 @@ def read_sharded(folder):
 
 def write_request(folder, request):
     os.makedirs(os.path.join(folder, "weights"))
-    save_file({k: v.contiguous() for k, v in request.weights.items()}, os.path.join(folder, "weights", "model.safetensors"))
+    if request.weights is not None:
+        save_file({k: v.contiguous() for k, v in request.weights.items()}, os.path.join(folder, "weights", "model.safetensors"))
     tensors = {}
     for s, step in enumerate(request.steps):
         for m, microbatch in enumerate(step):
