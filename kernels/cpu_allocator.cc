@@ -39,6 +39,7 @@ class ReusingAllocator final : public c10::Allocator {
   void ResetPeak() {
     std::lock_guard<std::mutex> lock(mutex_);
     memory_.peak_bytes = memory_.in_use_bytes;
+    memory_.peak_total_bytes = memory_.in_use_bytes + memory_.cached_bytes;
   }
   void Release() {
     std::lock_guard<std::mutex> lock(mutex_);
@@ -51,9 +52,7 @@ class ReusingAllocator final : public c10::Allocator {
   static void Delete(void* data);
 
   void* Take(size_t size) {
-    size_t wanted = size + kHeader;
-    wanted = wanted < kMapThreshold ? RoundUp(wanted, std::max<size_t>(64, wanted / 8 / 64 * 64))
-                                    : RoundUp(wanted, kMapUnit);
+    auto wanted = static_cast<size_t>(CpuBlockBytes(static_cast<int64_t>(size)));
     std::lock_guard<std::mutex> lock(mutex_);
     void* block = nullptr;
     auto found = free_.lower_bound(wanted);
@@ -68,6 +67,7 @@ class ReusingAllocator final : public c10::Allocator {
     *static_cast<size_t*>(block) = wanted;
     memory_.in_use_bytes += wanted;
     memory_.peak_bytes = std::max(memory_.peak_bytes, memory_.in_use_bytes);
+    memory_.peak_total_bytes = std::max(memory_.peak_total_bytes, memory_.in_use_bytes + memory_.cached_bytes);
     return static_cast<char*>(block) + kHeader;
   }
 
@@ -117,6 +117,12 @@ void ReusingAllocator::Delete(void* data) {
 }  // namespace
 
 void InstallCpuAllocator() { c10::SetCPUAllocator(&Instance(), /*priority=*/100); }
+int64_t CpuBlockBytes(int64_t bytes) {
+  const size_t wanted = static_cast<size_t>(bytes) + kHeader;
+  return static_cast<int64_t>(wanted < kMapThreshold ? RoundUp(wanted, std::max<size_t>(64, wanted / 8 / 64 * 64))
+                                                     : RoundUp(wanted, kMapUnit));
+}
+
 CpuMemory GetCpuMemory() { return Instance().memory(); }
 void ResetCpuMemoryPeak() { Instance().ResetPeak(); }
 void ReleaseCachedCpuMemory() { Instance().Release(); }

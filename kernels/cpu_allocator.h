@@ -16,9 +16,13 @@ struct CpuMemory {
   int64_t in_use_bytes = 0;  // held by tensors
   int64_t peak_bytes = 0;    // most ever held by tensors since ResetPeak
   int64_t cached_bytes = 0;  // free, kept for reuse
+  int64_t peak_total_bytes = 0;  // most ever held by both since ResetPeak
 };
 CpuMemory GetCpuMemory();
 void ResetCpuMemoryPeak();
+
+// What a block for a tensor of `bytes` takes, if it is a new one.
+int64_t CpuBlockBytes(int64_t bytes);
 
 // Gives all cached blocks back to the system, as after initialization.
 void ReleaseCachedCpuMemory();

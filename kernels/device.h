@@ -24,6 +24,13 @@ std::string DeviceName(at::Device device);
 // Most memory this process ever held: allocated device memory on a GPU, resident memory on a CPU.
 int64_t PeakMemoryBytes(at::Device device);
 
+// Most memory that tensors took, with what the allocator kept for more of them, since ResetPeakTensorBytes().
+int64_t PeakTensorBytes(at::Device device);
+void ResetPeakTensorBytes(at::Device device);
+
+// What there is: of the GPU, or of the whole machine.
+int64_t TotalMemoryBytes(at::Device device);
+
 // Waits until everything issued to the device is done.
 void Synchronize(at::Device device);
 

@@ -6,6 +6,7 @@
 #include <cstring>
 #include <utility>
 
+#include "kernels/cpu_allocator.h"
 #include "kernels/device.h"
 #include "kernels/device_internal.h"
 
@@ -52,6 +53,24 @@ int64_t PeakMemoryBytes(at::Device device) {
   if (!device.is_cuda()) return PeakResidentBytes();
   const auto stats = c10::cuda::CUDACachingAllocator::getDeviceStats(device.index());
   return stats.allocated_bytes[static_cast<size_t>(c10::CachingAllocator::StatType::AGGREGATE)].peak;
+}
+
+int64_t PeakTensorBytes(at::Device device) {
+  if (!device.is_cuda()) return GetCpuMemory().peak_total_bytes;
+  const auto stats = c10::cuda::CUDACachingAllocator::getDeviceStats(device.index());
+  return stats.reserved_bytes[static_cast<size_t>(c10::CachingAllocator::StatType::AGGREGATE)].peak;
+}
+
+void ResetPeakTensorBytes(at::Device device) {
+  if (!device.is_cuda()) return ResetCpuMemoryPeak();
+  c10::cuda::CUDACachingAllocator::resetPeakStats(device.index());
+}
+
+int64_t TotalMemoryBytes(at::Device device) {
+  if (!device.is_cuda()) return HostMemoryBytes();
+  size_t free = 0, total = 0;
+  if (cudaMemGetInfo(&free, &total) != cudaSuccess) return 0;
+  return static_cast<int64_t>(total);
 }
 
 void Synchronize(at::Device device) {

@@ -10,6 +10,7 @@ namespace trireme {
 
 std::string CpuName();
 int64_t PeakResidentBytes();
+int64_t HostMemoryBytes();
 double MeasuredCpuFlops();  // float32 matrix product, all threads
 
 }  // namespace trireme

@@ -1,3 +1,4 @@
+#include "kernels/cpu_allocator.h"
 #include "kernels/device.h"
 #include "kernels/device_internal.h"
 
@@ -13,6 +14,9 @@ absl::StatusOr<at::Device> UseCudaDevice(int) {
 
 std::string DeviceName(at::Device) { return CpuName(); }
 int64_t PeakMemoryBytes(at::Device) { return PeakResidentBytes(); }
+int64_t PeakTensorBytes(at::Device) { return GetCpuMemory().peak_total_bytes; }
+void ResetPeakTensorBytes(at::Device) { ResetCpuMemoryPeak(); }
+int64_t TotalMemoryBytes(at::Device) { return HostMemoryBytes(); }
 void Synchronize(at::Device) {}
 void UseDeterministicKernels() {}
 double PeakFlops(at::Device, at::ScalarType) { return MeasuredCpuFlops(); }

@@ -152,6 +152,22 @@ absl::StatusOr<Digest> HashFile(const std::string& path, const std::function<voi
   return Hex(XXH3_128bits_digest(state.get()));
 }
 
+absl::StatusOr<Digest> HashSamples(const std::string& path) {
+  constexpr uint64_t kFirst = 1 << 20, kPlaces = 1000, kPlace = 4096;
+  ASSIGN_OR_RETURN(const std::shared_ptr<MappedFile> file, MappedFile::Open(path));
+  const uint64_t size = file->size();
+  if (size <= kFirst + kPlaces * kPlace) return HashBytes(file->data(), size);
+  std::unique_ptr<XXH3_state_t, decltype(&XXH3_freeState)> state(XXH3_createState(), &XXH3_freeState);
+  XXH3_128bits_reset(state.get());
+  XXH3_128bits_update(state.get(), &size, sizeof(size));
+  XXH3_128bits_update(state.get(), file->data(), kFirst);
+  for (uint64_t i = 0; i < kPlaces; ++i) {
+    const uint64_t place = kFirst + (size - kFirst - kPlace) / (kPlaces - 1) * i;
+    XXH3_128bits_update(state.get(), file->data() + place, kPlace);
+  }
+  return Hex(XXH3_128bits_digest(state.get()));
+}
+
 Digest HashBytes(const void* data, size_t size) { return Hex(XXH3_128bits(data, size)); }
 
 struct FileWriter::HashState {

@@ -157,6 +157,7 @@ absl::Status Checkpointer::Write(const std::string& folder, const TrainProgress&
     *manifest.mutable_config() = recipe_.config;
     for (int size : recipe_.mesh.size) manifest.add_mesh(size);
     for (const std::string& digest : corpus_digests_) manifest.add_corpus_digest(digest);
+    if (!recipe_.base_digest.empty()) manifest.set_base_digest(recipe_.base_digest);
     manifest.set_written_by(absl::StrCat("trireme ", kVersion));
     for (const std::string& bytes : parts) {
       CheckpointManifest part;
@@ -240,6 +241,8 @@ absl::StatusOr<bool> Checkpointer::Resume(bool allow_change, TrainProgress* prog
     if (digests != corpus_digests_)
       changes.push_back(absl::StrCat("data.", recipe_.config.data().has_conversations() ? "conversations" : "source",
                                      ": the content differs from what the run was trained on"));
+    if (manifest->has_base_digest() && manifest->base_digest() != recipe_.base_digest)
+      changes.push_back("model.from: the files there are not those that the adapter was trained on");
     if (!changes.empty()) {
       const std::string list = absl::StrJoin(changes, "\n  ");
       if (!allow_change) {

@@ -17,6 +17,7 @@
 #include "trainer/export_gguf.h"
 #include "trainer/export_gguf_lora.h"
 #include "trainer/export_hf.h"
+#include "trainer/requantized.h"
 #include "trainer/export_source.h"
 
 namespace trireme {
@@ -52,7 +53,9 @@ absl::Status UseAdapter(const ExportOptions& options, const std::vector<ModelFam
                  " has no adapter; give one with --adapter, or leave out ",
                  options.merge ? "--merge" : "the adapter's format");
   }
+  const bool quantized_while_loading = source->model.has_quantization() && source->weights.quantized.empty();
   if (IsAdapterFormat(options.format)) {
+    if (quantized_while_loading) source->model.clear_quantization();
     if (!options.merge) return absl::OkStatus();
     return Error(ExitCode::kConfig, "export: --merge is for the formats hf and gguf; an adapter's file is not merged");
   }
@@ -61,8 +64,20 @@ absl::Status UseAdapter(const ExportOptions& options, const std::vector<ModelFam
                  " is an adapter; add --merge to write the base model with it, or choose --format peft or gguf-lora to "
                  "write it alone");
   }
-  ASSIGN_OR_RETURN(const DecoderSpec spec, SpecifyModel(source->model, families));
+  ASSIGN_OR_RETURN(DecoderSpec spec, SpecifyModel(source->model, families));
+  const bool dequantized = source->model.has_quantization() && !(quantized_while_loading && options.merge_onto_original);
+  const std::string record =
+      absl::StrCat(source->adapter->description, dequantized ? " onto the dequantized base that training saw, "
+                                                             : " onto the original base, ",
+                   source->description);
+  if (quantized_while_loading) {
+    if (!options.merge_onto_original) source->weights = Requantized(source->weights, spec);
+    source->model.clear_quantization();
+    ASSIGN_OR_RETURN(spec, SpecifyModel(source->model, families));
+  }
   ASSIGN_OR_RETURN(*source, Merged(*source, source->adapter, spec, options.dtype == ExportConfig::AS_STORED));
+  source->merged = record;
+  Info("merging ", record);
   return absl::OkStatus();
 }
 

@@ -18,6 +18,8 @@ struct ExportOptions {
   std::string source;   // run_dir, checkpoint step, Hugging Face directory or GGUF file
   std::string adapter;  // an adapter (adapter_source.h) to use with it; "": the source's own
   bool merge = false;   // add the adapter to the weights
+  // Of a base that was quantized while it was loaded: to the weights as stored, instead of those that training saw.
+  bool merge_onto_original = false;
   std::string output;   // must not exist
   ExportConfig::Format format = ExportConfig::HF;
   ExportConfig::Dtype dtype = ExportConfig::AS_STORED;

@@ -144,6 +144,7 @@ absl::Status WriteGgufModel(const ExportSource& source, const ExportOptions& opt
   GgufMetadata metadata = GgufModelMetadata(facts, type);
   ASSIGN_OR_RETURN(const GgufMetadata tokenizer, TokenizerOf(source, folder));
   metadata.insert(metadata.end(), tokenizer.begin(), tokenizer.end());
+  if (!source.merged.empty()) metadata.emplace_back("trireme.merged", source.merged);
   int64_t total = 0;
   for (const GgufTensor& tensor : tensors) total += tensor.rows() * GgufRowBytes(tensor.type, tensor.columns());
   const std::string path = absl::StrCat(folder, "/", kGgufModelName);

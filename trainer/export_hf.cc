@@ -215,6 +215,8 @@ absl::Status WriteShards(const ExportSource& source, const ExportOptions& option
   int64_t total = 0, done = 0;
   for (const Shard& shard : *shards) total += static_cast<int64_t>(shard.bytes);
   Progress progress(absl::StrCat("exporting ", source.description), total, "B");
+  std::map<std::string, std::string> metadata = {{"format", "pt"}};
+  if (!source.merged.empty()) metadata["trireme.merged"] = source.merged;
   for (Shard& shard : *shards) {
     ShardWriter next(source, shard, [&](uint64_t bytes) {
       progress.Update(done += static_cast<int64_t>(bytes));
@@ -222,7 +224,7 @@ absl::Status WriteShards(const ExportSource& source, const ExportOptions& option
     });
     ASSIGN_OR_RETURN(
         const SafetensorsWritten written,
-        WriteSafetensors(absl::StrCat(folder, "/", shard.name), EntriesOf(shard), {{"format", "pt"}},
+        WriteSafetensors(absl::StrCat(folder, "/", shard.name), EntriesOf(shard), metadata,
                          [&](const SafetensorsEntry&, FileWriter& writer) { return next.WriteNext(writer); }));
     shard.digest = written.digest;
   }

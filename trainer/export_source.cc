@@ -97,6 +97,7 @@ absl::StatusOr<ExportSource> OpenAdapterRun(const std::string& folder, const Run
     return Annotate(base.status(), absl::StrCat("checkpoint ", folder, ": the base model of its adapter, ",
                                                 config.model().from(), ", cannot be opened"));
   ASSIGN_OR_RETURN(base->adapter, OpenAdapter(folder));
+  if (config.model().has_quantization()) *base->model.mutable_quantization() = config.model().quantization();
   return base;
 }
 

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <filesystem>
+#include <set>
 
 #include "launch/log.h"
 #include "models/formats/gguf_config.h"
@@ -69,6 +70,20 @@ std::string ResolveModelConfig(ModelConfig* model, std::vector<std::string>* pro
   return config->ignored.empty() ? ""
                                  : absl::StrCat(path, ": ignored, since they do not change what is computed: ",
                                                 absl::StrJoin(config->ignored, ", "));
+}
+
+absl::StatusOr<Digest> IdentifyModel(const std::string& from) {
+  if (NamesGguf(from)) return HashSamples(from);
+  ASSIGN_OR_RETURN(const std::string folder, FindHfDirectory(from));
+  ASSIGN_OR_RETURN(const HfDirectory directory, HfDirectory::Open(folder));
+  std::set<std::string> files;
+  for (const auto& [name, tensor] : directory.tensors()) files.insert(tensor.file->path());
+  ASSIGN_OR_RETURN(std::string digests, HashFile(absl::StrCat(folder, "/", kHfConfigName)));
+  for (const std::string& file : files) {
+    ASSIGN_OR_RETURN(const Digest digest, HashSamples(file));
+    digests += digest;
+  }
+  return HashBytes(digests.data(), digests.size());
 }
 
 absl::Status InitializeWeights(const Recipe& recipe, Mesh& mesh, Model& model, bool resumed) {

@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "launch/file.h"
 #include "parallel/comm/mesh.h"
 #include "trainer/model.h"
 #include "trainer/sharded_tensors.h"
@@ -18,6 +19,9 @@ namespace trireme {
 // set. What does not fit is appended to `problems`. Returns the keys that were ignored, as a sentence for the log, or
 // "". Not collective.
 std::string ResolveModelConfig(ModelConfig* model, std::vector<std::string>* problems);
+
+// Tells the files of one model.from from another's: digests of config.json and of samples of each file of weights.
+absl::StatusOr<Digest> IdentifyModel(const std::string& from);
 
 // Fills the weights of `model` at the start of a run: from model.from, a directory (converted from F32, BF16 or F16) or
 // a GGUF file (of any type that GgufDequantize knows), else from the seed; those of adapters from adapter.from or the

@@ -4,6 +4,8 @@
 #include <map>
 #include <set>
 
+#include "kernels/cpu_allocator.h"
+#include "launch/log.h"
 #include "models/decoder.h"
 #include "parallel/layers/kept_results.h"
 
@@ -12,7 +14,7 @@ namespace {
 
 int64_t ElementSize(PrecisionConfig::Format format) { return format == PrecisionConfig::BF16 ? 2 : 4; }
 
-// Of one unit (embedding, block, head) on one tensor rank.
+// Of one unit (embedding, block, head) on one tensor rank, as blocks of memory.
 struct UnitSize {
   int64_t gathered = 0;  // bytes of its weights as products use them; of quantized ones: as they are stored
   int64_t trained = 0;   // elements
@@ -40,6 +42,8 @@ UnitSize SizeOf(const Recipe& recipe, const std::vector<ParameterSpec>& paramete
     }
     if (parameter.trainable) size.trained += n;
   }
+  size.gathered = CpuBlockBytes(size.gathered);
+  size.trained = CpuBlockBytes(4 * size.trained) / 4;
   return size;
 }
 
@@ -60,6 +64,18 @@ int64_t TokensPerRank(const Recipe& recipe) {
   return recipe.config.micro_batch_size() * recipe.config.data().sequence_length() / recipe.mesh[Axis::kContext];
 }
 
+// Of all groups' x A^T, which adapters keep for their backward pass.
+int64_t ThinBytes(const Recipe& recipe) {
+  const BlockAdapters adapters = MakeBlockAdapters(recipe.model, MakeBlockParameters(recipe.model, 0));
+  int64_t bytes = 0;
+  for (const GroupAdapter& group : adapters.groups) {
+    int64_t ranks = 0;
+    for (const GroupAdapter::Member& member : group.members) ranks += member.rank;
+    bytes += CpuBlockBytes(TokensPerRank(recipe) * ranks * ElementSize(recipe.config.precision().compute()));
+  }
+  return bytes;
+}
+
 }  // namespace
 
 int64_t BlockActivationBytes(const Recipe& recipe) {
@@ -67,24 +83,31 @@ int64_t BlockActivationBytes(const Recipe& recipe) {
   const int64_t tensor = recipe.mesh[Axis::kTensor], tokens = TokensPerRank(recipe), rows = tokens / tensor;
   const int64_t size = ElementSize(recipe.config.precision().compute());
   const int64_t q = m.num_heads / tensor * m.head_dim, kv = std::max<int64_t>(1, m.num_kv_heads / tensor) * m.head_dim;
-  const int64_t input = rows * m.hidden_size * size;
+  const int64_t input = CpuBlockBytes(rows * m.hidden_size * size), per_row = CpuBlockBytes(rows * 4);
   const std::map<std::string, int64_t> results = {
-      {kKeepQkv, tokens * (q + 2 * kv) * size},
-      {kKeepAttention, tokens * (q * size + m.num_heads / tensor * 4)},
-      {kKeepGateUp, tokens * (m.gpt_block ? 1 : 2) * m.intermediate_size / tensor * size}};
+      {kKeepQkv, CpuBlockBytes(tokens * (q + 2 * kv) * size)},
+      {kKeepAttention, CpuBlockBytes(tokens * q * size) + CpuBlockBytes(tokens * m.num_heads / tensor * 4)},
+      {kKeepGateUp, CpuBlockBytes(tokens * (m.gpt_block ? 1 : 2) * m.intermediate_size / tensor * size)}};
   const RecomputeConfig& recompute = recipe.config.recompute();
   int64_t bytes = input;
   if (recompute.policy() == RecomputeConfig::NONE) {
-    bytes += rows * m.hidden_size * size + 2 * rows * 4;  // the residual stream between attention and MLP; two norms
+    bytes += input + 2 * per_row + ThinBytes(recipe);  // the residual stream between attention and MLP; two norms
     for (const auto& [name, amount] : results) bytes += amount;
     // GPT's blocks keep what goes into their products: both normed inputs and what GELU made, and four numbers per row.
-    if (m.gpt_block) bytes += 2 * input + results.at(kKeepGateUp) + 2 * rows * 4;
+    if (m.gpt_block) bytes += 2 * input + results.at(kKeepGateUp) + 2 * per_row;
   } else if (recompute.policy() == RecomputeConfig::SELECTIVE) {
     std::set<std::string> keep(recompute.keep().begin(), recompute.keep().end());
     if (keep.empty()) keep.insert(kKeepAttention);
     for (const std::string& name : keep) bytes += results.at(name);
   }
   return bytes;
+}
+
+std::string ToString(const RankMemory& memory) {
+  const auto bytes = [](int64_t n) { return HumanBytes(static_cast<double>(n)); };
+  return absl::StrCat(bytes(memory.total()), ": weights ", bytes(memory.weights), ", gradients ",
+                      bytes(memory.gradients), ", optimizer ", bytes(memory.optimizer), ", activations ",
+                      bytes(memory.activations));
 }
 
 RankMemory EstimateMemory(const Recipe& recipe, int pipeline_rank) {
@@ -136,6 +159,8 @@ RankMemory EstimateMemory(const Recipe& recipe, int pipeline_rank) {
     const int64_t rows = std::max((m.num_heads + 2 * m.num_kv_heads) * m.head_dim, 2 * m.intermediate_size);
     memory.weights += rows / recipe.mesh[Axis::kTensor] * m.hidden_size * 4;
   }
+  // Tables of rotation.
+  memory.weights += CpuBlockBytes(m.max_positions * m.head_dim / 2 * 4) * 2;
   // The most microbatches between a stage's forward and the end of its backward.
   int in_flight = 0, most = 0;
   for (const Action& action : recipe.schedule.ranks[pipeline_rank]) {
@@ -145,11 +170,16 @@ RankMemory EstimateMemory(const Recipe& recipe, int pipeline_rank) {
   const int stages = static_cast<int>(
       std::count(recipe.schedule.rank_of_stage.begin(), recipe.schedule.rank_of_stage.end(), pipeline_rank));
   memory.activations = most * blocks / std::max(1, stages) * BlockActivationBytes(recipe);
+  // What a block's two passes need for a moment.
+  const int64_t tokens = TokensPerRank(recipe), hidden = CpuBlockBytes(tokens * m.hidden_size * compute);
+  memory.activations += 6 * hidden + CpuBlockBytes(tokens * (m.num_heads + 2 * m.num_kv_heads) * m.head_dim * compute) +
+                        2 * CpuBlockBytes(tokens * 2 * m.intermediate_size / recipe.mesh[Axis::kTensor] * compute);
   if (has_head) {
-    const int64_t tokens = TokensPerRank(recipe);
     const int64_t chunk = std::min<int64_t>(tokens, config.kernels().loss_chunk_tokens());
     const int64_t ids = (m.vocab_size + recipe.mesh[Axis::kTensor] - 1) / recipe.mesh[Axis::kTensor];
-    memory.activations += chunk * ids * (compute == 2 ? 6 : 4) + 2 * tokens * m.hidden_size * compute;
+    // Logits; the input, normed, and its gradient, of all tokens and of the chunk.
+    memory.activations += CpuBlockBytes(chunk * ids * 4) + (compute == 2 ? CpuBlockBytes(chunk * ids * 2) : 0) +
+                          4 * hidden;
   }
   return memory;
 }

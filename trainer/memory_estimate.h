@@ -4,6 +4,7 @@
 #define TRIREME_TRAINER_MEMORY_ESTIMATE_H_
 
 #include <cstdint>
+#include <string>
 #include <vector>
 
 #include "trainer/recipe.h"
@@ -17,6 +18,8 @@ struct RankMemory {
   int64_t activations = 0;  // of all microbatches between forward and backward, and the loss head's logits
   int64_t total() const { return weights + gradients + optimizer + activations; }
 };
+
+std::string ToString(const RankMemory& memory);  // "1.1 GB: weights 557.6 MB, ..."
 
 // Of the ranks at `pipeline_rank`. Leaves out what does not grow with the model: libraries, communicators, the loader.
 RankMemory EstimateMemory(const Recipe& recipe, int pipeline_rank);

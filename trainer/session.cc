@@ -121,19 +121,27 @@ absl::Status RunOn(const Plan& plan, const Extensions& extensions, const Process
 
 absl::Status WithSession(const SessionOptions& options, const Extensions& extensions,
                          const std::function<absl::Status(Session&)>& run) {
-  absl::StatusOr<std::unique_ptr<Process>> started = Process::Start(options.expected_ranks);
+  return WithSessions({options}, extensions, run);
+}
+
+absl::Status WithSessions(const std::vector<SessionOptions>& options, const Extensions& extensions,
+                          const std::function<absl::Status(Session&)>& run) {
+  absl::StatusOr<std::unique_ptr<Process>> started = Process::Start(options.front().expected_ranks);
   RETURN_IF_ERROR(started.status());
   const Process& process = **started;
   OperationLog start_log;
   const std::shared_ptr<ProcessGroup> everyone = MakeWorldGroup(&start_log);
-  const absl::StatusOr<Plan> plan = MakePlan(options, extensions, process);
-  if (const absl::Status status = Agree(*everyone, plan.status()); !status.ok()) FailTogether(*everyone, status);
-  absl::StatusOr<std::unique_ptr<Mesh>> mesh = Mesh::Create(process, plan->recipe.mesh, plan->device);
-  if (!mesh.ok()) FailProcess(mesh.status());
-  const absl::Status status = RunOn(*plan, extensions, process, **mesh, run);
-  if (status.ok()) return status;
-  if (IsAgreed(status)) FailTogether(*everyone, status);
-  FailProcess(status);
+  for (const SessionOptions& one : options) {
+    const absl::StatusOr<Plan> plan = MakePlan(one, extensions, process);
+    if (const absl::Status status = Agree(*everyone, plan.status()); !status.ok()) FailTogether(*everyone, status);
+    absl::StatusOr<std::unique_ptr<Mesh>> mesh = Mesh::Create(process, plan->recipe.mesh, plan->device);
+    if (!mesh.ok()) FailProcess(mesh.status());
+    const absl::Status status = RunOn(*plan, extensions, process, **mesh, run);
+    if (status.ok()) continue;
+    if (IsAgreed(status)) FailTogether(*everyone, status);
+    FailProcess(status);
+  }
+  return absl::OkStatus();
 }
 
 }  // namespace trireme

@@ -43,6 +43,10 @@ struct Session {
 absl::Status WithSession(const SessionOptions& options, const Extensions& extensions,
                          const std::function<absl::Status(Session&)>& run);
 
+// The same with one model after the other; only one is in memory.
+absl::Status WithSessions(const std::vector<SessionOptions>& options, const Extensions& extensions,
+                          const std::function<absl::Status(Session&)>& run);
+
 }  // namespace trireme
 
 #endif  // TRIREME_TRAINER_SESSION_H_

@@ -23,6 +23,7 @@
 #include "trainer/evaluation.h"
 #include "trainer/export.h"
 #include "trainer/import.h"
+#include "trainer/memory_estimate.h"
 #include "trainer/metrics.h"
 #include "trainer/model.h"
 #include "trainer/optimizer.h"
@@ -196,6 +197,14 @@ RunDescription Describe(const Recipe& recipe, const Process& process, at::Device
   return run;
 }
 
+void WarnOfMemory(int64_t needed, at::Device device) {
+  const int64_t there = TotalMemoryBytes(device);
+  if (needed > there)
+    Warning("memory: the ranks here will need about ", HumanBytes(static_cast<double>(needed)), ", but there is ",
+            HumanBytes(static_cast<double>(there)),
+            "; lower micro_batch_size or sequence_length, set recompute, or spread the model over more ranks");
+}
+
 // "135M", or "2.44M of 137M".
 std::string Trained(const DecoderSpec& model) {
   const int64_t trained = NumTrainableParameters(model);
@@ -241,8 +250,6 @@ absl::Status Run(const TrainOptions& options, const Extensions& extensions, cons
   if (world.rank() == 0) writable = CheckExport(config);
   RETURN_IF_ERROR(Agree(world, writable));
   RETURN_IF_ERROR(InitializeWeights(recipe, mesh, **model, resumed));
-  ReleaseCachedCpuMemory();
-
   std::unique_ptr<MetricsLog> metrics;
   if (process.rank() == 0) {
     ASSIGN_OR_RETURN(metrics, MetricsLog::Open(config.run_dir(), config.logging().tensorboard(),
@@ -251,11 +258,16 @@ absl::Status Run(const TrainOptions& options, const Extensions& extensions, cons
   const double own_peak =
       PeakFlops(mesh.device(), config.precision().compute() == PrecisionConfig::BF16 ? at::kBFloat16 : at::kFloat);
   const double peak_flops = SumOverRanks(world, own_peak);
+  ReleaseCachedCpuMemory();
+  ResetPeakTensorBytes(mesh.device());
   Info(absl::StrFormat("training %s parameters for %d steps of %s tokens on %d x %s (%s), attention %s, %s",
                        Trained(recipe.model), recipe.total_steps,
                        HumanCount(static_cast<double>(recipe.tokens_per_step)), process.size(),
                        DeviceName(mesh.device()), recipe.mesh.ToString(), (*model)->attention().name,
                        mesh.device().is_cuda() ? "NCCL" : absl::StrCat(CpuThreads(), " threads each, ", BlasName())));
+  const RankMemory estimate = EstimateMemory(recipe, mesh.coordinate(Axis::kPipeline));
+  Info("memory a rank should need beside the program itself: ", ToString(estimate));
+  WarnOfMemory(estimate.total() * (mesh.device().is_cuda() ? 1 : process.local_size()), mesh.device());
   if (corpora.unigram_entropy > 0)
     Info(absl::StrFormat("a model that only knows how common each token is would reach a loss of %.4f",
                          corpora.unigram_entropy));
@@ -281,6 +293,9 @@ absl::Status Run(const TrainOptions& options, const Extensions& extensions, cons
           StepTrace(recipe, mesh, (*model)->executor()),
           progress};
   absl::Status status = Loop(job);
+  const auto held = static_cast<double>(PeakTensorBytes(mesh.device()));
+  Info(absl::StrFormat("memory: at most %s of tensors on this rank, %+.1f%% of the estimate", HumanBytes(held),
+                       100 * (held / static_cast<double>(estimate.total()) - 1)));
   if (metrics != nullptr) RETURN_IF_ERROR(metrics->Flush());
   if (status.ok() || ExitCodeOf(status) == ExitCode::kPreempted)
     RETURN_IF_ERROR(SaveAdapter(recipe, job.progress.step(), mesh));

@@ -3,13 +3,14 @@
 #include <memory>
 
 #include "trainer/commands.h"
+#include "trainer/merge_divergence.h"
 
 namespace trireme {
 namespace {
 
 struct Flags {
   ExportOptions options;
-  std::string format, dtype, shard_size, quantize;
+  std::string format, dtype, shard_size, quantize, onto = "trained";
 };
 
 absl::Status Run(Flags& flags, const Extensions& extensions) {
@@ -26,7 +27,9 @@ absl::Status Run(Flags& flags, const Extensions& extensions) {
   if (flags.options.quantize_nf4 && flags.options.format != ExportConfig::HF)
     return Error(ExitCode::kConfig,
                  "export: --quantize nf4 is bitsandbytes' format, for --format hf; GGUF has --dtype q4_0");
-  return Export(flags.options, extensions.families);
+  flags.options.merge_onto_original = flags.onto == "original";
+  RETURN_IF_ERROR(Export(flags.options, extensions.families));
+  return flags.options.merge ? ReportMergeDivergence(flags.options, extensions) : absl::OkStatus();
 }
 
 }  // namespace
@@ -48,7 +51,14 @@ void AddExportCommand(CLI::App& app, const Extensions& extensions, absl::Status*
       ->capture_default_str();
   command->add_option("--adapter", flags->options.adapter,
                       "An adapter to use with SOURCE: a PEFT directory, or a run_dir or checkpoint that trained one");
-  command->add_flag("--merge", flags->options.merge, "Add the adapter to the weights (hf, gguf)");
+  command->add_flag("--merge", flags->options.merge,
+                    "Add the adapter to the weights (hf, gguf); says how far the result is from base and adapter (KL)");
+  command
+      ->add_option("--onto", flags->onto,
+                   "Of a base that the run quantized while loading: trained, the dequantized weights that training saw; "
+                   "original, the weights as they are stored")
+      ->transform(CLI::IsMember({"trained", "original"}, CLI::ignore_case))
+      ->capture_default_str();
   command->add_option("--output", flags->options.output, "The folder (hf) or file (gguf) to write; must not exist yet")
       ->required();
   command

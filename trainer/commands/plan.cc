@@ -21,7 +21,7 @@ struct Flags {
 
 absl::Status Run(const Flags& flags, const Extensions& extensions) {
   ASSIGN_OR_RETURN(const RunConfig config, LoadConfig(flags.configs, flags.overrides));
-  if (!config.model().has_vocab_size())
+  if (!config.model().has_vocab_size() && !config.model().has_from() && !config.model().has_config())
     return Error(ExitCode::kConfig,
                  "model.vocab_size: not set; plan reads no corpus, so give it here: --set model.vocab_size=4096");
   std::vector<std::string> attention;

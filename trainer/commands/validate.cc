@@ -4,8 +4,10 @@
 #include "configs/config_loader.h"
 #include "launch/log.h"
 #include "models/parameters.h"
+#include "trainer/adapter_source.h"
 #include "trainer/commands.h"
 #include "trainer/corpora.h"
+#include "trainer/memory_estimate.h"
 #include "trainer/recipe.h"
 
 namespace trireme {
@@ -32,6 +34,13 @@ absl::Status Run(const Flags& flags, const Extensions& extensions) {
             << "\n# " << HumanCount(static_cast<double>(NumParameters(recipe->model))) << " parameters, "
             << recipe->total_steps << " steps of " << HumanCount(static_cast<double>(recipe->tokens_per_step))
             << " tokens, " << recipe->num_microbatches << " microbatches per rank and step\n";
+  for (int rank = 0; rank < recipe->schedule.num_ranks(); ++rank) {
+    std::cout << "# memory per rank" << (recipe->schedule.num_ranks() > 1 ? absl::StrCat(" of pipeline rank ", rank) : "")
+              << ", beside the program itself: " << ToString(EstimateMemory(*recipe, rank)) << "\n";
+  }
+  if (recipe->model.adapter != nullptr) {
+    for (const std::string& refusal : VllmRefusals(*recipe->model.adapter)) std::cout << "# adapter: " << refusal << "\n";
+  }
   return absl::OkStatus();
 }
 
