@@ -311,6 +311,27 @@ def check_loraplus(checks, probe):
     checks.above("LoRA+: the ratio moves the losses", abs(result["loss"][-1] - plain["loss"][-1]), 1e-4)
 
 
+def check_quantized(checks, probe):
+    """LoRA on NF4 and INT8 bases: every layout that cuts no block trains as one rank does."""
+    import torch
+    from llama_oracle import relative
+    from probe import Request, random_microbatch
+
+    settings, key = CASES["LoRA, all linear"]
+    model = dict(MODELS[key], hidden_size=256, intermediate_size=256, num_attention_heads=8, num_key_value_heads=4, head_dim=32)  # blocks fit four ranks
+    generator = torch.Generator().manual_seed(9)
+    steps = [[random_microbatch(model["vocab_size"], [[50, 78], [128]][(s + m) % 2], generator) for m in range(8)] for s in range(3)]
+    plain = recipe(model, "sgd { learning_rate: 0.5 }", sequences=8, micro_batch=1, steps=3, more=adapter_text(settings))
+    exact = probe.run(Request(plain, None, steps))
+    for method in ("NF4", "INT8"):
+        name = f"LoRA on {method}"
+        text_recipe = plain.replace("model {", f"model {{\n  quantization {{ method: {method} }}", 1)
+        result = probe.run(Request(text_recipe, None, steps))
+        checks.above(f"{name}: its first loss is not the exact model's", relative(result["loss"][:1], exact["loss"][:1]), 1e-7)
+        checks.above(f"{name}: the loss falls", result["loss"][0] - result["loss"][-1], 1e-4)
+        check_layouts(checks, probe, name, text_recipe, None, steps, result)
+
+
 def check_layouts(checks, probe, name, text_recipe, start, steps, plain):
     from llama_oracle import relative
     from probe import Request
@@ -345,6 +366,8 @@ def main():
     run(checks, Probe(args.probe), args.only)
     if args.only in "dropout":
         check_dropout(checks, Probe(args.probe))
+    if args.only in "quantized":
+        check_quantized(checks, Probe(args.probe))
     if args.only in "lora+":
         check_loraplus(checks, Probe(args.probe))
     if args.only in "pissa":
