@@ -13,9 +13,9 @@ namespace trireme {
 void InstallCpuAllocator();
 
 struct CpuMemory {
-  int64_t in_use_bytes = 0;  // held by tensors
-  int64_t peak_bytes = 0;    // most ever held by tensors since ResetPeak
-  int64_t cached_bytes = 0;  // free, kept for reuse
+  int64_t in_use_bytes = 0;      // held by tensors
+  int64_t peak_bytes = 0;        // most ever held by tensors since ResetPeak
+  int64_t cached_bytes = 0;      // free, kept for reuse
   int64_t peak_total_bytes = 0;  // most ever held by both since ResetPeak
 };
 CpuMemory GetCpuMemory();

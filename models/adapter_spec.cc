@@ -47,7 +47,9 @@ void CheckNumbers(const AdapterConfig& c, std::vector<std::string>* problems) {
   if (!(c.lora_dropout() >= 0 && c.lora_dropout() < 1))
     problems->push_back(absl::StrCat("adapter.lora_dropout: is ", c.lora_dropout(), "; must be in [0, 1)"));
   if (c.init_lora_weights() == AdapterConfig::PISSA && c.use_dora())
-    problems->push_back("adapter.use_dora: is set beside init_lora_weights PISSA, which moves a part of W into the adapter; choose one");
+    problems->push_back(
+        "adapter.use_dora: is set beside init_lora_weights PISSA, which moves a part of W into the adapter; choose "
+        "one");
   if (!(c.loraplus_lr_ratio() > 0) || !std::isfinite(c.loraplus_lr_ratio()))
     problems->push_back(
         absl::StrCat("adapter.loraplus_lr_ratio: is ", c.loraplus_lr_ratio(), "; give a positive number, say 16"));

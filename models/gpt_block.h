@@ -14,7 +14,8 @@
 namespace trireme {
 
 // h = x + attention(LayerNorm(x)), then h + mlp(LayerNorm(h)), or with spec.parallel_residual h + mlp(LayerNorm(x)).
-// The MLP is two projections with GELU between them. x [this tensor rank's tokens, hidden]. weights: of index.parameters, in their order.
+// The MLP is two projections with GELU between them. x [this tensor rank's tokens, hidden]. weights: of
+// index.parameters, in their order.
 at::Tensor GptBlock(const at::Tensor& x, const std::vector<Weight*>& weights, const BlockParameters& index,
                     const DecoderSpec& spec, const SelfAttentionArguments& attention, ProcessGroup& tensor,
                     KeptResults* kept);

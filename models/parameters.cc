@@ -245,8 +245,8 @@ BlockAdapters MakeBlockAdapters(const DecoderSpec& s, const BlockParameters& blo
     if (config.init_lora_weights() == AdapterConfig::PISSA) {
       const auto initial = [&](int index, const char* factor) {
         ParameterSpec copy = adapters.parameters[index];
-        copy.name = absl::StrCat(absl::StripSuffix(copy.name, absl::StrCat(".", factor, ".weight")), ".initial_", factor,
-                                 ".weight");
+        copy.name = absl::StrCat(absl::StripSuffix(copy.name, absl::StrCat(".", factor, ".weight")), ".initial_",
+                                 factor, ".weight");
         copy.trainable = false;
         copy.initialization = Initialization::kZeros;
         return add(std::move(copy));
@@ -281,7 +281,8 @@ std::vector<std::string> WholeModules(const DecoderSpec& spec) {
 void PutAdapter(const AdapterConfig& config, uint64_t seed, DecoderSpec* spec, std::vector<std::string>* problems) {
   if (spec->gpt_block)
     problems->push_back(
-        "adapter: checkpoints of GPT families store q, k and v as one module, which PEFT adapts as one; adapters for them "
+        "adapter: checkpoints of GPT families store q, k and v as one module, which PEFT adapts as one; adapters for "
+        "them "
         "are not supported, full training is");
   auto adapter =
       std::make_shared<AdapterSpec>(ResolveAdapter(config, LinearModules(*spec), WholeModules(*spec), problems));
@@ -322,7 +323,8 @@ int64_t Numel(const ParameterSpec& parameter) {
 int64_t NumParameters(const DecoderSpec& spec) { return NumElements(DecoderParameters(spec)); }
 
 int64_t NumTrainableParameters(const DecoderSpec& spec) {
-  return NumElements(DecoderParameters(spec), /*trainable_only=*/true) + NumElements(AdapterParameters(spec), /*trainable_only=*/true);
+  return NumElements(DecoderParameters(spec), /*trainable_only=*/true) +
+         NumElements(AdapterParameters(spec), /*trainable_only=*/true);
 }
 
 }  // namespace trireme

@@ -29,8 +29,8 @@ struct BlockParameters {
 // The adapters of one fused group of a block. `base` and its members' rows are indices into BlockParameters.parameters,
 // the others into BlockAdapters.parameters.
 struct GroupAdapter {
-  int base = -1;  // the group's first parameter
-  int a = -1;     // the first of the stacked A
+  int base = -1;       // the group's first parameter
+  int a = -1;          // the first of the stacked A
   int initial_a = -1;  // PiSSA: the first of the stacked A as training began
   struct Member {
     int base = -1, b = -1, magnitude = -1;
@@ -67,7 +67,8 @@ bool QuantizedByName(const std::string& name, const QuantizationConfig& quantiza
 // What is wrong with quantizing these layers: groups that are named in part, names of nothing.
 void CheckUnquantized(const DecoderSpec& spec, std::vector<std::string>* problems);
 
-// Every parameter of the model, in its order, without those of adapters; and by units: embedding (with positions), blocks, head.
+// Every parameter of the model, in its order, without those of adapters; and by units: embedding (with positions),
+// blocks, head.
 std::vector<std::vector<ParameterSpec>> UnitParameters(const DecoderSpec& spec);
 std::vector<ParameterSpec> DecoderParameters(const DecoderSpec& spec);
 std::vector<ParameterSpec> AdapterParameters(const DecoderSpec& spec);  // likewise

@@ -17,8 +17,8 @@
 #include "trainer/export_gguf.h"
 #include "trainer/export_gguf_lora.h"
 #include "trainer/export_hf.h"
-#include "trainer/requantized.h"
 #include "trainer/export_source.h"
+#include "trainer/requantized.h"
 
 namespace trireme {
 namespace {
@@ -65,10 +65,11 @@ absl::Status UseAdapter(const ExportOptions& options, const std::vector<ModelFam
                  "write it alone");
   }
   ASSIGN_OR_RETURN(DecoderSpec spec, SpecifyModel(source->model, families));
-  const bool dequantized = source->model.has_quantization() && !(quantized_while_loading && options.merge_onto_original);
+  const bool dequantized =
+      source->model.has_quantization() && !(quantized_while_loading && options.merge_onto_original);
   const std::string record =
-      absl::StrCat(source->adapter->description, dequantized ? " onto the dequantized base that training saw, "
-                                                             : " onto the original base, ",
+      absl::StrCat(source->adapter->description,
+                   dequantized ? " onto the dequantized base that training saw, " : " onto the original base, ",
                    source->description);
   if (quantized_while_loading) {
     if (!options.merge_onto_original) source->weights = Requantized(source->weights, spec);

@@ -20,7 +20,7 @@ struct ExportOptions {
   bool merge = false;   // add the adapter to the weights
   // Of a base that was quantized while it was loaded: to the weights as stored, instead of those that training saw.
   bool merge_onto_original = false;
-  std::string output;   // must not exist
+  std::string output;  // must not exist
   ExportConfig::Format format = ExportConfig::HF;
   ExportConfig::Dtype dtype = ExportConfig::AS_STORED;
   bool quantize_nf4 = false;             // HF: matrices of blocks as bitsandbytes' NF4, with double quantization

@@ -50,21 +50,22 @@ absl::StatusOr<GgufMetadata> TokenizerOf(const ExportSource& source, const std::
 absl::Status WriteTensor(const ExportSource& source, const SourceTensor& tensor, const GgufModelFacts& facts,
                          GgufWriter& writer) {
   const bool reorders = GgufReordersRows(*facts.architecture, tensor.name);
-  return ReadPieces(source.weights, tensor, reorders ? facts.head_dim : 1, [&](const at::Tensor& stored) -> absl::Status {
-    const at::Tensor values = stored.to(at::kFloat);
-    const float* data = values.const_data_ptr<float>();
-    const int64_t columns = tensor.row_numel();
-    if (!reorders) {
-      const float offset = GgufOffset(*facts.architecture, tensor.name);
-      if (offset == 0) return writer.Append(data, values.numel());
-      std::vector<float> moved(data, data + values.numel());
-      for (float& value : moved) value += offset;
-      return writer.Append(moved.data(), values.numel());
-    }
-    for (int64_t row = 0; row < values.numel() / columns; ++row)
-      RETURN_IF_ERROR(writer.Append(data + LlamaCanonicalRow(row, facts.head_dim) * columns, columns));
-    return absl::OkStatus();
-  });
+  return ReadPieces(
+      source.weights, tensor, reorders ? facts.head_dim : 1, [&](const at::Tensor& stored) -> absl::Status {
+        const at::Tensor values = stored.to(at::kFloat);
+        const float* data = values.const_data_ptr<float>();
+        const int64_t columns = tensor.row_numel();
+        if (!reorders) {
+          const float offset = GgufOffset(*facts.architecture, tensor.name);
+          if (offset == 0) return writer.Append(data, values.numel());
+          std::vector<float> moved(data, data + values.numel());
+          for (float& value : moved) value += offset;
+          return writer.Append(moved.data(), values.numel());
+        }
+        for (int64_t row = 0; row < values.numel() / columns; ++row)
+          RETURN_IF_ERROR(writer.Append(data + LlamaCanonicalRow(row, facts.head_dim) * columns, columns));
+        return absl::OkStatus();
+      });
 }
 
 absl::StatusOr<GgufWritten> WriteTensors(const ExportSource& source, const ExportOptions& options,

@@ -73,9 +73,7 @@ struct Shard {
 };
 
 // Rows whose elements are whole blocks.
-int64_t RowsOfBlocks(const WeightTable::Stored& matrix) {
-  return kNf4Block / std::gcd(kNf4Block, matrix.shape[1]);
-}
+int64_t RowsOfBlocks(const WeightTable::Stored& matrix) { return kNf4Block / std::gcd(kNf4Block, matrix.shape[1]); }
 
 // Quantizes a matrix piece by piece; the scales of all its blocks come together.
 absl::StatusOr<at::Tensor> QuantizePieces(const ExportSource& source, const Item& item,

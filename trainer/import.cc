@@ -32,7 +32,8 @@ absl::StatusOr<WeightSource> OpenWeights(const Recipe& recipe, bool first_rank) 
   }
   ASSIGN_OR_RETURN(const std::string folder, FindHfDirectory(from));
   // Of a tied model one rank reads both matrices whole.
-  return OpenHfWeights(folder, MakeWeightTable(recipe.weights, recipe.model), recipe.model, /*compare_head=*/first_rank);
+  return OpenHfWeights(folder, MakeWeightTable(recipe.weights, recipe.model), recipe.model,
+                       /*compare_head=*/first_rank);
 }
 
 }  // namespace

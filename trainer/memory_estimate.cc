@@ -178,8 +178,8 @@ RankMemory EstimateMemory(const Recipe& recipe, int pipeline_rank) {
     const int64_t chunk = std::min<int64_t>(tokens, config.kernels().loss_chunk_tokens());
     const int64_t ids = (m.vocab_size + recipe.mesh[Axis::kTensor] - 1) / recipe.mesh[Axis::kTensor];
     // Logits; the input, normed, and its gradient, of all tokens and of the chunk.
-    memory.activations += CpuBlockBytes(chunk * ids * 4) + (compute == 2 ? CpuBlockBytes(chunk * ids * 2) : 0) +
-                          4 * hidden;
+    memory.activations +=
+        CpuBlockBytes(chunk * ids * 4) + (compute == 2 ? CpuBlockBytes(chunk * ids * 2) : 0) + 4 * hidden;
   }
   return memory;
 }

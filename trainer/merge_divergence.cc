@@ -56,8 +56,7 @@ absl::Status ReportMergeDivergence(const ExportOptions& options, const Extension
   std::vector<int64_t> tokens;
   at::Tensor expected;
   return WithSessions({apart, merged}, extensions, [&](Session& session) -> absl::Status {
-    if (session.process.size() > 1)
-      return Error(ExitCode::kConfig, "export: needs no mpirun; start it as one process");
+    if (session.process.size() > 1) return Error(ExitCode::kConfig, "export: needs no mpirun; start it as one process");
     if (!expected.defined()) {
       tokens = TokensFor(session);
       expected = LogProbabilities(session, tokens);

@@ -6,8 +6,8 @@
 
 #include <algorithm>
 #include <cmath>
-#include <numeric>
 #include <map>
+#include <numeric>
 
 #include "kernels/device.h"
 #include "kernels/ops.h"

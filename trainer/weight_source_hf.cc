@@ -167,8 +167,7 @@ absl::StatusOr<WeightSource> OpenHfWeights(const std::string& folder, const Weig
                                            bool compare_head) {
   ASSIGN_OR_RETURN(HfDirectory directory, HfDirectory::Open(folder));
   ASSIGN_OR_RETURN(BnbTensors bnb, ReadBnbTensors(directory));
-  const auto opened = std::make_shared<Opened>(
-      Opened{std::move(directory), table, std::move(bnb), /*tensors=*/{}});
+  const auto opened = std::make_shared<Opened>(Opened{std::move(directory), table, std::move(bnb), /*tensors=*/{}});
   RETURN_IF_ERROR(FindTensors(spec, opened.get()));
   if (compare_head) RETURN_IF_ERROR(CheckTiedHead(opened->directory, opened->table));
   WeightSource source;

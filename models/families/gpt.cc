@@ -26,7 +26,8 @@ DecoderSpec SpecifyGpt(const ModelConfig& config, const std::string& activation,
     problems->push_back(absl::StrCat("model.head_dim: ", spec.head_dim, " x ", spec.num_heads,
                                      " heads is not hidden_size ", spec.hidden_size, "; remove it"));
   if (config.has_quantization())
-    problems->push_back("model.quantization: this family's checkpoints store q, k and v as one matrix; it trains unquantized only");
+    problems->push_back(
+        "model.quantization: this family's checkpoints store q, k and v as one matrix; it trains unquantized only");
   if (config.sliding_window() != 0 || !config.layer_types().empty() || !config.no_rope_layers().empty())
     problems->push_back(
         "model.sliding_window, layer_types, no_rope_layers: this family has no such layers; remove them");

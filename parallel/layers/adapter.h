@@ -3,9 +3,9 @@
 // weight that has one (Weight::adapter()). A fused group (q, k, v; gate, up) shares its input: the A of all its modules
 // are stacked and multiplied as one matrix; each module has a B of its own.
 //
-// PiSSA (arXiv 2404.02948) begins with the principal part of W as adapter and the rest as base. Here the base stays W and
-// the initial adapter is taken away beside it: W - s B0 A0 + s B A is the same, leaves the base as its file has it, and is
-// what a plain adapter of twice the rank holds.
+// PiSSA (arXiv 2404.02948) begins with the principal part of W as adapter and the rest as base. Here the base stays W
+// and the initial adapter is taken away beside it: W - s B0 A0 + s B A is the same, leaves the base as its file has it,
+// and is what a plain adapter of twice the rank holds.
 //
 // Tensor parallelism needs no message of its own. Where the weight's rows are cut, A is replicated and B cut like them;
 // where its columns are cut, A is cut like them and B replicated: x A^T B^T is then a part of a sum that the product
@@ -55,9 +55,9 @@ struct Product {
   static Product Unpack(const std::vector<at::Tensor>& tensors, size_t first);
 };
 
-// x [T, K] -> x (W - s B0 A0 + s B A)^T (+ residual), with DoRA's columns scaled to their magnitudes; A sees x with elements
-// dropped, W the whole. column_group: over which
-// the weight's columns are cut; null: they are not. Collective over it with DoRA.
+// x [T, K] -> x (W - s B0 A0 + s B A)^T (+ residual), with DoRA's columns scaled to their magnitudes; A sees x with
+// elements dropped, W the whole. column_group: over which the weight's columns are cut; null: they are not. Collective
+// over it with DoRA.
 Product MultiplyTransposed(const Weight& weight, const at::Tensor& x, const at::Tensor& residual,
                            ProcessGroup* column_group);
 

@@ -1,7 +1,7 @@
 """Trireme against its peers, interleaved (A B C A B C ...) in one go, since a machine's speed drifts. Prints tables of ratios.
 
-Groups: A, B512, B2048 (one process, 2 threads, against Transformers eager, with a tuned malloc, compiled, Trainer), fsdp2
-and tensor (shape A on two one-thread ranks, PARAMETERS or tensor: 2, against PyTorch's FSDP2 or tensor parallelism over gloo).
+Groups: A, B512, B2048 (one process, 2 threads, against Transformers eager, with a tuned malloc, compiled, Trainer), lora and
+qlora (B512 with adapters of rank 16 on every linear layer, on an fp32 or NF4 base, against PEFT and bitsandbytes), fsdp2 and tensor (shape A on two one-thread ranks, PARAMETERS or tensor: 2, against PyTorch's FSDP2 or tensor parallelism over gloo).
 """
 
 import argparse
@@ -16,11 +16,15 @@ import time
 HERE = os.path.dirname(os.path.abspath(__file__))
 RECIPES = os.path.join(HERE, "..", "..", "configs", "recipes")
 
+LORA = ["adapter.r=16", "adapter.lora_alpha=32"]
+
 # Trireme's recipe and overrides, and its ranks.
 TRIREME = {
     "A": ("bench_shape_a", [], 1),
     "B512": ("bench_smollm2_135m", [], 1),
     "B2048": ("bench_smollm2_135m", ["data.sequence_length=2048"], 1),
+    "lora": ("bench_smollm2_135m", LORA, 1),
+    "qlora": ("bench_smollm2_135m", LORA + ["model.quantization.method=NF4"], 1),
     "fsdp2": ("bench_shape_a", ["micro_batch_size=4", "parallel.shard=PARAMETERS"], 2),
     "tensor": ("bench_shape_a", ["parallel.tensor=2"], 2),
 }
@@ -30,14 +34,16 @@ ON_TWO_RANKS = {
     "tensor": ["tensor_peer.py", "A"],
     "sequence": ["tensor_peer.py", "A", "--sequence"],
 }
-CONTENDERS = {"fsdp2": ["fsdp2"], "tensor": ["tensor", "sequence"]}  # the other groups': --peers
-STEPS = {"A": (10, 3), "B512": (4, 1), "B2048": (2, 1), "fsdp2": (10, 3), "tensor": (10, 3)}  # timed, warm-up
+CONTENDERS = {"lora": ["peft"], "qlora": ["peft-nf4"], "fsdp2": ["fsdp2"], "tensor": ["tensor", "sequence"]}  # the other groups': --peers
+STEPS = {"A": (10, 3), "B512": (4, 1), "B2048": (2, 1), "lora": (4, 1), "qlora": (4, 1), "fsdp2": (10, 3), "tensor": (10, 3)}  # timed, warm-up
 
 # What Trireme must reach: times a contender's tokens per second, and at most this part of its memory.
 REQUIRED_SPEED = {
     ("A", "eager"): 1.4,
     ("B512", "eager"): 1.3,
     ("B2048", "eager"): 1.3,
+    ("lora", "peft"): 1.4,
+    ("qlora", "peft-nf4"): 2.0,
     ("fsdp2", "fsdp2"): 1.3,
     ("tensor", "tensor"): 1.3,
     ("tensor", "sequence"): 1.3,
@@ -97,7 +103,7 @@ def run_peer(contender, group):
         launcher = ["-m", "torch.distributed.run", "--nproc-per-node", "2"]
         script, *arguments = ON_TWO_RANKS[contender]
         return last_json([sys.executable, *launcher, os.path.join(HERE, script), *arguments, *options], {"OMP_NUM_THREADS": "1"})
-    return last_json([sys.executable, os.path.join(HERE, "peers.py"), contender, group, *options], {})
+    return last_json([sys.executable, os.path.join(HERE, "peers.py"), contender, "B512" if "peft" in contender else group, *options], {})
 
 
 def summarize(results):

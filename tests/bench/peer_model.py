@@ -25,6 +25,22 @@ def build(shape):
     return LlamaForCausalLM(config).float().train()
 
 
+def adapted(model, in_4_bits):
+    """LoRA of rank 16 on every linear layer of the blocks."""
+    import tempfile
+
+    from peft import LoraConfig, get_peft_model
+    from transformers import BitsAndBytesConfig
+
+    if in_4_bits:
+        with tempfile.TemporaryDirectory() as folder:
+            model.save_pretrained(folder)
+            quantization = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=torch.float32)
+            model = LlamaForCausalLM.from_pretrained(folder, quantization_config=quantization, device_map="cpu", dtype=torch.float32)
+        model.config.use_cache = False
+    return get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", r=16, lora_alpha=32, target_modules="all-linear")).train()
+
+
 def optimizer_of(model):
     """Fused AdamW that decays matrices only, as Trireme does."""
     parameters = [p for p in model.parameters() if p.requires_grad]

@@ -53,12 +53,14 @@ TEST_P(RowKernels, Dropout) {
   options.key = MakeRandomKey(7, RandomPurpose::kDropout, StableId("q"), 0);
   const at::Tensor out = Dropout(x, tokens, options);
   const double mean = out.to(at::kDouble).mean().item<double>();
-  EXPECT_NEAR(mean, 1, 5 * std::sqrt(0.25 / 0.75 / static_cast<double>(x.numel())) + (dtype() == at::kBFloat16 ? 2e-3 : 0));
+  EXPECT_NEAR(mean, 1,
+              5 * std::sqrt(0.25 / 0.75 / static_cast<double>(x.numel())) + (dtype() == at::kBFloat16 ? 2e-3 : 0));
   const at::Tensor kept = at::ones({1}, x.options()) * (1 / 0.75);
   EXPECT_TRUE(((out == 0) | (out == kept)).all().item<bool>());
   for (const int64_t first : {1, 4, 250, 1000}) {
     options.first_column = first;
-    EXPECT_TRUE(Dropout(x.narrow(1, first, 1001 - first).contiguous(), tokens, options).equal(out.narrow(1, first, 1001 - first)));
+    EXPECT_TRUE(Dropout(x.narrow(1, first, 1001 - first).contiguous(), tokens, options)
+                    .equal(out.narrow(1, first, 1001 - first)));
   }
   options.first_column = 0;
   EXPECT_TRUE(Dropout(x.narrow(0, 17, 3), tokens.narrow(0, 17, 3), options).equal(out.narrow(0, 17, 3)));

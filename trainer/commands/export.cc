@@ -54,9 +54,10 @@ void AddExportCommand(CLI::App& app, const Extensions& extensions, absl::Status*
   command->add_flag("--merge", flags->options.merge,
                     "Add the adapter to the weights (hf, gguf); says how far the result is from base and adapter (KL)");
   command
-      ->add_option("--onto", flags->onto,
-                   "Of a base that the run quantized while loading: trained, the dequantized weights that training saw; "
-                   "original, the weights as they are stored")
+      ->add_option(
+          "--onto", flags->onto,
+          "Of a base that the run quantized while loading: trained, the dequantized weights that training saw; "
+          "original, the weights as they are stored")
       ->transform(CLI::IsMember({"trained", "original"}, CLI::ignore_case))
       ->capture_default_str();
   command->add_option("--output", flags->options.output, "The folder (hf) or file (gguf) to write; must not exist yet")

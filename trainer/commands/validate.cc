@@ -35,11 +35,13 @@ absl::Status Run(const Flags& flags, const Extensions& extensions) {
             << recipe->total_steps << " steps of " << HumanCount(static_cast<double>(recipe->tokens_per_step))
             << " tokens, " << recipe->num_microbatches << " microbatches per rank and step\n";
   for (int rank = 0; rank < recipe->schedule.num_ranks(); ++rank) {
-    std::cout << "# memory per rank" << (recipe->schedule.num_ranks() > 1 ? absl::StrCat(" of pipeline rank ", rank) : "")
+    std::cout << "# memory per rank"
+              << (recipe->schedule.num_ranks() > 1 ? absl::StrCat(" of pipeline rank ", rank) : "")
               << ", beside the program itself: " << ToString(EstimateMemory(*recipe, rank)) << "\n";
   }
   if (recipe->model.adapter != nullptr) {
-    for (const std::string& refusal : VllmRefusals(*recipe->model.adapter)) std::cout << "# adapter: " << refusal << "\n";
+    for (const std::string& refusal : VllmRefusals(*recipe->model.adapter))
+      std::cout << "# adapter: " << refusal << "\n";
   }
   return absl::OkStatus();
 }
