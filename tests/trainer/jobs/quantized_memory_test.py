@@ -14,6 +14,7 @@ LOADING_FACTOR, LOADING_EXTRA = 1.3, 300e6
 
 RECIPE = """
 model { from: "%s" quantization { method: NF4 } }
+adapter { r: 1 }
 data { source { path: "tokens.bin" } sequence_length: 64 }
 global_batch_size: 2
 micro_batch_size: 1

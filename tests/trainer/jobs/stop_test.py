@@ -9,6 +9,13 @@ import job
 LONG_STEPS = ["--set", "global_batch_size=256", "--set", "train_for.steps=6"]
 
 
+
+
+def adapter(base):
+    """On a base in 4 bits that `export` wrote."""
+    return ["--set", f'model {{ from: "{base}" quantization {{ method: NF4 }} }}', "--set", "adapter { r: 2 lora_dropout: 0.1 }"]
+
+
 class Stops(job.JobTest):
     def stop_and_resume(self, send):
         started = job.start_train(self.folder, 2)
@@ -76,7 +83,29 @@ class Stops(job.JobTest):
 
     def test_a_quantized_base_is_imported_again(self):
         self.assertCode(job.run(self.folder, job.TRIREME, "export", self.uninterrupted().name, "--output", "base"), 0)
-        self.made_again(["--set", 'model { from: "base" quantization { method: NF4 } }'])
+        self.made_again(adapter("base"))
+
+    def test_an_adapter_goes_on_on_other_numbers_of_ranks(self):
+        self.assertCode(job.run(self.folder, job.TRIREME, "export", self.uninterrupted().name, "--output", "another_base"), 0)
+        self.assertCode(job.train(self.folder, 2, *adapter("another_base"), "--stop-at", "20"), job.PREEMPTED)
+        self.assertCode(job.train(self.folder, 4, *adapter("another_base"), "--stop-at", "40"), job.PREEMPTED)
+        self.assertCode(job.train(self.folder, 0, *adapter("another_base")), 0)
+        got, expected = job.metrics(self.run_dir), job.metrics(self.uninterrupted(2, *adapter("another_base")))
+        self.assertEqual(list(got), list(expected))
+        for step in expected:
+            self.assertAlmostEqual(got[step]["loss"] / expected[step]["loss"], 1, delta=1e-5 if step <= 30 else 1e-3, msg=f"step {step}")
+
+    def test_an_adapter_does_not_go_on_with_another_base(self):
+        for seed in (1, 2):
+            self.assertCode(job.train(self.folder, 0, "--set", f"seed={seed}", "--set", "train_for.steps=2", "--set", f'run_dir="other{seed}"'), 0)
+            self.assertCode(job.run(self.folder, job.TRIREME, "export", f"other{seed}", "--output", f"base{seed}"), 0)
+        (self.folder / "base1").rename(self.folder / "here")
+        self.assertCode(job.train(self.folder, 0, *adapter("here"), "--stop-at", "4"), job.PREEMPTED)
+        (self.folder / "here").rename(self.folder / "base1")
+        (self.folder / "base2").rename(self.folder / "here")
+        result = job.train(self.folder, 0, *adapter("here"))
+        self.assertCode(result, job.CHECKPOINT)
+        self.assertSays(result, "model.from: the files there are not those that the adapter was trained on", times=1)
 
     def second_signal(self, first, second):
         started = job.start_train(self.folder, 2, *LONG_STEPS)
