@@ -14,14 +14,14 @@ namespace trireme {
 
 // Sequences laid one after another: T = sequences x sequence_length tokens.
 struct Microbatch {
-  int64_t first_sample = 0;        // number of its first sequence in the run's order; the others follow it
   std::vector<int64_t> tokens;     // [T]
   std::vector<int64_t> targets;    // [T], the next token, or kIgnoredTarget
   std::vector<int64_t> positions;  // [T], restart at 0 in every segment
   std::vector<int32_t>
       cu_seqlens;  // [segments + 1], from 0 to T. A segment is a sequence, or under document_mask a piece of a document
-  int32_t max_seqlen = 0;   // longest segment
-  int64_t num_targets = 0;  // targets that carry loss
+  int32_t max_seqlen = 0;    // longest segment
+  int64_t num_targets = 0;   // targets that carry loss
+  int64_t first_sample = 0;  // number of its first sequence in the run's order; the others follow it
 };
 
 // Adds a sample's tokens, targets, positions and segments behind those the microbatch has.

@@ -26,12 +26,12 @@ struct MicrobatchTensors {
   at::Tensor tokens;      // [T] int64
   at::Tensor targets;     // [T] int64; negative: no loss
   at::Tensor positions;   // [T] int64, within the segment
-  at::Tensor numbers;     // [T] int64: of each token in the run, for dropout; undefined: nothing is dropped
   at::Tensor cu_seqlens;  // [segments + 1] int32
   int64_t max_seqlen = 0;
   // By window: how the stream is cut over ranks; empty: it is not.
   std::map<int64_t, std::shared_ptr<const ContextAttention>> contexts;
-  at::Tensor wanted;  // [n] int64: tokens whose logits Phase::kGenerate returns
+  at::Tensor wanted;   // [n] int64: tokens whose logits Phase::kGenerate returns
+  at::Tensor numbers;  // [T] int64: of each token in the run, for dropout; undefined: nothing is dropped
 };
 
 enum class Phase {
