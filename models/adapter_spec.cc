@@ -141,6 +141,11 @@ class Pattern {
 
 std::string ModuleOf(const std::string& parameter) { return std::string(absl::StripSuffix(parameter, ".weight")); }
 
+std::string InitialFactor(const std::string& factor) {
+  const size_t dot = factor.rfind(".lora_");
+  return dot == std::string::npos ? "" : absl::StrCat(factor.substr(0, dot), ".initial_", factor.substr(dot + 1));
+}
+
 std::string LastPart(const std::string& module) { return module.substr(module.rfind('.') + 1); }
 
 bool FullyMatches(const std::string& expression, const std::string& text, std::string* problem) {

@@ -17,6 +17,8 @@ namespace trireme {
 // Of the parameter "model.layers.0.self_attn.q_proj.weight": the module's path, and the last part of that.
 std::string ModuleOf(const std::string& parameter);
 std::string LastPart(const std::string& module);
+// "X.lora_A.weight" -> "X.initial_lora_A.weight", what PiSSA calls that factor as training began; "" for other names.
+std::string InitialFactor(const std::string& factor);
 
 struct ModuleAdapter {
   int64_t rank = 0;

@@ -3,7 +3,6 @@
 #include <absl/strings/match.h>
 #include <absl/strings/str_cat.h>
 #include <absl/strings/str_join.h>
-#include <absl/strings/strip.h>
 
 #include <algorithm>
 #include <cmath>
@@ -243,19 +242,18 @@ BlockAdapters MakeBlockAdapters(const DecoderSpec& s, const BlockParameters& blo
       member.magnitude = add(std::move(magnitude));
     }
     if (config.init_lora_weights() == AdapterConfig::PISSA) {
-      const auto initial = [&](int index, const char* factor) {
+      const auto initial = [&](int index) {
         ParameterSpec copy = adapters.parameters[index];
-        copy.name = absl::StrCat(absl::StripSuffix(copy.name, absl::StrCat(".", factor, ".weight")), ".initial_",
-                                 factor, ".weight");
+        copy.name = InitialFactor(copy.name);
         copy.trainable = false;
         copy.initialization = Initialization::kZeros;
         return add(std::move(copy));
       };
       for (size_t m = 0; m < group.members.size(); ++m) {
-        const int index = initial(group.a + static_cast<int>(m), "lora_A");
+        const int index = initial(group.a + static_cast<int>(m));
         if (m == 0) group.initial_a = index;
       }
-      for (GroupAdapter::Member& member : group.members) member.initial_b = initial(member.b, "lora_B");
+      for (GroupAdapter::Member& member : group.members) member.initial_b = initial(member.b);
     }
     if (!group.members.empty()) adapters.groups.push_back(std::move(group));
   });
@@ -281,9 +279,8 @@ std::vector<std::string> WholeModules(const DecoderSpec& spec) {
 void PutAdapter(const AdapterConfig& config, uint64_t seed, DecoderSpec* spec, std::vector<std::string>* problems) {
   if (spec->gpt_block)
     problems->push_back(
-        "adapter: checkpoints of GPT families store q, k and v as one module, which PEFT adapts as one; adapters for "
-        "them "
-        "are not supported, full training is");
+        "adapter: checkpoints of GPT families store q, k and v as one module, which PEFT adapts as one; they take no "
+        "adapters, train them whole");
   auto adapter =
       std::make_shared<AdapterSpec>(ResolveAdapter(config, LinearModules(*spec), WholeModules(*spec), problems));
   adapter->seed = seed;

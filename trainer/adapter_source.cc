@@ -61,12 +61,6 @@ absl::StatusOr<std::shared_ptr<const AdapterSource>> OpenPeft(const std::string&
   return std::shared_ptr<const AdapterSource>(std::move(source));
 }
 
-// "X.lora_B.weight" -> "X.initial_lora_B.weight".
-std::string InitialName(const std::string& factor) {
-  const size_t dot = factor.rfind(".lora_");
-  return dot == std::string::npos ? "" : absl::StrCat(factor.substr(0, dot), ".initial_", factor.substr(dot + 1));
-}
-
 // PiSSA's s B A - s B0 A0 as a plain adapter of twice the rank and the same scale: [B, -B0] [A; A0].
 void Unite(AdapterSource* source) {
   AdapterConfig& config = source->config;
@@ -79,7 +73,7 @@ void Unite(AdapterSource* source) {
   std::map<std::string, std::pair<SourceTensor, SourceTensor>> factors;  // now, and as training began
   std::vector<SourceTensor> tensors;
   for (SourceTensor& tensor : source->tensors) {
-    const SourceTensor* initial = source->Find(InitialName(tensor.name));
+    const SourceTensor* initial = source->Find(InitialFactor(tensor.name));
     if (initial != nullptr) {
       factors[tensor.name] = {tensor, *initial};
       tensor.shape[absl::StrContains(tensor.name, ".lora_A.") ? 0 : 1] *= 2;

@@ -78,12 +78,13 @@ absl::StatusOr<CheckpointManifest> ReadCheckpointManifest(const std::string& fol
 }
 
 Checkpointer::Checkpointer(const Recipe& recipe, Mesh& mesh, Model& model, Optimizer& optimizer,
-                           std::vector<std::string> corpus_digests)
+                           std::vector<std::string> corpus_digests, std::string base_digest)
     : recipe_(recipe),
       mesh_(mesh),
       model_(model),
       optimizer_(optimizer),
       corpus_digests_(std::move(corpus_digests)),
+      base_digest_(std::move(base_digest)),
       root_(recipe.config.run_dir() + "/checkpoints") {}
 
 std::string Checkpointer::FolderFor(const std::string& run_dir, int64_t step) {
@@ -157,7 +158,7 @@ absl::Status Checkpointer::Write(const std::string& folder, const TrainProgress&
     *manifest.mutable_config() = recipe_.config;
     for (int size : recipe_.mesh.size) manifest.add_mesh(size);
     for (const std::string& digest : corpus_digests_) manifest.add_corpus_digest(digest);
-    if (!recipe_.base_digest.empty()) manifest.set_base_digest(recipe_.base_digest);
+    if (!base_digest_.empty()) manifest.set_base_digest(base_digest_);
     manifest.set_written_by(absl::StrCat("trireme ", kVersion));
     for (const std::string& bytes : parts) {
       CheckpointManifest part;
@@ -241,7 +242,7 @@ absl::StatusOr<bool> Checkpointer::Resume(bool allow_change, TrainProgress* prog
     if (digests != corpus_digests_)
       changes.push_back(absl::StrCat("data.", recipe_.config.data().has_conversations() ? "conversations" : "source",
                                      ": the content differs from what the run was trained on"));
-    if (manifest->has_base_digest() && manifest->base_digest() != recipe_.base_digest)
+    if (manifest->has_base_digest() && manifest->base_digest() != base_digest_)
       changes.push_back("model.from: the files there are not those that the adapter was trained on");
     if (!changes.empty()) {
       const std::string list = absl::StrJoin(changes, "\n  ");

@@ -20,9 +20,10 @@ namespace trireme {
 // is saved.
 class Checkpointer {
  public:
-  // All must outlive it. corpus_digests identify the data. Not collective.
+  // All must outlive it. corpus_digests identify the data, base_digest (IdentifyModel) the model that an adapter is
+  // trained on; "": there is none. Not collective.
   Checkpointer(const Recipe& recipe, Mesh& mesh, Model& model, Optimizer& optimizer,
-               std::vector<std::string> corpus_digests);
+               std::vector<std::string> corpus_digests, std::string base_digest = "");
 
   // Collective. Afterwards removes checkpoints beyond keep_last (never the best one when keep_best is set, never the
   // one just saved) and temporaries of dead runs. Errors are agreed: the same on all ranks; nothing half-written is
@@ -47,6 +48,7 @@ class Checkpointer {
   Model& model_;
   Optimizer& optimizer_;
   std::vector<std::string> corpus_digests_;
+  std::string base_digest_;
   std::string root_;  // run_dir/checkpoints
 };
 

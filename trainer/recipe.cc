@@ -238,14 +238,6 @@ absl::StatusOr<Recipe> MakeRecipe(const RunConfig& config, int world_size, const
   if (model->has_quantization() && model->has_from() && !config.has_adapter())
     problems.push_back(
         "model.quantization: quantized weights cannot be trained; set adapter { }, or give the model unquantized");
-  if (config.has_adapter() && model->has_from()) {
-    absl::StatusOr<Digest> digest = IdentifyModel(model->from());
-    if (digest.ok()) {
-      recipe.base_digest = *std::move(digest);
-    } else {
-      problems.push_back(absl::StrCat("model.from: ", digest.status().message()));
-    }
-  }
   if (config.adapter().init_lora_weights() == AdapterConfig::PISSA && recipe.config.model().has_quantization())
     problems.push_back(
         "adapter.init_lora_weights: PISSA takes its start from the exact weights; leave it or model.quantization out");

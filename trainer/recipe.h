@@ -26,8 +26,7 @@ struct CorpusFacts {
 struct Recipe {
   RunConfig config;  // with everything that was left open filled in
   DecoderSpec model;
-  WeightNames weights;      // of the family's checkpoints
-  std::string base_digest;  // of the model that an adapter is trained on (IdentifyModel); "": there is none
+  WeightNames weights;  // of the family's checkpoints
   MeshShape mesh;
   int64_t num_microbatches = 0;  // per data-parallel rank and step
   Schedule schedule;             // over pipeline ranks, computations only

@@ -239,7 +239,11 @@ absl::Status Run(const TrainOptions& options, const Extensions& extensions, cons
   RETURN_IF_ERROR(Agree(world, model.status()));
   std::vector<ParameterBuffer*> buffers = (*model)->buffers();
   Optimizer optimizer(config.optimizer(), buffers, config.seed());
-  Checkpointer checkpointer(recipe, mesh, **model, optimizer, corpora.digests);
+  absl::StatusOr<Digest> base = Digest();
+  if (world.rank() == 0 && config.has_adapter() && config.model().has_from())
+    base = IdentifyModel(config.model().from());
+  RETURN_IF_ERROR(Agree(world, base.status()));
+  Checkpointer checkpointer(recipe, mesh, **model, optimizer, corpora.digests, BroadcastBytes(world, *base));
   TrainProgress progress;
   ASSIGN_OR_RETURN(const bool resumed, checkpointer.Resume(options.allow_change, &progress));
   if (progress.step() >= recipe.total_steps) {
