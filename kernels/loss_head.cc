@@ -108,18 +108,29 @@ void AddSums(const at::Tensor& statistics, const int64_t* targets, double* sums)
 }  // namespace
 
 LossHeadResult LossHead(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& targets,
-                        const LossHeadOptions& options, at::Tensor* d_weight) {
-  if (x.is_cuda()) return cuda::LossHead(x, weight, targets, options, d_weight);
+                        const LossHeadOptions& options, at::Tensor* d_weight, LossHeadAdapter* adapter) {
+  if (x.is_cuda()) return cuda::LossHead(x, weight, targets, options, d_weight, adapter);
   const int64_t tokens = x.size(0);
   LossHeadResult result;
   result.sums = at::zeros({2}, x.options().dtype(at::kDouble));
   if (options.with_gradient) result.dx = at::empty(x.sizes(), x.options());
+  if (tokens == 0 && options.overwrite) {
+    if (d_weight != nullptr) d_weight->zero_();
+    if (adapter != nullptr && adapter->d_b != nullptr) adapter->d_b->zero_();
+  }
   const int64_t chunk = std::min(options.chunk_tokens, tokens);
   const at::Tensor wide_weight = Widened(weight), wide_x = Widened(x);  // once, not once per chunk
+  at::Tensor thin, b;
+  if (adapter != nullptr) {
+    thin = Widened(adapter->thin);
+    b = Widened(adapter->b);
+    if (options.with_gradient) adapter->d_thin = at::empty(thin.sizes(), thin.options());
+  }
   for (int64_t begin = 0; begin < tokens; begin += chunk) {
     const int64_t rows = std::min(chunk, tokens - begin);
     const at::Tensor part = wide_x.narrow(0, begin, rows);
     at::Tensor logits = MatmulTransposed(part, wide_weight);  // [rows, vocab], arithmetic type
+    if (adapter != nullptr) AddMatmulTransposed(logits, thin.narrow(0, begin, rows), b);
     const at::Tensor capped = CapLogits(options, logits);
     at::Tensor statistics = at::empty({2, rows}, logits.options());
     const int64_t* target = Data<int64_t>(targets) + begin;
@@ -135,7 +146,11 @@ LossHeadResult LossHead(const at::Tensor& x, const at::Tensor& weight, const at:
     at::Tensor dx = Matmul(logits, wide_weight);
     at::Tensor dx_part = result.dx.narrow(0, begin, rows);
     CopyConverted(dx, dx_part);
-    if (d_weight != nullptr) AddOuterProduct(logits, part, *d_weight, options.overwrite && begin == 0);
+    const bool overwrite = options.overwrite && begin == 0;
+    if (d_weight != nullptr) AddOuterProduct(logits, part, *d_weight, overwrite);
+    if (adapter == nullptr) continue;
+    adapter->d_thin.narrow(0, begin, rows).copy_(Matmul(logits, b));
+    if (adapter->d_b != nullptr) AddOuterProduct(logits, thin.narrow(0, begin, rows), *adapter->d_b, overwrite);
   }
   return result;
 }

@@ -74,21 +74,28 @@ struct LossHeadOptions {
   double softcap = 0;  // logits l become c tanh(l / c); 0: they do not
   int64_t chunk_tokens = 512;
   bool with_gradient = true;
-  bool overwrite = false;  // d_weight is set, not added to
+  bool overwrite = false;  // d_weight and d_b are set, not added to
   // Where the vocabulary is cut over ranks: `weight` holds the ids from first_id on, of vocab_size in all, and
   // combine() turns this part's statistics of a chunk [2, rows] (lse; logit of the target, 0 where it is another
   // part's) into those of the whole, in place.
   int64_t first_id = 0, vocab_size = 0;
   std::function<void(at::Tensor& statistics)> combine;
 };
+// An adapter of the head: it adds thin b^T to the logits.
+struct LossHeadAdapter {
+  at::Tensor thin;            // [T, r]
+  at::Tensor b;               // [V, r]
+  at::Tensor d_thin;          // [T, r], set if with_gradient
+  at::Tensor* d_b = nullptr;  // [V, r] (arithmetic type): as d_weight
+};
 struct LossHeadResult {
   at::Tensor sums;  // [2] float64 on x's device: sum over targets of cross-entropy (fp32 per token), and of lse^2
   at::Tensor dx;    // [T, H], if with_gradient
 };
-// x [T, H], weight [V, H], targets [T] int64 (negative: ignored). d_weight [V, H] (arithmetic type) gets the weight's
-// gradient added when defined.
+// x [T, H] (T may be 0), weight [V, H], targets [T] int64 (negative: ignored). d_weight [V, H] (arithmetic type) gets
+// the weight's gradient added when defined.
 LossHeadResult LossHead(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& targets,
-                        const LossHeadOptions& options, at::Tensor* d_weight);
+                        const LossHeadOptions& options, at::Tensor* d_weight, LossHeadAdapter* adapter = nullptr);
 
 // ---- Optimizers on flat shards (optimizer_step.cc). All float32 [n] unless said; on the tensors' device ----
 // copy: bfloat16 [n] to receive the rounded weights, or undefined.

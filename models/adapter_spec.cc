@@ -81,20 +81,28 @@ std::vector<std::string> Targets(const AdapterConfig& c, const std::vector<std::
                    std::count(c.target_modules().begin(), c.target_modules().end(), std::string("all-linear")) > 0;
   if (all && c.target_modules_size() > 1)
     problems->push_back("adapter.target_modules: \"all-linear\" stands beside other names; leave either out");
-  if (all) return linears;
+  std::vector<std::string> found;
+  if (all) {  // as PEFT understands it
+    std::copy_if(linears.begin(), linears.end(), std::back_inserter(found),
+                 [](const std::string& module) { return module != kHeadModule; });
+    return found;
+  }
   for (const std::string& name : c.target_modules()) {
     const auto matches = [&](const std::string& module) { return Names(name, module); };
     if (std::any_of(linears.begin(), linears.end(), matches)) continue;
     if (std::any_of(others.begin(), others.end(), matches)) {
       problems->push_back(absl::StrCat("adapter.target_modules: \"", name,
-                                       "\" is an embedding or the head, which get no low-rank adapter; name it in "
+                                       "\" is an embedding, which gets no low-rank adapter; name it in "
                                        "adapter.modules_to_save to train it whole"));
+    } else if (name == kHeadModule) {
+      problems->push_back(
+          "adapter.target_modules: \"lm_head\" is the embedding here (tied weights), and merged it would be another; "
+          "name \"embed_tokens\" in adapter.modules_to_save to train both whole");
     } else {
       problems->push_back(absl::StrCat("adapter.target_modules: no linear layer is called \"", name, "\"",
                                        Suggestion(name, LastParts(linears))));
     }
   }
-  std::vector<std::string> found;
   for (const std::string& module : linears) {
     if (std::any_of(c.target_modules().begin(), c.target_modules().end(),
                     [&](const std::string& name) { return Names(name, module); }))
@@ -206,6 +214,15 @@ AdapterSpec ResolveAdapter(const AdapterConfig& c, const std::vector<std::string
   }
   ranks.ReportUnused();
   alphas.ReportUnused();
+  if (spec.modules.count(kHeadModule) > 0) {
+    for (const auto& [set, field] : {std::pair(c.use_dora(), "use_dora"),
+                                     std::pair(c.init_lora_weights() == AdapterConfig::PISSA, "init_lora_weights")}) {
+      if (set)
+        problems->push_back(absl::StrCat("adapter.", field,
+                                         ": DoRA and PiSSA know no adapter on the head; leave it or "
+                                         "the target \"lm_head\" out"));
+    }
+  }
   for (const std::string& name : c.modules_to_save()) {
     const auto found =
         std::find_if(others.begin(), others.end(), [&](const std::string& module) { return Names(name, module); });
@@ -214,6 +231,9 @@ AdapterSpec ResolveAdapter(const AdapterConfig& c, const std::vector<std::string
                                        "\" that can be trained whole", Suggestion(name, LastParts(others))));
     } else {
       spec.saved_modules.insert(*found);
+      if (spec.modules.count(*found) > 0)
+        problems->push_back(
+            absl::StrCat("adapter.modules_to_save: \"", name, "\" is among adapter.target_modules too; choose one"));
     }
   }
   return spec;

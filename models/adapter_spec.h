@@ -14,6 +14,8 @@
 
 namespace trireme {
 
+constexpr char kHeadModule[] = "lm_head";
+
 // Of the parameter "model.layers.0.self_attn.q_proj.weight": the module's path, and the last part of that.
 std::string ModuleOf(const std::string& parameter);
 std::string LastPart(const std::string& module);
@@ -36,7 +38,7 @@ struct AdapterSpec {
   const ModuleAdapter* Find(const std::string& parameter) const;
 };
 
-// `linears`: the modules that can have adapters, `others`: those that can only be saved whole (embedding, head). Adds
+// `linears`: the modules that can have adapters, `others`: those that can be saved whole (embedding, untied head). Adds
 // to `problems` what does not fit, each naming its field.
 AdapterSpec ResolveAdapter(const AdapterConfig& config, const std::vector<std::string>& linears,
                            const std::vector<std::string>& others, std::vector<std::string>* problems);

@@ -80,6 +80,11 @@ Adapter MakeAdapter(const std::vector<Rectangle>& rectangles, ParameterBuffer& a
   return adapter;
 }
 
+// What adapters number their rows by, to drop elements of them.
+at::Tensor DroppedTokens(const UnitContext& context) {
+  return context.phase == Phase::kTrain ? context.batch->numbers : at::Tensor();
+}
+
 // x + attention(norm(x)), then + mlp(norm(.)): Llama's block, with what the specification adds.
 class BlockUnit final : public Unit {
  public:
@@ -104,8 +109,7 @@ class BlockUnit final : public Unit {
     const DecoderSpec& spec = shared_->spec;
     ProcessGroup& tensor = *shared_->tensor;
     KeptResults* kept = context.kept;
-    for (const auto& adapter : adapters_)
-      adapter->tokens = context.phase == Phase::kTrain ? context.batch->numbers : at::Tensor();
+    for (const auto& adapter : adapters_) adapter->tokens = DroppedTokens(context);
     const SelfAttentionArguments attention = Attention(context);
     if (spec.gpt_block) return {GptBlock(input[0], weights_, index_, spec, attention, tensor, kept)};
 
@@ -208,20 +212,27 @@ class BlockUnit final : public Unit {
 
 class HeadUnit final : public Unit {
  public:
-  HeadUnit(std::string name, ParameterBuffer* norm, ParameterBuffer* head, int head_index,
-           std::shared_ptr<const Shared> shared)
+  // adapter: of the head, its parameters in `added`; null: none.
+  HeadUnit(std::string name, ParameterBuffer* norm, ParameterBuffer* head, int head_index, ParameterBuffer* added,
+           std::unique_ptr<Adapter> adapter, std::shared_ptr<const Shared> shared)
       : name_(std::move(name)),
         buffers_(norm == head ? std::vector<ParameterBuffer*>{norm} : std::vector<ParameterBuffer*>{norm, head}),
         norm_(norm->weight(0)),
         norm_bias_(shared->spec.gpt_block ? &norm->weight(1) : nullptr),
         head_(head->weight(head_index)),
-        shared_(std::move(shared)) {}
+        adapter_(std::move(adapter)),
+        shared_(std::move(shared)) {
+    if (adapter_ == nullptr) return;
+    buffers_.push_back(added);
+    head_.set_adapter(adapter_.get());
+  }
   const std::string& name() const override { return name_; }
   const std::vector<ParameterBuffer*>& buffers() const override { return buffers_; }
   bool recomputable() const override { return false; }
 
   Carry Forward(const UnitContext& context, Carry input, const at::Tensor&) override {
     const DecoderSpec& spec = shared_->spec;
+    if (adapter_ != nullptr) adapter_->tokens = DroppedTokens(context);
     const at::Tensor x = norm_bias_ != nullptr ? LayerNorm(input[0], norm_, *norm_bias_, spec.rms_norm_eps)
                                                : Norm(input[0], norm_, spec.rms_norm_eps, spec.norm_offset ? 1 : 0);
     if (context.phase == Phase::kGenerate) {
@@ -235,8 +246,9 @@ class HeadUnit final : public Unit {
     options.softcap = spec.final_logit_softcap;
     options.chunk_tokens = context.loss_chunk_tokens;
     options.with_gradient = context.phase == Phase::kTrain;
+    const MicrobatchTensors& batch = *context.batch;
     const HeadLoss loss =
-        CrossEntropyHead(x, head_, spec.vocab_size, context.batch->targets, *shared_->tensor, options);
+        CrossEntropyHead(x, head_, spec.vocab_size, batch.targets, batch.with_target, *shared_->tensor, options);
     context.loss_sums->add_(loss.sums);
     return {loss.seed};
   }
@@ -247,6 +259,7 @@ class HeadUnit final : public Unit {
   Weight& norm_;
   Weight* norm_bias_;
   Weight& head_;
+  std::unique_ptr<Adapter> adapter_;
   std::shared_ptr<const Shared> shared_;
 };
 
@@ -315,7 +328,7 @@ DecoderUnits BuildDecoder(const DecoderSpec& spec, const BufferOptions& options,
         rectangles[places[i]] = buffers.back()->rectangle(static_cast<int>(i));
       }
     }
-    BlockAdapters added = MakeBlockAdapters(spec, index);
+    UnitAdapters added = MakeUnitAdapters(spec, index.parameters);
     std::vector<std::unique_ptr<Adapter>> adapters;
     if (!added.groups.empty()) {
       buffers.push_back(add_buffer(name + ".adapter", added.parameters));
@@ -331,9 +344,18 @@ DecoderUnits BuildDecoder(const DecoderSpec& spec, const BufferOptions& options,
   if (last) {
     const std::vector<ParameterSpec> head = HeadParameters(spec);
     ParameterBuffer* head_buffer = add_buffer("head", head);
-    decoder.units.push_back(
-        std::make_unique<HeadUnit>("head", head_buffer, spec.tied_embeddings ? embedding : head_buffer,
-                                   spec.tied_embeddings ? 0 : static_cast<int>(head.size()) - 1, shared));
+    const UnitAdapters adapters = MakeUnitAdapters(spec, head);
+    ParameterBuffer* added = nullptr;
+    std::unique_ptr<Adapter> adapter;
+    if (!adapters.groups.empty()) {
+      std::vector<Rectangle> rectangles;
+      for (size_t i = 0; i < head.size(); ++i) rectangles.push_back(head_buffer->rectangle(static_cast<int>(i)));
+      added = add_buffer("head.adapter", adapters.parameters);
+      adapter = std::make_unique<Adapter>(MakeAdapter(rectangles, *added, adapters.groups[0], *spec.adapter));
+    }
+    decoder.units.push_back(std::make_unique<HeadUnit>(
+        "head", head_buffer, spec.tied_embeddings ? embedding : head_buffer,
+        spec.tied_embeddings ? 0 : static_cast<int>(head.size()) - 1, added, std::move(adapter), shared));
   }
   return decoder;
 }

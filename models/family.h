@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "models/decoder_spec.h"
+#include "models/formats/hf_model_type.h"
 #include "models/weight_table.h"
 
 namespace trireme {
@@ -17,7 +18,11 @@ struct ModelFamily {
   // ("model.hidden_size: ... ; remedy").
   DecoderSpec (*specify)(const ModelConfig& config, std::vector<std::string>* problems);
   WeightNames weights = LlamaWeightNames();  // of its checkpoints
+  HfModelTypes hf_types;                     // config.json's it is read from and written as; none: neither
 };
+
+// Those of all `families`.
+HfModelTypes HfTypesOf(const std::vector<ModelFamily>& families);
 
 // What all families share, from the fields that mean the same in all: Llama's decoder. A family's specify() adds to it.
 DecoderSpec SpecifyDecoder(const ModelConfig& config, std::vector<std::string>* problems);

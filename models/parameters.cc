@@ -192,8 +192,8 @@ void CheckUnquantized(const DecoderSpec& spec, std::vector<std::string>* problem
   }
 }
 
-BlockAdapters MakeBlockAdapters(const DecoderSpec& s, const BlockParameters& block) {
-  BlockAdapters adapters;
+UnitAdapters MakeUnitAdapters(const DecoderSpec& s, const std::vector<ParameterSpec>& base) {
+  UnitAdapters adapters;
   if (s.adapter == nullptr) return adapters;
   const AdapterConfig& config = s.adapter->config;
   const auto add = [&](ParameterSpec spec) {
@@ -201,7 +201,6 @@ BlockAdapters MakeBlockAdapters(const DecoderSpec& s, const BlockParameters& blo
     adapters.parameters.push_back(std::move(spec));
     return static_cast<int>(adapters.parameters.size()) - 1;
   };
-  const std::vector<ParameterSpec>& base = block.parameters;
   EachMatrixGroup(base, [&](size_t first, size_t end) {
     GroupAdapter group;
     group.base = static_cast<int>(first);
@@ -228,16 +227,17 @@ BlockAdapters MakeBlockAdapters(const DecoderSpec& s, const BlockParameters& blo
     for (GroupAdapter::Member& member : group.members) {
       const ParameterSpec& weight = base[member.base];
       const std::string module = ModuleOf(weight.name);
-      const bool rows = weight.placement == Placement::kRows;
-      ParameterSpec b = Matrix(module + ".lora_B.weight", weight.shape[0], member.rank, 0,
-                               rows ? Placement::kRows : Placement::kReplicated);
+      // B and magnitudes are cut as the weight's rows are.
+      const bool rows = weight.placement != Placement::kColumns;
+      const Placement placement = rows ? weight.placement : Placement::kReplicated;
+      ParameterSpec b = Matrix(module + ".lora_B.weight", weight.shape[0], member.rank, 0, placement);
       b.initialization = Initialization::kZeros;
       b.heads = rows ? weight.heads : 0;
       b.rate = config.loraplus_lr_ratio();
       member.b = add(std::move(b));
       if (!config.use_dora()) continue;
-      ParameterSpec magnitude = Vector(module + ".lora_magnitude_vector", weight.shape[0], Initialization::kOnes,
-                                       rows ? Placement::kRows : Placement::kReplicated);
+      ParameterSpec magnitude =
+          Vector(module + ".lora_magnitude_vector", weight.shape[0], Initialization::kOnes, placement);
       magnitude.heads = rows ? weight.heads : 0;
       member.magnitude = add(std::move(magnitude));
     }
@@ -267,12 +267,13 @@ std::vector<std::string> LinearModules(const DecoderSpec& spec) {
       if (parameter.shape.size() == 2) names.push_back(ModuleOf(parameter.name));
     }
   }
+  if (!spec.tied_embeddings) names.push_back(kHeadModule);
   return names;
 }
 
 std::vector<std::string> WholeModules(const DecoderSpec& spec) {
   std::vector<std::string> names = {kEmbeddingName};
-  if (!spec.tied_embeddings) names.push_back("lm_head");
+  if (!spec.tied_embeddings) names.push_back(kHeadModule);
   return names;
 }
 
@@ -305,9 +306,11 @@ std::vector<ParameterSpec> DecoderParameters(const DecoderSpec& spec) {
 std::vector<ParameterSpec> AdapterParameters(const DecoderSpec& spec) {
   std::vector<ParameterSpec> all;
   for (int64_t layer = 0; layer < spec.num_layers; ++layer) {
-    const BlockAdapters adapters = MakeBlockAdapters(spec, MakeBlockParameters(spec, layer));
+    const UnitAdapters adapters = MakeUnitAdapters(spec, MakeBlockParameters(spec, layer).parameters);
     all.insert(all.end(), adapters.parameters.begin(), adapters.parameters.end());
   }
+  const UnitAdapters head = MakeUnitAdapters(spec, HeadParameters(spec));
+  all.insert(all.end(), head.parameters.begin(), head.parameters.end());
   return all;
 }
 

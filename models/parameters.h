@@ -26,8 +26,8 @@ struct BlockParameters {
   int input_norm_bias = -1, mlp_norm_bias = -1, up = -1, up_bias = -1, down_bias = -1;
 };
 
-// The adapters of one fused group of a block. `base` and its members' rows are indices into BlockParameters.parameters,
-// the others into BlockAdapters.parameters.
+// The adapters of one fused group of a block, or of the head. `base` and its members' rows are indices into the unit's
+// own parameters, the others into UnitAdapters.parameters.
 struct GroupAdapter {
   int base = -1;       // the group's first parameter
   int a = -1;          // the first of the stacked A
@@ -42,13 +42,15 @@ struct GroupAdapter {
 };
 
 // Named as PEFT names them, without its prefix: "model.layers.0.self_attn.q_proj.lora_A.weight".
-struct BlockAdapters {
+struct UnitAdapters {
   std::vector<ParameterSpec> parameters;
   std::vector<GroupAdapter> groups;
 };
-BlockAdapters MakeBlockAdapters(const DecoderSpec& spec, const BlockParameters& block);
+// base: a block's parameters or HeadParameters().
+UnitAdapters MakeUnitAdapters(const DecoderSpec& spec, const std::vector<ParameterSpec>& base);
 
-// What an adapter can be put on, and what can only be trained whole: names of modules, without ".weight".
+// What an adapter can be put on, and what can be trained whole: names of modules, without ".weight". An untied head is
+// both.
 std::vector<std::string> LinearModules(const DecoderSpec& spec);
 std::vector<std::string> WholeModules(const DecoderSpec& spec);
 

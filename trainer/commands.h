@@ -14,7 +14,7 @@ namespace trireme {
 
 void AddPrepareCommand(CLI::App& app, absl::Status* result);
 void AddTokenizerCommand(CLI::App& app, absl::Status* result);
-void AddInspectCommand(CLI::App& app, absl::Status* result);
+void AddInspectCommand(CLI::App& app, const Extensions& extensions, absl::Status* result);
 void AddTrainCommand(CLI::App& app, const Extensions& extensions, absl::Status* result);
 void AddValidateCommand(CLI::App& app, const Extensions& extensions, absl::Status* result);
 void AddPlanCommand(CLI::App& app, const Extensions& extensions, absl::Status* result);

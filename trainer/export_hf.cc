@@ -254,12 +254,12 @@ std::string IndexText(const ExportSource& source, const std::vector<Shard>& shar
 }
 
 // What is on disk, read by the importing code, is what was meant to be written.
-absl::Status Verify(const std::string& folder, const ModelConfig& model, const ExportOptions& options,
-                    const std::vector<Shard>& shards) {
+absl::Status Verify(const std::string& folder, const ModelConfig& model, const HfModelTypes& types,
+                    const ExportOptions& options, const std::vector<Shard>& shards) {
   const auto bad = [&](const auto&... what) {
     return Error(ExitCode::kStorage, "export: ", folder, " does not read back as it was written: ", what...);
   };
-  ASSIGN_OR_RETURN(const HfConfig config, ReadHfConfig(absl::StrCat(folder, "/", kHfConfigName)));
+  ASSIGN_OR_RETURN(const HfConfig config, ReadHfConfig(absl::StrCat(folder, "/", kHfConfigName), types));
   ModelConfig merged = model;
   std::vector<std::string> problems;
   MergeHfConfig(config.model, kHfConfigName, &merged, &problems);
@@ -285,9 +285,10 @@ absl::Status Verify(const std::string& folder, const ModelConfig& model, const E
 }  // namespace
 
 absl::Status WriteHfDirectory(const ExportSource& source, const ExportOptions& options, const std::string& folder) {
-  if (HfModelTypeOf(source.model) == nullptr)
+  const HfModelType* type = HfModelTypeOf(source.hf_types, source.model);
+  if (type == nullptr)
     return Error(ExitCode::kConfig, "export: ", source.description, " is of the family \"", source.model.family(),
-                 "\", which --format hf cannot express; it knows the model types ", KnownHfModelTypes());
+                 "\", which has no config.json (ModelFamily::hf_types)");
   ASSIGN_OR_RETURN(const HfTokenIds ids, ExportTokenizer(source, folder));
   // The largest tensor stands for the rest: norms may be kept in another type.
   const SourceTensor& largest = *std::max_element(
@@ -302,12 +303,12 @@ absl::Status WriteHfDirectory(const ExportSource& source, const ExportOptions& o
   } else {
     model.clear_quantization();
   }
-  RETURN_IF_ERROR(WriteText(absl::StrCat(folder, "/", kHfConfigName), WriteHfConfig(model, ids, dtype)));
+  RETURN_IF_ERROR(WriteText(absl::StrCat(folder, "/", kHfConfigName), WriteHfConfig(model, *type, ids, dtype)));
   ASSIGN_OR_RETURN(std::vector<Shard> shards, CutIntoShards(source, options));
   RETURN_IF_ERROR(WriteShards(source, options, folder, &shards));
   if (shards.size() > 1) RETURN_IF_ERROR(WriteText(absl::StrCat(folder, "/", kHfIndexName), IndexText(source, shards)));
   RETURN_IF_ERROR(SyncDirectory(folder));
-  return Verify(folder, model, options, shards);
+  return Verify(folder, model, source.hf_types, options, shards);
 }
 
 }  // namespace trireme

@@ -20,11 +20,12 @@ namespace {
 
 namespace fs = std::filesystem;
 
-// The decoder of source->model; sets its table of weights.
+// The decoder of source->model; sets what its family brings.
 absl::StatusOr<DecoderSpec> Specify(const std::vector<ModelFamily>& families, ExportSource* source) {
   ASSIGN_OR_RETURN(const DecoderSpec spec, SpecifyModel(source->model, families));
   ASSIGN_OR_RETURN(const ModelFamily family, FindFamily(families, source->model.family()));
   source->table = MakeWeightTable(family.weights, spec);
+  source->hf_types = family.hf_types;
   return spec;
 }
 
@@ -81,8 +82,8 @@ absl::Status AddOrigin(ExportSource* source) {
     same = same && (other.empty() || other == own);
   }
   source->tokenizer_folders.push_back(*origin);
-  const absl::StatusOr<HfConfig> config = ReadHfConfig(*origin + "/" + kHfConfigName);
-  if (same && config.ok()) source->ids = config->ids;
+  const absl::StatusOr<HfTokenIds> ids = ReadHfTokenIds(*origin + "/" + kHfConfigName);
+  if (same && ids.ok()) source->ids = *ids;
   return absl::OkStatus();
 }
 
@@ -124,7 +125,7 @@ absl::StatusOr<ExportSource> OpenCheckpoint(const std::string& folder, const std
 }
 
 absl::StatusOr<ExportSource> OpenDirectory(const std::string& folder, const std::vector<ModelFamily>& families) {
-  ASSIGN_OR_RETURN(const HfConfig config, ReadHfConfig(folder + "/" + kHfConfigName));
+  ASSIGN_OR_RETURN(const HfConfig config, ReadHfConfig(folder + "/" + kHfConfigName, HfTypesOf(families)));
   ExportSource source;
   source.description = absl::StrCat("model ", folder);
   source.model = config.model;

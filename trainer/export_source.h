@@ -23,9 +23,10 @@ struct ExportSource {
   std::string description;  // "checkpoint runs/a/checkpoints/step-00000100"
   ModelConfig model;        // resolved
   WeightSource weights;
-  WeightTable table;   // of its family's checkpoints
-  HfTokenIds ids;      // where the source is a model directory
-  std::string merged;  // what was merged onto what, for the record; "": nothing
+  WeightTable table;      // of its family's checkpoints
+  HfModelTypes hf_types;  // of its family
+  HfTokenIds ids;         // where the source is a model directory
+  std::string merged;     // what was merged onto what, for the record; "": nothing
   // A run that trains an adapter: the tensors above are its base model's, and model.quantization is how the run held
   // them, also where they are stored as they were. Null: none.
   std::shared_ptr<const AdapterSource> adapter;

@@ -38,7 +38,8 @@ absl::StatusOr<WeightSource> OpenWeights(const Recipe& recipe, bool first_rank) 
 
 }  // namespace
 
-std::string ResolveModelConfig(ModelConfig* model, std::vector<std::string>* problems) {
+std::string ResolveModelConfig(const std::vector<ModelFamily>& families, ModelConfig* model,
+                               std::vector<std::string>* problems) {
   if (!model->has_from() && !model->has_config()) return "";
   if (model->has_from() && model->has_config()) {
     problems->push_back("model.config: is set beside model.from, which gives the architecture too; remove one");
@@ -62,7 +63,7 @@ std::string ResolveModelConfig(ModelConfig* model, std::vector<std::string>* pro
     }
     path = (std::filesystem::path(*folder) / kHfConfigName).string();
   }
-  const absl::StatusOr<HfConfig> config = ReadHfConfig(path);
+  const absl::StatusOr<HfConfig> config = ReadHfConfig(path, HfTypesOf(families));
   if (!config.ok()) {
     problems->push_back(absl::StrCat(model->has_from() ? "model.from: " : "model.config: ", config.status().message()));
     return "";

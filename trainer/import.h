@@ -16,9 +16,11 @@
 namespace trireme {
 
 // Sets what the config.json of model.from or model.config, or the GGUF file model.from, says; nothing when neither is
-// set. What does not fit is appended to `problems`. Returns the keys that were ignored, as a sentence for the log, or
+// set. config.json is of a model type of `families`. What does not fit is appended to `problems`. Returns the keys that
+// were ignored, as a sentence for the log, or
 // "". Not collective.
-std::string ResolveModelConfig(ModelConfig* model, std::vector<std::string>* problems);
+std::string ResolveModelConfig(const std::vector<ModelFamily>& families, ModelConfig* model,
+                               std::vector<std::string>* problems);
 
 // Tells the files of one model.from from another's: digests of config.json and of samples of each file of weights.
 absl::StatusOr<Digest> IdentifyModel(const std::string& from);

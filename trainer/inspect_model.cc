@@ -78,7 +78,7 @@ absl::StatusOr<Findings> InspectGguf(const std::string& path) {
   return found;
 }
 
-absl::StatusOr<Findings> InspectHf(const std::string& name) {
+absl::StatusOr<Findings> InspectHf(const std::string& name, const std::vector<ModelFamily>& families) {
   ASSIGN_OR_RETURN(const std::string folder, FindHfDirectory(name));
   const std::string config_path = absl::StrCat(folder, "/", kHfConfigName);
   ASSIGN_OR_RETURN(const nlohmann::json json, ReadJsonObject(config_path));
@@ -87,7 +87,7 @@ absl::StatusOr<Findings> InspectHf(const std::string& name) {
   found.source = absl::StrCat("Hugging Face directory ", folder);
   const auto type = json.find("model_type");
   found.architecture = type != json.end() && type->is_string() ? type->get<std::string>() : "unknown";
-  const absl::StatusOr<HfConfig> config = ReadHfConfig(config_path);
+  const absl::StatusOr<HfConfig> config = ReadHfConfig(config_path, HfTypesOf(families));
   if (config.ok()) {
     found.architecture = Sizes(found.architecture, config->model);
   } else {
@@ -132,11 +132,11 @@ bool LooksLikeModel(const std::string& path) {
   return FindHfDirectory(path).ok();
 }
 
-absl::Status InspectModel(const std::string& path, std::ostream& out) {
+absl::Status InspectModel(const std::string& path, const std::vector<ModelFamily>& families, std::ostream& out) {
   ASSIGN_OR_RETURN(const std::string checkpoint, CheckpointOf(path));
   ASSIGN_OR_RETURN(const Findings found, !checkpoint.empty() ? InspectCheckpoint(checkpoint)
                                          : NamesGguf(path)   ? InspectGguf(path)
-                                                             : InspectHf(path));
+                                                             : InspectHf(path, families));
   int64_t tensors = 0, parameters = 0;
   std::vector<std::string> dtypes;
   for (const auto& [dtype, counts] : found.of_dtype) {

@@ -4,8 +4,10 @@
 
 #include <ostream>
 #include <string>
+#include <vector>
 
 #include "launch/status.h"
+#include "models/family.h"
 
 namespace trireme {
 
@@ -15,7 +17,7 @@ bool LooksLikeModel(const std::string& path);
 
 // Prints architecture, number of tensors, parameters, dtypes, size and tokenizer; of a model that could not be
 // imported, too, with the reason. Weights are not read.
-absl::Status InspectModel(const std::string& path, std::ostream& out);
+absl::Status InspectModel(const std::string& path, const std::vector<ModelFamily>& families, std::ostream& out);
 
 }  // namespace trireme
 

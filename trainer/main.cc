@@ -31,7 +31,7 @@ int Main(int argc, char** argv, const Extensions& extensions) {
   AddTrainCommand(app, extensions, &result);
   AddPrepareCommand(app, &result);
   AddTokenizerCommand(app, &result);
-  AddInspectCommand(app, &result);
+  AddInspectCommand(app, extensions, &result);
   AddValidateCommand(app, extensions, &result);
   AddPlanCommand(app, extensions, &result);
   AddBenchCommand(app, extensions, &result);

@@ -54,9 +54,10 @@ std::vector<UnitSize> UnitSizes(const Recipe& recipe) {
   std::vector<UnitSize> sizes;
   for (const std::vector<ParameterSpec>& unit : UnitParameters(model)) sizes.push_back(SizeOf(recipe, unit));
   for (int64_t layer = 0; layer < model.num_layers; ++layer) {
-    const BlockAdapters adapters = MakeBlockAdapters(model, MakeBlockParameters(model, layer));
+    const UnitAdapters adapters = MakeUnitAdapters(model, MakeBlockParameters(model, layer).parameters);
     sizes[layer + 1] += SizeOf(recipe, adapters.parameters);
   }
+  sizes.back() += SizeOf(recipe, MakeUnitAdapters(model, HeadParameters(model)).parameters);
   return sizes;
 }
 
@@ -66,7 +67,7 @@ int64_t TokensPerRank(const Recipe& recipe) {
 
 // Of all groups' x A^T, which adapters keep for their backward pass.
 int64_t ThinBytes(const Recipe& recipe) {
-  const BlockAdapters adapters = MakeBlockAdapters(recipe.model, MakeBlockParameters(recipe.model, 0));
+  const UnitAdapters adapters = MakeUnitAdapters(recipe.model, MakeBlockParameters(recipe.model, 0).parameters);
   int64_t bytes = 0;
   for (const GroupAdapter& group : adapters.groups) {
     int64_t ranks = 0;
@@ -175,7 +176,9 @@ RankMemory EstimateMemory(const Recipe& recipe, int pipeline_rank) {
   memory.activations += 6 * hidden + CpuBlockBytes(tokens * (m.num_heads + 2 * m.num_kv_heads) * m.head_dim * compute) +
                         2 * CpuBlockBytes(tokens * 2 * m.intermediate_size / recipe.mesh[Axis::kTensor] * compute);
   if (has_head) {
-    const int64_t chunk = std::min<int64_t>(tokens, config.kernels().loss_chunk_tokens());
+    // Tokens without target stay out of it.
+    const int64_t rows = recipe.config.micro_batch_size() * recipe.targets_per_window / recipe.mesh[Axis::kContext];
+    const int64_t chunk = std::min<int64_t>(rows, config.kernels().loss_chunk_tokens());
     const int64_t ids = (m.vocab_size + recipe.mesh[Axis::kTensor] - 1) / recipe.mesh[Axis::kTensor];
     // Logits; the input, normed, and its gradient, of all tokens and of the chunk.
     memory.activations +=

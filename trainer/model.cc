@@ -194,6 +194,14 @@ MicrobatchTensors Model::ToDevice(const Microbatch& m) const {
   batch.cu_seqlens = CopyOf(m.cu_seqlens, device_);
   batch.max_seqlen = m.max_seqlen;
   const int64_t length = recipe_.config.data().sequence_length();
+  // Where fine-tuning learns answers only, most of the head's products would be for nothing.
+  const auto with_target = [&](const std::vector<int64_t>& targets) {
+    std::vector<int64_t> found;
+    for (size_t i = 0; i < targets.size(); ++i) {
+      if (targets[i] >= 0) found.push_back(static_cast<int64_t>(i));
+    }
+    return found.size() == targets.size() ? at::Tensor() : CopyOf(found, device_);
+  };
   std::vector<int64_t> numbers;
   if (recipe_.config.adapter().lora_dropout() > 0) {
     numbers.resize(m.tokens.size());
@@ -203,6 +211,7 @@ MicrobatchTensors Model::ToDevice(const Microbatch& m) const {
     batch.tokens = CopyOf(m.tokens, device_);
     batch.targets = CopyOf(m.targets, device_);
     batch.positions = CopyOf(m.positions, device_);
+    batch.with_target = with_target(m.targets);
     if (!numbers.empty()) batch.numbers = CopyOf(numbers, device_);
     return batch;
   }
@@ -210,12 +219,13 @@ MicrobatchTensors Model::ToDevice(const Microbatch& m) const {
   const auto part = [&](const std::vector<int64_t>& whole) {
     std::vector<int64_t> values;
     for (int64_t index : own) values.push_back(whole[index]);
-    return CopyOf(values, device_);
+    return values;
   };
-  batch.tokens = part(m.tokens);
-  batch.targets = part(m.targets);
-  batch.positions = part(m.positions);
-  if (!numbers.empty()) batch.numbers = part(numbers);
+  batch.tokens = CopyOf(part(m.tokens), device_);
+  batch.targets = CopyOf(part(m.targets), device_);
+  batch.positions = CopyOf(part(m.positions), device_);
+  batch.with_target = with_target(part(m.targets));
+  if (!numbers.empty()) batch.numbers = CopyOf(part(numbers), device_);
   const ContextMethod method = MethodOf(recipe_.config.parallel());
   for (const int64_t window : recipe_.model.windows()) {
     batch.contexts[window] = std::make_shared<ContextAttention>(

@@ -56,8 +56,8 @@ absl::Status OpenFolder(const std::string& given, ModelText* text) {
     }
   }
   if (!end.has_value() && Exists(folder + "/" + kHfConfigName)) {
-    const absl::StatusOr<HfConfig> config = ReadHfConfig(folder + "/" + kHfConfigName);
-    if (config.ok() && !config->ids.eos.empty()) end = config->ids.eos[0];
+    const absl::StatusOr<HfTokenIds> ids = ReadHfTokenIds(folder + "/" + kHfConfigName);
+    if (ids.ok() && !ids->eos.empty()) end = ids->eos[0];
   }
   text->end_id = static_cast<int32_t>(end.value_or(text->tokenizer->end_of_document()));
   text->chat_template = given.empty() ? LoadChatTemplate(folder, options) : ParseGiven(given, options);

@@ -339,7 +339,7 @@ absl::StatusOr<Plan> MakePlan(const TrainOptions& options, const Extensions& ext
   // Tokens are checked against the model's vocabulary; what is wrong with the model itself, MakeRecipe says.
   RunConfig resolved = config;
   std::vector<std::string> problems;
-  ResolveModelConfig(resolved.mutable_model(), &problems);
+  ResolveModelConfig(extensions.families, resolved.mutable_model(), &problems);
   ASSIGN_OR_RETURN(plan.corpora, OpenCorpora(resolved));
   std::vector<std::string> attention;
   for (const AttentionBackend& backend : extensions.attention_backends) attention.push_back(backend.name);

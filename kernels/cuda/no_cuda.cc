@@ -23,7 +23,8 @@ at::Tensor Dropout(const at::Tensor&, const at::Tensor&, const DropoutOptions&) 
 void ApplyRope(at::Tensor&, int64_t, int64_t, const at::Tensor&, const RopeTable&, bool) { Absent("ApplyRope"); }
 at::Tensor EmbeddingForward(const at::Tensor&, const at::Tensor&) { Absent("EmbeddingForward"); }
 void AddEmbeddingGradient(const at::Tensor&, const at::Tensor&, at::Tensor&) { Absent("AddEmbeddingGradient"); }
-LossHeadResult LossHead(const at::Tensor&, const at::Tensor&, const at::Tensor&, const LossHeadOptions&, at::Tensor*) {
+LossHeadResult LossHead(const at::Tensor&, const at::Tensor&, const at::Tensor&, const LossHeadOptions&, at::Tensor*,
+                        LossHeadAdapter*) {
   Absent("LossHead");
 }
 void AdamWUpdate(const AdamWStep&, float, at::Tensor, const at::Tensor&, at::Tensor, at::Tensor, at::Tensor) {

@@ -154,13 +154,20 @@ static at::Tensor CapLogits(const LossHeadOptions& options, at::Tensor& logits) 
 }
 
 LossHeadResult LossHead(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& targets,
-                        const LossHeadOptions& options, at::Tensor* d_weight) {
+                        const LossHeadOptions& options, at::Tensor* d_weight, LossHeadAdapter* adapter) {
   const Target target(x);
   const int64_t tokens = x.size(0), vocab = weight.size(0);
   const bool rounds = StorageOf(x) == Storage::kBfloat16;
   LossHeadResult result;
   result.sums = at::zeros({2}, x.options().dtype(at::kDouble));
   if (options.with_gradient) result.dx = at::empty(x.sizes(), x.options());
+  if (adapter != nullptr && options.with_gradient)
+    adapter->d_thin = at::empty(adapter->thin.sizes(), adapter->thin.options());
+  if (tokens == 0) {
+    if (d_weight != nullptr && options.overwrite) d_weight->zero_();
+    if (adapter != nullptr && adapter->d_b != nullptr && options.overwrite) adapter->d_b->zero_();
+    return result;
+  }
   const at::TensorOptions wide = x.options().dtype(at::kFloat);
   const int64_t chunk = std::min(options.chunk_tokens, tokens);
   at::Tensor lse = at::empty({tokens}, wide), of_target = at::empty({tokens}, wide);
@@ -175,6 +182,10 @@ LossHeadResult LossHead(const at::Tensor& x, const at::Tensor& weight, const at:
       at::mm_out(logits, part, weight_t, at::kFloat);
     } else {
       at::mm_out(logits, part, weight_t);
+    }
+    if (adapter != nullptr) {
+      const at::Tensor thin = adapter->thin.narrow(0, begin, rows), b_t = adapter->b.t();
+      logits.add_(rounds ? at::mm(thin, b_t, at::kFloat) : at::mm(thin, b_t));
     }
     const at::Tensor slope = CapLogits(options, logits);
     at::Tensor statistics = at::empty({2, rows}, wide);
@@ -205,7 +216,13 @@ LossHeadResult LossHead(const at::Tensor& x, const at::Tensor& weight, const at:
     if (slope.defined()) gradient.mul_(slope);
     at::Tensor dx = result.dx.narrow(0, begin, rows);
     at::mm_out(dx, gradient, weight);
-    if (d_weight != nullptr) AddOuterProduct(gradient, part, *d_weight, options.overwrite && begin == 0);
+    const bool overwrite = options.overwrite && begin == 0;
+    if (d_weight != nullptr) AddOuterProduct(gradient, part, *d_weight, overwrite);
+    if (adapter == nullptr) continue;
+    at::Tensor d_thin = adapter->d_thin.narrow(0, begin, rows);
+    at::mm_out(d_thin, gradient, adapter->b);
+    if (adapter->d_b != nullptr)
+      AddOuterProduct(gradient, adapter->thin.narrow(0, begin, rows), *adapter->d_b, overwrite);
   }
   LaunchAddLossSums(tokens, targets.const_data_ptr<int64_t>(), Floats(lse), Floats(of_target),
                     result.sums.data_ptr<double>(), target.stream);

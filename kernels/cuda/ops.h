@@ -29,7 +29,7 @@ void AddEmbeddingGradient(const at::Tensor& tokens, const at::Tensor& dy, at::Te
 
 // With bfloat16 weights the logits are float32 and their gradient is rounded to bfloat16 before its two products.
 LossHeadResult LossHead(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& targets,
-                        const LossHeadOptions& options, at::Tensor* d_weight);
+                        const LossHeadOptions& options, at::Tensor* d_weight, LossHeadAdapter* adapter);
 
 void AdamWUpdate(const AdamWStep& step, float keep, at::Tensor p, const at::Tensor& g, at::Tensor m, at::Tensor v,
                  at::Tensor copy);

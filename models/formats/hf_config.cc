@@ -243,17 +243,17 @@ void ReadLlamaConfig(JsonReader& reader, const HfModelType& type, ModelConfig* m
 
 }  // namespace
 
-absl::StatusOr<HfConfig> ParseHfConfig(const std::string& text, const std::string& origin) {
+absl::StatusOr<HfConfig> ParseHfConfig(const std::string& text, const std::string& origin, const HfModelTypes& types) {
   ASSIGN_OR_RETURN(const Json object, ParseJsonObject(text, origin));
   std::vector<std::string> problems;
   HfConfig config;
   JsonReader reader(object, "", &problems);
   const std::string name = reader.Text("model_type");
-  const HfModelType* type = FindHfModelType(name);
+  const HfModelType* type = FindHfModelType(types, name);
   if (type == nullptr) {
     return Error(ExitCode::kData, origin,
                  ": model_type: ", name.empty() ? "missing" : absl::StrCat("\"", name, "\" is not supported"), "; ",
-                 KnownHfModelTypes(), " are");
+                 NamesOf(types), " are");
   }
   CheckArchitecture(reader, *type);
   if (const Json* quantization = reader.Find("quantization_config"); quantization != nullptr) {
@@ -263,7 +263,7 @@ absl::StatusOr<HfConfig> ParseHfConfig(const std::string& text, const std::strin
       reader.Bad("quantization_config", *quantization, "is no object");
     }
   }
-  if (name != "llama" && name != "mistral") config.model.set_family(type->family);
+  if (type->family != std::string("llama")) config.model.set_family(type->family);
   if (type->read != nullptr) {
     type->read(reader, *type, &config, &problems);
   } else {
@@ -288,9 +288,19 @@ absl::StatusOr<HfConfig> ParseHfConfig(const std::string& text, const std::strin
                "\nremove from a copy of the file what is sure not to matter");
 }
 
-absl::StatusOr<HfConfig> ReadHfConfig(const std::string& path) {
+absl::StatusOr<HfConfig> ReadHfConfig(const std::string& path, const HfModelTypes& types) {
   ASSIGN_OR_RETURN(const std::string text, ReadFile(path, kMaxConfigBytes));
-  return ParseHfConfig(text, path);
+  return ParseHfConfig(text, path, types);
+}
+
+absl::StatusOr<HfTokenIds> ReadHfTokenIds(const std::string& path) {
+  ASSIGN_OR_RETURN(const std::string text, ReadFile(path, kMaxConfigBytes));
+  ASSIGN_OR_RETURN(const Json object, ParseJsonObject(text, path));
+  std::vector<std::string> problems;
+  JsonReader reader(object, "", &problems);
+  const HfTokenIds ids = ReadIds(reader);
+  if (problems.empty()) return ids;
+  return Error(ExitCode::kData, path, ": ", absl::StrJoin(problems, "\n  "));
 }
 
 }  // namespace trireme

@@ -14,6 +14,7 @@
 
 #include "configs/run_config.pb.h"
 #include "launch/status.h"
+#include "models/formats/hf_model_type.h"
 
 namespace trireme {
 
@@ -32,14 +33,18 @@ struct HfConfig {
   std::vector<std::string> ignored;  // keys that do not change numbers, beyond the usual bookkeeping
 };
 
-// Errors are kData, name `origin` and list every key that is malformed or could change numbers in a way this program
-// does not follow (hidden_act other than silu, biases, dropout, quantization, an unknown key with a value, ...).
-absl::StatusOr<HfConfig> ParseHfConfig(const std::string& text, const std::string& origin);
-absl::StatusOr<HfConfig> ReadHfConfig(const std::string& path);
+// Of a file of one of `types`. Errors are kData, name `origin` and list every key that is malformed or could change
+// numbers in a way this program does not follow (hidden_act other than silu, biases, dropout, quantization, an unknown
+// key with a value, ...).
+absl::StatusOr<HfConfig> ParseHfConfig(const std::string& text, const std::string& origin, const HfModelTypes& types);
+absl::StatusOr<HfConfig> ReadHfConfig(const std::string& path, const HfModelTypes& types);
 
-// config.json of a model whose fields are all filled in and whose family has a model_type (HfModelTypeOf). dtype as
-// Transformers names it.
-std::string WriteHfConfig(const ModelConfig& model, const HfTokenIds& ids, const std::string& dtype);
+// The ids alone, of any model type.
+absl::StatusOr<HfTokenIds> ReadHfTokenIds(const std::string& path);
+
+// config.json of a model whose fields are all filled in, as `type` (HfModelTypeOf). dtype as Transformers names it.
+std::string WriteHfConfig(const ModelConfig& model, const HfModelType& type, const HfTokenIds& ids,
+                          const std::string& dtype);
 
 // Sets in `model` what `file` says. A field already set in `model` to something else is a problem naming both
 // ("model.hidden_size: is 64, but DIR/config.json says 128; remove it").

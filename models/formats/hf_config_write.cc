@@ -119,10 +119,8 @@ void WriteLlamaConfig(const ModelConfig& model, const HfModelType& type, nlohman
 
 }  // namespace
 
-std::string WriteHfConfig(const ModelConfig& model, const HfTokenIds& ids, const std::string& dtype) {
-  const HfModelType* found = HfModelTypeOf(model);
-  TRIREME_CHECK(found != nullptr, "no model_type for the family ", model.family());
-  const HfModelType& type = *found;
+std::string WriteHfConfig(const ModelConfig& model, const HfModelType& type, const HfTokenIds& ids,
+                          const std::string& dtype) {
   const auto id = [](const std::optional<int64_t>& value) { return value.has_value() ? Json(*value) : Json(); };
   const Json eos = ids.eos.empty() ? Json() : ids.eos.size() == 1 ? Json(ids.eos[0]) : Json(ids.eos);
   nlohmann::ordered_json json = {

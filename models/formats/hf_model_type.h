@@ -1,5 +1,6 @@
 // models/formats/hf_model_type.h
 // What sets the config.json of one of Transformers' model types apart from the others: defaults, and which keys exist.
+// A family brings the types it is read from and written as (ModelFamily::hf_types).
 #ifndef TRIREME_MODELS_FORMATS_HF_MODEL_TYPE_H_
 #define TRIREME_MODELS_FORMATS_HF_MODEL_TYPE_H_
 
@@ -47,12 +48,16 @@ struct HfModelType {
   void (*write)(const ModelConfig& model, const HfModelType& type, nlohmann::ordered_json* json) = nullptr;
 };
 
+using HfModelTypes = std::vector<HfModelType>;
+
+const HfModelTypes& BuiltInHfModelTypes();
+
 // Null: none is called so.
-const HfModelType* FindHfModelType(const std::string& model_type);
-std::string KnownHfModelTypes();  // "gemma2", ...
+const HfModelType* FindHfModelType(const HfModelTypes& types, const std::string& model_type);
+std::string NamesOf(const HfModelTypes& types);  // "gemma2", ...
 
 // The type to write a model as. A Llama with a window is a Mistral, since llama has none. Null: no type of this family.
-const HfModelType* HfModelTypeOf(const ModelConfig& model);
+const HfModelType* HfModelTypeOf(const HfModelTypes& types, const ModelConfig& model);
 
 // Sizes, and rotary settings of both dialects (hf_config.h).
 void ReadHfSizes(JsonReader& reader, const HfModelType& type, ModelConfig* model);

@@ -19,11 +19,6 @@ at::Tensor Columns(const at::Tensor& matrix, const AdapterMember& member) {
   return matrix.narrow(1, member.first_row, member.rows);
 }
 
-// What A sees of x, and what its gradient leaves of x's.
-at::Tensor Dropped(const at::Tensor& x, const at::Tensor& tokens, const Adapter& adapter) {
-  return tokens.defined() ? Dropout(x, tokens, adapter.dropout) : x;
-}
-
 }  // namespace
 
 std::vector<at::Tensor> Product::Pack() const {
@@ -45,6 +40,10 @@ Product Product::Unpack(const std::vector<at::Tensor>& tensors, size_t first) {
   if (count == 3 || count == 5) product.tokens = tensors[first + --count];
   for (size_t i = 0; i < count; ++i) *fields[i] = tensors[first + i];
   return product;
+}
+
+at::Tensor AdapterInput(const Adapter& adapter, const at::Tensor& x, const at::Tensor& tokens) {
+  return tokens.defined() ? Dropout(x, tokens, adapter.dropout) : x;
 }
 
 at::Tensor AdaptedRowLengths(const Weight& weight, const AdapterMember& member, ProcessGroup* column_group) {
@@ -71,7 +70,7 @@ Product MultiplyTransposed(const Weight& weight, const at::Tensor& x, const at::
   }
   const bool magnitudes = HasMagnitudes(*adapter);
   product.tokens = adapter->tokens;
-  product.thin = MatmulTransposed(Dropped(x, product.tokens, *adapter), adapter->a->full().data);
+  product.thin = MatmulTransposed(AdapterInput(*adapter, x, product.tokens), adapter->a->full().data);
   product.y = MatmulTransposed(x, weight.full().data, magnitudes ? at::Tensor() : residual);
   for (const AdapterMember& member : adapter->members) {
     const at::Tensor thin = product.thin.narrow(1, member.first_rank, member.rank) * member.scale;
@@ -126,7 +125,7 @@ at::Tensor ProductGradient::InputGradient() const {
   if (!d_thin_.defined()) return dx;
   const Adapter& adapter = *weight_.adapter();
   if (tokens_.defined()) {
-    AddInto(dx, Dropped(Matmul(d_thin_, adapter.a->full().data), tokens_, adapter));
+    AddInto(dx, AdapterInput(adapter, Matmul(d_thin_, adapter.a->full().data), tokens_));
   } else {
     AddMatmul(dx, d_thin_, adapter.a->full().data);
   }
@@ -155,7 +154,7 @@ void ProductGradient::AddInputGradients(std::function<at::Tensor()> input) const
   if (!d_thin_.defined()) return;
   const Adapter* adapter = weight_.adapter();
   if (tokens_.defined()) {
-    input = [input, tokens = tokens_, adapter] { return Dropped(input(), tokens, *adapter); };
+    input = [input, tokens = tokens_, adapter] { return AdapterInput(*adapter, input(), tokens); };
   }
   hand(*adapter->a, d_thin_);
 }

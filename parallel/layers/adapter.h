@@ -84,6 +84,10 @@ class ProductGradient {
   at::Tensor tokens_;  // of x, where elements of it were dropped
 };
 
+// Rows of x as the adapter's A sees them: `tokens` numbers them where elements are dropped. Also what of a gradient
+// behind A reaches x.
+at::Tensor AdapterInput(const Adapter& adapter, const at::Tensor& x, const at::Tensor& tokens);
+
 // The lengths of the rows of W + s B A, [rows] in the arithmetic type, for the rows that `member` has.
 at::Tensor AdaptedRowLengths(const Weight& weight, const AdapterMember& member, ProcessGroup* column_group);
 

@@ -6,7 +6,9 @@
 #include <ATen/ops/logsumexp.h>
 #include <ATen/ops/sum.h>
 #include <ATen/ops/zeros.h>
+#include <ATen/ops/zeros_like.h>
 
+#include "parallel/layers/adapter.h"
 #include "parallel/layers/autograd.h"
 #include "parallel/layers/functions.h"
 #include "parallel/layers/token_split.h"
@@ -88,6 +90,28 @@ void CombineStatistics(ProcessGroup& tensor, at::Tensor& statistics) {
   statistics.select(0, 1).copy_(at::sum(all.select(1, 1), {0}));
 }
 
+// The loss head of a frozen weight with an adapter, whose gradients are handed over. numbers: of x's rows, for dropout.
+LossHeadResult AdaptedLossHead(const Adapter& adapter, const at::Tensor& x, const at::Tensor& weight,
+                               const at::Tensor& targets, const at::Tensor& numbers, LossHeadOptions options) {
+  const AdapterMember& member = adapter.members.front();
+  const at::Tensor a = adapter.a->full().data, input = AdapterInput(adapter, x, numbers);
+  LossHeadAdapter added;
+  added.thin = MatmulTransposed(input, a) * member.scale;
+  added.b = member.b->full().data;
+  if (!options.with_gradient) return LossHead(x, weight, targets, options, nullptr, &added);
+  LossHeadResult result;
+  member.b->AddGradient([&](at::Tensor& accumulator, bool overwrite) {
+    options.overwrite = overwrite;
+    added.d_b = &accumulator;
+    result = LossHead(x, weight, targets, options, nullptr, &added);
+  });
+  const at::Tensor d_thin = (added.d_thin * member.scale).to(x.scalar_type());
+  AddInto(result.dx, AdapterInput(adapter, Matmul(d_thin, a), numbers));
+  adapter.a->AddGradient(
+      [&](at::Tensor& accumulator, bool overwrite) { AddOuterProduct(d_thin, input, accumulator, overwrite); });
+  return result;
+}
+
 }  // namespace
 
 at::Tensor Embedding(const at::Tensor& tokens, Weight& weight, ProcessGroup& tensor, const at::Tensor& anchor,
@@ -100,22 +124,26 @@ at::Tensor Logits(const at::Tensor& x, Weight& weight, int64_t vocab_size, const
   at::NoGradGuard no_grad;
   const at::Tensor rows = GatherRows(tensor, x).index_select(0, wanted);
   const Gathered part = weight.full();
-  if (tensor.size() == 1) return MatmulTransposed(rows, part.data).to(at::kFloat);
+  const auto multiplied = [&] { return MultiplyTransposed(weight, rows, at::Tensor(), nullptr).y; };
+  if (tensor.size() == 1) return multiplied().to(at::kFloat);
   // Each column is one rank's and zero elsewhere: the sum moves it unchanged.
   at::Tensor logits = at::zeros({wanted.size(0), vocab_size}, rows.options().dtype(at::kFloat));
-  if (part.data.size(0) > 0)
-    logits.narrow(1, part.first_row, part.data.size(0)).copy_(MatmulTransposed(rows, part.data));
+  if (part.data.size(0) > 0) logits.narrow(1, part.first_row, part.data.size(0)).copy_(multiplied());
   tensor.AllReduce(logits, ReduceOp::kSum).Wait();
   return logits;
 }
 
-HeadLoss CrossEntropyHead(const at::Tensor& x, Weight& weight, int64_t vocab_size, const at::Tensor& targets,
-                          ProcessGroup& tensor, const LossHeadOptions& given) {
+HeadLoss CrossEntropyHead(const at::Tensor& x, Weight& weight, int64_t vocab_size, const at::Tensor& all_targets,
+                          const at::Tensor& with_target, ProcessGroup& tensor, const LossHeadOptions& given) {
   HeadLoss loss;
   at::Tensor dx;
   {
     at::NoGradGuard no_grad;
-    const at::Tensor rows = GatherRows(tensor, x.detach());
+    const at::Tensor all_rows = GatherRows(tensor, x.detach());
+    const auto chosen = [&](const at::Tensor& all) {
+      return with_target.defined() ? all.index_select(0, with_target) : all;
+    };
+    const at::Tensor rows = chosen(all_rows), targets = chosen(all_targets);
     const Gathered part = weight.full();
     LossHeadOptions options = given;
     if (tensor.size() > 1) {
@@ -124,7 +152,11 @@ HeadLoss CrossEntropyHead(const at::Tensor& x, Weight& weight, int64_t vocab_siz
       options.combine = [&tensor](at::Tensor& statistics) { CombineStatistics(tensor, statistics); };
     }
     LossHeadResult result;
-    if (options.with_gradient && weight.trainable()) {
+    const Adapter* adapter = weight.adapter();
+    if (adapter != nullptr) {
+      const at::Tensor numbers = adapter->tokens.defined() ? chosen(adapter->tokens) : at::Tensor();
+      result = AdaptedLossHead(*adapter, rows, part.data, targets, numbers, options);
+    } else if (options.with_gradient && weight.trainable()) {
       weight.AddGradient([&](at::Tensor& accumulator, bool overwrite) {
         options.overwrite = overwrite;
         result = LossHead(rows, part.data, targets, options, &accumulator);
@@ -133,7 +165,11 @@ HeadLoss CrossEntropyHead(const at::Tensor& x, Weight& weight, int64_t vocab_siz
       result = LossHead(rows, part.data, targets, options, nullptr);
     }
     loss.sums = result.sums;
-    if (options.with_gradient) dx = ReduceRows(tensor, result.dx);
+    if (options.with_gradient) {
+      const at::Tensor all_dx =
+          with_target.defined() ? at::zeros_like(all_rows).index_copy_(0, with_target, result.dx) : result.dx;
+      dx = ReduceRows(tensor, all_dx);
+    }
   }
   if (given.with_gradient) loss.seed = CrossEntropyFunction::apply(x, dx);
   return loss;

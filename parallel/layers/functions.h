@@ -84,9 +84,10 @@ struct HeadLoss {
 };
 // Projection and cross-entropy of x [t, H] with targets [T] under a vocabulary of vocab_size cut over ranks; the logits
 // are never gathered: two numbers per token are. With options.with_gradient the weight's gradient is handed over at
-// once, in forward. Of `options`: scale, z_loss, softcap, chunk_tokens, with_gradient.
+// once, in forward, or its LoRA adapter's. Of `options`: scale, z_loss, softcap, chunk_tokens, with_gradient. Only the
+// tokens [n] `with_target` are looked at; undefined: all.
 HeadLoss CrossEntropyHead(const at::Tensor& x, Weight& weight, int64_t vocab_size, const at::Tensor& targets,
-                          ProcessGroup& tensor, const LossHeadOptions& options);
+                          const at::Tensor& with_target, ProcessGroup& tensor, const LossHeadOptions& options);
 
 }  // namespace trireme
 

@@ -32,6 +32,8 @@ struct MicrobatchTensors {
   std::map<int64_t, std::shared_ptr<const ContextAttention>> contexts;
   at::Tensor wanted;   // [n] int64: tokens whose logits Phase::kGenerate returns
   at::Tensor numbers;  // [T] int64: of each token in the run, for dropout; undefined: nothing is dropped
+  // [n] int64, ascending: the tokens that have a target, the only ones the loss head looks at; undefined: all.
+  at::Tensor with_target;
 };
 
 enum class Phase {

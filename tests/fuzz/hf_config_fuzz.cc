@@ -4,7 +4,7 @@
 namespace trireme {
 
 bool FuzzOne(const std::string& input) {
-  const auto config = ParseHfConfig(input, "config.json");
+  const auto config = ParseHfConfig(input, "config.json", BuiltInHfModelTypes());
   if (!config.ok()) return false;
   ModelConfig model;
   std::vector<std::string> problems;

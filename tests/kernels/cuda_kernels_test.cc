@@ -178,6 +178,28 @@ TEST_P(CudaKernels, LossHead) {
   }
 }
 
+TEST_P(CudaKernels, LossHeadWithAdapter) {
+  const int64_t tokens = 150, hidden = 64, vocab = 1003, rank = 4;
+  const at::Tensor x = Random({tokens, hidden}, GetParam()), weight = Random({vocab, hidden}, GetParam(), 0.2);
+  const at::Tensor targets = RandomIds(tokens, vocab);
+  const LossHeadOptions options = {.scale = 1.0 / 128, .chunk_tokens = 64, .with_gradient = true};
+  LossHeadAdapter cpu_added, gpu_added;
+  cpu_added.thin = Random({tokens, rank}, GetParam());
+  cpu_added.b = Random({vocab, rank}, GetParam(), 0.2);
+  gpu_added.thin = OnGpu(cpu_added.thin);
+  gpu_added.b = OnGpu(cpu_added.b);
+  at::Tensor cpu_b = at::zeros({vocab, rank}, at::kFloat), gpu_b = OnGpu(cpu_b);
+  cpu_added.d_b = &cpu_b;
+  gpu_added.d_b = &gpu_b;
+  const LossHeadResult cpu = LossHead(x, weight, targets, options, nullptr, &cpu_added);
+  const LossHeadResult gpu = LossHead(OnGpu(x), OnGpu(weight), OnGpu(targets), options, nullptr, &gpu_added);
+  const double tolerance = GetParam() == at::kFloat ? 1e-5 : 2e-2;
+  EXPECT_LE(Error(gpu.sums, cpu.sums), 1e-6);
+  EXPECT_LE(Error(gpu.dx, cpu.dx), tolerance);
+  EXPECT_LE(Error(gpu_added.d_thin, cpu_added.d_thin), tolerance);
+  EXPECT_LE(Error(gpu_b, cpu_b), tolerance);
+}
+
 TEST_P(CudaKernels, AddIntoAndMatrixProducts) {
   for (const int64_t n : {8, 1003, 70000}) {
     const at::Tensor b = Random({n}, GetParam());

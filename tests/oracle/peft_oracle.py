@@ -34,11 +34,12 @@ CASES = {
         "no groups, tied",
     ),
     "LoRA, head trained whole": (dict(r=3, lora_alpha=4, target_modules=["o_proj"], modules_to_save=["lm_head"]), "grouped queries, untied"),
+    "LoRA, head among the targets": (dict(r=3, lora_alpha=6, target_modules=["v_proj", "down_proj", "lm_head"]), "grouped queries, untied"),
     "DoRA, all linear": (dict(r=4, lora_alpha=8, target_modules=ALL, use_dora=True), "grouped queries, untied"),
     "DoRA, k and down": (dict(r=3, lora_alpha=5, target_modules=["k_proj", "down_proj"], use_dora=True), "no groups, tied"),
 }  # fmt: skip
 
-# Of the first and the DoRA case. Whole microbatches per data rank.
+# Of the first case, of DoRA and with the head. Whole microbatches per data rank.
 LAYOUTS = {
     "tensor: 2": 2,
     "tensor: 4": 4,
@@ -160,7 +161,7 @@ def run(checks, probe, only=""):
             frozen = {k: v for k, v in start.items() if k not in trained}
             moved = [k for k, v in frozen.items() if k in result["updated"] and not torch.equal(result["updated"][k], v)]
             checks.equal(f"{name}: frozen weights that moved", moved, [])
-            if number == 0 or settings.get("use_dora"):
+            if number == 0 or settings.get("use_dora") or "lm_head" in settings["target_modules"]:
                 check_layouts(checks, probe, name, text_recipe, start, steps[:3], result)
 
 
@@ -214,7 +215,8 @@ def put_dropout(peft, rate, seed, length):
     for name, module in peft.named_modules():
         if hasattr(module, "lora_dropout"):
             path, _, last = canonical(name).rpartition(".")
-            module.lora_dropout["default"] = Dropout(dropout_key(seed, f"{path}.{first.get(last, last)}.lora_A.weight"))
+            prefix = path + "." if path else ""
+            module.lora_dropout["default"] = Dropout(dropout_key(seed, f"{prefix}{first.get(last, last)}.lora_A.weight"))
 
 
 def check_dropout(checks, probe):
@@ -230,7 +232,7 @@ def check_dropout(checks, probe):
     steps = [[random_microbatch(model["vocab_size"], [[50, 78], [128], [1, 127]][(s + m) % 3], generator) for m in range(8)] for s in range(3)]
     for dora in (False, True):
         name = f"dropout, {'DoRA' if dora else 'LoRA'}"
-        settings = dict(settings, use_dora=dora)
+        settings = dict(settings, use_dora=dora, target_modules=ALL if dora else ALL + ["lm_head"])
         peft = wrap(ref.build(model, 77), settings, 3)
         start = {k: v.detach().clone() for k, v in named(peft).items()}
         text_recipe = recipe(model, "sgd { learning_rate: 0.5 }", sequences=8, micro_batch=1, steps=3, more=adapter_text(dict(settings, lora_dropout=rate)) + f" seed: {seed}")

@@ -2,12 +2,14 @@
 
 --json FILE...     tokenizer.json files, against `tokenizers`
 --model FILE...    SentencePiece models, against `sentencepiece`
+--tekken FILE...   Mistral's tekken.json as the tokenizer.json that its Hugging Face directories hold, against `tokenizers`
 --trained          SentencePiece models trained here, with every setting that is supported, against `sentencepiece`
 --vectors FOLDER   llama.cpp's `models` folder: its vocabulary-only GGUFs as tokenizer.json, against the ids beside them
 --text FILE...     what to encode beside the hard cases of tokenizer_oracle.py
 """
 
 import argparse
+import base64
 import json
 import os
 import sys
@@ -154,6 +156,47 @@ def from_gguf(path):
     return root | {"model": model}
 
 
+def from_tekken(path):
+    """A tokenizer.json: ranks as merges, special tokens first, as Transformers converts them."""
+    with open(path, encoding="utf-8") as file:
+        tekken = json.load(file)
+    config = tekken["config"]
+    special = config["default_num_special_tokens"]
+    ranks = [base64.b64decode(entry["token_bytes"]) for entry in tekken["vocab"][: config["default_vocab_size"] - special]]
+    rank_of = {token: rank for rank, token in enumerate(ranks)}
+    bytes_as_text = {}
+    for byte in range(256):
+        shown = 0x21 <= byte <= 0x7E or 0xA1 <= byte <= 0xAC or 0xAE <= byte
+        bytes_as_text[byte] = chr(byte if shown else 256 + sum(1 for b in bytes_as_text.values() if ord(b) >= 256))
+    text = lambda token: "".join(bytes_as_text[byte] for byte in token)
+    merges = []
+    for token in ranks:
+        parts = [(token[:i], token[i:]) for i in range(1, len(token)) if token[:i] in rank_of and token[i:] in rank_of]
+        merges += [[text(left), text(right)] for left, right in sorted(parts, key=lambda part: (rank_of[part[0]], rank_of[part[1]]))]
+    names = ["<unk>", "<s>", "</s>", "[INST]", "[/INST]"] + [f"<SPECIAL_{i}>" for i in range(5, special)]
+    plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    split = {"type": "Split", "pattern": {"Regex": config["pattern"]}, "behavior": "Isolated", "invert": False}
+    return {
+        "version": "1.0",
+        "added_tokens": [plain | {"id": i, "content": name} for i, name in enumerate(names)],
+        "normalizer": None,
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [split, BYTE_LEVEL | {"use_regex": False}]},
+        "decoder": BYTE_LEVEL,
+        "model": {
+            "type": "BPE", "ignore_merges": True, "merges": merges,
+            "vocab": {name: i for i, name in enumerate(names)} | {text(token): special + rank for token, rank in rank_of.items()},
+        },
+    }  # fmt: skip
+
+
+def check_tekken(binary, path, texts):
+    with tempfile.TemporaryDirectory() as scratch:
+        converted = os.path.join(scratch, os.path.basename(path))
+        with open(converted, "w") as file:
+            json.dump(from_tekken(path), file)
+        return check_json(binary, converted, texts)
+
+
 def check_vectors(binary, folder, texts):
     failures = 0
     for name in sorted(os.listdir(folder)):
@@ -183,6 +226,7 @@ def main():
     parser.add_argument("--encode-main", required=True, help="the binary of tests/data/encode_main.cc")
     parser.add_argument("--json", nargs="*", default=[])
     parser.add_argument("--model", nargs="*", default=[])
+    parser.add_argument("--tekken", nargs="*", default=[])
     parser.add_argument("--trained", action="store_true")
     parser.add_argument("--vectors")
     parser.add_argument("--text", nargs="*", default=[])
@@ -190,6 +234,7 @@ def main():
     texts = texts_of(args)
     failures = sum(check_json(args.encode_main, path, texts) for path in args.json)
     failures += sum(check_model(args.encode_main, path, texts) for path in args.model)
+    failures += sum(check_tekken(args.encode_main, path, texts) for path in args.tekken)
     if args.trained:
         failures += check_trained(args.encode_main, texts)
     if args.vectors:

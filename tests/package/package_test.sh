@@ -26,6 +26,23 @@ echo "== the project runs its own family and attention"
 build/app bench "$config" --steps 2 --warmup 1 | tee bench.json
 grep -q '"tokens_per_second"' bench.json
 
+echo "== it trains that family on text, exports it, and goes on from its own config.json"
+prefix/bin/trireme tokenizer train "$root/docs" --vocab-size 512 --output tokenizer.json
+prefix/bin/trireme prepare "$root/docs" --tokenizer tokenizer.json --output corpus
+train=(train "$config" --set "data { source { path: '$work/corpus' } }" --set 'checkpoint { every_steps: 4 }')
+build/app "${train[@]}" --set run_dir="$work/run" --set kernels.attention=auto
+build/app export run --output hf
+grep -q '"model_type": "outrigger"' hf/config.json
+grep -q '"OutriggerForCausalLM"' hf/config.json
+build/app inspect hf | tee inspected.txt
+! grep -q "not possible" inspected.txt
+build/app "${train[@]}" --set run_dir="$work/more" --set model.from="$work/hf"
+code=0
+prefix/bin/trireme "${train[@]}" --set run_dir="$work/more" --set model.from="$work/hf" --set kernels.attention=auto 2>error.txt || code=$?
+cat error.txt
+[ $code -eq 2 ]
+grep -q 'model_type: "outrigger" is not supported' error.txt
+
 echo "== its attention is a known name, and unknown ones are still refused"
 code=0
 build/app bench "$config" --steps 1 --set kernels.attention=nowhere 2>error.txt || code=$?

@@ -1,5 +1,7 @@
 // Every differentiable operation against central differences in float64: activations and weights, each element.
 #include <ATen/core/grad_mode.h>
+#include <ATen/ops/logsumexp.h>
+#include <ATen/ops/tanh.h>
 #include <ATen/ops/zeros.h>
 #include <ATen/ops/zeros_like.h>
 #include <gtest/gtest.h>
@@ -9,6 +11,7 @@
 #include <functional>
 
 #include "parallel/comm/mpi_group.h"
+#include "parallel/layers/adapter.h"
 #include "parallel/layers/functions.h"
 #include "parallel/layers/gpt_functions.h"
 #include "tests/kernels/test_tensors.h"
@@ -293,16 +296,100 @@ TEST_F(FiniteDifferences, CrossEntropyHead) {
       options.z_loss = z_loss;
       options.softcap = softcap;
       options.chunk_tokens = chunk;
-      torch::autograd::backward({CrossEntropyHead(x, weight, 9, targets, *alone_, options).seed}, {});
+      torch::autograd::backward({CrossEntropyHead(x, weight, 9, targets, at::Tensor(), *alone_, options).seed}, {});
       EXPECT_EQ(weight.contributions, 1);
       options.with_gradient = false;
       const auto value = [&] {
-        const at::Tensor sums = CrossEntropyHead(x, weight, 9, targets, *alone_, options).sums;
+        const at::Tensor sums = CrossEntropyHead(x, weight, 9, targets, at::Tensor(), *alone_, options).sums;
         return 0.25 * (sums[0].item<double>() + options.z_loss * sums[1].item<double>());
       };
       ExpectDerivative("x", value, x, x.grad());
       ExpectDerivative("weight", value, weight.values(), weight.gradient());
       EXPECT_EQ(weight.contributions, 1) << "evaluation adds no gradient";
+    }
+  }
+}
+
+TEST_F(FiniteDifferences, CrossEntropyHeadLooksAtTokensWithTargetOnly) {
+  const at::Tensor targets = TensorOf<int64_t>({2, -100, 0, 8, -1, 2, 5}), chosen = TensorOf<int64_t>({0, 2, 3, 5, 6});
+  const at::Tensor x = Input({7, 4});
+  const TensorWeight values = Parameter({9, 4});
+  for (const int64_t chunk : {2, 512}) {
+    LossHeadOptions options;
+    options.scale = 0.25;
+    options.z_loss = 0.3;
+    options.chunk_tokens = chunk;
+    std::vector<at::Tensor> sums, dx, dw;
+    for (const at::Tensor& with_target : {at::Tensor(), chosen}) {
+      TensorWeight weight(values.values());
+      const at::Tensor leaf = x.detach().clone().requires_grad_();
+      const HeadLoss loss = CrossEntropyHead(leaf, weight, 9, targets, with_target, *alone_, options);
+      torch::autograd::backward({loss.seed}, {});
+      sums.push_back(loss.sums);
+      dx.push_back(leaf.grad());
+      dw.push_back(weight.gradient());
+    }
+    EXPECT_LT(RelativeError(sums[1], sums[0]), 1e-14);
+    EXPECT_LT(RelativeError(dx[1], dx[0]), 1e-14);
+    EXPECT_LT(RelativeError(dw[1], dw[0]), 1e-14);
+    EXPECT_EQ(dx[1].select(0, 4).abs().max().item<double>(), 0);
+  }
+}
+
+TEST_F(FiniteDifferences, CrossEntropyHeadWithoutAnyTarget) {
+  const at::Tensor x = Input({3, 4});
+  TensorWeight weight = Parameter({9, 4});
+  const HeadLoss loss = CrossEntropyHead(x, weight, 9, TensorOf<int64_t>({-1, -1, -1}), TensorOf<int64_t>({}), *alone_,
+                                         LossHeadOptions());
+  torch::autograd::backward({loss.seed}, {});
+  EXPECT_EQ(weight.contributions, 1);
+  EXPECT_EQ(loss.sums.abs().max().item<double>(), 0);
+  EXPECT_EQ(x.grad().abs().max().item<double>(), 0);
+  EXPECT_EQ(weight.gradient().abs().max().item<double>(), 0);
+}
+
+TEST_F(FiniteDifferences, CrossEntropyHeadWithAdapter) {
+  const at::Tensor targets = TensorOf<int64_t>({2, -100, 0, 8, -1, 2, 5}), chosen = TensorOf<int64_t>({0, 2, 3, 5, 6});
+  const at::Tensor numbers = TensorOf<int64_t>({40, 41, 42, 43, 44, 45, 46});
+  for (const double rate : {0.0, 0.4}) {
+    for (const double softcap : {0.0, 1.5}) {
+      for (const int64_t chunk : {2, 512}) {
+        SCOPED_TRACE(absl::StrCat("dropout ", rate, ", softcap ", softcap, ", chunks of ", chunk));
+        const at::Tensor x = Input({7, 4});
+        TensorWeight weight = Parameter({9, 4}, /*trainable=*/false), a = Parameter({3, 4}), b = Parameter({9, 3});
+        Adapter adapter;
+        adapter.a = &a;
+        AdapterMember member;
+        member.rows = 9;
+        member.rank = 3;
+        member.b = &b;
+        member.scale = 0.7;
+        adapter.members = {member};
+        adapter.dropout.rate = rate;
+        if (rate > 0) adapter.tokens = numbers;
+        weight.set_adapter(&adapter);
+        LossHeadOptions options;
+        options.scale = 0.25;
+        options.softcap = softcap;
+        options.chunk_tokens = chunk;
+        torch::autograd::backward({CrossEntropyHead(x, weight, 9, targets, chosen, *alone_, options).seed}, {});
+        options.with_gradient = false;
+        const auto value = [&] {
+          return 0.25 * CrossEntropyHead(x, weight, 9, targets, chosen, *alone_, options).sums[0].item<double>();
+        };
+        ExpectDerivative("x", value, x, x.grad());
+        ExpectDerivative("A", value, a.values(), a.gradient());
+        ExpectDerivative("B", value, b.values(), b.gradient());
+        EXPECT_EQ(a.contributions + b.contributions, 2);
+        if (rate > 0) continue;
+        // What generation takes the logits from is the same function.
+        at::Tensor logits = Logits(x.detach(), weight, 9, TensorOf<int64_t>({0}), *alone_).select(0, 0).to(at::kDouble);
+        if (softcap > 0) logits = at::tanh(logits / softcap) * softcap;
+        options.chunk_tokens = 512;
+        const double loss =
+            CrossEntropyHead(x, weight, 9, targets, TensorOf<int64_t>({0}), *alone_, options).sums[0].item<double>();
+        EXPECT_NEAR(loss, (at::logsumexp(logits, {0}) - logits[2]).item<double>(), 1e-5);
+      }
     }
   }
 }

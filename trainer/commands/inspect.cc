@@ -26,22 +26,24 @@ struct Flags {
 struct SourceKind {
   const char* name;
   bool (*recognizes)(const std::string& path);
-  absl::Status (*inspect)(const Flags& flags);
+  absl::Status (*inspect)(const Flags& flags, const Extensions& extensions);
 };
 
-absl::Status InspectCorpusSource(const Flags& flags) {
+absl::Status InspectCorpusSource(const Flags& flags, const Extensions&) {
   InspectCorpusOptions options = flags.corpus;
   options.path = flags.source;
   return InspectCorpus(options, std::cout);
 }
 
-absl::Status InspectModelSource(const Flags& flags) { return InspectModel(flags.source, std::cout); }
+absl::Status InspectModelSource(const Flags& flags, const Extensions& extensions) {
+  return InspectModel(flags.source, extensions.families, std::cout);
+}
 
 bool LooksLikeConfig(const std::string& path) {
   return absl::EndsWith(path, ".textproto") || absl::EndsWith(path, ".txtpb") || absl::EndsWith(path, ".pbtxt");
 }
 
-absl::Status InspectConfigSource(const Flags& flags) {
+absl::Status InspectConfigSource(const Flags& flags, const Extensions&) {
   ASSIGN_OR_RETURN(const RunConfig config, LoadConfig({flags.source}, flags.overrides));
   if (!config.data().has_conversations()) {
     return Error(ExitCode::kConfig, "inspect ", flags.source,
@@ -63,10 +65,10 @@ constexpr SourceKind kSourceKinds[] = {
     {"a corpus (folder, Megatron prefix, llm.c .bin)", LooksLikeCorpus, InspectCorpusSource},
 };
 
-absl::Status Run(const Flags& flags) {
+absl::Status Run(const Flags& flags, const Extensions& extensions) {
   std::string known;
   for (const SourceKind& kind : kSourceKinds) {
-    if (kind.recognizes(flags.source)) return kind.inspect(flags);
+    if (kind.recognizes(flags.source)) return kind.inspect(flags, extensions);
     absl::StrAppend(&known, known.empty() ? "" : "; ", kind.name);
   }
   return Error(ExitCode::kData, "inspect ", flags.source,
@@ -75,7 +77,7 @@ absl::Status Run(const Flags& flags) {
 
 }  // namespace
 
-void AddInspectCommand(CLI::App& app, absl::Status* result) {
+void AddInspectCommand(CLI::App& app, const Extensions& extensions, absl::Status* result) {
   auto flags = std::make_shared<Flags>();
   CLI::App* command = app.add_subcommand("inspect", "Say what a file or folder holds");
   command
@@ -92,7 +94,7 @@ void AddInspectCommand(CLI::App& app, absl::Status* result) {
   command->add_option("--seed", flags->corpus.seed, "Corpus: seed of the order of windows")->capture_default_str();
   command->add_option("--set", flags->overrides, "Config: override a field, as for train")->allow_extra_args(false);
   command->add_flag("--verify", flags->corpus.verify_checksums, "Corpus: read everything and compare checksums");
-  command->callback([flags, result] { *result = Run(*flags); });
+  command->callback([flags, &extensions, result] { *result = Run(*flags, extensions); });
 }
 
 }  // namespace trireme

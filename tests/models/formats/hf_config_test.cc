@@ -41,17 +41,41 @@ Json Without(const std::string& key) {
 }
 
 HfConfig Read(const Json& file) {
-  const absl::StatusOr<HfConfig> config = ParseHfConfig(file.dump(), "config.json");
+  const absl::StatusOr<HfConfig> config = ParseHfConfig(file.dump(), "config.json", BuiltInHfModelTypes());
   EXPECT_TRUE(config.ok()) << config.status();
   return config.value_or(HfConfig());
 }
 
+std::string Write(const ModelConfig& model, const HfTokenIds& ids, const std::string& dtype) {
+  return WriteHfConfig(model, *HfModelTypeOf(BuiltInHfModelTypes(), model), ids, dtype);
+}
+
 void ExpectRefused(const Json& file, const std::string& reason) {
-  const absl::StatusOr<HfConfig> config = ParseHfConfig(file.dump(), "config.json");
+  const absl::StatusOr<HfConfig> config = ParseHfConfig(file.dump(), "config.json", BuiltInHfModelTypes());
   ASSERT_FALSE(config.ok()) << "accepted; expected: " << reason;
   EXPECT_EQ(ExitCodeOf(config.status()), ExitCode::kData);
   EXPECT_NE(config.status().message().find("config.json: "), std::string::npos) << config.status();
   EXPECT_NE(config.status().message().find(reason), std::string::npos) << config.status();
+}
+
+TEST(HfConfigTest, FollowsTypesThatAProgramBrings) {
+  const HfModelTypes types = {{.model_type = "outrigger",
+                               .architecture = "OutriggerForCausalLM",
+                               .family = "outrigger",
+                               .max_position_embeddings = 77,
+                               .own_head_dim = false}};
+  Json file = With({{"model_type", "outrigger"}, {"architectures", {"OutriggerForCausalLM"}}});
+  for (const char* key : {"max_position_embeddings", "attention_bias"}) file.erase(key);
+  const absl::StatusOr<HfConfig> config = ParseHfConfig(file.dump(), "config.json", types);
+  ASSERT_TRUE(config.ok()) << config.status();
+  EXPECT_EQ(config->model.family(), "outrigger");
+  EXPECT_EQ(config->model.max_position_embeddings(), 77);
+  const Json written =
+      Json::parse(WriteHfConfig(config->model, *HfModelTypeOf(types, config->model), config->ids, "float32"));
+  EXPECT_EQ(written["model_type"], "outrigger");
+  EXPECT_EQ(written["architectures"], Json({"OutriggerForCausalLM"}));
+  EXPECT_FALSE(written.contains("head_dim"));
+  ExpectRefused(file, "\"outrigger\" is not supported; \"llama\", ");
 }
 
 TEST(HfConfigTest, ReadsSizesIdsAndDtype) {
@@ -174,12 +198,13 @@ TEST(HfConfigTest, WhatHasNoEffectIsIgnoredAndNamed) {
 
 TEST(HfConfigTest, FilesThatAreNoObjectAreRefused) {
   for (const std::string text : {"", "[]", "{", "{\"a\": 1, \"a\": 2}", "null", "{\"a\": 1} x"}) {
-    const absl::Status status = ParseHfConfig(text, "config.json").status();
+    const absl::Status status = ParseHfConfig(text, "config.json", BuiltInHfModelTypes()).status();
     EXPECT_EQ(ExitCodeOf(status), ExitCode::kData) << text;
   }
   std::string deep;
   for (int i = 0; i < 1000; ++i) deep += "{\"a\":";
-  EXPECT_NE(ParseHfConfig(deep, "config.json").status().message().find("nested too deeply"), std::string::npos);
+  EXPECT_NE(ParseHfConfig(deep, "config.json", BuiltInHfModelTypes()).status().message().find("nested too deeply"),
+            std::string::npos);
 }
 
 TEST(HfConfigTest, MistralHasAWindow) {
@@ -333,7 +358,7 @@ TEST(HfConfigTest, WritesWhatItReads) {
         Of("qwen3", "Qwen3ForCausalLM",
            {{"sliding_window", 20}, {"use_sliding_window", true}, {"max_window_layers", 2}})}) {
     const HfConfig config = Read(file);
-    const HfConfig again = Read(Json::parse(WriteHfConfig(config.model, config.ids, config.dtype)));
+    const HfConfig again = Read(Json::parse(Write(config.model, config.ids, config.dtype)));
     EXPECT_EQ(again.model.SerializeAsString(), config.model.SerializeAsString());
     EXPECT_EQ(again.ids.bos, config.ids.bos);
     EXPECT_EQ(again.ids.eos, config.ids.eos);
@@ -344,7 +369,7 @@ TEST(HfConfigTest, WritesWhatItReads) {
 }
 
 TEST(HfConfigTest, WritesBothDialects) {
-  const Json plain = Json::parse(WriteHfConfig(Read(Old()).model, {}, "float32"));
+  const Json plain = Json::parse(Write(Read(Old()).model, {}, "float32"));
   EXPECT_EQ(plain["rope_theta"], 500000.0);
   EXPECT_TRUE(plain["rope_scaling"].is_null());
   EXPECT_EQ(plain["rope_parameters"], Json({{"rope_theta", 500000.0}, {"rope_type", "default"}}));
@@ -352,7 +377,7 @@ TEST(HfConfigTest, WritesBothDialects) {
   EXPECT_EQ(plain["dtype"], "float32");
   EXPECT_TRUE(plain["eos_token_id"].is_null()) << "left out, Transformers would take 2";
 
-  const Json scaled = Json::parse(WriteHfConfig(Read(With({{"rope_scaling", Llama3()}})).model, {}, "float32"));
+  const Json scaled = Json::parse(Write(Read(With({{"rope_scaling", Llama3()}})).model, {}, "float32"));
   Json parameters = Llama3();
   EXPECT_EQ(scaled["rope_scaling"], parameters);
   parameters["rope_theta"] = 500000.0;

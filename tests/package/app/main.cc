@@ -3,7 +3,12 @@
 
 trireme::Extensions MakeExtensions() {
   trireme::Extensions extensions;
-  extensions.families.push_back({"outrigger", trireme::LlamaFamily().specify});
+  trireme::ModelFamily family = {"outrigger", trireme::LlamaFamily().specify};
+  family.hf_types.push_back({.model_type = "outrigger",
+                             .architecture = "OutriggerForCausalLM",
+                             .family = "outrigger",
+                             .max_position_embeddings = 2048});
+  extensions.families.push_back(family);
   trireme::AttentionBackend attention = trireme::MathAttention();
   attention.name = "outrigger_math";
   extensions.attention_backends.push_back(attention);

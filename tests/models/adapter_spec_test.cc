@@ -1,0 +1,61 @@
+// Which modules an adapter config names, and what is said of names that fit nothing.
+#include "models/adapter_spec.h"
+
+#include <google/protobuf/text_format.h>
+#include <gtest/gtest.h>
+
+namespace trireme {
+namespace {
+
+const std::vector<std::string> kLinears = {"model.layers.0.self_attn.q_proj", "model.layers.0.mlp.down_proj",
+                                           "lm_head"};
+const std::vector<std::string> kWhole = {"model.embed_tokens", "lm_head"};
+
+struct Resolved {
+  std::vector<std::string> modules, saved, problems;
+};
+
+Resolved Resolve(const std::string& text, std::vector<std::string> linears = kLinears,
+                 const std::vector<std::string>& whole = kWhole) {
+  AdapterConfig config;
+  EXPECT_TRUE(google::protobuf::TextFormat::ParseFromString(text, &config)) << text;
+  Resolved resolved;
+  const AdapterSpec spec = ResolveAdapter(config, linears, whole, &resolved.problems);
+  for (const auto& [module, adapter] : spec.modules) resolved.modules.push_back(module);
+  resolved.saved.assign(spec.saved_modules.begin(), spec.saved_modules.end());
+  return resolved;
+}
+
+using Names = std::vector<std::string>;
+
+TEST(AdapterSpecTest, AllLinearIsAllButTheHead) {
+  const Names blocks = {"model.layers.0.mlp.down_proj", "model.layers.0.self_attn.q_proj"};
+  EXPECT_EQ(Resolve("r: 4").modules, blocks);
+  EXPECT_EQ(Resolve("r: 4 target_modules: 'all-linear'").modules, blocks);
+}
+
+TEST(AdapterSpecTest, TheHeadIsAdaptedWhereItIsNamed) {
+  const Resolved named = Resolve("r: 4 target_modules: ['q_proj', 'lm_head']");
+  EXPECT_EQ(named.modules, (Names{"lm_head", "model.layers.0.self_attn.q_proj"}));
+  EXPECT_EQ(named.problems, Names{});
+  EXPECT_EQ(Resolve("r: 4 target_modules_regex: '.*(head|q_proj)'").modules, named.modules);
+  EXPECT_EQ(Resolve("r: 4 modules_to_save: 'lm_head'").saved, Names{"lm_head"});
+}
+
+TEST(AdapterSpecTest, SaysWhatDoesNotFit) {
+  const auto expect = [](const Resolved& resolved, const std::string& message) {
+    ASSERT_EQ(resolved.problems.size(), 1u) << message;
+    EXPECT_NE(resolved.problems[0].find(message), std::string::npos) << resolved.problems[0];
+  };
+  expect(Resolve("r: 4 target_modules: 'q_prj'"), "no linear layer is called \"q_prj\"");
+  expect(Resolve("r: 4 target_modules: 'embed_tokens'"), "name it in adapter.modules_to_save to train it whole");
+  expect(Resolve("r: 4 target_modules: 'lm_head'", {"model.layers.0.self_attn.q_proj"}, {"model.embed_tokens"}),
+         "is the embedding here (tied weights)");
+  expect(Resolve("r: 4 target_modules: 'lm_head' modules_to_save: 'lm_head'"), "is among adapter.target_modules too");
+  expect(Resolve("r: 4 target_modules: 'lm_head' use_dora: true"), "adapter.use_dora: DoRA and PiSSA know no adapter");
+  expect(Resolve("r: 4 target_modules: 'lm_head' init_lora_weights: PISSA"), "adapter.init_lora_weights: DoRA and");
+  expect(Resolve("r: 0"), "adapter.r: is 0; give a rank from 1");
+}
+
+}  // namespace
+}  // namespace trireme
