@@ -73,10 +73,16 @@ struct DecoderSpec {
   }
   std::set<int64_t> windows() const;  // that occur
 
-  // Floating-point operations that training on one token takes: 6 per weight that multiplies (4 where it is frozen),
-  // and the attention scores of a causal sequence (each query sees half of it on average). Recomputation and adapters
-  // are not counted.
-  double TrainingFlopsPerToken(int64_t sequence_length) const;
+  // Floating-point operations that one token takes in a forward pass of a block (their mean): 2 per weight that
+  // multiplies, and the attention scores of a causal sequence (each query sees half of it on average); and in the head.
+  double BlockForwardFlopsPerToken(int64_t sequence_length) const;
+  double HeadForwardFlopsPerToken() const;
+  // In training: three times as many, less the gradients of weights that are frozen. with_target: the share of tokens
+  // that have one, the only ones the head looks at. Recomputation and adapters are not counted.
+  double TrainingFlopsPerToken(int64_t sequence_length, double with_target = 1) const;
+
+ private:
+  int64_t BlockWeights() const;  // that multiply
 };
 
 }  // namespace trireme

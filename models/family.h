@@ -18,7 +18,7 @@ struct ModelFamily {
   // ("model.hidden_size: ... ; remedy").
   DecoderSpec (*specify)(const ModelConfig& config, std::vector<std::string>* problems);
   WeightNames weights = LlamaWeightNames();  // of its checkpoints
-  HfModelTypes hf_types;                     // config.json's it is read from and written as; none: neither
+  HfModelTypes hf_types = {};                // config.json's it is read from and written as; none: neither
 };
 
 // Those of all `families`.

@@ -130,11 +130,9 @@ absl::StatusOr<Schedule> MakePipelineSchedule(const ParallelConfig& config, int 
 }
 
 std::vector<double> UnitCosts(const DecoderSpec& model, int64_t sequence_length) {
-  const double head = 2.0 * static_cast<double>(model.vocab_size * model.hidden_size);
-  const double blocks = model.TrainingFlopsPerToken(sequence_length) / 3 - head;
-  std::vector<double> costs(model.num_layers + 2, blocks / static_cast<double>(model.num_layers));
+  std::vector<double> costs(model.num_layers + 2, model.BlockForwardFlopsPerToken(sequence_length));
   costs.front() = 2.0 * static_cast<double>(model.hidden_size);  // a copy
-  costs.back() = head;
+  costs.back() = model.HeadForwardFlopsPerToken();
   return costs;
 }
 

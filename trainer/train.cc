@@ -110,7 +110,8 @@ absl::Status Record(Job& job, const Loss& loss, const GradNorm& norm, double lea
   record.step_ms = seconds * 1e3;
   record.data_wait_ms = wait_ms;
   record.peak_memory_bytes = PeakMemoryBytes(job.mesh.device());
-  const double flops = job.recipe.model.TrainingFlopsPerToken(job.recipe.config.data().sequence_length());
+  const double with_target = static_cast<double>(loss.targets) / static_cast<double>(job.recipe.tokens_per_step);
+  const double flops = job.recipe.model.TrainingFlopsPerToken(job.recipe.config.data().sequence_length(), with_target);
   if (job.peak_flops > 0) record.mfu = flops * record.tokens_per_second / job.peak_flops;
   record.eta_seconds = static_cast<double>(job.recipe.total_steps - step) * mean_seconds;
   return job.metrics->Train(record);

@@ -183,6 +183,9 @@ TEST(DecoderSpecTest, FlopsAreSixPerWeightPlusAttention) {
   spec.sliding_window = 100;
   EXPECT_DOUBLE_EQ(spec.TrainingFlopsPerToken(512), 6 * weights + 12.0 * 3 * 64 * 100);
   EXPECT_DOUBLE_EQ(spec.TrainingFlopsPerToken(128), 6 * weights + 12.0 * 3 * 64 * 64);
+  EXPECT_DOUBLE_EQ(spec.TrainingFlopsPerToken(128, 0.25), 6 * (weights - 48'000) + 12.0 * 3 * 64 * 64);
+  spec.adapter = std::make_shared<AdapterSpec>();
+  EXPECT_DOUBLE_EQ(spec.TrainingFlopsPerToken(128), 4 * weights + 12.0 * 3 * 64 * 64);
 }
 
 // ---- Rotary positions ----
