@@ -1,10 +1,55 @@
 #include "kernels/gemm.h"
 
 #include <algorithm>
+#include <cstdlib>
+#include <vector>
 
+#include "kernels/gemm_backend.h"
 #include "kernels/thread_pool.h"
+#include "launch/status.h"
 
 namespace trireme {
+namespace {
+
+bool IsIntel() {
+#if defined(__x86_64__)
+  return __builtin_cpu_is("intel") != 0;
+#else
+  return false;
+#endif
+}
+
+const GemmBackend& Backend() {
+  static const GemmBackend backend = [] {
+    std::vector<GemmBackend> backends = {LibtorchBackend()};
+#if TRIREME_OPENBLAS
+    backends.push_back(OpenBlasBackend());
+#endif
+    const char* wish = std::getenv("TRIREME_BLAS");
+    if (wish == nullptr || *wish == 0) return IsIntel() ? backends.front() : backends.back();
+    std::string known;
+    for (const GemmBackend& one : backends) {
+      if (one.name == wish) return one;
+      absl::StrAppend(&known, known.empty() ? "" : ", ", one.name);
+    }
+    TRIREME_CHECK(false, "TRIREME_BLAS is ", wish, "; there are: ", known);
+  }();
+  return backend;
+}
+
+}  // namespace
+
+void Gemm(Transpose transpose_a, Transpose transpose_b, int64_t m, int64_t n, int64_t k, float alpha, const float* a,
+          int64_t lda, const float* b, int64_t ldb, float beta, float* c, int64_t ldc) {
+  Backend().single(transpose_a, transpose_b, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc);
+}
+
+void Gemm(Transpose transpose_a, Transpose transpose_b, int64_t m, int64_t n, int64_t k, double alpha, const double* a,
+          int64_t lda, const double* b, int64_t ldb, double beta, double* c, int64_t ldc) {
+  Backend().twofold(transpose_a, transpose_b, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc);
+}
+
+const char* BlasName() { return Backend().description.c_str(); }
 
 template <typename T>
 void ParallelGemm(Transpose transpose_a, Transpose transpose_b, int64_t m, int64_t n, int64_t k, const T* a,

@@ -1,5 +1,10 @@
 // kernels/gemm.h
 // Matrix products on CPU memory, row-major. Single precision and double.
+//
+// Two libraries can be there: OpenBLAS, and MKL inside libtorch. Which one multiplies follows from the processor alone
+// (MKL on Intel's, where it is up to a quarter faster; OpenBLAS on others, where MKL is slower), never from a
+// measurement: a run that resumes must find the same last bits. The environment variable TRIREME_BLAS (openblas, mkl)
+// overrides it.
 #ifndef TRIREME_KERNELS_GEMM_H_
 #define TRIREME_KERNELS_GEMM_H_
 
@@ -22,7 +27,6 @@ template <typename T>
 void ParallelGemm(Transpose transpose_a, Transpose transpose_b, int64_t m, int64_t n, int64_t k, const T* a,
                   int64_t lda, const T* b, int64_t ldb, T beta, T* c, int64_t ldc);
 
-void SetBlasThreads(int threads);
 const char* BlasName();  // For logs and benchmarks.
 
 }  // namespace trireme

@@ -1,5 +1,5 @@
 // Matrix products by OpenBLAS from its wheel, whose symbols carry the prefix scipy_ (so libtorch keeps its own BLAS).
-#include "kernels/gemm.h"
+#include "kernels/gemm_backend.h"
 
 extern "C" {
 void scipy_cblas_sgemm(int order, int transa, int transb, int m, int n, int k, float alpha, const float* a, int lda,
@@ -16,20 +16,18 @@ namespace {
 constexpr int kRowMajor = 101;
 int Code(Transpose transpose) { return transpose == Transpose::kNo ? 111 : 112; }
 
+template <auto kFunction, typename T>
+void OpenBlasGemm(Transpose transpose_a, Transpose transpose_b, int64_t m, int64_t n, int64_t k, T alpha, const T* a,
+                  int64_t lda, const T* b, int64_t ldb, T beta, T* c, int64_t ldc) {
+  kFunction(kRowMajor, Code(transpose_a), Code(transpose_b), m, n, k, alpha, a, lda, b, ldb, beta, c, ldc);
+}
+
 }  // namespace
 
-void Gemm(Transpose transpose_a, Transpose transpose_b, int64_t m, int64_t n, int64_t k, float alpha, const float* a,
-          int64_t lda, const float* b, int64_t ldb, float beta, float* c, int64_t ldc) {
-  scipy_cblas_sgemm(kRowMajor, Code(transpose_a), Code(transpose_b), m, n, k, alpha, a, lda, b, ldb, beta, c, ldc);
+GemmBackend OpenBlasBackend() {
+  scipy_openblas_set_num_threads(1);
+  return {"openblas", scipy_openblas_get_config(), &OpenBlasGemm<scipy_cblas_sgemm, float>,
+          &OpenBlasGemm<scipy_cblas_dgemm, double>};
 }
-
-void Gemm(Transpose transpose_a, Transpose transpose_b, int64_t m, int64_t n, int64_t k, double alpha, const double* a,
-          int64_t lda, const double* b, int64_t ldb, double beta, double* c, int64_t ldc) {
-  scipy_cblas_dgemm(kRowMajor, Code(transpose_a), Code(transpose_b), m, n, k, alpha, a, lda, b, ldb, beta, c, ldc);
-}
-
-void SetBlasThreads(int threads) { scipy_openblas_set_num_threads(threads); }
-
-const char* BlasName() { return scipy_openblas_get_config(); }
 
 }  // namespace trireme

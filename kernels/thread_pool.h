@@ -9,8 +9,8 @@
 
 namespace trireme {
 
-// Called once, before the first kernel; later calls change the number. Also tells libtorch and OpenBLAS to use one
-// thread each, because this pool splits their work. `threads` >= 1 includes the calling thread.
+// Called once, before the first kernel; later calls change the number. Also tells libtorch to use one thread, because
+// this pool splits its work. `threads` >= 1 includes the calling thread.
 void SetCpuThreads(int threads);
 int CpuThreads();
 

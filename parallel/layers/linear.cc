@@ -140,12 +140,16 @@ struct LinearFunction : torch::autograd::Function<LinearFunction> {
     AddBiasGradient(SavedPointer<Weight>(context, "bias"), d_part);
     const at::Tensor dy = GatherRows(tensor, d_part);
     const ProductGradient gradient(weight, Product::Unpack(saved, /*first=*/0), dy);
+    const auto input = [x, gate] { return Input(x, gate); };
+    const bool later = gradient.wants_input() && gradient.deferred();
+    if (gradient.wants_input() && !later) gradient.AddInputGradients(input);
     at::Tensor dx;
     if (context->needs_input_grad(0)) {
       dx = gradient.InputGradient();
-      if (gate != kNoGate) dx = GatedBackward(x, dx, static_cast<Activation>(gate));
+      // Nobody looks at gate and up after this.
+      if (gate != kNoGate) dx = GatedBackward(x, dx, static_cast<Activation>(gate), /*in_place=*/!later);
     }
-    if (gradient.wants_input()) gradient.AddInputGradients([x, gate] { return Input(x, gate); });
+    if (later) gradient.AddInputGradients(input);
     return {dx,           context->saved_data.at("residual").toBool() ? d_part : at::Tensor(),
             at::Tensor(), at::Tensor(),
             at::Tensor(), at::Tensor()};
