@@ -22,7 +22,7 @@ at::Tensor GatedForward(const at::Tensor& gate_up, Activation activation) {
 }
 
 at::Tensor GatedBackward(const at::Tensor& gate_up, const at::Tensor& d_out, Activation activation, bool in_place) {
-  if (gate_up.is_cuda()) return cuda::GatedBackward(gate_up, d_out, activation);
+  if (gate_up.is_cuda()) return cuda::GatedBackward(gate_up, d_out, activation, in_place);
   const int64_t rows = gate_up.size(0), width = gate_up.size(1) / 2;
   at::Tensor d_gate_up = in_place ? gate_up : at::empty(gate_up.sizes(), gate_up.options());
   DispatchDtype(gate_up.scalar_type(), [&](auto type) {

@@ -50,7 +50,7 @@ at::Tensor RmsNormBackward(const at::Tensor& h, const at::Tensor& rstd, const at
 // ---- Gated activation (gated.cc): gate_up [T, 2F], gate first -> activation(gate) * up [T, F] ----
 enum class Activation { kSilu, kGeluTanh };  // SwiGLU (arXiv 2002.05202), GeGLU by the tanh formula
 at::Tensor GatedForward(const at::Tensor& gate_up, Activation activation = Activation::kSilu);
-// [T, 2F]; in_place: the CPU puts it where gate_up was.
+// [T, 2F]; in_place: gate_up's memory may take it.
 at::Tensor GatedBackward(const at::Tensor& gate_up, const at::Tensor& d_out, Activation activation = Activation::kSilu,
                          bool in_place = false);
 

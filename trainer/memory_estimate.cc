@@ -152,7 +152,8 @@ RankMemory EstimateMemory(const Recipe& recipe, int pipeline_rank) {
   } else {
     memory.weights = shard * master +
                      (level == ParallelConfig::PARAMETERS ? own.gathered / shards + largest + second : own.gathered);
-    memory.gradients = whole_gradient ? trained * 4 + shard * 4 : shard * 4 + largest_trained * 4;
+    // A unit's gradient and, beside it, what arrives of it from other ranks.
+    memory.gradients = (whole_gradient ? trained * 4 : largest_trained * 4) + shard * 4 + largest_trained * 4;
     memory.optimizer = shard * states;
   }
   if (m.quantization.has_value()) {
@@ -164,7 +165,9 @@ RankMemory EstimateMemory(const Recipe& recipe, int pipeline_rank) {
   memory.weights += CpuBlockBytes(m.max_positions * m.head_dim / 2 * 4) * 2;
   // The most microbatches between a stage's forward and the end of its backward.
   int in_flight = 0, most = 0;
+  bool later = false;  // gradients of weights
   for (const Action& action : recipe.schedule.ranks[pipeline_rank]) {
+    later = later || action.kind == ActionKind::kWeightGradient;
     if (action.kind == ActionKind::kForward) most = std::max(most, ++in_flight);
     if (action.kind == ActionKind::kBackward || action.kind == ActionKind::kWeightGradient) --in_flight;
   }
@@ -173,8 +176,9 @@ RankMemory EstimateMemory(const Recipe& recipe, int pipeline_rank) {
   memory.activations = most * blocks / std::max(1, stages) * BlockActivationBytes(recipe);
   // What a block's two passes need for a moment.
   const int64_t tokens = TokensPerRank(recipe), hidden = CpuBlockBytes(tokens * m.hidden_size * compute);
-  memory.activations += 6 * hidden + CpuBlockBytes(tokens * (m.num_heads + 2 * m.num_kv_heads) * m.head_dim * compute) +
-                        2 * CpuBlockBytes(tokens * 2 * m.intermediate_size / recipe.mesh[Axis::kTensor] * compute);
+  memory.activations +=
+      6 * hidden + CpuBlockBytes(tokens * (m.num_heads + 2 * m.num_kv_heads) * m.head_dim * compute) +
+      (later ? 2 : 1) * CpuBlockBytes(tokens * 2 * m.intermediate_size / recipe.mesh[Axis::kTensor] * compute);
   if (has_head) {
     // Tokens without target stay out of it.
     const int64_t rows = recipe.config.micro_batch_size() * recipe.targets_per_window / recipe.mesh[Axis::kContext];

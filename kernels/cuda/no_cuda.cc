@@ -18,7 +18,7 @@ at::Tensor RmsNormBackward(const at::Tensor&, const at::Tensor&, const at::Tenso
   Absent("RmsNormBackward");
 }
 at::Tensor GatedForward(const at::Tensor&, Activation) { Absent("GatedForward"); }
-at::Tensor GatedBackward(const at::Tensor&, const at::Tensor&, Activation) { Absent("GatedBackward"); }
+at::Tensor GatedBackward(const at::Tensor&, const at::Tensor&, Activation, bool) { Absent("GatedBackward"); }
 at::Tensor Dropout(const at::Tensor&, const at::Tensor&, const DropoutOptions&) { Absent("Dropout"); }
 void ApplyRope(at::Tensor&, int64_t, int64_t, const at::Tensor&, const RopeTable&, bool) { Absent("ApplyRope"); }
 at::Tensor EmbeddingForward(const at::Tensor&, const at::Tensor&) { Absent("EmbeddingForward"); }

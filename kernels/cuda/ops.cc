@@ -97,13 +97,14 @@ at::Tensor GatedForward(const at::Tensor& gate_up, Activation activation) {
   return out;
 }
 
-at::Tensor GatedBackward(const at::Tensor& gate_up, const at::Tensor& d_out, Activation activation) {
+at::Tensor GatedBackward(const at::Tensor& gate_up, const at::Tensor& d_out, Activation activation, bool in_place) {
   if (activation == Activation::kGeluTanh) {
     const std::vector<at::Tensor> halves = gate_up.chunk(2, 1);
     return at::cat({at::gelu_backward(d_out * halves[1], halves[0], "tanh"), d_out * at::gelu(halves[0], "tanh")}, 1);
   }
   const Target target(gate_up);
-  at::Tensor d_gate_up = at::empty(gate_up.sizes(), gate_up.options());
+  // Each thread has read its elements before it writes them.
+  at::Tensor d_gate_up = in_place ? gate_up : at::empty(gate_up.sizes(), gate_up.options());
   LaunchSwiGluBackward(StorageOf(gate_up), gate_up.size(0), gate_up.size(1) / 2, Address(gate_up), Address(d_out),
                        Address(d_gate_up), target.stream);
   return d_gate_up;

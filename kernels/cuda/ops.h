@@ -17,7 +17,7 @@ at::Tensor RmsNormBackward(const at::Tensor& h, const at::Tensor& rstd, const at
                            const at::Tensor& d_h, at::Tensor* d_weight, double offset);
 
 at::Tensor GatedForward(const at::Tensor& gate_up, Activation activation);
-at::Tensor GatedBackward(const at::Tensor& gate_up, const at::Tensor& d_out, Activation activation);
+at::Tensor GatedBackward(const at::Tensor& gate_up, const at::Tensor& d_out, Activation activation, bool in_place);
 
 at::Tensor Dropout(const at::Tensor& x, const at::Tensor& tokens, const DropoutOptions& options);
 
