@@ -59,18 +59,6 @@ void PackedSequences::Pack(ConversationData::Packing packing) {
   for (size_t i = 0; i < lengths.size(); ++i) sequences_.push_back({static_cast<int32_t>(i)});
 }
 
-int64_t PackedSequences::most_targets() const {
-  int64_t most = 0;
-  for (int64_t sequence = 0; sequence < size(); ++sequence) {
-    int64_t targets = 0;
-    for (const PackedDocument& document : Documents(sequence)) {
-      for (int64_t i = document.begin; i < document.begin + document.length; ++i) targets += learned_[i];
-    }
-    most = std::max(most, targets);
-  }
-  return most;
-}
-
 std::vector<PackedDocument> PackedSequences::Documents(int64_t sequence) const {
   std::vector<PackedDocument> documents;
   for (const int32_t index : sequences_[sequence]) documents.push_back(documents_[index]);

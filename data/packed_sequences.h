@@ -35,7 +35,6 @@ class PackedSequences {
   int64_t num_documents() const { return static_cast<int64_t>(documents_.size()); }
   int64_t num_tokens() const { return static_cast<int64_t>(ids_.size()); }  // without padding
   int64_t num_targets() const { return num_targets_; }                      // that carry loss
-  int64_t most_targets() const;                                             // of a sequence
 
   // Documents one after another, positions and attention apart; the rest is padding: a document without targets.
   Sample Get(int64_t sequence) const;

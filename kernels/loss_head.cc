@@ -1,4 +1,5 @@
 #include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
 #include <ATen/ops/zeros.h>
 
 #include <algorithm>
@@ -73,16 +74,16 @@ void EachPartOfRows(const at::Tensor& rows, const Body& body) {
   });
 }
 
-// Applies the soft cap in place; returns a copy for CapLogitsBackward where there will be gradients.
-at::Tensor CapLogits(const LossHeadOptions& options, at::Tensor& logits) {
-  if (options.softcap <= 0) return {};
+// Applies the soft cap in place; copies the result to `copy` for CapLogitsBackward where there will be gradients.
+void CapLogits(const LossHeadOptions& options, at::Tensor& logits, at::Tensor copy) {
+  if (options.softcap <= 0) return;
   EachPartOfRows(logits, [&](auto type, int64_t begin, int64_t end) {
     using C = decltype(type);
     const int64_t columns = logits.size(1);
     LoopsFor<C>().softcap(end - begin, columns, columns, C(1), static_cast<C>(options.softcap),
                           Data<C>(logits) + begin * columns);
   });
-  return options.with_gradient ? logits.clone() : at::Tensor();
+  if (copy.defined()) copy.copy_(logits);
 }
 
 void CapLogitsBackward(const LossHeadOptions& options, const at::Tensor& capped, at::Tensor& gradient) {
@@ -118,7 +119,6 @@ LossHeadResult LossHead(const at::Tensor& x, const at::Tensor& weight, const at:
     if (d_weight != nullptr) d_weight->zero_();
     if (adapter != nullptr && adapter->d_b != nullptr) adapter->d_b->zero_();
   }
-  const int64_t chunk = std::min(options.chunk_tokens, tokens);
   const at::Tensor wide_weight = Widened(weight), wide_x = Widened(x);  // once, not once per chunk
   at::Tensor thin, b;
   if (adapter != nullptr) {
@@ -126,12 +126,19 @@ LossHeadResult LossHead(const at::Tensor& x, const at::Tensor& weight, const at:
     b = Widened(adapter->b);
     if (options.with_gradient) adapter->d_thin = at::empty(thin.sizes(), thin.options());
   }
+  // [chunk, vocab], arithmetic type
+  const int64_t chunk = options.chunk_tokens;
+  const at::Tensor chunk_logits = at::empty({chunk, weight.size(0)}, wide_x.options());
+  const at::Tensor chunk_capped =
+      options.softcap > 0 && options.with_gradient ? at::empty_like(chunk_logits) : at::Tensor();
   for (int64_t begin = 0; begin < tokens; begin += chunk) {
     const int64_t rows = std::min(chunk, tokens - begin);
     const at::Tensor part = wide_x.narrow(0, begin, rows);
-    at::Tensor logits = MatmulTransposed(part, wide_weight);  // [rows, vocab], arithmetic type
+    at::Tensor logits = chunk_logits.narrow(0, 0, rows);
+    const at::Tensor capped = chunk_capped.defined() ? chunk_capped.narrow(0, 0, rows) : at::Tensor();
+    SetMatmulTransposed(logits, part, wide_weight);
     if (adapter != nullptr) AddMatmulTransposed(logits, thin.narrow(0, begin, rows), b);
-    const at::Tensor capped = CapLogits(options, logits);
+    CapLogits(options, logits, capped);
     at::Tensor statistics = at::empty({2, rows}, logits.options());
     const int64_t* target = Data<int64_t>(targets) + begin;
     DispatchDtype(logits.scalar_type(), [&](auto type) {

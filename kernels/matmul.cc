@@ -55,6 +55,11 @@ at::Tensor MatmulTransposed(const at::Tensor& x, const at::Tensor& w, const at::
   return NarrowTo(x.scalar_type(), y);
 }
 
+void SetMatmulTransposed(at::Tensor y, const at::Tensor& x, const at::Tensor& w) {
+  CheckSizes("y = x w^T", x.size(1), w.size(1));
+  CpuGemm(Transpose::kNo, Transpose::kYes, x, w, /*add=*/false, y);
+}
+
 at::Tensor Matmul(const at::Tensor& dy, const at::Tensor& w) {
   CheckSizes("dy w", dy.size(1), w.size(0));
   if (dy.is_cuda()) return at::mm(dy, w);

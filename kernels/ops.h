@@ -25,6 +25,7 @@ at::Tensor MatmulTransposed(const at::Tensor& x, const at::Tensor& w, const at::
 at::Tensor Matmul(const at::Tensor& dy, const at::Tensor& w);
 // y [T, N] += x w^T and dx [T, K] += dy w. All but w may be columns of wider matrices.
 void AddMatmulTransposed(at::Tensor y, const at::Tensor& x, const at::Tensor& w);
+void SetMatmulTransposed(at::Tensor y, const at::Tensor& x, const at::Tensor& w);  // CPU, arithmetic type
 void AddMatmul(at::Tensor dx, const at::Tensor& dy, const at::Tensor& w);
 // accumulator [N, K] (arithmetic type) += dy^T x, with dy [T, N], x [T, K] (both may be columns of wider matrices);
 // overwrite: = dy^T x.
@@ -70,10 +71,10 @@ void AddEmbeddingGradient(const at::Tensor& tokens, const at::Tensor& dy,
 
 // ---- Loss head (loss_head.cc): projection and cross-entropy in chunks; [T, vocab] never exists ----
 struct LossHeadOptions {
-  double scale = 1;    // multiplies the gradient: 1 / number of targets in the global batch
-  double z_loss = 0;   // coefficient of lse^2
-  double softcap = 0;  // logits l become c tanh(l / c); 0: they do not
-  int64_t chunk_tokens = 512;
+  double scale = 1;            // multiplies the gradient: 1 / number of targets in the global batch
+  double z_loss = 0;           // coefficient of lse^2
+  double softcap = 0;          // logits l become c tanh(l / c); 0: they do not
+  int64_t chunk_tokens = 512;  // memory is taken for so many, also where there are fewer: it is the same every time
   bool with_gradient = true;
   bool overwrite = false;  // d_weight and d_b are set, not added to
   // Where the vocabulary is cut over ranks: `weight` holds the ids from first_id on, of vocab_size in all, and

@@ -26,8 +26,6 @@ absl::StatusOr<Corpora> CorporaOfConversations(const RunConfig& config) {
   corpora.digests = {train.sequences->Digest()};
   corpora.facts.vocab_size = opened.tokenizer->vocab_size();
   corpora.facts.num_windows = corpora.train->num_windows();
-  corpora.facts.targets_per_window = std::max(
-      train.sequences->most_targets(), validation.sequences == nullptr ? 0 : validation.sequences->most_targets());
   return corpora;
 }
 

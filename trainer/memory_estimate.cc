@@ -180,9 +180,7 @@ RankMemory EstimateMemory(const Recipe& recipe, int pipeline_rank) {
       6 * hidden + CpuBlockBytes(tokens * (m.num_heads + 2 * m.num_kv_heads) * m.head_dim * compute) +
       (later ? 2 : 1) * CpuBlockBytes(tokens * 2 * m.intermediate_size / recipe.mesh[Axis::kTensor] * compute);
   if (has_head) {
-    // Tokens without target stay out of it.
-    const int64_t rows = recipe.config.micro_batch_size() * recipe.targets_per_window / recipe.mesh[Axis::kContext];
-    const int64_t chunk = std::min<int64_t>(rows, config.kernels().loss_chunk_tokens());
+    const int64_t chunk = std::min<int64_t>(tokens, config.kernels().loss_chunk_tokens());
     const int64_t ids = (m.vocab_size + recipe.mesh[Axis::kTensor] - 1) / recipe.mesh[Axis::kTensor];
     // Logits; the input, normed, and its gradient, of all tokens and of the chunk.
     memory.activations +=

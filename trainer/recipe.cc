@@ -209,7 +209,6 @@ absl::StatusOr<Recipe> MakeRecipe(const RunConfig& config, int world_size, const
   Problems problems;
   Recipe recipe;
   recipe.config = config;
-  recipe.targets_per_window = facts.targets_per_window.value_or(config.data().sequence_length());
   ModelConfig* model = recipe.config.mutable_model();
   if (const std::string ignored = ResolveModelConfig(families, model, &problems); !ignored.empty()) Info(ignored);
   if (!model->has_vocab_size() && facts.vocab_size > 0) model->set_vocab_size(static_cast<int32_t>(facts.vocab_size));

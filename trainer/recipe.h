@@ -5,7 +5,6 @@
 #define TRIREME_TRAINER_RECIPE_H_
 
 #include <cstdint>
-#include <optional>
 #include <string>
 #include <vector>
 
@@ -21,8 +20,7 @@ namespace trireme {
 // What the corpora say; zeros when there is none (bench).
 struct CorpusFacts {
   int64_t vocab_size = 0;
-  int64_t num_windows = 0;                    // of data.sequence_length, over all sources
-  std::optional<int64_t> targets_per_window;  // at most; empty: all its tokens
+  int64_t num_windows = 0;  // of data.sequence_length, over all sources
 };
 
 struct Recipe {
@@ -30,11 +28,10 @@ struct Recipe {
   DecoderSpec model;
   WeightNames weights;  // of the family's checkpoints
   MeshShape mesh;
-  int64_t num_microbatches = 0;    // per data-parallel rank and step
-  Schedule schedule;               // over pipeline ranks, computations only
-  std::vector<int> stage_units;    // how many units (embedding, blocks, head) each stage has
-  int64_t tokens_per_step = 0;     // over all ranks
-  int64_t targets_per_window = 0;  // at most
+  int64_t num_microbatches = 0;  // per data-parallel rank and step
+  Schedule schedule;             // over pipeline ranks, computations only
+  std::vector<int> stage_units;  // how many units (embedding, blocks, head) each stage has
+  int64_t tokens_per_step = 0;   // over all ranks
   int64_t total_steps = 0;
 
   double peak_learning_rate() const;

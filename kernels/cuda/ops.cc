@@ -170,7 +170,7 @@ LossHeadResult LossHead(const at::Tensor& x, const at::Tensor& weight, const at:
     return result;
   }
   const at::TensorOptions wide = x.options().dtype(at::kFloat);
-  const int64_t chunk = std::min(options.chunk_tokens, tokens);
+  const int64_t chunk = options.chunk_tokens;
   at::Tensor lse = at::empty({tokens}, wide), of_target = at::empty({tokens}, wide);
   at::Tensor chunk_logits = at::empty({chunk, vocab}, wide);
   at::Tensor chunk_gradient = options.with_gradient && rounds ? at::empty({chunk, vocab}, x.options()) : chunk_logits;

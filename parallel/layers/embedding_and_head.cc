@@ -8,6 +8,8 @@
 #include <ATen/ops/zeros.h>
 #include <ATen/ops/zeros_like.h>
 
+#include <algorithm>
+
 #include "parallel/layers/adapter.h"
 #include "parallel/layers/autograd.h"
 #include "parallel/layers/functions.h"
@@ -146,6 +148,7 @@ HeadLoss CrossEntropyHead(const at::Tensor& x, Weight& weight, int64_t vocab_siz
     const at::Tensor rows = chosen(all_rows), targets = chosen(all_targets);
     const Gathered part = weight.full();
     LossHeadOptions options = given;
+    options.chunk_tokens = std::min(options.chunk_tokens, all_rows.size(0));
     if (tensor.size() > 1) {
       options.first_id = part.first_row;
       options.vocab_size = vocab_size;

@@ -50,7 +50,7 @@ at::Tensor Linear(const at::Tensor& x, Weight& weight, ProcessGroup& tensor, con
                   Weight* bias = nullptr);
 
 // gate_up [T, 2F/n] -> (activation(gate) up) weight^T, summed over ranks (+ residual where defined). Saves gate_up
-// only.
+// only; backward writes over it.
 at::Tensor GatedLinear(const at::Tensor& gate_up, Activation activation, Weight& weight, ProcessGroup& tensor,
                        const at::Tensor& residual = {});
 

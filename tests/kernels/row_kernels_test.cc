@@ -102,7 +102,7 @@ TEST_P(RowKernels, Gated) {
       EXPECT_LT(RelativeError(GatedForward(gate_up, activation), expected), Tolerance(dtype()));
       const at::Tensor gradient = GatedBackward(gate_up, d_out, activation);
       EXPECT_LT(RelativeError(gradient, leaf.grad()), Tolerance(dtype()));
-      EXPECT_TRUE(at::equal(GatedBackward(gate_up, d_out, activation, /*in_place=*/true), gradient));
+      EXPECT_TRUE(gradient.equal(GatedBackward(gate_up, d_out, activation, /*in_place=*/true)));
     }
   }
 }
