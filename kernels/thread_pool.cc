@@ -9,6 +9,8 @@
 #include <thread>
 #include <vector>
 
+#include "kernels/gemm.h"
+
 namespace trireme {
 namespace {
 
@@ -127,6 +129,7 @@ std::unique_ptr<Pool> pool;
 void SetCpuThreads(int threads) {
   pool = std::make_unique<Pool>(threads < 1 ? 1 : threads);
   at::set_num_threads(1);
+  BlasName();  // Chosen and set up before anything multiplies.
 }
 
 int CpuThreads() {
