@@ -34,9 +34,9 @@ CASES = {
         "no groups, tied",
     ),
     "LoRA, head trained whole": (dict(r=3, lora_alpha=4, target_modules=["o_proj"], modules_to_save=["lm_head"]), "grouped queries, untied"),
-    "LoRA, head among the targets": (dict(r=3, lora_alpha=6, target_modules=["v_proj", "down_proj", "lm_head"]), "grouped queries, untied"),
     "DoRA, all linear": (dict(r=4, lora_alpha=8, target_modules=ALL, use_dora=True), "grouped queries, untied"),
     "DoRA, k and down": (dict(r=3, lora_alpha=5, target_modules=["k_proj", "down_proj"], use_dora=True), "no groups, tied"),
+    "LoRA, head among the targets": (dict(r=3, lora_alpha=6, target_modules=["v_proj", "down_proj", "lm_head"]), "grouped queries, untied"),
 }  # fmt: skip
 
 # Of the first case, of DoRA and with the head. Whole microbatches per data rank.
