@@ -100,7 +100,8 @@ std::vector<ParameterSpec> HeadParameters(const DecoderSpec& s) {
   std::vector<ParameterSpec> head = {NormWeight(s, "model.norm.weight", s.hidden_size)};
   if (s.gpt_block) head.push_back(Vector("model.norm.bias", s.hidden_size, Initialization::kZeros));
   if (!s.tied_embeddings)
-    head.push_back(Matrix("lm_head.weight", s.vocab_size, s.hidden_size, s.initializer_range, Placement::kVocabulary));
+    head.push_back(Matrix(absl::StrCat(kHeadModule, ".weight"), s.vocab_size, s.hidden_size, s.initializer_range,
+                          Placement::kVocabulary));
   return Frozen(s, std::move(head));
 }
 
@@ -185,7 +186,7 @@ void CheckUnquantized(const DecoderSpec& spec, std::vector<std::string>* problem
                                        ", which are multiplied as one matrix; name all or none of them"));
   });
   for (const std::string& item : spec.unquantized) {
-    bool known = item == "lm_head";  // also where it is tied
+    bool known = item == kHeadModule;  // also where it is tied
     for (const ParameterSpec& parameter : all) known = known || Names(item, ModuleOf(parameter.name));
     if (!known)
       problems->push_back(absl::StrCat("model.quantization.skip_modules: \"", item, "\" names no layer of the model"));

@@ -17,8 +17,7 @@ namespace trireme {
 
 // Sets what the config.json of model.from or model.config, or the GGUF file model.from, says; nothing when neither is
 // set. config.json is of a model type of `families`. What does not fit is appended to `problems`. Returns the keys that
-// were ignored, as a sentence for the log, or
-// "". Not collective.
+// were ignored, as a sentence for the log, or "". Not collective.
 std::string ResolveModelConfig(const std::vector<ModelFamily>& families, ModelConfig* model,
                                std::vector<std::string>* problems);
 

@@ -207,25 +207,21 @@ MicrobatchTensors Model::ToDevice(const Microbatch& m) const {
     numbers.resize(m.tokens.size());
     std::iota(numbers.begin(), numbers.end(), m.first_sample * length);
   }
-  if (ranks == 1) {
-    batch.tokens = CopyOf(m.tokens, device_);
-    batch.targets = CopyOf(m.targets, device_);
-    batch.positions = CopyOf(m.positions, device_);
-    batch.with_target = with_target(m.targets);
-    if (!numbers.empty()) batch.numbers = CopyOf(numbers, device_);
-    return batch;
-  }
-  const std::vector<int64_t> own = LocalTokens(static_cast<int64_t>(m.tokens.size()), length, ranks, rank);
+  std::vector<int64_t> own;
+  if (ranks > 1) own = LocalTokens(static_cast<int64_t>(m.tokens.size()), length, ranks, rank);
   const auto part = [&](const std::vector<int64_t>& whole) {
+    if (ranks == 1) return whole;
     std::vector<int64_t> values;
     for (int64_t index : own) values.push_back(whole[index]);
     return values;
   };
   batch.tokens = CopyOf(part(m.tokens), device_);
-  batch.targets = CopyOf(part(m.targets), device_);
+  const std::vector<int64_t> targets = part(m.targets);
+  batch.targets = CopyOf(targets, device_);
+  batch.with_target = with_target(targets);
   batch.positions = CopyOf(part(m.positions), device_);
-  batch.with_target = with_target(part(m.targets));
   if (!numbers.empty()) batch.numbers = CopyOf(part(numbers), device_);
+  if (ranks == 1) return batch;
   const ContextMethod method = MethodOf(recipe_.config.parallel());
   for (const int64_t window : recipe_.model.windows()) {
     batch.contexts[window] = std::make_shared<ContextAttention>(

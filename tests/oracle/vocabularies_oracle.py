@@ -158,16 +158,15 @@ def from_gguf(path):
 
 def from_tekken(path):
     """A tokenizer.json: ranks as merges, special tokens first, as Transformers converts them."""
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
+
     with open(path, encoding="utf-8") as file:
         tekken = json.load(file)
     config = tekken["config"]
     special = config["default_num_special_tokens"]
     ranks = [base64.b64decode(entry["token_bytes"]) for entry in tekken["vocab"][: config["default_vocab_size"] - special]]
     rank_of = {token: rank for rank, token in enumerate(ranks)}
-    bytes_as_text = {}
-    for byte in range(256):
-        shown = 0x21 <= byte <= 0x7E or 0xA1 <= byte <= 0xAC or 0xAE <= byte
-        bytes_as_text[byte] = chr(byte if shown else 256 + sum(1 for b in bytes_as_text.values() if ord(b) >= 256))
+    bytes_as_text = bytes_to_unicode()
     text = lambda token: "".join(bytes_as_text[byte] for byte in token)
     merges = []
     for token in ranks:

@@ -35,7 +35,10 @@ build/app export run --output hf
 grep -q '"model_type": "outrigger"' hf/config.json
 grep -q '"OutriggerForCausalLM"' hf/config.json
 build/app inspect hf | tee inspected.txt
-! grep -q "not possible" inspected.txt
+if grep "not possible" inspected.txt; then
+  echo "error: inspect says that the model cannot be imported"
+  exit 1
+fi
 build/app "${train[@]}" --set run_dir="$work/more" --set model.from="$work/hf"
 code=0
 prefix/bin/trireme "${train[@]}" --set run_dir="$work/more" --set model.from="$work/hf" --set kernels.attention=auto 2>error.txt || code=$?
