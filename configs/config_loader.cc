@@ -1,5 +1,6 @@
 #include "configs/config_loader.h"
 
+#include <absl/strings/match.h>
 #include <absl/strings/str_join.h>
 #include <google/protobuf/text_format.h>
 
@@ -24,6 +25,8 @@ absl::StatusOr<RunConfig> LoadConfig(const std::vector<std::string>& files, cons
       continue;
     }
     RunConfig layer;
+    constexpr absl::string_view kByteOrderMark = "\xEF\xBB\xBF";  // some editors begin a file with it
+    if (absl::StartsWith(*text, kByteOrderMark)) text->erase(0, kByteOrderMark.size());
     ParseConfigText({file, *std::move(text), "", 0}, &layer, &problems);
     MergeOver(layer, &config);
   }

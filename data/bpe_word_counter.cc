@@ -6,6 +6,7 @@
 #include <condition_variable>
 #include <deque>
 #include <mutex>
+#include <system_error>
 #include <thread>
 
 #include "data/pretokenizer_patterns.h"
@@ -82,7 +83,14 @@ absl::StatusOr<std::vector<std::pair<std::string, int64_t>>> CountWords(const Do
   DocumentQueue queue;
   std::vector<Counts> counts(num_threads);
   std::vector<std::thread> threads;
-  for (Counts& mine : counts) threads.emplace_back(CountDocuments, &queue, &mine);
+  for (Counts& mine : counts) {
+    try {
+      threads.emplace_back(CountDocuments, &queue, &mine);
+    } catch (const std::system_error&) {
+      if (threads.empty()) throw;
+      break;  // as many as the system gives
+    }
+  }
   Progress progress("tokenizer: counting words", 0, "B");
   absl::Status status;
   int64_t bytes = 0;

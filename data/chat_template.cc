@@ -12,6 +12,7 @@ namespace {
 using Json = nlohmann::ordered_json;
 
 constexpr size_t kMaxFileBytes = size_t{64} << 20;
+constexpr const char* kTokenizerConfig = "tokenizer_config.json";
 constexpr const char* kSpecialTokens[] = {"bos_token", "eos_token", "unk_token", "sep_token",
                                           "pad_token", "cls_token", "mask_token"};
 constexpr const char* kReasoning[] = {"reasoning_content", "thinking", "reasoning"};
@@ -37,8 +38,8 @@ absl::StatusOr<Json> ReadObject(const std::string& path) {
   return json;
 }
 
-// Adds the special tokens that `config` names: strings, or objects with the string as `content`.
-void AddSpecialTokens(const Json& config, std::map<std::string, std::string>* tokens) {
+// Adds those that `config` names: strings, or objects with the string as `content`.
+void AddSpecialTokens(const Json& config, SpecialTokens* tokens) {
   for (const char* name : kSpecialTokens) {
     const auto found = config.find(name);
     if (found == config.end()) continue;
@@ -161,20 +162,27 @@ absl::Status ChatTemplate::Check(const Conversation& conversation) const {
   return absl::OkStatus();
 }
 
+absl::StatusOr<SpecialTokens> ReadSpecialTokens(const std::string& folder) {
+  SpecialTokens tokens;
+  for (const char* name : {kTokenizerConfig, "special_tokens_map.json"}) {
+    const std::string file = absl::StrCat(folder, "/", name);
+    if (!Exists(file)) continue;
+    ASSIGN_OR_RETURN(const Json config, ReadObject(file));
+    AddSpecialTokens(config, &tokens);
+  }
+  return tokens;
+}
+
 absl::StatusOr<ChatTemplate> LoadChatTemplate(const std::string& folder, ChatTemplateOptions options) {
   Json config = Json::object();
-  const std::string config_file = folder + "/tokenizer_config.json", map_file = folder + "/special_tokens_map.json";
-  if (Exists(config_file)) {
-    ASSIGN_OR_RETURN(config, ReadObject(config_file));
+  if (const std::string file = absl::StrCat(folder, "/", kTokenizerConfig); Exists(file)) {
+    ASSIGN_OR_RETURN(config, ReadObject(file));
   }
   ASSIGN_OR_RETURN(const auto templates, ReadTemplates(folder, config));
   const auto found = templates.find("default");
   if (found == templates.end()) return NotFound(folder);
-  AddSpecialTokens(config, &options.special_tokens);
-  if (Exists(map_file)) {  // of older models
-    ASSIGN_OR_RETURN(const Json map, ReadObject(map_file));
-    AddSpecialTokens(map, &options.special_tokens);
-  }
+  ASSIGN_OR_RETURN(SpecialTokens tokens, ReadSpecialTokens(folder));
+  options.special_tokens.merge(tokens);
   const std::string name =
       folder + (Exists(folder + "/chat_template.jinja") ? "/chat_template.jinja" : " (chat_template)");
   ASSIGN_OR_RETURN(jinja::Template text, jinja::Template::Parse(found->second, name));

@@ -41,9 +41,10 @@ struct RenderedChat {
   bool ends_marked = true;
 };
 
+using SpecialTokens = std::map<std::string, std::string>;  // by role: bos_token, eos_token, ...
+
 struct ChatTemplateOptions {
-  // Variables by name, as tokenizer_config.json has them: bos_token, eos_token, ...
-  std::map<std::string, std::string> special_tokens;
+  SpecialTokens special_tokens;  // variables of the template
   // What strftime_now() reads, in seconds since 1970, as UTC. Unset: the clock, as local time.
   std::optional<int64_t> now;
 };
@@ -78,9 +79,13 @@ class ChatTemplate {
   std::shared_ptr<const Compiled> compiled_;
 };
 
+// Of a model directory: those of tokenizer_config.json, then those of special_tokens_map.json, which older models have.
+// Errors are kData: a file that is there is no JSON object.
+absl::StatusOr<SpecialTokens> ReadSpecialTokens(const std::string& folder);
+
 // The template of a model directory, found as Transformers finds it: chat_template.jinja, else `chat_template` of
 // tokenizer_config.json (one, or the ones named "default" and, for conversations with tools, "tool_use"); special
-// tokens from tokenizer_config.json, which `options.special_tokens` override. Errors are kData: there is none
+// tokens as ReadSpecialTokens has them, which `options.special_tokens` override. Errors are kData: there is none
 // (absl::IsNotFound), or it does not compile.
 absl::StatusOr<ChatTemplate> LoadChatTemplate(const std::string& folder, ChatTemplateOptions options = {});
 

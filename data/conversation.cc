@@ -168,6 +168,19 @@ absl::Status AddShareGpt(Json& list, const Line& line, ConversationSample* sampl
   return absl::OkStatus();
 }
 
+// A "system" beside the list is what the list could begin with.
+absl::Status AddSystem(Json& object, const Line& line, ConversationSample* sample) {
+  ASSIGN_OR_RETURN(std::string system, StringField(object, "system", line));
+  Json& messages = sample->conversation.messages;
+  if (system.empty() || messages.empty()) return absl::OkStatus();
+  if (messages[0]["role"] != "system" && messages[0]["role"] != "developer") {
+    messages.insert(messages.begin(), Json{{"role", "system"}, {"content", std::move(system)}});
+  } else if (messages[0]["content"] != system) {
+    return line.Error("field \"system\" says something else than the first message, which is a system message too");
+  }
+  return absl::OkStatus();
+}
+
 absl::Status AddAlpaca(Json& object, const Line& line, ConversationSample* sample) {
   if (const Json* history = Find(object, "history"); history != nullptr && !history->empty())
     return line.Error("field \"history\": earlier turns are not read from Alpaca's form; write \"messages\"");
@@ -261,9 +274,11 @@ absl::StatusOr<ConversationSample> ParseConversation(absl::string_view text, con
   switch (sample.form) {
     case SampleForm::kMessages:
       RETURN_IF_ERROR(AddMessages(object["messages"], "messages", line, &sample));
+      RETURN_IF_ERROR(AddSystem(object, line, &sample));
       break;
     case SampleForm::kShareGpt:
       RETURN_IF_ERROR(AddShareGpt(object["conversations"], line, &sample));
+      RETURN_IF_ERROR(AddSystem(object, line, &sample));
       break;
     case SampleForm::kAlpaca:
       RETURN_IF_ERROR(AddAlpaca(object, line, &sample));

@@ -31,8 +31,9 @@ bool HasTarget(const uint8_t* learned, int64_t count) {
   return std::any_of(learned + std::min<int64_t>(1, count), learned + count, [](uint8_t one) { return one != 0; });
 }
 
-bool TeachesToStop(const MaskedTokens& tokens, const SampleTokenizer& tokenizer) {
-  for (size_t i = tokens.ids.size(); i-- > 0;) {
+// Of the first `count` tokens.
+bool TeachesToStop(const MaskedTokens& tokens, int64_t count, const SampleTokenizer& tokenizer) {
+  for (int64_t i = count; i-- > 0;) {
     if (tokens.learned[i] == 0) continue;
     const int32_t id = tokens.ids[i];
     if (tokenizer.tokenizer().IsSpecial(id) || id == tokenizer.end_id()) return true;
@@ -80,7 +81,8 @@ class SplitBuilder {
     }
     counts_.dropped_over_long += !kept;
     counts_.kept += kept;
-    if (kept && !TeachesToStop(tokens, tokenizer_)) ++counts_.without_end;
+    const bool cut = over_long && config_.over_long() == ConversationData::TRUNCATE;
+    if (kept && !TeachesToStop(tokens, cut ? length_ : count, tokenizer_)) ++counts_.without_end;
   }
 
   ConversationSplit Finish() {

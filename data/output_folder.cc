@@ -1,11 +1,7 @@
 #include "data/output_folder.h"
 
-#include <fcntl.h>
-#include <sys/file.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
-#include <cerrno>
 #include <filesystem>
 #include <system_error>
 
@@ -35,17 +31,9 @@ absl::Status CheckReplaceable(const std::string& path, bool overwrite) {
                " in it), so --overwrite does not replace it; remove it yourself or choose another --output");
 }
 
-// Takes the lock in `folder`; the kernel gives it back however the process ends.
-absl::StatusOr<int> Lock(const std::string& folder) {
-  const std::string path = (fs::path(folder) / kLockName).string();
-  const int fd = ::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0644);
-  if (fd < 0) return SystemError("create", path, /*writing=*/true);
-  struct stat mine, current;
-  const bool locked = ::flock(fd, LOCK_EX | LOCK_NB) == 0;
-  // Between open and lock the owner may have finished and renamed the folder away.
-  if (locked && ::fstat(fd, &mine) == 0 && ::stat(path.c_str(), &current) == 0 && mine.st_ino == current.st_ino)
-    return fd;
-  ::close(fd);
+absl::StatusOr<std::unique_ptr<FileLock>> Lock(const std::string& folder) {
+  ASSIGN_OR_RETURN(std::unique_ptr<FileLock> lock, FileLock::Take((fs::path(folder) / kLockName).string()));
+  if (lock != nullptr) return lock;
   return Error(ExitCode::kStorage, "write ", folder,
                ": another process is writing there; wait for it or choose another --output");
 }
@@ -69,8 +57,8 @@ absl::StatusOr<std::unique_ptr<OutputFolder>> OutputFolder::Create(std::string f
   RETURN_IF_ERROR(CheckReplaceable(final_path, overwrite));
   std::string path = final_path + ".tmp-prepare";
   RETURN_IF_ERROR(MakeDirectories(path));
-  ASSIGN_OR_RETURN(const int lock_fd, Lock(path));
-  std::unique_ptr<OutputFolder> folder(new OutputFolder(std::move(final_path), std::move(path), lock_fd));
+  ASSIGN_OR_RETURN(std::unique_ptr<FileLock> lock, Lock(path));
+  std::unique_ptr<OutputFolder> folder(new OutputFolder(std::move(final_path), std::move(path), std::move(lock)));
   RETURN_IF_ERROR(Sweep(folder->path()));
   return folder;
 }
@@ -80,7 +68,6 @@ OutputFolder::~OutputFolder() {
     const absl::Status status = RemoveAll(path_);
     if (!status.ok()) Warning(std::string(status.message()));
   }
-  ::close(lock_fd_);
 }
 
 absl::Status OutputFolder::Publish() {

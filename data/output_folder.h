@@ -6,6 +6,7 @@
 #include <memory>
 #include <string>
 
+#include "launch/file.h"
 #include "launch/status.h"
 
 namespace trireme {
@@ -27,12 +28,12 @@ class OutputFolder {
   absl::Status Publish();  // The files must be durable already.
 
  private:
-  OutputFolder(std::string final_path, std::string path, int lock_fd)
-      : final_path_(std::move(final_path)), path_(std::move(path)), lock_fd_(lock_fd) {}
+  OutputFolder(std::string final_path, std::string path, std::unique_ptr<FileLock> lock)
+      : final_path_(std::move(final_path)), path_(std::move(path)), lock_(std::move(lock)) {}
 
   std::string final_path_;
   std::string path_;
-  int lock_fd_;
+  std::unique_ptr<FileLock> lock_;
   bool published_ = false;
 };
 

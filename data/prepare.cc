@@ -1,5 +1,6 @@
 #include "data/prepare.h"
 
+#include <absl/strings/escaping.h>
 #include <absl/strings/str_format.h>
 
 #include <algorithm>
@@ -21,6 +22,8 @@
 namespace trireme {
 namespace {
 
+constexpr int kMaxThreads = 1024;
+
 absl::Status CheckOptions(const PrepareOptions& options) {
   const auto refuse = [](const auto&... what) { return Error(ExitCode::kConfig, "prepare: ", what...); };
   if (options.inputs.empty()) return refuse("no input; give text files, folders, or - for standard input");
@@ -33,7 +36,8 @@ absl::Status CheckOptions(const PrepareOptions& options) {
     return refuse("--validation-fraction is ", options.validation_fraction, "; it must be at least 0 and below 1");
   }
   if (options.shard_tokens <= 0) return refuse("--shard-tokens is ", options.shard_tokens, "; it must be positive");
-  if (options.threads < 0) return refuse("--threads is ", options.threads, "; it must not be negative");
+  if (options.threads < 0 || options.threads > kMaxThreads)
+    return refuse("--threads is ", options.threads, "; give 0 (one per core) to ", kMaxThreads);
   return absl::OkStatus();
 }
 
@@ -43,6 +47,10 @@ std::string CommandOf(const PrepareOptions& options) {
   std::string command = absl::StrCat("trireme prepare --tokenizer ", options.tokenizer, " --validation-fraction ",
                                      options.validation_fraction, " --shard-tokens ", options.shard_tokens);
   if (options.text.format != TextFormat::kPlain) absl::StrAppend(&command, " --text-field ", options.text.text_field);
+  if (options.text.format != TextFormat::kByName)
+    absl::StrAppend(&command, " --format ", options.text.format == TextFormat::kPlain ? "text" : "jsonl");
+  if (!options.text.delimiter.empty())
+    absl::StrAppend(&command, " --delimiter \"", absl::CEscape(options.text.delimiter), "\"");
   for (size_t i = 0; i < options.inputs.size() && i < kMaxInputs; ++i)
     absl::StrAppend(&command, " ", options.inputs[i]);
   if (options.inputs.size() > kMaxInputs) absl::StrAppend(&command, " ... (", options.inputs.size(), " inputs)");
@@ -138,7 +146,9 @@ bool InValidation(int64_t document, double fraction) {
 
 absl::Status Prepare(const PrepareOptions& options) {
   RETURN_IF_ERROR(CheckOptions(options));
-  ASSIGN_OR_RETURN(std::unique_ptr<Tokenizer> tokenizer, Tokenizer::Load(options.tokenizer));
+  const std::string found = FindTokenizer(options.tokenizer);  // in a folder
+  const std::string tokenizer_path = found.empty() ? options.tokenizer : found;
+  ASSIGN_OR_RETURN(std::unique_ptr<Tokenizer> tokenizer, Tokenizer::Load(tokenizer_path));
   if (tokenizer->end_of_document() < 0) {
     return Error(ExitCode::kData, "prepare: ", options.tokenizer,
                  " has no end-of-document token (<|endoftext|> or the like), so documents could not be told apart; use "
@@ -150,7 +160,7 @@ absl::Status Prepare(const PrepareOptions& options) {
   CorpusManifest manifest;
   RETURN_IF_ERROR(WriteCorpus(options, *tokenizer, reader.get(), output->path(), &manifest));
   const std::filesystem::path folder(output->path());
-  ASSIGN_OR_RETURN(const std::string tokenizer_file, ReadFile(options.tokenizer));
+  ASSIGN_OR_RETURN(const std::string tokenizer_file, ReadFile(tokenizer_path));
   if (HashBytes(tokenizer_file.data(), tokenizer_file.size()) != tokenizer->digest()) {
     return Error(ExitCode::kData, "prepare: ", options.tokenizer, " changed while it was in use; start again");
   }

@@ -26,7 +26,10 @@ absl::Status KeepLearned(const ConversationSample& sample, const ChatTemplate& c
   if (sample.prompt_messages == 0) return absl::OkStatus();
   Conversation prompt = sample.conversation;
   prompt.messages.erase(prompt.messages.begin() + static_cast<int64_t>(sample.prompt_messages), prompt.messages.end());
-  ASSIGN_OR_RETURN(const std::string given, chat_template.Render(prompt, /*add_generation_prompt=*/false));
+  ASSIGN_OR_RETURN(std::string given, chat_template.Render(prompt, /*add_generation_prompt=*/false));
+  if (!absl::StartsWith(chat->text, given)) {  // Some templates end a conversation that is not to go on.
+    ASSIGN_OR_RETURN(given, chat_template.Render(prompt, /*add_generation_prompt=*/true));
+  }
   if (!absl::StartsWith(chat->text, given)) {
     return Error(ExitCode::kData,
                  "the template writes the prompt differently when the completion follows, so the two "

@@ -11,6 +11,7 @@
 #include <utility>
 
 #include "data/byte_source.h"
+#include "launch/log.h"
 
 namespace trireme {
 namespace {
@@ -51,15 +52,23 @@ absl::Status AppendFolder(const std::string& folder, std::vector<std::string>* f
   std::error_code error;
   std::vector<std::string> found;
   fs::recursive_directory_iterator it(folder, error);
+  std::string last = folder;
   for (; !error && it != fs::recursive_directory_iterator(); it.increment(error)) {
+    last = it->path().string();
     if (absl::StartsWith(it->path().filename().string(), ".")) {
       it.disable_recursion_pending();
       continue;
     }
-    if (it->is_regular_file(error) && !error) found.push_back(it->path().string());
-    if (error) break;
+    std::error_code unreadable;
+    const fs::file_status status = it->status(unreadable);
+    if (unreadable)
+      return Error(ExitCode::kData, "read ", last, ": ", unreadable.message(),
+                   it->is_symlink(error) ? " (it is a link); remove it or mend where it leads" : "");
+    if (fs::is_regular_file(status)) found.push_back(last);
+    if (fs::is_directory(status) && it->is_symlink(error))
+      Warning("read ", last, ": a link to a folder, which is not followed; name the folder itself");
   }
-  if (error) return FolderError(folder, error);
+  if (error) return FolderError(last, error);
   if (found.empty()) return Error(ExitCode::kData, "read ", folder, ": the folder holds no files");
   std::sort(found.begin(), found.end());
   files->insert(files->end(), found.begin(), found.end());

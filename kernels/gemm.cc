@@ -6,6 +6,7 @@
 
 #include "kernels/gemm_backend.h"
 #include "kernels/thread_pool.h"
+#include "launch/log.h"
 #include "launch/status.h"
 
 namespace trireme {
@@ -32,7 +33,8 @@ const GemmBackend& Backend() {
       if (one.name == wish) return one;
       absl::StrAppend(&known, known.empty() ? "" : ", ", one.name);
     }
-    TRIREME_CHECK(false, "TRIREME_BLAS is ", wish, "; there are: ", known);
+    WriteLog(Severity::kError, absl::StrCat("TRIREME_BLAS: is \"", wish, "\"; there are: ", known));
+    std::_Exit(static_cast<int>(ExitCode::kConfig));
   }();
   return backend;
 }

@@ -1,6 +1,7 @@
 #include "launch/file.h"
 
 #include <fcntl.h>
+#include <sys/file.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -48,7 +49,7 @@ std::string ParentOf(const std::string& path) {
 }  // namespace
 
 absl::StatusOr<std::string> ReadFile(const std::string& path, uint64_t max_bytes) {
-  const int fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
+  const int fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
   if (fd < 0) return SystemError("open", path, /*writing=*/false);
   struct stat info;
   if (::fstat(fd, &info) != 0 || !S_ISREG(info.st_mode)) {
@@ -82,7 +83,27 @@ bool Exists(const std::string& path) {
   return fs::exists(path, error);
 }
 
-absl::Status WriteFileAtomically(const std::string& path, const std::string& contents) {
+namespace {
+
+// Into a device or pipe.
+absl::Status WriteThrough(const std::string& path, const std::string& contents) {
+  const int fd = ::open(path.c_str(), O_WRONLY | O_CLOEXEC);
+  if (fd < 0) return SystemError("open", path, /*writing=*/true);
+  absl::Status status = WriteFully(fd, contents.data(), contents.size(), path);
+  if (::close(fd) != 0 && status.ok()) status = SystemError("close", path, /*writing=*/true);
+  return status;
+}
+
+}  // namespace
+
+absl::Status WriteFileAtomically(const std::string& given, const std::string& contents) {
+  struct stat info;
+  const bool there = ::stat(given.c_str(), &info) == 0;
+  if (there && !S_ISREG(info.st_mode) && !S_ISDIR(info.st_mode)) return WriteThrough(given, contents);
+  // Of a link the file that it leads to is replaced.
+  std::error_code error;
+  const fs::path target = there ? fs::canonical(given, error) : fs::path();
+  const std::string path = there && !error ? target.string() : given;
   const std::string temporary = absl::StrCat(path, ".tmp-", ::getpid());
   auto writer = FileWriter::Create(temporary);
   if (!writer.ok()) return writer.status();
@@ -129,7 +150,7 @@ absl::Status RenameDurably(const std::string& from, const std::string& to) {
 }
 
 absl::StatusOr<Digest> HashFile(const std::string& path, const std::function<void(uint64_t)>& progress) {
-  const int fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
+  const int fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
   if (fd < 0) return SystemError("open", path, /*writing=*/false);
   std::unique_ptr<XXH3_state_t, decltype(&XXH3_freeState)> state(XXH3_createState(), &XXH3_freeState);
   XXH3_128bits_reset(state.get());
@@ -224,7 +245,7 @@ absl::Status FileWriter::Close() {
 Digest FileWriter::digest() const { return Hex(XXH3_128bits_digest(hash_->state)); }
 
 absl::StatusOr<std::shared_ptr<MappedFile>> MappedFile::Open(const std::string& path) {
-  const int fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
+  const int fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
   if (fd < 0) return SystemError("open", path, /*writing=*/false);
   struct stat info;
   if (::fstat(fd, &info) != 0 || !S_ISREG(info.st_mode)) {
@@ -244,6 +265,25 @@ absl::StatusOr<std::shared_ptr<MappedFile>> MappedFile::Open(const std::string& 
   ::close(fd);
   return std::shared_ptr<MappedFile>(new MappedFile(path, data, info.st_size));
 }
+
+absl::StatusOr<std::unique_ptr<FileLock>> FileLock::Take(const std::string& path) {
+  const int fd = ::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0644);
+  if (fd < 0) return SystemError("create", path, /*writing=*/true);
+  struct stat mine, current;
+  const bool locked = ::flock(fd, LOCK_EX | LOCK_NB) == 0;
+  if (!locked && errno != EWOULDBLOCK) {
+    const absl::Status status = SystemError("lock", path, /*writing=*/true);
+    ::close(fd);
+    return status;
+  }
+  // Between open and lock the owner may have finished and moved the file away.
+  if (locked && ::fstat(fd, &mine) == 0 && ::stat(path.c_str(), &current) == 0 && mine.st_ino == current.st_ino)
+    return std::unique_ptr<FileLock>(new FileLock(fd));
+  ::close(fd);
+  return std::unique_ptr<FileLock>();
+}
+
+FileLock::~FileLock() { ::close(fd_); }
 
 MappedFile::~MappedFile() {
   if (data_ != nullptr) ::munmap(const_cast<uint8_t*>(data_), size_);

@@ -24,7 +24,7 @@ absl::StatusOr<std::string> ReadFile(const std::string& path, uint64_t max_bytes
 bool Exists(const std::string& path);
 
 // Writes to `path`.tmp, fsyncs, renames over `path`, fsyncs the directory: after a crash the old or the new file
-// stands, whole.
+// stands, whole. Of a link the file it leads to is replaced; into a device or pipe is written as into any.
 absl::Status WriteFileAtomically(const std::string& path, const std::string& contents);
 
 // mkdir -p.
@@ -67,6 +67,20 @@ class FileWriter {
   uint64_t size_ = 0;
   std::string buffer_;
   std::unique_ptr<HashState> hash_;
+};
+
+// Held until it is destroyed or the process ends, however it ends.
+class FileLock {
+ public:
+  // Takes `path`, an empty file made where it is missing. Null: another process has it.
+  static absl::StatusOr<std::unique_ptr<FileLock>> Take(const std::string& path);
+  ~FileLock();
+  FileLock(const FileLock&) = delete;
+  FileLock& operator=(const FileLock&) = delete;
+
+ private:
+  explicit FileLock(int fd) : fd_(fd) {}
+  int fd_;
 };
 
 // A whole file mapped read-only. data() is null for an empty file.

@@ -34,7 +34,7 @@ bool UnderMpirun() { return std::getenv("OMPI_COMM_WORLD_SIZE") != nullptr || st
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<Process>> Process::Start(int expected_ranks) {
+absl::StatusOr<std::unique_ptr<Process>> Process::Start(int expected_ranks, Signals signals) {
   if (UnderMpirun()) prctl(PR_SET_PDEATHSIG, SIGKILL);
   int provided = 0;
   if (MPI_Init_thread(nullptr, nullptr, MPI_THREAD_FUNNELED, &provided) != MPI_SUCCESS) {
@@ -54,9 +54,11 @@ absl::StatusOr<std::unique_ptr<Process>> Process::Start(int expected_ranks) {
   char host[256] = "";
   gethostname(host, sizeof(host) - 1);
   process->host_ = host;
-  Handle(SIGTERM, &OnStopSignal);
-  Handle(SIGUSR1, &OnStopSignal);
-  Handle(SIGINT, &OnInterrupt);
+  if (signals == Signals::kFinishStep) {
+    Handle(SIGTERM, &OnStopSignal);
+    Handle(SIGUSR1, &OnStopSignal);
+    Handle(SIGINT, &OnInterrupt);
+  }
   if (expected_ranks > 0 && expected_ranks != process->size_) {
     return Error(ExitCode::kWorldSize, "start: this run expects ", expected_ranks, " ranks but was started with ",
                  process->size_, process->size_ == 1 && !UnderMpirun() ? " (not under mpirun)" : "",
@@ -70,12 +72,13 @@ Process::~Process() { MPI_Finalize(); }
 bool Process::stop_requested() const { return stop_signals.load() > 0; }
 
 int Process::recommended_threads() const {
-  if (const char* text = std::getenv("OMP_NUM_THREADS"); text != nullptr && std::atoi(text) > 0) return std::atoi(text);
   cpu_set_t allowed;
   int processors = 1;
   if (sched_getaffinity(0, sizeof(allowed), &allowed) == 0) processors = CPU_COUNT(&allowed);
   // Bound by mpirun to its own cores, a rank may use them all; otherwise the machine's ranks share.
   const int online = static_cast<int>(sysconf(_SC_NPROCESSORS_ONLN));
+  if (const char* text = std::getenv("OMP_NUM_THREADS"); text != nullptr && std::atoi(text) > 0)
+    return std::min(std::atoi(text), 4 * std::max(1, online));
   return processors < online ? processors : std::max(1, processors / local_size_);
 }
 

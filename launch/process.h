@@ -15,9 +15,11 @@ namespace trireme {
 class Process {
  public:
   // Collective over the job. expected_ranks 0: any number; otherwise another number of ranks is kWorldSize, so that a
-  // job silently started as 1 of N fails at once. Installs the handlers of SIGTERM, SIGUSR1 (stop after this step; a
-  // second one exits at once, kInterrupted) and SIGINT (exits at once). If mpirun dies, so does this process.
-  static absl::StatusOr<std::unique_ptr<Process>> Start(int expected_ranks);
+  // job silently started as 1 of N fails at once. kFinishStep installs handlers of SIGTERM, SIGUSR1 (stop after this
+  // step; a second one exits at once, kInterrupted) and SIGINT (exits at once); without, signals end the process as
+  // they do. If mpirun dies, so does this process.
+  enum class Signals { kFinishStep, kDefault };
+  static absl::StatusOr<std::unique_ptr<Process>> Start(int expected_ranks, Signals signals);
   ~Process();
 
   int rank() const { return rank_; }
@@ -29,7 +31,8 @@ class Process {
   // True after a first SIGTERM or SIGUSR1 to this rank. Ranks must agree before acting on it.
   bool stop_requested() const;
 
-  // CPU threads this rank should use: OMP_NUM_THREADS if set, else its share of the processors it may run on.
+  // CPU threads this rank should use: OMP_NUM_THREADS if set (at most four for each processor), else its share of the
+  // processors it may run on.
   int recommended_threads() const;
 
  private:

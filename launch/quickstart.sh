@@ -95,7 +95,7 @@ train_most() {
 # A run that is finished says so and ends.
 train_rest() { train; }
 
-generate() { "$trireme" generate "$out/run" --prompt "The function returns" --max-tokens 60 --ignore-eos; }
+generate() { "$trireme" generate "$out/run" --prompt "The function returns" --max-tokens 60 --ignore-eos --temperature 0.8 --top-p 0.9 --seed 2; }
 
 export_hf() {
   if [ -f "$out/hf/config.json" ]; then

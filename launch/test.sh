@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # launch/test.sh
 # Installs what is missing, builds, and runs every test: first the parts without libtorch under ASan and UBSan, then fuzzing (launch/fuzz.sh,
-# TRIREME_FUZZ_SECONDS a reader, 60 unless set), then everything. Ends in ctest's summary.
+# TRIREME_FUZZ_SECONDS a reader, 20 unless set), then everything. Ends in ctest's summary.
 set -euo pipefail
 source "$(dirname "$0")/env.sh"
 
@@ -17,9 +17,9 @@ launch/build.sh cpu
 
 sanitized=passed fuzzed=passed
 say "test: under ASan and UBSan"
-ctest --preset asan || sanitized=failed
+ctest --preset asan -j "$(nproc)" || sanitized=failed
 launch/fuzz.sh || fuzzed=failed
 say "test: everything"
-ctest --preset cpu
+ctest --preset cpu -j "$(nproc)"
 [ $sanitized = passed ] || fail "test.sh: tests failed under ASan and UBSan; see build-asan/Testing/Temporary/LastTest.log"
 [ $fuzzed = passed ] || fail "test.sh: fuzzing found something; see above and build-fuzz/*.log"

@@ -89,7 +89,7 @@ std::vector<std::string> Targets(const AdapterConfig& c, const std::vector<std::
   }
   for (const std::string& name : c.target_modules()) {
     const auto matches = [&](const std::string& module) { return Names(name, module); };
-    if (std::any_of(linears.begin(), linears.end(), matches)) continue;
+    if (c.has_from() || std::any_of(linears.begin(), linears.end(), matches)) continue;
     if (std::any_of(others.begin(), others.end(), matches)) {
       problems->push_back(absl::StrCat("adapter.target_modules: \"", name,
                                        "\" is an embedding, which gets no low-rank adapter; name it in "
@@ -181,6 +181,21 @@ bool FullyMatches(const std::string& expression, const std::string& text, std::s
   return result >= 0;
 }
 
+AdapterConfig ExactConfig(const AdapterSpec& spec) {
+  AdapterConfig config = spec.config;
+  config.clear_target_modules_regex();
+  config.clear_exclude_modules();
+  config.clear_target_modules();
+  config.clear_rank_pattern();
+  config.clear_alpha_pattern();
+  for (const auto& [module, adapter] : spec.modules) {
+    config.add_target_modules(module);
+    if (adapter.rank != config.r()) (*config.mutable_rank_pattern())[module] = static_cast<int32_t>(adapter.rank);
+    if (adapter.alpha != config.lora_alpha()) (*config.mutable_alpha_pattern())[module] = adapter.alpha;
+  }
+  return config;
+}
+
 const ModuleAdapter* AdapterSpec::Find(const std::string& parameter) const {
   const auto found = modules.find(ModuleOf(parameter));
   return found == modules.end() ? nullptr : &found->second;
@@ -190,6 +205,7 @@ AdapterSpec ResolveAdapter(const AdapterConfig& c, const std::vector<std::string
                            const std::vector<std::string>& others, std::vector<std::string>* problems) {
   AdapterSpec spec;
   spec.config = c;
+  const size_t problems_before = problems->size();
   CheckNumbers(c, problems);
   std::vector<std::string> targets = Targets(c, linears, others, problems);
   for (const std::string& name : c.exclude_modules()) {
@@ -197,7 +213,7 @@ AdapterSpec ResolveAdapter(const AdapterConfig& c, const std::vector<std::string
     targets.erase(
         std::remove_if(targets.begin(), targets.end(), [&](const std::string& module) { return Names(name, module); }),
         targets.end());
-    if (targets.size() == before)
+    if (targets.size() == before && !c.has_from())
       problems->push_back(absl::StrCat("adapter.exclude_modules: \"", name,
                                        "\" is none of the layers that would get an adapter",
                                        Suggestion(name, LastParts(targets))));
@@ -212,8 +228,10 @@ AdapterSpec ResolveAdapter(const AdapterConfig& c, const std::vector<std::string
     adapter.scale = adapter.alpha / (c.use_rslora() ? std::sqrt(rank) : rank);
     spec.modules.emplace(module, adapter);
   }
-  ranks.ReportUnused();
-  alphas.ReportUnused();
+  if (!c.has_from()) {
+    ranks.ReportUnused();
+    alphas.ReportUnused();
+  }
   if (spec.modules.count(kHeadModule) > 0) {
     for (const auto& [set, field] : {std::pair(c.use_dora(), "use_dora"),
                                      std::pair(c.init_lora_weights() == AdapterConfig::PISSA, "init_lora_weights")}) {
@@ -236,6 +254,10 @@ AdapterSpec ResolveAdapter(const AdapterConfig& c, const std::vector<std::string
             absl::StrCat("adapter.modules_to_save: \"", name, "\" is among adapter.target_modules too; choose one"));
     }
   }
+  if (spec.modules.empty() && spec.saved_modules.empty() && problems->size() == problems_before)
+    problems->push_back(
+        "adapter: none of the model's layers is left to train; look at adapter.target_modules and "
+        "adapter.exclude_modules");
   return spec;
 }
 

@@ -39,9 +39,13 @@ struct AdapterSpec {
 };
 
 // `linears`: the modules that can have adapters, `others`: those that can be saved whole (embedding, untied head). Adds
-// to `problems` what does not fit, each naming its field.
+// to `problems` what does not fit, each naming its field. Of an adapter that exists already (config.from) a name may
+// match nothing: its tensors say what it has.
 AdapterSpec ResolveAdapter(const AdapterConfig& config, const std::vector<std::string>& linears,
                            const std::vector<std::string>& others, std::vector<std::string>* problems);
+
+// The config of the same adapter by nothing but its modules' own names.
+AdapterConfig ExactConfig(const AdapterSpec& spec);
 
 // Whether the expression matches all of `text`; a problem when it is no expression.
 bool FullyMatches(const std::string& expression, const std::string& text, std::string* problem);

@@ -286,6 +286,17 @@ void PutAdapter(const AdapterConfig& config, uint64_t seed, DecoderSpec* spec, s
   auto adapter =
       std::make_shared<AdapterSpec>(ResolveAdapter(config, LinearModules(*spec), WholeModules(*spec), problems));
   adapter->seed = seed;
+  for (const ParameterSpec& parameter : DecoderParameters(*spec)) {
+    const ModuleAdapter* module = adapter->Find(parameter.name);
+    if (config.init_lora_weights() != AdapterConfig::PISSA || module == nullptr ||
+        module->rank <= std::min(parameter.shape[0], parameter.shape[1]))
+      continue;
+    problems->push_back(absl::StrCat("adapter.init_lora_weights: PISSA of rank ", module->rank,
+                                     " takes as many singular values, but ", ModuleOf(parameter.name), " is ",
+                                     parameter.shape[0], " x ", parameter.shape[1],
+                                     "; lower adapter.r, or set adapter.rank_pattern for it"));
+    break;
+  }
   spec->adapter = std::move(adapter);
 }
 

@@ -3,10 +3,12 @@
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/cat.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/equal.h>
 #include <ATen/ops/linalg_vector_norm.h>
 #include <ATen/ops/mm.h>
 #include <absl/strings/match.h>
 #include <absl/strings/str_join.h>
+#include <absl/strings/str_replace.h>
 
 #include <algorithm>
 #include <cmath>
@@ -28,12 +30,47 @@ namespace {
 
 namespace fs = std::filesystem;
 
+constexpr char kHeadWeight[] = "lm_head.weight";
+
+// Parts the source's tensors into those that were trained and copies of the base's.
+void FindCopies(AdapterSource* source) {
+  const auto& saved = source->config.modules_to_save();
+  std::vector<SourceTensor> trained;
+  for (SourceTensor& tensor : source->tensors) {
+    const std::string module = ModuleOf(tensor.name);
+    const bool whole = std::any_of(saved.begin(), saved.end(), [&](const std::string& name) {
+      return module == name || absl::EndsWith(module, "." + name);
+    });
+    (whole || absl::StrContains(tensor.name, "lora_") ? trained : source->copies).push_back(std::move(tensor));
+  }
+  source->tensors = std::move(trained);
+}
+
+// Of a tied matrix PEFT saves both uses, one of which is dropped.
+absl::Status DropSecondUse(const SafetensorsFile& file, AdapterSource* source) {
+  const SourceTensor *embedding = source->Find(absl::StrCat(kEmbeddingName, ".weight")),
+                     *head = source->Find(kHeadWeight);
+  if (!source->weights_tied || embedding == nullptr || head == nullptr) return absl::OkStatus();
+  const auto bytes = [&](const SourceTensor& tensor) {
+    const auto found = std::find_if(file.entries().begin(), file.entries().end(), [&](const SafetensorsEntry& entry) {
+      return FromPeftName(entry.name) == tensor.name;
+    });
+    return absl::string_view(reinterpret_cast<const char*>(file.data(*found)), found->end - found->begin);
+  };
+  if (embedding->shape != head->shape || embedding->dtype != head->dtype || bytes(*embedding) != bytes(*head))
+    return Error(ExitCode::kData, file.path(), ": ensure_weight_tying is true, but ", head->name, " differs from ",
+                 embedding->name);
+  source->tensors.erase(source->tensors.begin() + (head - source->tensors.data()));
+  return absl::OkStatus();
+}
+
 absl::StatusOr<std::shared_ptr<const AdapterSource>> OpenPeft(const std::string& folder) {
   ASSIGN_OR_RETURN(const PeftConfig config, ReadPeftConfig(folder));
   auto source = std::make_shared<AdapterSource>();
   source->description = absl::StrCat("adapter ", folder);
   source->config = config.adapter;
   source->base = config.base;
+  source->weights_tied = config.weights_tied;
   ASSIGN_OR_RETURN(std::unique_ptr<SafetensorsFile> opened,
                    SafetensorsFile::Open(absl::StrCat(folder, "/", kPeftWeightsName)));
   const std::shared_ptr<const SafetensorsFile> file = std::move(opened);
@@ -47,10 +84,12 @@ absl::StatusOr<std::shared_ptr<const AdapterSource>> OpenPeft(const std::string&
                    "; F32, BF16 and F16 can be read");
     source->tensors.push_back({name, entry.shape, *dtype});
   }
+  RETURN_IF_ERROR(DropSecondUse(*file, source.get()));
+  FindCopies(source.get());
   source->read = [file](const SourceTensor& tensor, const Rectangle& rectangle, const at::Tensor& out) {
-    const std::string name = ToPeftName(tensor.name);
-    const auto found = std::find_if(file->entries().begin(), file->entries().end(),
-                                    [&](const SafetensorsEntry& entry) { return entry.name == name; });
+    const auto found = std::find_if(file->entries().begin(), file->entries().end(), [&](const SafetensorsEntry& entry) {
+      return FromPeftName(entry.name) == tensor.name;
+    });
     // A copy, since elements may lie unaligned in the file.
     const at::Tensor rows = at::empty({rectangle.size[0], tensor.row_numel()}, at::TensorOptions().dtype(tensor.dtype));
     const int64_t row_bytes = tensor.row_numel() * rows.element_size();
@@ -109,6 +148,7 @@ absl::StatusOr<std::shared_ptr<const AdapterSource>> OpenAdapterCheckpoint(const
   for (const auto& [name, shape] : reader->shapes()) source->tensors.push_back({name, shape, stored});
   source->read = ReaderOf(reader);
   if (source->config.init_lora_weights() == AdapterConfig::PISSA) Unite(source.get());
+  FindCopies(source.get());
   return std::shared_ptr<const AdapterSource>(std::move(source));
 }
 
@@ -119,6 +159,34 @@ std::vector<ParameterSpec> AddedAndTrained(const DecoderSpec& spec) {
     if (parameter.trainable) parameters.push_back(parameter);
   }
   return parameters;
+}
+
+// The base's name of a copy.
+std::string BaseName(const SourceTensor& copy, const DecoderSpec& spec) {
+  const std::string name = absl::StrReplaceAll(copy.name, {{".base_layer.", "."}});
+  return spec.tied_embeddings && name == kHeadWeight ? absl::StrCat(kEmbeddingName, ".weight") : name;
+}
+
+bool HasCopy(const AdapterSource& source, const DecoderSpec& spec, const std::string& name) {
+  return std::any_of(source.copies.begin(), source.copies.end(),
+                     [&](const SourceTensor& copy) { return BaseName(copy, spec) == name; });
+}
+
+// Whether the copies of a part of the base's weights are equal to it.
+absl::Status CheckCopies(const AdapterSource& source, const DecoderSpec& spec, const TensorPart& part) {
+  for (const SourceTensor& copy : source.copies) {
+    if (BaseName(copy, spec) != part.name) continue;
+    const at::Tensor ours = part.values.view({part.rectangle.size[0], -1});
+    const at::Tensor theirs = at::empty(ours.sizes(), at::TensorOptions().dtype(copy.dtype));
+    RETURN_IF_ERROR(source.read(copy, part.rectangle, theirs));
+    // Either may have been rounded to fewer bits.
+    const at::Tensor here = ours.cpu();
+    if (at::equal(here.to(copy.dtype), theirs) || at::equal(here, theirs.to(here.scalar_type()))) continue;
+    return Error(ExitCode::kData, source.description, ": ", copy.name,
+                 " differs from the base model's, though modules_to_save does not name it (PEFT writes it where the "
+                 "vocabulary was resized); give the base that it was trained on, or merge it with PEFT");
+  }
+  return absl::OkStatus();
 }
 
 // What a module's update needs.
@@ -156,10 +224,9 @@ at::Tensor Apply(const Update& update, const at::Tensor& rows, int64_t begin) {
   return sum * (update.lengths_to.narrow(0, begin, count).unsqueeze(1) / length);
 }
 
-// What target_modules should say so that PEFT finds the same modules.
+// What target_modules should say so that PEFT finds the same modules. Never an expression: PEFT would try it on what is
+// no linear layer, too.
 std::vector<std::string> TargetNames(const AdapterSpec& adapter, const std::vector<std::string>& linears) {
-  if (!adapter.config.target_modules_regex().empty() && adapter.config.exclude_modules().empty())
-    return {adapter.config.target_modules_regex()};
   std::set<std::string> last_parts, whole;
   for (const auto& [module, unused] : adapter.modules) {
     whole.insert(module);
@@ -191,9 +258,16 @@ absl::StatusOr<std::shared_ptr<const AdapterSource>> OpenAdapter(const std::stri
 
 absl::StatusOr<DecoderSpec> Adapted(const AdapterSource& source, DecoderSpec spec) {
   std::vector<std::string> problems;
-  PutAdapter(source.config, /*seed=*/0, &spec, &problems);
+  AdapterConfig config = source.config;
+  config.set_from(source.description);  // it exists already
+  PutAdapter(config, /*seed=*/0, &spec, &problems);
   if (!problems.empty())
     return Error(ExitCode::kData, source.description, " does not fit the model:\n  ", absl::StrJoin(problems, "\n  "));
+  if (spec.tied_embeddings && !spec.adapter->saved_modules.empty() && !source.weights_tied)
+    return Error(
+        ExitCode::kData, source.description, ": was trained with an embedding of its own beside the model's ",
+        "tied head (modules_to_save without ensure_weight_tying); here the two are one matrix, so merge it with "
+        "PEFT first");
   TensorMismatch mismatch;
   std::set<std::string> known;
   for (const ParameterSpec& parameter : AddedAndTrained(spec)) {
@@ -205,18 +279,31 @@ absl::StatusOr<DecoderSpec> Adapted(const AdapterSource& source, DecoderSpec spe
       mismatch.CheckShape(parameter.name, tensor->shape, parameter.shape);
     }
   }
-  // A unit's frozen parameters are saved beside its trained ones.
-  for (const ParameterSpec& parameter : DecoderParameters(spec)) known.insert(parameter.name);
   for (const SourceTensor& tensor : source.tensors) {
     if (known.count(tensor.name) == 0) mismatch.unexpected.push_back(tensor.name);
+  }
+  const std::vector<ParameterSpec> base = DecoderParameters(spec);
+  for (const SourceTensor& copy : source.copies) {
+    const std::string name = BaseName(copy, spec);
+    const auto found =
+        std::find_if(base.begin(), base.end(), [&](const ParameterSpec& parameter) { return parameter.name == name; });
+    if (found == base.end()) {
+      mismatch.unexpected.push_back(copy.name);
+    } else {
+      mismatch.CheckShape(copy.name, copy.shape, found->shape);
+    }
   }
   if (mismatch.empty()) return spec;
   return Error(ExitCode::kData, source.description,
                ": its tensors are not those that its settings need:", mismatch.ToString());
 }
 
-absl::Status LoadAdapter(const AdapterSource& source, Model& model) {
+absl::Status LoadAdapter(const AdapterSource& source, const DecoderSpec& spec, Model& model) {
   for (ParameterBuffer* buffer : model.buffers()) {
+    if (!buffer->quantized()) {
+      for (const TensorPart& part : PartsOf(*buffer, buffer->own_weights(), "", /*unique=*/false))
+        RETURN_IF_ERROR(CheckCopies(source, spec, part));
+    }
     if (!buffer->trainable()) continue;
     for (const TensorPart& part : PartsOf(*buffer, buffer->own_weights(), "", /*unique=*/false)) {
       const SourceTensor* tensor = source.Find(part.name);
@@ -230,6 +317,19 @@ absl::Status LoadAdapter(const AdapterSource& source, Model& model) {
 absl::StatusOr<ExportSource> Merged(const ExportSource& base, std::shared_ptr<const AdapterSource> adapter,
                                     const DecoderSpec& plain, bool keep_dtype) {
   ASSIGN_OR_RETURN(const DecoderSpec spec, Adapted(*adapter, plain));
+  for (const SourceTensor& tensor : base.weights.tensors) {
+    if (!HasCopy(*adapter, spec, tensor.name)) continue;
+    int64_t row = 0;
+    const auto compare = [&](const at::Tensor& piece) {
+      TensorPart part{tensor.name, tensor.shape, {}, piece};
+      const int64_t rows = piece.numel() / tensor.row_numel();
+      part.rectangle = {{row}, {rows}};
+      if (tensor.shape.size() == 2) part.rectangle = {{row, 0}, {rows, tensor.row_numel()}};
+      row += rows;
+      return CheckCopies(*adapter, spec, part);
+    };
+    RETURN_IF_ERROR(ReadPieces(base.weights, tensor, /*multiple=*/1, compare));
+  }
   ExportSource merged = base;
   merged.description = absl::StrCat(base.description, " + ", adapter->description);
   merged.adapter = nullptr;
@@ -262,8 +362,15 @@ absl::Status WritePeftDirectory(const AdapterSource& source, const DecoderSpec& 
   std::set<std::string> wanted;
   for (const ParameterSpec& parameter : AddedAndTrained(spec)) wanted.insert(parameter.name);
   std::vector<SafetensorsEntry> entries;
+  // Of a tied matrix PEFT wants both uses.
+  const std::string embedding = absl::StrCat(kEmbeddingName, ".weight");
+  const bool twice = spec.tied_embeddings && wanted.count(embedding) > 0;
+  if (twice) wanted.insert(kHeadWeight);
+  const auto find = [&](const std::string& name) -> const SourceTensor& {
+    return *source.Find(twice && name == kHeadWeight ? embedding : name);
+  };
   for (const std::string& name : wanted) {
-    const SourceTensor& tensor = *source.Find(name);
+    const SourceTensor& tensor = find(name);
     SafetensorsEntry entry;
     entry.name = ToPeftName(name);
     entry.dtype = SafetensorsName(tensor.dtype);
@@ -271,13 +378,13 @@ absl::Status WritePeftDirectory(const AdapterSource& source, const DecoderSpec& 
     entries.push_back(std::move(entry));
   }
   const auto produce = [&](const SafetensorsEntry& entry, FileWriter& writer) -> absl::Status {
-    const SourceTensor& tensor = *source.Find(FromPeftName(entry.name));
+    const SourceTensor& tensor = find(FromPeftName(entry.name));
     ASSIGN_OR_RETURN(const at::Tensor values, ReadWhole(source.read, tensor));
     return writer.Append(values.const_data_ptr(), values.nbytes());
   };
   RETURN_IF_ERROR(
       WriteSafetensors(absl::StrCat(folder, "/", kPeftWeightsName), entries, {{"format", "pt"}}, produce).status());
-  const PeftConfig config = {source.config, source.base};
+  const PeftConfig config = {source.config, source.base, source.weights_tied};
   RETURN_IF_ERROR(WriteFileAtomically(absl::StrCat(folder, "/", kPeftConfigName),
                                       WritePeftConfig(config, TargetNames(*spec.adapter, LinearModules(spec)))));
   RETURN_IF_ERROR(SyncDirectory(folder));

@@ -17,6 +17,9 @@ struct AdapterSource {
   AdapterConfig config;               // without `from`
   std::string base;                   // the model it belongs to, as the source names it; may be ""
   std::vector<SourceTensor> tensors;  // canonical names; modules that were trained whole are among them
+  // Frozen weights of the base that were saved too; must be the base's.
+  std::vector<SourceTensor> copies;
+  bool weights_tied = true;  // of a tied matrix that was trained whole both uses are meant
   TensorReader read;
 
   const SourceTensor* Find(const std::string& name) const;
@@ -28,9 +31,9 @@ absl::StatusOr<std::shared_ptr<const AdapterSource>> OpenAdapter(const std::stri
 // The decoder with the adapter on it. Errors (kData) when names or shapes do not fit, listing them.
 absl::StatusOr<DecoderSpec> Adapted(const AdapterSource& source, DecoderSpec spec);
 
-// Fills what the adapter brings into `model`, built by Adapted()'s specification. Not collective; Publish() must
-// follow.
-absl::Status LoadAdapter(const AdapterSource& source, Model& model);
+// Fills what the adapter brings into `model`, built by `spec` of Adapted(), whose base is loaded. Not collective;
+// Publish() must follow. Errors are kData: the adapter's copies of frozen weights are not the base's.
+absl::Status LoadAdapter(const AdapterSource& source, const DecoderSpec& spec, Model& model);
 
 // `base` with the adapter's updates added to its weights, in float32: W + s B A, DoRA's m (W + s B A) / |W + s B A|.
 // keep_dtype: then rounded to the dtype of the base; otherwise changed weights are float32.

@@ -54,7 +54,7 @@ absl::StatusOr<Recipe> PlanBench(const BenchOptions& options, const Extensions& 
 }  // namespace
 
 absl::Status Bench(const BenchOptions& options, const Extensions& extensions) {
-  absl::StatusOr<std::unique_ptr<Process>> started = Process::Start(options.expected_ranks);
+  absl::StatusOr<std::unique_ptr<Process>> started = Process::Start(options.expected_ranks, Process::Signals::kDefault);
   RETURN_IF_ERROR(started.status());
   const Process& process = **started;
   OperationLog start_log;

@@ -10,9 +10,11 @@
 #include <algorithm>
 #include <chrono>
 #include <filesystem>
+#include <set>
 
 #include "launch/file.h"
 #include "launch/log.h"
+#include "models/parameters.h"
 #include "trainer/agreement.h"
 #include "trainer/sharded_tensors.h"
 #include "trainer/version.h"
@@ -195,9 +197,12 @@ void Checkpointer::Sweep(const TrainProgress& progress, const std::string& saved
       config.keep_best() && progress.has_best_step() ? FolderFor(recipe_.config.run_dir(), progress.best_step()) : "";
   int kept = 0;
   for (const std::string& folder : Candidates()) {
-    const bool counts = folder != best;
-    if (counts) ++kept;
-    if (config.keep_last() > 0 && counts && kept > config.keep_last() && folder != saved) leftovers.push_back(folder);
+    if (config.keep_last() <= 0 || folder == best) continue;
+    const bool enough = kept >= config.keep_last();
+    // What is damaged saves nobody: it takes no other's place.
+    const bool whole = ReadCheckpointManifest(folder, /*verify=*/false, 0, 1).ok();
+    if (whole) ++kept;
+    if (enough && folder != saved) leftovers.push_back(folder);
   }
   for (const std::string& folder : leftovers) {
     // Renamed first, so that a folder half removed is never taken for a checkpoint.
@@ -270,6 +275,15 @@ absl::StatusOr<bool> Checkpointer::Resume(bool allow_change, TrainProgress* prog
 
 absl::Status Checkpointer::Load(const std::string& folder, const CheckpointManifest&) {
   ASSIGN_OR_RETURN(const ShardedTensorReader weights, ShardedTensorReader::Open(folder + "/weights"));
+  std::set<std::string> known;
+  for (const auto& parameters : {DecoderParameters(recipe_.model), AdapterParameters(recipe_.model)}) {
+    for (const ParameterSpec& parameter : parameters) known.insert(parameter.name);
+  }
+  for (const auto& [name, shape] : weights.shapes()) {
+    if (known.count(name) == 0)
+      return Error(ExitCode::kCheckpoint, "checkpoint ", folder, ": holds ", name,
+                   ", which the model of this config does not have; it would be lost");
+  }
   for (ParameterBuffer* buffer : model_.buffers()) {
     if (!buffer->trainable()) continue;
     for (const TensorPart& part : PartsOf(*buffer, buffer->own_weights(), "", /*unique=*/false))

@@ -44,12 +44,11 @@ absl::StatusOr<Question> ParseQuestion(const Json& line) {
 }
 
 absl::StatusOr<std::vector<Candidate>> Candidates(const Session& session, const std::vector<Question>& questions) {
-  RETURN_IF_ERROR(session.tokenizer_status);
-  ASSIGN_OR_RETURN(const std::vector<int64_t> prefix, PrefixIds(session.tokenizer_folder, *session.tokenizer));
+  RETURN_IF_ERROR(session.text.status());
   const auto encode = [&](const std::string& text) {
     std::vector<int32_t> ids;
-    session.tokenizer->Encode(text, &ids);
-    std::vector<int64_t> all = prefix;
+    session.text->tokenizer->Encode(text, &ids);
+    std::vector<int64_t> all = session.text->prefix_ids;
     all.insert(all.end(), ids.begin(), ids.end());
     return all;
   };
@@ -64,6 +63,11 @@ absl::StatusOr<std::vector<Candidate>> Candidates(const Session& session, const 
       if (begin < 1)
         return Error(ExitCode::kData, "evaluate --choices: question ", i + 1,
                      " has an empty prompt; nothing would come before the choice");
+      for (const int64_t id : ids) {
+        if (id >= session.recipe.model.vocab_size)
+          return Error(ExitCode::kData, "evaluate --choices: question ", i + 1, " has the token id ", id,
+                       ", which is outside the model's vocabulary of ", session.recipe.model.vocab_size);
+      }
       if (own > positions)
         return Error(ExitCode::kData, "evaluate --choices: question ", i + 1, " has ", own + 1,
                      " tokens with a choice, the model is meant for ", positions);

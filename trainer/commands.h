@@ -24,6 +24,9 @@ void AddEvaluateCommand(CLI::App& app, const Extensions& extensions, absl::Statu
 void AddConfigCommand(CLI::App& app, absl::Status* result);
 void AddBenchCommand(CLI::App& app, const Extensions& extensions, absl::Status* result);
 
+// Checks that an option is a number from `least` to `most`; `what` says so, as in "a number from 0 on".
+CLI::Validator NumberFrom(double least, double most, const std::string& what);
+
 // SOURCE, --set and --ranks of the verbs that open a model (trainer/session.h).
 void AddSessionOptions(CLI::App& command, SessionOptions* options);
 

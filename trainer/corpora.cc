@@ -1,5 +1,7 @@
 #include "trainer/corpora.h"
 
+#include <absl/strings/str_join.h>
+
 #include <algorithm>
 #include <utility>
 
@@ -39,7 +41,7 @@ absl::StatusOr<OpenedConversations> OpenConversationData(const RunConfig& config
                  "data.conversations.tokenizer: not set, and there is no model.from; name a folder "
                  "with tokenizer.json");
   }
-  ASSIGN_OR_RETURN(const ModelText text, OpenModelText(model, data.chat_template()));
+  ASSIGN_OR_RETURN(const ModelText text, OpenModelText(model, data.chat_template(), TemplateDate::kOneDay));
   SampleTokenizerOptions options;
   options.tokenizer = text.tokenizer;
   if (text.chat_template.ok()) {
@@ -53,6 +55,18 @@ absl::StatusOr<OpenedConversations> OpenConversationData(const RunConfig& config
   ASSIGN_OR_RETURN(ConversationSet set,
                    OpenConversations(data, config.data().sequence_length(), SampleTokenizer(std::move(options))));
   return OpenedConversations{text.tokenizer, std::move(set)};
+}
+
+absl::Status CheckEvaluation(const RunConfig& config, const Corpora& corpora) {
+  if (config.evaluation().every_steps() <= 0 || corpora.validation != nullptr) return absl::OkStatus();
+  const std::string why = absl::StrCat("evaluation.every_steps: ", config.evaluation().every_steps(),
+                                       ", but the data has no validation split of more than one sequence");
+  if (config.checkpoint().keep_best())
+    return Error(ExitCode::kConfig, why,
+                 ", so nothing says which checkpoint is best; prepare the data with one, or "
+                 "leave checkpoint.keep_best out");
+  Warning(why, "; nothing will be evaluated");
+  return absl::OkStatus();
 }
 
 absl::StatusOr<Corpora> OpenCorpora(const RunConfig& config) {
@@ -71,11 +85,23 @@ absl::StatusOr<Corpora> OpenCorpora(const RunConfig& config) {
   std::vector<std::shared_ptr<const TokenStream>> train, validation;
   std::vector<double> train_weights, validation_weights;
   std::string tokenizer_digest, first_path;
+  std::vector<Corpus> opened;
+  std::vector<std::string> problems;  // all at once
   for (const DataSource& source : data.source()) {
     CorpusOptions options;
     options.verify_checksums = data.verify_checksums();
     options.vocab_size = config.model().vocab_size();
-    ASSIGN_OR_RETURN(Corpus corpus, OpenCorpus(source.path(), options));
+    absl::StatusOr<Corpus> corpus = OpenCorpus(source.path(), options);
+    if (corpus.ok()) {
+      opened.push_back(*std::move(corpus));
+    } else {
+      problems.emplace_back(corpus.status().message());
+    }
+  }
+  if (!problems.empty()) return Error(ExitCode::kData, absl::StrJoin(problems, "\n  "));
+  for (int i = 0; i < data.source_size(); ++i) {
+    const DataSource& source = data.source(i);
+    const Corpus& corpus = opened[static_cast<size_t>(i)];
     if (corpus.manifest.has_value()) {
       const CorpusManifest& manifest = *corpus.manifest;
       if (first_path.empty()) {

@@ -22,11 +22,11 @@ absl::StatusOr<std::vector<int64_t>> BytesOfIds(const Session& session, const st
   const std::string path = FindTokenizer(corpus);
   if (!path.empty()) {
     ASSIGN_OR_RETURN(own, Tokenizer::Load(path));
-    if (session.tokenizer != nullptr && own->digest() != session.tokenizer->digest() && session.process.rank() == 0)
+    if (session.text.ok() && own->digest() != session.text->tokenizer->digest() && session.process.rank() == 0)
       Warning("evaluate: ", path, " is not the tokenizer of ", session.source.description,
               "; unless both give a text the same ids, the loss says nothing");
   }
-  const Tokenizer* tokenizer = own != nullptr ? own.get() : session.tokenizer;
+  const Tokenizer* tokenizer = own != nullptr ? own.get() : session.text.ok() ? session.text->tokenizer.get() : nullptr;
   std::vector<int64_t> bytes;
   if (tokenizer == nullptr) return bytes;
   for (int32_t id = 0; id < tokenizer->vocab_size(); ++id)

@@ -11,6 +11,7 @@
 
 #include "launch/file.h"
 #include "launch/log.h"
+#include "models/formats/peft.h"
 #include "trainer/adapter_source.h"
 #include "trainer/agreement.h"
 #include "trainer/checkpointer.h"
@@ -139,8 +140,6 @@ absl::Status CheckExport(const RunConfig& config) {
   if (!config.has_export_()) return absl::OkStatus();
   const std::string& output = config.export_().output();
   if (output.empty()) return Error(ExitCode::kConfig, "export.output: not set; give the folder or file to write");
-  if (IsTaken(output))
-    return Error(ExitCode::kConfig, "export.output: ", output, " exists already; remove it or choose another");
   RETURN_IF_ERROR(CheckDtype(config.export_().format(), config.export_().dtype()));
   const bool adapter_format = IsAdapterFormat(config.export_().format());
   if (adapter_format && !config.has_adapter())
@@ -152,17 +151,30 @@ absl::Status CheckExport(const RunConfig& config) {
                  "in any case)");
   if (config.export_().merge() && (adapter_format || !config.has_adapter()))
     return Error(ExitCode::kConfig, "export.merge: is for runs with an adapter and the formats HF and GGUF; remove it");
+  if (config.export_().format() == ExportConfig::GGUF_LORA)
+    return Annotate(CheckGgufLora(config.model(), config.adapter()), "export.format: GGUF_LORA");
   if (adapter_format) return absl::OkStatus();
   return config.export_().format() == ExportConfig::GGUF ? CheckGgufModel(config.model(), config.export_().dtype())
                                                          : absl::OkStatus();
 }
 
-absl::Status SaveAdapter(const Recipe& recipe, int64_t step, Mesh& mesh) {
+absl::Status CheckExportOutput(const RunConfig& config) {
+  if (!config.has_export_() || !IsTaken(config.export_().output())) return absl::OkStatus();
+  return Error(ExitCode::kConfig, "export.output: ", config.export_().output(),
+               " exists already; remove it or choose another");
+}
+
+absl::Status SaveAdapter(const Recipe& recipe, int64_t step, Mesh& mesh, bool if_older) {
   if (recipe.model.adapter == nullptr) return absl::OkStatus();
   const auto write = [&]() -> absl::Status {
     const std::string target = recipe.config.run_dir() + "/adapter", temporary = target + ".tmp-new",
                       old = target + ".tmp-old";
-    ASSIGN_OR_RETURN(const auto adapter, OpenAdapter(Checkpointer::FolderFor(recipe.config.run_dir(), step)));
+    const std::string checkpoint = Checkpointer::FolderFor(recipe.config.run_dir(), step);
+    std::error_code error;
+    const auto written = fs::last_write_time(fs::path(target) / kPeftConfigName, error);
+    if (if_older && !error && written >= fs::last_write_time(fs::path(checkpoint) / "manifest.pb", error))
+      return absl::OkStatus();
+    ASSIGN_OR_RETURN(const auto adapter, OpenAdapter(checkpoint));
     DecoderSpec plain = recipe.model;
     plain.adapter = nullptr;
     RETURN_IF_ERROR(RemoveAll(temporary));

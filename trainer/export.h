@@ -36,13 +36,15 @@ absl::Status Export(const ExportOptions& options, const std::vector<ModelFamily>
 // "5GB", "500MB", "20000": bytes, in powers of ten as Hugging Face counts them.
 absl::StatusOr<uint64_t> ParseSize(const std::string& text);
 
-// Of config.export: kConfig when its output is missing or exists, or the format cannot hold the model. Reads the file
-// system; not collective.
+// Of config.export: kConfig when it contradicts itself or the format cannot hold the model.
 absl::Status CheckExport(const RunConfig& config);
+// The same when its output exists. Reads the file system; not collective.
+absl::Status CheckExportOutput(const RunConfig& config);
 
 // Collective: rank 0 writes the adapter of the checkpoint of `step` to run_dir/adapter, a PEFT directory, in place of
-// an older one; nothing for a run without adapter. Errors are agreed.
-absl::Status SaveAdapter(const Recipe& recipe, int64_t step, Mesh& mesh);
+// an older one; nothing for a run without adapter. if_older: nothing either where the directory is no older than the
+// checkpoint. Errors are agreed.
+absl::Status SaveAdapter(const Recipe& recipe, int64_t step, Mesh& mesh, bool if_older = false);
 
 // Collective: rank 0 exports the checkpoint of `step` as config.export says; nothing without it, or when the output is
 // there already (a finished run started again). Errors are agreed.

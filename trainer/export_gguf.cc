@@ -111,7 +111,8 @@ absl::Status Verify(const std::string& path, const GgufModelFacts& facts, const 
     const GgufTensor &a = file->tensors()[i], &b = tensors[i];
     if (a.name != b.name || a.type != b.type || a.shape != b.shape) return bad(b.name, " is missing or another");
   }
-  ASSIGN_OR_RETURN(const GgufModelFacts read, ReadGgufFacts(*file));
+  ASSIGN_OR_RETURN(const GgufModelFacts read,
+                   ReadGgufFacts(*file, facts.rope_scaling.has_value() ? &*facts.rope_scaling : nullptr));
   // Files hold 32-bit numbers, and position scaling only by what it does: comparing those is for the tests.
   ModelConfig ours = ConfigOfGguf(facts), theirs = ConfigOfGguf(read);
   for (ModelConfig* config : {&ours, &theirs}) {

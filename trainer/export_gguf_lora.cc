@@ -35,15 +35,19 @@ absl::StatusOr<at::Tensor> Values(const AdapterSource& adapter, const Factor& fa
 
 }  // namespace
 
+absl::Status CheckGgufLora(const ModelConfig& model, const AdapterConfig& adapter) {
+  if (adapter.use_dora() || adapter.modules_to_save_size() > 0) {
+    return Error(ExitCode::kConfig, adapter.use_dora() ? "DoRA's magnitudes" : "modules that are trained whole",
+                 " have no place in llama.cpp's adapters; merge them (format GGUF)");
+  }
+  return GgufFactsOf(model, "").status();
+}
+
 absl::Status WriteGgufLora(const ExportSource& source, const DecoderSpec& plain, const std::string& name,
                            const std::string& folder) {
   const AdapterSource& adapter = *source.adapter;
   ASSIGN_OR_RETURN(const DecoderSpec spec, Adapted(adapter, plain));
-  if (adapter.config.use_dora() || adapter.config.modules_to_save_size() > 0) {
-    return Error(ExitCode::kConfig, "export: ", adapter.description, " has ",
-                 adapter.config.use_dora() ? "DoRA's magnitudes" : "modules that were trained whole",
-                 ", which llama.cpp's adapters cannot; use --format gguf --merge");
-  }
+  RETURN_IF_ERROR(Annotate(CheckGgufLora(source.model, adapter.config), absl::StrCat("export: ", adapter.description)));
   ASSIGN_OR_RETURN(const GgufModelFacts facts, GgufFactsOf(source.model, name));
   // One alpha stands for the file, each module's rank for itself: what differs goes into B.
   const double alpha = adapter.config.lora_alpha();

@@ -132,7 +132,7 @@ absl::StatusOr<ExportSource> OpenDirectory(const std::string& folder, const std:
   source.ids = config.ids;
   source.tokenizer_folders = {folder};
   ASSIGN_OR_RETURN(const DecoderSpec spec, Specify(families, &source));
-  ASSIGN_OR_RETURN(source.weights, OpenHfWeights(folder, source.table, spec, /*compare_head=*/false));
+  ASSIGN_OR_RETURN(source.weights, OpenHfWeights(folder, source.table, spec, /*compare_head=*/true));
   return source;
 }
 

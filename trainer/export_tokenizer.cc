@@ -22,7 +22,7 @@ namespace fs = std::filesystem;
 using Json = nlohmann::json;
 
 constexpr char kTokenizerConfig[] = "tokenizer_config.json", kGenerationConfig[] = "generation_config.json",
-               kChatTemplate[] = "chat_template.jinja";
+               kChatTemplate[] = "chat_template.jinja", kMoreTemplates[] = "additional_chat_templates";
 // Beside the tokenizer itself. The older ones are still read by some engines.
 constexpr const char* kCompanions[] = {kTokenizerConfig,    "special_tokens_map.json", kChatTemplate,
                                        "added_tokens.json", "tokenizer.model",         "vocab.json",
@@ -37,6 +37,23 @@ absl::Status Write(const std::string& path, const std::string& contents) {
 absl::Status Copy(const std::string& from, const std::string& to) {
   ASSIGN_OR_RETURN(const std::string contents, ReadFile(from));
   return Write(to, contents);
+}
+
+// What stands beside a tokenizer in `folder`, unless `output` has it already.
+absl::Status CopyCompanions(const std::string& folder, const std::string& output) {
+  std::vector<std::string> names(std::begin(kCompanions), std::end(kCompanions));
+  std::error_code error;
+  for (const auto& entry : fs::directory_iterator(fs::path(folder) / kMoreTemplates, error)) {
+    if (entry.path().extension() == ".jinja")
+      names.push_back(absl::StrCat(kMoreTemplates, "/", entry.path().filename().string()));
+  }
+  for (const std::string& name : names) {
+    const std::string from = absl::StrCat(folder, "/", name), to = absl::StrCat(output, "/", name);
+    if (!Exists(from) || Exists(to)) continue;
+    RETURN_IF_ERROR(MakeDirectories(fs::path(to).parent_path().string()));
+    RETURN_IF_ERROR(Copy(from, to));
+  }
+  return absl::OkStatus();
 }
 
 // The token with this id as the file spells it; "" when there is none.
@@ -124,11 +141,7 @@ absl::StatusOr<HfTokenIds> ExportTokenizer(const ExportSource& source, const std
       digest = own;
       RETURN_IF_ERROR(Copy(path, absl::StrCat(output, "/", fs::path(path).filename().string())));
     }
-    if (own != digest) continue;
-    for (const char* name : kCompanions) {
-      const std::string from = absl::StrCat(folder, "/", name), to = absl::StrCat(output, "/", name);
-      if (Exists(from) && !Exists(to)) RETURN_IF_ERROR(Copy(from, to));
-    }
+    if (own == digest) RETURN_IF_ERROR(CopyCompanions(folder, output));
   }
   const bool from_gguf = digest.empty() && source.tokenizer_gguf != nullptr &&
                          source.tokenizer_gguf->Find("tokenizer.ggml.model") != nullptr;
@@ -136,8 +149,9 @@ absl::StatusOr<HfTokenIds> ExportTokenizer(const ExportSource& source, const std
   if (digest.empty() && !from_gguf) {
     Warning("export: neither tokenizer.json nor tokenizer.model in ",
             folders.empty() ? "any folder" : absl::StrJoin(folders, ", "),
-            "; the model is exported without a tokenizer");
-    RETURN_IF_ERROR(WriteGenerationConfig(output, ids));
+            "; the model is exported without one, with what else is there");
+    for (const std::string& folder : folders) RETURN_IF_ERROR(CopyCompanions(folder, output));
+    if (!Exists(absl::StrCat(output, "/", kGenerationConfig))) RETURN_IF_ERROR(WriteGenerationConfig(output, ids));
     return ids;
   }
   const absl::StatusOr<std::unique_ptr<Tokenizer>> tokenizer = Tokenizer::Load(output);
@@ -151,10 +165,10 @@ absl::StatusOr<HfTokenIds> ExportTokenizer(const ExportSource& source, const std
                    (*tokenizer)->vocab_size(), " ids, the model only ", model.vocab_size(),
                    "; is it the model's tokenizer?");
     if (Exists(config_path)) {
-      ASSIGN_OR_RETURN(const Json config, ReadJsonObject(config_path));
-      if (!ids.bos.has_value()) ids.bos = SpecialTokenId(config, "bos_token", **tokenizer);
-      if (!ids.pad.has_value()) ids.pad = SpecialTokenId(config, "pad_token", **tokenizer);
-      const std::optional<int64_t> eos = SpecialTokenId(config, "eos_token", **tokenizer);
+      ASSIGN_OR_RETURN(const SpecialTokens tokens, ReadSpecialTokens(output));
+      if (!ids.bos.has_value()) ids.bos = SpecialTokenId(tokens, "bos_token", **tokenizer);
+      if (!ids.pad.has_value()) ids.pad = SpecialTokenId(tokens, "pad_token", **tokenizer);
+      const std::optional<int64_t> eos = SpecialTokenId(tokens, "eos_token", **tokenizer);
       if (ids.eos.empty() && eos.has_value()) ids.eos = {*eos};
     } else if (ids.eos.empty() && (*tokenizer)->end_of_document() >= 0) {
       ids.eos = {(*tokenizer)->end_of_document()};  // What stands after every document of a corpus.
@@ -182,11 +196,18 @@ absl::StatusOr<GgufMetadata> ExportedGgufTokenizer(const std::string& folder, co
   const auto id = [](std::optional<int64_t> value) {
     return value.has_value() ? std::optional<int32_t>(static_cast<int32_t>(*value)) : std::nullopt;
   };
-  options.bos_token_id = id(ids.bos);
-  options.pad_token_id = id(ids.pad);
-  if (!ids.eos.empty()) options.eos_token_id = id(ids.eos[0]);
   ASSIGN_OR_RETURN(const std::unique_ptr<Tokenizer> loaded, Tokenizer::Load(file));
-  options.add_bos_token = ids.bos.has_value() && AddsBos(tokenizer, config, TokenOf(*loaded, *ids.bos));
+  // As llama.cpp's converter: the tokenizer's word comes before config.json's, which may list several ends.
+  ASSIGN_OR_RETURN(const SpecialTokens tokens, ReadSpecialTokens(folder));
+  const auto either = [&](const char* role, std::optional<int64_t> other) {
+    const std::optional<int64_t> own = SpecialTokenId(tokens, role, *loaded);
+    return id(own.has_value() ? own : other);
+  };
+  options.bos_token_id = either("bos_token", ids.bos);
+  options.pad_token_id = either("pad_token", ids.pad);
+  options.eos_token_id = either("eos_token", ids.eos.empty() ? std::nullopt : std::optional<int64_t>(ids.eos[0]));
+  options.add_bos_token =
+      options.bos_token_id.has_value() && AddsBos(tokenizer, config, TokenOf(*loaded, *options.bos_token_id));
   if (Exists(path(kChatTemplate))) {
     ASSIGN_OR_RETURN(options.chat_template, ReadFile(path(kChatTemplate)));
   } else {

@@ -5,6 +5,7 @@
 #include <absl/strings/str_join.h>
 
 #include <algorithm>
+#include <cmath>
 #include <iostream>
 #include <nlohmann/json.hpp>
 #include <set>
@@ -35,15 +36,15 @@ GeneratedToken Choose(Mesh& mesh, const at::Tensor& logits, const SamplingOption
 absl::StatusOr<std::vector<int64_t>> PromptIds(const GenerateOptions& options, const Session& session) {
   std::vector<int64_t> ids = options.prompt_ids;
   if (options.prompt.has_value()) {
-    RETURN_IF_ERROR(session.tokenizer_status);
+    RETURN_IF_ERROR(session.text.status());
     std::string text = *options.prompt;
     if (options.chat) {
-      ASSIGN_OR_RETURN(text, ChatPrompt(session.tokenizer_folder, options.system, text));
+      ASSIGN_OR_RETURN(text, ChatPrompt(session.text->chat_template, options.system, text));
     } else {
-      ASSIGN_OR_RETURN(ids, PrefixIds(session.tokenizer_folder, *session.tokenizer));
+      ids = session.text->prefix_ids;
     }
     std::vector<int32_t> encoded;
-    session.tokenizer->Encode(text, &encoded);
+    session.text->tokenizer->Encode(text, &encoded);
     ids.insert(ids.end(), encoded.begin(), encoded.end());
   }
   if (ids.empty())
@@ -72,9 +73,9 @@ std::set<int64_t> EndIds(const GenerateOptions& options, const Session& session)
       if (id.is_number_integer()) ids.insert(id.get<int64_t>());
     }
   }
-  if (session.tokenizer == nullptr) return ids;
-  if (ids.empty()) ids.insert(session.tokenizer->end_of_document());
-  if (options.chat) ids.insert(session.tokenizer->TokenId("<|im_end|>"));
+  if (!session.text.ok()) return ids;
+  if (ids.empty()) ids.insert(session.text->tokenizer->end_of_document());
+  if (options.chat) ids.insert(session.text->tokenizer->TokenId("<|im_end|>"));
   ids.erase(-1);
   return ids;
 }
@@ -83,14 +84,14 @@ absl::Status Run(const GenerateOptions& options, Session& session) {
   absl::StatusOr<std::vector<int64_t>> prompt = PromptIds(options, session);
   if (!prompt.ok()) return MarkAgreed(prompt.status());
   const bool as_text = !options.print_ids && !options.json;
-  if (as_text && !session.tokenizer_status.ok()) return MarkAgreed(session.tokenizer_status);
+  if (as_text && !session.text.ok()) return MarkAgreed(session.text.status());
   const std::set<int64_t> ends = EndIds(options, session);
   const auto prompt_tokens = static_cast<int64_t>(prompt->size());
   // The last token is never read again, so it needs no place.
   const int64_t length = std::min(prompt_tokens + options.max_tokens, session.recipe.model.max_positions);
   KvCache cache = KvCache::Contiguous(length, session.mesh.device());
   std::optional<TextStream> stream;
-  if (session.tokenizer != nullptr) stream.emplace(*session.tokenizer);
+  if (session.text.ok()) stream.emplace(*session.text->tokenizer);
   const bool speaks = session.process.rank() == 0;
   std::vector<int64_t> ids;
   std::vector<double> log_probabilities;
@@ -98,20 +99,25 @@ absl::Status Run(const GenerateOptions& options, Session& session) {
   bool ended = false;
   const double start = MonotonicSeconds();
   double first_token = start;
-  GenerateTokens(session.model, session.mesh, cache, *prompt, options.max_tokens, options.sampling,
-                 [&](const GeneratedToken& token) {
-                   if (ids.empty()) first_token = MonotonicSeconds();
-                   session.mesh.log().Beat("generating");
-                   ended = ends.count(token.id) > 0;
-                   if (ended) return false;
-                   ids.push_back(token.id);
-                   log_probabilities.push_back(token.log_probability);
-                   const std::string piece = stream.has_value() ? stream->Push(token.id) : "";
-                   text += piece;
-                   if (speaks && as_text) std::cout << piece << std::flush;
-                   if (speaks && options.print_ids) std::cout << (ids.size() > 1 ? "," : "") << token.id << std::flush;
-                   return true;
-                 });
+  bool finite = true;
+  const auto next = [&](const GeneratedToken& token) {
+    if (ids.empty()) first_token = MonotonicSeconds();
+    session.mesh.log().Beat("generating");
+    finite = std::isfinite(token.log_probability);
+    ended = ends.count(token.id) > 0;
+    if (ended || !finite) return false;
+    ids.push_back(token.id);
+    log_probabilities.push_back(token.log_probability);
+    const std::string piece = stream.has_value() ? stream->Push(token.id) : "";
+    text += piece;
+    if (speaks && as_text) std::cout << piece << std::flush;
+    if (speaks && options.print_ids) std::cout << (ids.size() > 1 ? "," : "") << token.id << std::flush;
+    return true;
+  };
+  GenerateTokens(session.model, session.mesh, cache, *prompt, options.max_tokens, options.sampling, next);
+  if (!finite)
+    return MarkAgreed(Error(ExitCode::kNonFinite, "generate: after ", prompt_tokens + static_cast<int64_t>(ids.size()),
+                            " tokens the model's answer is not a finite number; are its weights?"));
   const double end = MonotonicSeconds();
   if (!speaks) return absl::OkStatus();
   const std::string rest = stream.has_value() ? stream->Finish() : "";

@@ -115,7 +115,7 @@ absl::Status InitializeWeights(const Recipe& recipe, Mesh& mesh, Model& model, b
       DecoderSpec plain = recipe.model;
       plain.adapter = nullptr;
       RETURN_IF_ERROR(Adapted(*adapter, plain).status());
-      return LoadAdapter(*adapter, model);
+      return LoadAdapter(*adapter, recipe.model, model);
     };
     RETURN_IF_ERROR(Agree(mesh.control(), load()));
   }

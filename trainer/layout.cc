@@ -83,8 +83,7 @@ std::vector<std::string> LayoutProblems(const RunConfig& config, const DecoderSp
   return problems;
 }
 
-std::string ProposeLayout(const RunConfig& config, const DecoderSpec& model, const MeshShape& wished) {
-  const int world = wished.world();
+std::string ProposeLayout(const RunConfig& config, const DecoderSpec& model, const MeshShape& wished, int world) {
   MeshShape best;
   double best_distance = std::numeric_limits<double>::infinity();
   for (int tensor : Divisors(world)) {

@@ -16,9 +16,9 @@ namespace trireme {
 // Everything that keeps `mesh` from carrying this model, one line each, with the remedy; empty when it fits.
 std::vector<std::string> LayoutProblems(const RunConfig& config, const DecoderSpec& model, const MeshShape& mesh);
 
-// The mesh of as many ranks that fits and is closest to the wished one (fewest doublings over all axes), as a textproto
+// The mesh of `world` ranks that fits and is closest to the wished one (fewest doublings over all axes), as a textproto
 // fragment "parallel { tensor: 2 ... }"; "" when none fits.
-std::string ProposeLayout(const RunConfig& config, const DecoderSpec& model, const MeshShape& wished);
+std::string ProposeLayout(const RunConfig& config, const DecoderSpec& model, const MeshShape& wished, int world);
 
 // The schedule that `config` asks for, over mesh[pipeline] ranks.
 absl::StatusOr<Schedule> MakePipelineSchedule(const ParallelConfig& config, int num_ranks, int num_microbatches);

@@ -1,8 +1,16 @@
 #include "trainer/main.h"
 
+#include <absl/strings/numbers.h>
+#include <sys/resource.h>
+
+#include <algorithm>
+#include <csignal>
+#include <cstdio>
 #include <exception>
+#include <iostream>
 #include <new>
 
+#include "configs/suggest.h"
 #include "launch/log.h"
 #include "launch/process.h"
 #include "trainer/commands.h"
@@ -23,6 +31,16 @@ int Report(const absl::Status& status) {
 
 }  // namespace
 
+CLI::Validator NumberFrom(double least, double most, const std::string& what) {
+  return CLI::Validator(
+      [=](std::string& text) {
+        double value = 0;
+        const bool fits = absl::SimpleAtod(text, &value) && value >= least && value <= most;  // NaN fits nowhere
+        return fits ? std::string() : absl::StrCat("\"", text, "\" is not ", what);
+      },
+      "");
+}
+
 int Main(int argc, char** argv, const Extensions& extensions) {
   CLI::App app("Trireme trains transformer language models. Start multi-rank jobs with mpirun.", "trireme");
   app.set_version_flag("--version", kVersion);
@@ -39,6 +57,19 @@ int Main(int argc, char** argv, const Extensions& extensions) {
   AddGenerateCommand(app, extensions, &result);
   AddEvaluateCommand(app, extensions, &result);
   AddConfigCommand(app, &result);
+  // A write beyond the limit of file sizes is an error of that write.
+  std::signal(SIGXFSZ, SIG_IGN);
+  // Large corpora and models have many files.
+  rlimit files = {};
+  if (getrlimit(RLIMIT_NOFILE, &files) == 0 && files.rlim_cur < files.rlim_max) {
+    files.rlim_cur = files.rlim_max;
+    setrlimit(RLIMIT_NOFILE, &files);
+  }
+  std::vector<std::string> commands;
+  for (const CLI::App* command : app.get_subcommands({})) commands.push_back(command->get_name());
+  if (argc > 1 && argv[1][0] != '-' && std::count(commands.begin(), commands.end(), argv[1]) == 0) {
+    return Report(Error(ExitCode::kConfig, "no command is called \"", argv[1], "\"", Suggestion(argv[1], commands)));
+  }
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
@@ -56,6 +87,10 @@ int Main(int argc, char** argv, const Extensions& extensions) {
     }
     FailProcess(Error(ExitCode::kInternal, "unexpected: ", what));
   }
+  std::cout.flush();
+  std::fflush(stdout);
+  if (result.ok() && (!std::cout || std::ferror(stdout) != 0))
+    result = Error(ExitCode::kStorage, "writing to standard output failed; is its disk full?");
   return Report(result);
 }
 

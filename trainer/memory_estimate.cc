@@ -65,14 +65,21 @@ int64_t TokensPerRank(const Recipe& recipe) {
   return recipe.config.micro_batch_size() * recipe.config.data().sequence_length() / recipe.mesh[Axis::kContext];
 }
 
-// Of all groups' x A^T, which adapters keep for their backward pass.
-int64_t ThinBytes(const Recipe& recipe) {
-  const UnitAdapters adapters = MakeUnitAdapters(recipe.model, MakeBlockParameters(recipe.model, 0).parameters);
+// What adapters keep for their backward pass: all groups' x A^T and, of DoRA, their products before magnitudes.
+int64_t AdapterBytes(const Recipe& recipe) {
+  const std::vector<ParameterSpec> base = MakeBlockParameters(recipe.model, 0).parameters;
+  const UnitAdapters adapters = MakeUnitAdapters(recipe.model, base);
+  const int64_t bytes_per_column = TokensPerRank(recipe) * ElementSize(recipe.config.precision().compute());
   int64_t bytes = 0;
   for (const GroupAdapter& group : adapters.groups) {
-    int64_t ranks = 0;
-    for (const GroupAdapter::Member& member : group.members) ranks += member.rank;
-    bytes += CpuBlockBytes(TokensPerRank(recipe) * ranks * ElementSize(recipe.config.precision().compute()));
+    int64_t ranks = 0, columns = 0;
+    for (const GroupAdapter::Member& member : group.members) {
+      ranks += member.rank;
+      const ParameterSpec& weight = base[member.base];
+      const bool cut = weight.placement != Placement::kColumns;
+      if (member.magnitude >= 0) columns += weight.shape[0] / (cut ? recipe.mesh[Axis::kTensor] : 1);
+    }
+    bytes += CpuBlockBytes(bytes_per_column * ranks) + CpuBlockBytes(bytes_per_column * columns);
   }
   return bytes;
 }
@@ -92,7 +99,7 @@ int64_t BlockActivationBytes(const Recipe& recipe) {
   const RecomputeConfig& recompute = recipe.config.recompute();
   int64_t bytes = input;
   if (recompute.policy() == RecomputeConfig::NONE) {
-    bytes += input + 2 * per_row + ThinBytes(recipe);  // the residual stream between attention and MLP; two norms
+    bytes += input + 2 * per_row + AdapterBytes(recipe);  // the residual stream between attention and MLP; two norms
     for (const auto& [name, amount] : results) bytes += amount;
     // GPT's blocks keep what goes into their products: both normed inputs and what GELU made, and four numbers per row.
     if (m.gpt_block) bytes += 2 * input + results.at(kKeepGateUp) + 2 * per_row;
@@ -111,7 +118,7 @@ std::string ToString(const RankMemory& memory) {
                       bytes(memory.activations));
 }
 
-RankMemory EstimateMemory(const Recipe& recipe, int pipeline_rank) {
+RankMemory EstimateMemory(const Recipe& recipe, int pipeline_rank, c10::DeviceType device) {
   const RunConfig& config = recipe.config;
   const DecoderSpec& m = recipe.model;
   const std::vector<UnitSize> sizes = UnitSizes(recipe);
@@ -185,6 +192,8 @@ RankMemory EstimateMemory(const Recipe& recipe, int pipeline_rank) {
     // Logits; the input, normed, and its gradient, of all tokens and of the chunk.
     memory.activations +=
         CpuBlockBytes(chunk * ids * 4) + (compute == 2 ? CpuBlockBytes(chunk * ids * 2) : 0) + 4 * hidden;
+    // A CPU multiplies by a float32 copy of the matrix.
+    if (compute == 2 && device == c10::DeviceType::CPU) memory.activations += CpuBlockBytes(ids * m.hidden_size * 4);
   }
   return memory;
 }

@@ -3,6 +3,8 @@
 #ifndef TRIREME_TRAINER_MEMORY_ESTIMATE_H_
 #define TRIREME_TRAINER_MEMORY_ESTIMATE_H_
 
+#include <c10/core/DeviceType.h>
+
 #include <cstdint>
 #include <string>
 #include <vector>
@@ -21,8 +23,9 @@ struct RankMemory {
 
 std::string ToString(const RankMemory& memory);  // "1.1 GB: weights 557.6 MB, ..."
 
-// Of the ranks at `pipeline_rank`. Leaves out what does not grow with the model: libraries, communicators, the loader.
-RankMemory EstimateMemory(const Recipe& recipe, int pipeline_rank);
+// Of the ranks at `pipeline_rank`, on devices of a type. Leaves out what does not grow with the model: libraries,
+// communicators, the loader.
+RankMemory EstimateMemory(const Recipe& recipe, int pipeline_rank, c10::DeviceType device);
 
 // Bytes that one microbatch keeps on a rank from forward to backward in a block; with a head: in the loss head.
 int64_t BlockActivationBytes(const Recipe& recipe);

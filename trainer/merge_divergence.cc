@@ -28,9 +28,9 @@ constexpr size_t kMaxTokens = 192;
 
 std::vector<int64_t> TokensFor(const Session& session) {
   std::vector<int64_t> tokens;
-  if (session.tokenizer != nullptr) {
+  if (session.text.ok()) {
     std::vector<int32_t> ids;
-    session.tokenizer->Encode(kText, &ids);
+    session.text->tokenizer->Encode(kText, &ids);
     tokens.assign(ids.begin(), ids.end());
   } else {
     for (size_t i = 0; i < kMaxTokens; ++i)

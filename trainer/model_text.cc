@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "launch/file.h"
+#include "launch/log.h"
 #include "models/formats/gguf_config.h"
 #include "models/formats/gguf_tokenizer_json.h"
 #include "models/formats/hf_config.h"
@@ -15,18 +16,8 @@
 namespace trireme {
 namespace {
 
-using Json = nlohmann::json;
-
 constexpr int64_t kTemplateNow = 1721952000;  // 26 Jul 2024, what Llama's templates take where there is no clock.
 constexpr uint64_t kMaxTemplateBytes = uint64_t{1} << 20;
-
-std::string SpecialToken(const Json& config, const char* key) {
-  const auto token = config.find(key);
-  if (token == config.end()) return "";
-  if (token->is_string()) return token->get<std::string>();
-  const auto content = token->find("content");
-  return token->is_object() && content != token->end() && content->is_string() ? content->get<std::string>() : "";
-}
 
 absl::StatusOr<ChatTemplate> ParseGiven(const std::string& given, ChatTemplateOptions options) {
   if (absl::StrContains(given, "{{") || absl::StrContains(given, "{%"))
@@ -35,26 +26,38 @@ absl::StatusOr<ChatTemplate> ParseGiven(const std::string& given, ChatTemplateOp
   return ChatTemplate::Parse(text, given, std::move(options));
 }
 
-absl::Status OpenFolder(const std::string& given, ModelText* text) {
-  const std::string &folder = text->origin, path = folder + "/tokenizer.json";
-  if (!Exists(path)) {
+ChatTemplateOptions OptionsOn(TemplateDate date) {
+  ChatTemplateOptions options;
+  if (date == TemplateDate::kOneDay) options.now = kTemplateNow;
+  return options;
+}
+
+// Transformers adds what only tokenizer_config.json names; here it is text like any other.
+void WarnOfAddedTokens(const std::string& folder, const Tokenizer& tokenizer) {
+  const absl::StatusOr<nlohmann::json> config = ReadJsonObject(folder + "/tokenizer_config.json");
+  if (!config.ok()) return;
+  const nlohmann::json added = config->value("added_tokens_decoder", nlohmann::json::object());
+  for (const auto& [id, token] : added.items()) {
+    const nlohmann::json content = token.is_object() ? token.value("content", nlohmann::json()) : nlohmann::json();
+    if (content.is_string() && tokenizer.TokenId(content.get<std::string>()) < 0)
+      Warning("tokenizer: ", folder, "/tokenizer_config.json adds the token \"", content.get<std::string>(),
+              "\", which the tokenizer's own file does not have; it is read as ordinary text");
+  }
+}
+
+absl::Status OpenFolder(const std::string& given, TemplateDate date, ModelText* text) {
+  const std::string &folder = text->origin, path = FindTokenizer(folder);
+  if (path.empty()) {
     return Error(ExitCode::kData, "tokenizer: ", folder,
-                 " holds no tokenizer.json; name a folder with the model's in data.conversations.tokenizer");
+                 " holds neither tokenizer.json nor tokenizer.model; name a folder with the model's in "
+                 "data.conversations.tokenizer");
   }
   ASSIGN_OR_RETURN(text->tokenizer, Tokenizer::Load(path));
   ASSIGN_OR_RETURN(text->prefix_ids, PrefixIds(folder, *text->tokenizer));
-  ChatTemplateOptions options;
-  options.now = kTemplateNow;
-  std::optional<int64_t> end;
-  if (const std::string config_path = folder + "/tokenizer_config.json"; Exists(config_path)) {
-    ASSIGN_OR_RETURN(const Json config, ReadJsonObject(config_path));
-    end = SpecialTokenId(config, "eos_token", *text->tokenizer);
-    for (const char* key :
-         {"bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"}) {
-      const std::string token = SpecialToken(config, key);
-      if (!token.empty()) options.special_tokens[key] = token;
-    }
-  }
+  WarnOfAddedTokens(folder, *text->tokenizer);
+  ChatTemplateOptions options = OptionsOn(date);
+  ASSIGN_OR_RETURN(options.special_tokens, ReadSpecialTokens(folder));
+  std::optional<int64_t> end = SpecialTokenId(options.special_tokens, "eos_token", *text->tokenizer);
   if (!end.has_value() && Exists(folder + "/" + kHfConfigName)) {
     const absl::StatusOr<HfTokenIds> ids = ReadHfTokenIds(folder + "/" + kHfConfigName);
     if (ids.ok() && !ids->eos.empty()) end = ids->eos[0];
@@ -64,15 +67,14 @@ absl::Status OpenFolder(const std::string& given, ModelText* text) {
   return absl::OkStatus();
 }
 
-absl::Status OpenGgufText(const std::string& given, ModelText* text) {
+absl::Status OpenGgufText(const std::string& given, TemplateDate date, ModelText* text) {
   ASSIGN_OR_RETURN(const std::unique_ptr<GgufFile> file, GgufFile::Open(text->origin));
   ASSIGN_OR_RETURN(const std::string contents, TokenizerJsonOfGguf(*file));
   ASSIGN_OR_RETURN(text->tokenizer, Tokenizer::Parse(contents, text->origin));
   ASSIGN_OR_RETURN(text->prefix_ids, PrefixIdsOf(contents, text->origin, *text->tokenizer));
   ASSIGN_OR_RETURN(const HfTokenIds ids, ReadGgufTokenIds(*file, text->tokenizer->vocab_size()));
   text->end_id = ids.eos.empty() ? text->tokenizer->end_of_document() : static_cast<int32_t>(ids.eos[0]);
-  ChatTemplateOptions options;
-  options.now = kTemplateNow;
+  ChatTemplateOptions options = OptionsOn(date);
   const auto add = [&](const char* key, std::optional<int64_t> id) {
     if (id.has_value())
       options.special_tokens[key] = std::string(text->tokenizer->TokenBytes(static_cast<int32_t>(*id)));
@@ -93,19 +95,19 @@ absl::Status OpenGgufText(const std::string& given, ModelText* text) {
 
 }  // namespace
 
-std::optional<int64_t> SpecialTokenId(const Json& tokenizer_config, const char* key, const Tokenizer& tokenizer) {
-  const std::string token = SpecialToken(tokenizer_config, key);
-  const int32_t id = token.empty() ? -1 : tokenizer.TokenId(token);
+std::optional<int64_t> SpecialTokenId(const SpecialTokens& tokens, const char* role, const Tokenizer& tokenizer) {
+  const auto token = tokens.find(role);
+  const int32_t id = token == tokens.end() ? -1 : tokenizer.TokenId(token->second);
   return id < 0 ? std::nullopt : std::optional<int64_t>(id);
 }
 
-absl::StatusOr<ModelText> OpenModelText(const std::string& model, const std::string& chat_template) {
+absl::StatusOr<ModelText> OpenModelText(const std::string& model, const std::string& chat_template, TemplateDate date) {
   ModelText text{model, nullptr, absl::UnknownError(""), {}, -1};
   if (NamesGguf(model)) {
-    RETURN_IF_ERROR(OpenGgufText(chat_template, &text));
+    RETURN_IF_ERROR(OpenGgufText(chat_template, date, &text));
   } else {
     ASSIGN_OR_RETURN(text.origin, FindHfDirectory(model));
-    RETURN_IF_ERROR(OpenFolder(chat_template, &text));
+    RETURN_IF_ERROR(OpenFolder(chat_template, date, &text));
   }
   if (!chat_template.empty() && !text.chat_template.ok()) return text.chat_template.status();
   return text;

@@ -5,7 +5,6 @@
 
 #include <cstdint>
 #include <memory>
-#include <nlohmann/json.hpp>
 #include <optional>
 #include <string>
 #include <vector>
@@ -25,14 +24,14 @@ struct ModelText {
 };
 
 // Of a model directory, ORG/NAME in the local cache, or a GGUF file. chat_template: instead of the model's own; a file,
-// or Jinja itself, which is told by its braces; "": the model's own. Templates that ask for the date are told one and
-// the same, or the tokens of a run would change overnight. Errors are kData and kConfig: no tokenizer, or a
+// or Jinja itself, which is told by its braces; "": the model's own. kOneDay: templates that ask for the date are told
+// one and the same, or the tokens of a run would change overnight. Errors are kData and kConfig: no tokenizer, or a
 // chat_template that cannot be read; a template of the model's own that is refused is an error of chat_template only.
-absl::StatusOr<ModelText> OpenModelText(const std::string& model, const std::string& chat_template);
+enum class TemplateDate { kOneDay, kToday };
+absl::StatusOr<ModelText> OpenModelText(const std::string& model, const std::string& chat_template, TemplateDate date);
 
-// The id of what tokenizer_config.json calls `key` ("eos_token": text, or an object with its content).
-std::optional<int64_t> SpecialTokenId(const nlohmann::json& tokenizer_config, const char* key,
-                                      const Tokenizer& tokenizer);
+// The id of the token with a role ("eos_token"), if there is one and the tokenizer knows it.
+std::optional<int64_t> SpecialTokenId(const SpecialTokens& tokens, const char* role, const Tokenizer& tokenizer);
 
 }  // namespace trireme
 

@@ -94,7 +94,8 @@ absl::StatusOr<RunPlan> MakePlan(const Recipe& recipe, const PlanOptions& option
   }
   plan.timeline = Simulate(recipe.schedule, plan.costs);
   plan.in_flight = MaxInFlight(recipe.schedule);
-  for (int rank = 0; rank < recipe.schedule.num_ranks(); ++rank) plan.memory.push_back(EstimateMemory(recipe, rank));
+  for (int rank = 0; rank < recipe.schedule.num_ranks(); ++rank)
+    plan.memory.push_back(EstimateMemory(recipe, rank, at::kCUDA));
   return plan;
 }
 

@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <nlohmann/json.hpp>
 
-#include "data/chat_template.h"
 #include "data/unicode.h"
 #include "models/formats/json_file.h"
 
@@ -13,19 +12,32 @@ namespace {
 using Json = nlohmann::json;
 
 // Of a TemplateProcessing post_processor: the special tokens before the text.
-void AddPrefix(const Json& processor, const Tokenizer& tokenizer, std::vector<int64_t>* ids) {
-  if (!processor.is_object()) return;
+absl::Status AddPrefix(const Json& processor, const std::string& name, const Tokenizer& tokenizer,
+                       std::vector<int64_t>* ids) {
+  if (!processor.is_object()) return absl::OkStatus();
   const std::string type = processor.value("type", "");
   if (type == "Sequence" && processor.contains("processors")) {
-    for (const Json& part : processor["processors"]) AddPrefix(part, tokenizer, ids);
+    for (const Json& part : processor["processors"]) RETURN_IF_ERROR(AddPrefix(part, name, tokenizer, ids));
   }
-  if (type != "TemplateProcessing" || !processor.contains("single")) return;
+  if (type == "BertProcessing" || type == "RobertaProcessing")
+    return Error(ExitCode::kData, "tokenizer: ", name, ": a post_processor of type ", type,
+                 " is not supported; Sequence, ByteLevel and TemplateProcessing are");
+  if (type != "TemplateProcessing" || !processor.contains("single")) return absl::OkStatus();
   for (const Json& piece : processor["single"]) {
-    if (!piece.is_object() || !piece.contains("SpecialToken")) return;
+    if (!piece.is_object() || !piece.contains("SpecialToken")) return absl::OkStatus();
     const Json& token = piece["SpecialToken"];
-    const int32_t id = token.is_object() ? tokenizer.TokenId(token.value("id", "")) : -1;
-    if (id >= 0) ids->push_back(id);
+    const std::string called = token.is_object() ? token.value("id", "") : "";
+    // What is called so is said beside: one token or several.
+    const Json known = processor.value("special_tokens", Json::object());
+    const Json numbers = known.is_object() && known.contains(called) && known[called].is_object()
+                             ? known[called].value("ids", Json::array())
+                             : Json::array();
+    for (const Json& number : numbers) {
+      if (number.is_number_integer()) ids->push_back(number.get<int64_t>());
+    }
+    if (const int32_t id = tokenizer.TokenId(called); numbers.empty() && id >= 0) ids->push_back(id);
   }
+  return absl::OkStatus();
 }
 
 // Bytes of the text up to the last character that is whole. Invalid bytes count as whole: they are repaired.
@@ -66,18 +78,18 @@ absl::StatusOr<std::vector<int64_t>> PrefixIdsOf(const std::string& tokenizer_js
                                                  const Tokenizer& tokenizer) {
   ASSIGN_OR_RETURN(const Json file, ParseJsonObject(tokenizer_json, name));
   std::vector<int64_t> ids;
-  if (file.contains("post_processor")) AddPrefix(file["post_processor"], tokenizer, &ids);
+  if (file.contains("post_processor")) RETURN_IF_ERROR(AddPrefix(file["post_processor"], name, tokenizer, &ids));
   return ids;
 }
 
-absl::StatusOr<std::string> ChatPrompt(const std::string& folder, const std::optional<std::string>& system,
-                                       const std::string& user) {
+absl::StatusOr<std::string> ChatPrompt(const absl::StatusOr<ChatTemplate>& chat_template,
+                                       const std::optional<std::string>& system, const std::string& user) {
   const auto render = [&]() -> absl::StatusOr<std::string> {
-    ASSIGN_OR_RETURN(const ChatTemplate chat, LoadChatTemplate(folder));
+    RETURN_IF_ERROR(chat_template.status());
     Conversation conversation;
     if (system.has_value()) conversation.messages.push_back({{"role", "system"}, {"content", *system}});
     conversation.messages.push_back({{"role", "user"}, {"content", user}});
-    return chat.Render(conversation, /*add_generation_prompt=*/true);
+    return chat_template->Render(conversation, /*add_generation_prompt=*/true);
   };
   absl::StatusOr<std::string> text = render();
   if (!text.ok()) {

@@ -8,20 +8,22 @@
 #include <string>
 #include <vector>
 
+#include "data/chat_template.h"
 #include "data/tokenizer.h"
 
 namespace trireme {
 
-// Ids that the tokenizer's post_processor puts before a text (a beginning-of-sequence token); empty for most.
+// Ids that the tokenizer's post_processor puts before a text (a beginning-of-sequence token); empty for most. Errors
+// are kData: it is of a kind that is not known.
 absl::StatusOr<std::vector<int64_t>> PrefixIds(const std::string& tokenizer_folder, const Tokenizer& tokenizer);
 // The same from what tokenizer.json holds; `name` is for errors.
 absl::StatusOr<std::vector<int64_t>> PrefixIdsOf(const std::string& tokenizer_json, const std::string& name,
                                                  const Tokenizer& tokenizer);
 
-// What the model's own chat template (data/chat_template.h) makes of one user message, after a system message where one
-// is given, with the header of the answer. Errors are kData: `folder` has no template, or it refuses.
-absl::StatusOr<std::string> ChatPrompt(const std::string& folder, const std::optional<std::string>& system,
-                                       const std::string& user);
+// What the model's own chat template makes of one user message, after a system message where one is given, with the
+// header of the answer. Errors are kData: there is no template, or it refuses.
+absl::StatusOr<std::string> ChatPrompt(const absl::StatusOr<ChatTemplate>& chat_template,
+                                       const std::optional<std::string>& system, const std::string& user);
 
 // Text of tokens as they come, in whole UTF-8 characters.
 class TextStream {

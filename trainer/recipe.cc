@@ -59,6 +59,10 @@ void CheckBatch(const RunConfig& config, Recipe* recipe, Problems* problems) {
         absl::StrCat("data.sequence_length: ", config.data().has_sequence_length() ? "must be positive" : "not set",
                      "; give tokens per sequence"));
   if (micro < 1) problems->push_back(absl::StrCat("micro_batch_size: is ", micro, "; give 1 or more sequences"));
+  constexpr int64_t kMaxTokens = int64_t{1} << 30;  // token numbers within a microbatch are of 32 bits
+  if (micro >= 1 && length >= 1 && micro * length > kMaxTokens)
+    problems->push_back(absl::StrCat("micro_batch_size x data.sequence_length: ", micro, " x ", length,
+                                     " tokens are more than the ", kMaxTokens, " that a microbatch can have"));
   if (global < 1) {
     problems->push_back("global_batch_size: not set or not positive; give sequences per step over all ranks");
   } else if (micro >= 1) {
@@ -68,13 +72,12 @@ void CheckBatch(const RunConfig& config, Recipe* recipe, Problems* problems) {
 }
 
 // The mesh against the model, once both are known: what does not fit, the closest mesh that does, and the stages.
-void CheckLayout(const RunConfig& config, Recipe* recipe, Problems* problems) {
+void CheckLayout(const RunConfig& config, int world, Recipe* recipe, Problems* problems) {
   std::vector<std::string> found = LayoutProblems(config, recipe->model, recipe->mesh);
   if (!found.empty()) {
-    const std::string proposal = ProposeLayout(config, recipe->model, recipe->mesh);
+    const std::string proposal = ProposeLayout(config, recipe->model, recipe->mesh, world);
     if (!proposal.empty())
-      absl::StrAppend(&found.back(), "\n    the closest layout of ", recipe->mesh.world(),
-                      " ranks that fits: ", proposal);
+      absl::StrAppend(&found.back(), "\n    the closest layout of ", world, " ranks that fits: ", proposal);
     problems->insert(problems->end(), found.begin(), found.end());
     return;
   }
@@ -129,9 +132,16 @@ void CheckTraining(const RunConfig& config, const CorpusFacts& facts, Recipe* re
   const LrScheduleConfig& schedule = config.lr_schedule();
   if (schedule.warmup_steps() < 0)
     problems->push_back(absl::StrCat("lr_schedule.warmup_steps: is ", schedule.warmup_steps(), "; give 0 or more"));
-  if (schedule.clip_grad_norm() < 0)
+  if (!(schedule.clip_grad_norm() >= 0))
     problems->push_back(
         absl::StrCat("lr_schedule.clip_grad_norm: is ", schedule.clip_grad_norm(), "; give 0 for no clipping"));
+  const auto ratio = [&](const char* field, double value) {
+    if (!(value >= 0 && value <= 1))
+      problems->push_back(absl::StrCat("lr_schedule.", field, ".min_ratio: is ", value, "; must be in [0, 1]"));
+  };
+  if (schedule.has_cosine()) ratio("cosine", schedule.cosine().min_ratio());
+  if (schedule.has_linear()) ratio("linear", schedule.linear().min_ratio());
+  if (schedule.has_wsd()) ratio("wsd", schedule.wsd().min_ratio());
   if (schedule.has_wsd() && schedule.wsd().decay_steps() < 1)
     problems->push_back("lr_schedule.wsd.decay_steps: not set; give the length of the final descent in steps");
 
@@ -147,6 +157,10 @@ void CheckTraining(const RunConfig& config, const CorpusFacts& facts, Recipe* re
       recipe->total_steps = steps_for(static_cast<double>(amount.tokens()));
       break;
     case TrainFor::kEpochs:
+      if (!(amount.epochs() > 0 && amount.epochs() <= 1e6)) {
+        problems->push_back(absl::StrCat("train_for.epochs: is ", amount.epochs(), "; must be in (0, 1e6]"));
+        return;
+      }
       if (facts.num_windows == 0) return;  // No corpus to pass over: that is another problem's to say.
       recipe->total_steps =
           steps_for(amount.epochs() * static_cast<double>(facts.num_windows) * config.data().sequence_length());
@@ -166,7 +180,7 @@ void CheckTraining(const RunConfig& config, const CorpusFacts& facts, Recipe* re
 
 void CheckRest(const RunConfig& config, const std::vector<std::string>& attention_names, Problems* problems) {
   const auto not_negative = [&](const char* field, double value) {
-    if (value < 0) problems->push_back(absl::StrCat(field, ": is ", value, "; must not be negative"));
+    if (!(value >= 0)) problems->push_back(absl::StrCat(field, ": is ", value, "; must not be negative"));
   };
   not_negative("loss.z_loss", config.loss().z_loss());
   not_negative("evaluation.every_steps", config.evaluation().every_steps());
@@ -174,6 +188,10 @@ void CheckRest(const RunConfig& config, const std::vector<std::string>& attentio
   not_negative("checkpoint.every_steps", config.checkpoint().every_steps());
   not_negative("checkpoint.keep_last", config.checkpoint().keep_last());
   not_negative("launch.watchdog_seconds", config.launch().watchdog_seconds());
+  not_negative("parallel.pipeline_stages_per_rank", config.parallel().pipeline_stages_per_rank());
+  for (const int64_t step : config.trace().steps()) {
+    if (step < 1) problems->push_back(absl::StrCat("trace.steps: ", step, " is no step; they count from 1"));
+  }
   not_negative("non_finite.max_consecutive_skips", config.non_finite().max_consecutive_skips());
   for (const std::string& name : config.recompute().keep()) {
     if (name != kKeepAttention && name != kKeepQkv && name != kKeepGateUp)
@@ -203,8 +221,8 @@ absl::StatusOr<Recipe> MakeRecipe(const RunConfig& config, int world_size, const
   // The rest of the config may be right: it is the job that was started wrongly.
   if (config.launch().expected_ranks() > 0 && config.launch().expected_ranks() != world_size) {
     return Error(ExitCode::kWorldSize, "launch.expected_ranks: ", config.launch().expected_ranks(),
-                 ", but the job was started with ", world_size, world_size == 1 ? " rank" : " ranks",
-                 "; start it with `mpirun -np ", config.launch().expected_ranks(), "`, or change the field");
+                 ", but the job has ", world_size, world_size == 1 ? " rank" : " ranks", "; start it with `mpirun -np ",
+                 config.launch().expected_ranks(), "`, or change the field");
   }
   Problems problems;
   Recipe recipe;
@@ -243,7 +261,7 @@ absl::StatusOr<Recipe> MakeRecipe(const RunConfig& config, int world_size, const
         "adapter.init_lora_weights: PISSA takes its start from the exact weights; leave it or model.quantization out");
   if (family.ok() && config.global_batch_size() >= 1 && config.micro_batch_size() >= 1 &&
       config.data().sequence_length() >= 1) {
-    CheckLayout(config, &recipe, &problems);
+    CheckLayout(config, world_size, &recipe, &problems);
   }
   CheckTraining(config, facts, &recipe, &problems);
   CheckRest(config, attention_names, &problems);

@@ -23,17 +23,15 @@ struct Plan {
   Recipe recipe;
   Corpora corpora;
   at::Device device = at::kCPU;
-  absl::StatusOr<std::unique_ptr<Tokenizer>> tokenizer;
-  std::string tokenizer_folder;
+  absl::StatusOr<ModelText> text = absl::UnknownError("");
 };
 
-absl::StatusOr<std::unique_ptr<Tokenizer>> LoadTokenizer(const ExportSource& source, std::string* folder) {
-  for (const std::string& candidate : source.tokenizer_folders) {
-    const std::string path = FindTokenizer(candidate);
-    if (path.empty()) continue;
-    *folder = candidate;
-    return Tokenizer::Load(path);
+absl::StatusOr<ModelText> OpenText(const ExportSource& source) {
+  for (const std::string& folder : source.tokenizer_folders) {
+    if (!FindTokenizer(folder).empty()) return OpenModelText(folder, "", TemplateDate::kToday);
   }
+  if (source.tokenizer_gguf != nullptr && source.tokenizer_gguf->Find("tokenizer.ggml.model") != nullptr)
+    return OpenModelText(source.tokenizer_gguf->path(), "", TemplateDate::kToday);
   return Error(ExitCode::kData, source.description,
                ": brings neither tokenizer.json nor tokenizer.model, so text means nothing to it; give and print token "
                "ids (--prompt-ids, "
@@ -66,22 +64,22 @@ absl::StatusOr<Plan> MakePlan(const SessionOptions& options, const Extensions& e
   if (!options.adapter.empty()) {
     ASSIGN_OR_RETURN(plan.source.adapter, OpenAdapter(options.adapter));
   }
-  plan.tokenizer = LoadTokenizer(plan.source, &plan.tokenizer_folder);
+  plan.text = OpenText(plan.source);
   *config.mutable_model() = plan.source.model;
   config.mutable_model()->clear_from();
   config.mutable_model()->clear_config();
   if (plan.source.adapter != nullptr) {
     ASSIGN_OR_RETURN(const DecoderSpec plain, SpecifyModel(config.model(), extensions.families));
-    RETURN_IF_ERROR(Adapted(*plan.source.adapter, plain).status());
-    *config.mutable_adapter() = plan.source.adapter->config;
+    ASSIGN_OR_RETURN(const DecoderSpec adapted, Adapted(*plan.source.adapter, plain));
+    *config.mutable_adapter() = ExactConfig(*adapted.adapter);
+    config.mutable_adapter()->clear_from();
   }
   *config.mutable_data() = options.data;
   config.set_micro_batch_size(options.micro_batch_size);
   FillTraining(process.size(), &config);
   if (config.data().has_conversations()) {
-    const bool gguf = plan.tokenizer_folder.empty() && plan.source.tokenizer_gguf != nullptr;
-    config.mutable_data()->mutable_conversations()->set_tokenizer(gguf ? plan.source.tokenizer_gguf->path()
-                                                                       : plan.tokenizer_folder);
+    RETURN_IF_ERROR(plan.text.status());
+    config.mutable_data()->mutable_conversations()->set_tokenizer(plan.text->origin);
   }
   if (config.data().source_size() > 0 || config.data().has_conversations()) {
     ASSIGN_OR_RETURN(plan.corpora, OpenCorpora(config));
@@ -93,10 +91,10 @@ absl::StatusOr<Plan> MakePlan(const SessionOptions& options, const Extensions& e
   return plan;
 }
 
-absl::Status LoadWeights(const ExportSource& source, Mesh& mesh, Model& model) {
+absl::Status LoadWeights(const ExportSource& source, const DecoderSpec& spec, Mesh& mesh, Model& model) {
   const auto of_model = [](const ParameterBuffer& buffer) { return !buffer.specs()[0].added; };
   RETURN_IF_ERROR(FillWeights(source.weights, mesh, model, of_model));
-  return source.adapter == nullptr ? absl::OkStatus() : LoadAdapter(*source.adapter, model);
+  return source.adapter == nullptr ? absl::OkStatus() : LoadAdapter(*source.adapter, spec, model);
 }
 
 absl::Status RunOn(const Plan& plan, const Extensions& extensions, const Process& process, Mesh& mesh,
@@ -104,16 +102,13 @@ absl::Status RunOn(const Plan& plan, const Extensions& extensions, const Process
   absl::StatusOr<std::unique_ptr<Model>> model = Model::Create(plan.recipe, mesh, extensions);
   RETURN_IF_ERROR(Agree(mesh.control(), model.status()));
   const double start = MonotonicSeconds();
-  RETURN_IF_ERROR(Agree(mesh.control(), LoadWeights(plan.source, mesh, **model)));
+  RETURN_IF_ERROR(Agree(mesh.control(), LoadWeights(plan.source, plan.recipe.model, mesh, **model)));
   for (ParameterBuffer* buffer : (*model)->buffers()) buffer->Publish(/*converted=*/false);
   Info(plan.source.description,
        plan.source.adapter != nullptr ? absl::StrCat(" with ", plan.source.adapter->description) : "", ": ",
        HumanCount(static_cast<double>(NumParameters(plan.recipe.model))), " parameters on ",
        plan.recipe.mesh.ToString(), ", loaded in ", HumanSeconds(MonotonicSeconds() - start));
-  Session session{process, plan.source, plan.recipe, plan.corpora, mesh, **model};
-  session.tokenizer = plan.tokenizer.ok() ? plan.tokenizer->get() : nullptr;
-  session.tokenizer_folder = plan.tokenizer_folder;
-  session.tokenizer_status = plan.tokenizer.status();
+  Session session{process, plan.source, plan.recipe, plan.corpora, mesh, **model, plan.text};
   return run(session);
 }
 
@@ -126,7 +121,8 @@ absl::Status WithSession(const SessionOptions& options, const Extensions& extens
 
 absl::Status WithSessions(const std::vector<SessionOptions>& options, const Extensions& extensions,
                           const std::function<absl::Status(Session&)>& run) {
-  absl::StatusOr<std::unique_ptr<Process>> started = Process::Start(options.front().expected_ranks);
+  absl::StatusOr<std::unique_ptr<Process>> started =
+      Process::Start(options.front().expected_ranks, Process::Signals::kDefault);
   RETURN_IF_ERROR(started.status());
   const Process& process = **started;
   OperationLog start_log;

@@ -8,10 +8,10 @@
 #include <string>
 #include <vector>
 
-#include "data/tokenizer.h"
 #include "trainer/corpora.h"
 #include "trainer/export_source.h"
 #include "trainer/model.h"
+#include "trainer/model_text.h"
 
 namespace trireme {
 
@@ -32,10 +32,7 @@ struct Session {
   const Corpora& corpora;
   Mesh& mesh;
   Model& model;
-  // The source's own, with the folder it came from; else null, "" and the reason.
-  const Tokenizer* tokenizer = nullptr;
-  std::string tokenizer_folder = {};
-  absl::Status tokenizer_status = {};
+  const absl::StatusOr<ModelText>& text;  // the source's tokenizer and template, or why it has none
 };
 
 // Starts MPI and everything else, then calls `run` on every rank. Its error may be one rank's own, or marked as agreed.

@@ -3,8 +3,10 @@
 #include <absl/strings/str_format.h>
 
 #include <algorithm>
+#include <chrono>
 #include <cmath>
 #include <optional>
+#include <thread>
 
 #include "configs/config_loader.h"
 #include "data/loader.h"
@@ -172,7 +174,7 @@ absl::Status Loop(Job& job) {
     if (Due(recipe.config.evaluation().every_steps(), step, recipe)) RETURN_IF_ERROR(Evaluate(job));
     // The best model so far is worth a checkpoint whenever it is found.
     const bool best = recipe.config.checkpoint().keep_best() && job.progress.best_step() == step;
-    const bool stop = StopRequested(job) || step == job.options.stop_at;
+    const bool stop = StopRequested(job) || (job.options.stop_at > 0 && step >= job.options.stop_at);
     if (Due(recipe.config.checkpoint().every_steps(), step, recipe) || step == recipe.total_steps || best || stop) {
       if (job.metrics != nullptr) RETURN_IF_ERROR(job.metrics->Flush());
       RETURN_IF_ERROR(job.checkpointer.Save(job.progress));
@@ -215,6 +217,21 @@ std::string Trained(const DecoderSpec& model) {
   return absl::StrCat(HumanCount(static_cast<double>(trained)), " of ", HumanCount(static_cast<double>(all)));
 }
 
+// One job at a time writes into a run_dir. A job that is ending has a moment to go.
+absl::Status LockRun(const std::string& run_dir, OperationLog& log, std::unique_ptr<FileLock>* lock) {
+  constexpr double kPatience = 15;  // seconds
+  const double start = MonotonicSeconds();
+  while (true) {
+    ASSIGN_OR_RETURN(*lock, FileLock::Take(run_dir + "/lock"));
+    if (*lock != nullptr) return absl::OkStatus();
+    if (MonotonicSeconds() - start > kPatience)
+      return Error(ExitCode::kConfig, "run_dir: another job is writing into ", run_dir,
+                   "; wait for it, stop it, or choose another run_dir");
+    log.Beat("waiting for another job in run_dir");
+    std::this_thread::sleep_for(std::chrono::milliseconds(200));
+  }
+}
+
 // Everything once the mesh stands. An error that all ranks computed alike is marked as agreed; any other is this rank's
 // own.
 absl::Status Run(const TrainOptions& options, const Extensions& extensions, const Process& process, Mesh& mesh,
@@ -222,7 +239,11 @@ absl::Status Run(const TrainOptions& options, const Extensions& extensions, cons
   ProcessGroup& world = mesh.control();
   const RunConfig& config = recipe.config;
   absl::Status made = absl::OkStatus();
-  if (world.rank() == 0) made = MakeDirectories(config.run_dir() + "/checkpoints");
+  std::unique_ptr<FileLock> lock;
+  if (world.rank() == 0) {
+    made = MakeDirectories(config.run_dir() + "/checkpoints");
+    if (made.ok()) made = LockRun(config.run_dir(), mesh.log(), &lock);
+  }
   RETURN_IF_ERROR(Agree(world, made));
 
   Watchdog::Options watching;
@@ -236,6 +257,8 @@ absl::Status Run(const TrainOptions& options, const Extensions& extensions, cons
   watching.stop_requested = [&process] { return process.stop_requested(); };
   Watchdog watchdog(&mesh.log(), watching);
 
+  const RankMemory estimate = EstimateMemory(recipe, mesh.coordinate(Axis::kPipeline), mesh.device().type());
+  WarnOfMemory(estimate.total() * (mesh.device().is_cuda() ? 1 : process.local_size()), mesh.device());
   absl::StatusOr<std::unique_ptr<Model>> model = Model::Create(recipe, mesh, extensions);
   RETURN_IF_ERROR(Agree(world, model.status()));
   std::vector<ParameterBuffer*> buffers = (*model)->buffers();
@@ -249,10 +272,11 @@ absl::Status Run(const TrainOptions& options, const Extensions& extensions, cons
   ASSIGN_OR_RETURN(const bool resumed, checkpointer.Resume(options.allow_change, &progress));
   if (progress.step() >= recipe.total_steps) {
     Info("the run is finished: step ", progress.step(), " of ", recipe.total_steps);
+    RETURN_IF_ERROR(SaveAdapter(recipe, progress.step(), mesh, /*if_older=*/true));
     return ExportAtEnd(recipe, progress.step(), extensions.families, mesh);
   }
-  absl::Status writable = absl::OkStatus();
-  if (world.rank() == 0) writable = CheckExport(config);
+  absl::Status writable = CheckExport(config);
+  if (writable.ok() && world.rank() == 0) writable = CheckExportOutput(config);
   RETURN_IF_ERROR(Agree(world, writable));
   RETURN_IF_ERROR(InitializeWeights(recipe, mesh, **model, resumed));
   std::unique_ptr<MetricsLog> metrics;
@@ -270,9 +294,7 @@ absl::Status Run(const TrainOptions& options, const Extensions& extensions, cons
                        HumanCount(static_cast<double>(recipe.tokens_per_step)), process.size(),
                        DeviceName(mesh.device()), recipe.mesh.ToString(), (*model)->attention().name,
                        mesh.device().is_cuda() ? "NCCL" : absl::StrCat(CpuThreads(), " threads each, ", BlasName())));
-  const RankMemory estimate = EstimateMemory(recipe, mesh.coordinate(Axis::kPipeline));
   Info("memory a rank should need beside the program itself: ", ToString(estimate));
-  WarnOfMemory(estimate.total() * (mesh.device().is_cuda() ? 1 : process.local_size()), mesh.device());
   if (corpora.unigram_entropy > 0)
     Info(absl::StrFormat("a model that only knows how common each token is would reach a loss of %.4f",
                          corpora.unigram_entropy));
@@ -345,6 +367,7 @@ absl::StatusOr<Plan> MakePlan(const TrainOptions& options, const Extensions& ext
   std::vector<std::string> attention;
   for (const AttentionBackend& backend : extensions.attention_backends) attention.push_back(backend.name);
   ASSIGN_OR_RETURN(plan.recipe, MakeRecipe(config, process.size(), extensions.families, attention, plan.corpora.facts));
+  RETURN_IF_ERROR(CheckEvaluation(config, plan.corpora));
   ASSIGN_OR_RETURN(plan.device, SetUpDevice(config.launch(), process));
   return plan;
 }
@@ -361,7 +384,8 @@ absl::StatusOr<at::Device> SetUpDevice(const LaunchConfig& config, const Process
 }
 
 absl::Status Train(const TrainOptions& options, const Extensions& extensions) {
-  absl::StatusOr<std::unique_ptr<Process>> started = Process::Start(options.expected_ranks);
+  absl::StatusOr<std::unique_ptr<Process>> started =
+      Process::Start(options.expected_ranks, Process::Signals::kFinishStep);
   RETURN_IF_ERROR(started.status());
   const Process& process = **started;
   OperationLog start_log;

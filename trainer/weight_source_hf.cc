@@ -60,15 +60,23 @@ struct Opened {
   std::vector<HfDirectory::Tensor> tensors;  // as table.stored; of quantized matrices: their codes
 };
 
+bool IsTied(const WeightTable& table) {
+  return std::none_of(table.stored.begin(), table.stored.end(),
+                      [&](const WeightTable::Stored& stored) { return stored.name == table.head; });
+}
+
 // Finds every stored tensor, or says what is wrong.
 absl::Status FindTensors(const DecoderSpec& spec, Opened* opened) {
   const HfDirectory& directory = opened->directory;
   const NamedTensors named(directory, opened->table);
   const std::vector<ParameterSpec> parameters = DecoderParameters(spec);
   TensorMismatch mismatch;
+  const bool tied = IsTied(opened->table);
   std::set<std::string> expected = opened->bnb.parts;
   for (const WeightTable::Stored& stored : opened->table.stored) {
     const HfDirectory::Tensor* tensor = named.Find(stored.name);
+    // Of a tied matrix either name may be there.
+    if (tensor == nullptr && stored.name == opened->table.embedding && tied) tensor = named.Find(opened->table.head);
     if (tensor == nullptr) {
       mismatch.missing.push_back(stored.name);
       continue;
@@ -105,9 +113,7 @@ absl::Status FindTensors(const DecoderSpec& spec, Opened* opened) {
 
 // A tied model's head is its embedding: a copy in the file is fine, another matrix would be lost.
 absl::Status CheckTiedHead(const HfDirectory& directory, const WeightTable& table) {
-  for (const WeightTable::Stored& stored : table.stored) {
-    if (stored.name == table.head) return absl::OkStatus();  // untied
-  }
+  if (!IsTied(table)) return absl::OkStatus();
   const NamedTensors named(directory, table);
   const HfDirectory::Tensor *head = named.Find(table.head), *embedding = named.Find(table.embedding);
   if (head == nullptr || embedding == nullptr) return absl::OkStatus();

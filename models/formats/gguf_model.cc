@@ -87,7 +87,8 @@ absl::StatusOr<double> ShortestDecimal(absl::StatusOr<double> number) {
 // Inverts GgufRopeFactors. The largest factor is the scale; between it and 1 the inverse factors are linear in the
 // frequency, which gives two more numbers; low_freq_factor is 1, as it is in every published model, because multiplying
 // it, high_freq_factor and the original length by the same number changes nothing.
-absl::StatusOr<GgufRopeScaling> InferScaling(const GgufFile& file, GgufModelFacts facts) {
+// known: must be it.
+absl::StatusOr<GgufRopeScaling> InferScaling(const GgufFile& file, GgufModelFacts facts, const GgufRopeScaling* known) {
   const auto unknown = [&] {
     return Error(ExitCode::kData, "gguf ", file.path(), ": ", kRopeFactors,
                  " is not the position scaling of Llama 3, the only kind that is read; take the model's Hugging Face "
@@ -97,6 +98,14 @@ absl::StatusOr<GgufRopeScaling> InferScaling(const GgufFile& file, GgufModelFact
   if (tensor->shape != std::vector<int64_t>{facts.head_dim / 2}) return unknown();
   std::vector<float> factors(facts.head_dim / 2);
   RETURN_IF_ERROR(file.Read(*tensor, 0, 1, 0, tensor->columns(), factors.data()));
+  const auto fits = [&](const GgufRopeScaling& scaling) {
+    facts.rope_scaling = scaling;
+    const std::vector<float> again = GgufRopeFactors(facts);
+    // Factors are written in 32 bits after a few roundings; a wrong guess is off by far more.
+    return std::equal(again.begin(), again.end(), factors.begin(),
+                      [](float a, float b) { return std::fabs(a - b) <= 1e-5f * b; });
+  };
+  if (known != nullptr) return fits(*known) ? absl::StatusOr<GgufRopeScaling>(*known) : unknown();
   const std::vector<float> frequencies = Frequencies(facts);
   GgufRopeScaling scaling;
   scaling.factor = *std::max_element(factors.begin(), factors.end());
@@ -115,13 +124,7 @@ absl::StatusOr<GgufRopeScaling> InferScaling(const GgufFile& file, GgufModelFact
   const double round_number = std::round(scaling.high_freq_factor * 100) / 100;
   if (std::fabs(scaling.high_freq_factor - round_number) < 1e-3) scaling.high_freq_factor = round_number;
   if (!(scaling.original_max_position_embeddings >= 1) || !(scaling.high_freq_factor > 1)) return unknown();
-  facts.rope_scaling = scaling;
-  const std::vector<float> again = GgufRopeFactors(facts);
-  for (size_t i = 0; i < factors.size(); ++i) {
-    // Factors are written in 32 bits after a few roundings; a wrong guess is off by far more.
-    if (!(std::fabs(again[i] - factors[i]) <= 1e-5f * factors[i])) return unknown();
-  }
-  return scaling;
+  return fits(scaling) ? absl::StatusOr<GgufRopeScaling>(scaling) : unknown();
 }
 
 // Where the architecture has layers with a window; elsewhere one must be without effect.
@@ -251,7 +254,7 @@ absl::StatusOr<std::vector<GgufTensor>> GgufModelTensors(const GgufModelFacts& f
   return tensors;
 }
 
-absl::StatusOr<GgufModelFacts> ReadGgufFacts(const GgufFile& file) {
+absl::StatusOr<GgufModelFacts> ReadGgufFacts(const GgufFile& file, const GgufRopeScaling* known_scaling) {
   const auto refuse = [&file](const auto&... why) {
     return Error(ExitCode::kData, "gguf ", file.path(), ": ", why...);
   };
@@ -320,7 +323,7 @@ absl::StatusOr<GgufModelFacts> ReadGgufFacts(const GgufFile& file) {
     if (!facts.architecture->rope_factors)
       return refuse("has ", kRopeFactors, ", which the architecture has no use for");
     if (facts.rope_linear_factor != 1) return refuse("scales positions in two ways");
-    ASSIGN_OR_RETURN(facts.rope_scaling, InferScaling(file, facts));
+    ASSIGN_OR_RETURN(facts.rope_scaling, InferScaling(file, facts, known_scaling));
   }
   RETURN_IF_ERROR(CheckTensors(file, facts));
   return facts;

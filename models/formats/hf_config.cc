@@ -33,6 +33,13 @@ constexpr const char* kBookkeeping[] = {"architectures", "transformers_version",
 // Settings of generation and of the Python classes.
 bool WithoutEffect(const std::string& key) {
   static const std::set<std::string> keys = {
+      "attention_probs_dropout_prob",  // this and the next ones: no class of ours' model types reads them
+      "hidden_dropout_prob",
+      "max_sequence_length",
+      "n_special",
+      "output_past",
+      "predict_special_tokens",
+      "sliding_window_size",
       "attn_implementation",
       "bad_words_ids",
       "begin_suppress_tokens",
@@ -45,6 +52,7 @@ bool WithoutEffect(const std::string& key) {
       "encoder_no_repeat_ngram_size",
       "exponential_decay_length_penalty",
       "finetuning_task",
+      "gradient_checkpointing",
       "id2label",
       "is_decoder",
       "is_llama_config",
@@ -56,6 +64,7 @@ bool WithoutEffect(const std::string& key) {
       "no_repeat_ngram_size",
       "num_beam_groups",
       "num_beams",
+      "num_labels",
       "num_return_sequences",
       "output_attentions",
       "output_hidden_states",
@@ -152,9 +161,8 @@ void ReadWindows(JsonReader& reader, const HfModelType& type, ModelConfig* model
       return type.no_rope ? model->no_rope_layers(i) == 0 : i >= first;
     });
   } else if (type.windows == HfWindows::kPattern) {
-    const std::optional<int32_t> old_period = reader.Integer("_sliding_window_pattern");
-    const int32_t period =
-        std::max(1, reader.Integer("sliding_window_pattern").value_or(old_period.value_or(type.window_period)));
+    const std::optional<int32_t> own = type.own_period ? reader.Integer("sliding_window_pattern") : std::nullopt;
+    const int32_t period = std::max(1, own.value_or(type.window_period));
     types = ReadLayerTypes(reader, layers, [&](int32_t i) { return (i + 1) % period != 0; });
   }
   const auto sliding = std::count(types.begin(), types.end(), kSliding);
@@ -183,7 +191,13 @@ void ReadGemma(JsonReader& reader, const HfModelType& type, ModelConfig* model) 
     return reader.Has(key) ? reader.Number(key).value_or(0) : by_default;
   };
   model->set_query_pre_attn_scalar(reader.Number("query_pre_attn_scalar").value_or(256));
-  model->set_attn_logit_softcapping(softcap("attn_logit_softcapping", type.attention_softcap));
+  model->set_attn_logit_softcapping(0);
+  if (type.attention_softcap > 0) {
+    model->set_attn_logit_softcapping(softcap("attn_logit_softcapping", type.attention_softcap));
+  } else {
+    reader.Require("attn_logit_softcapping", 0.0,
+                   absl::StrCat("has no effect on model_type ", type.model_type, "; remove it"));
+  }
   model->set_final_logit_softcapping(softcap("final_logit_softcapping", type.logit_softcap));
   reader.Require("use_bidirectional_attention", false, "is not supported");
   reader.Require("hidden_activation", "gelu_pytorch_tanh", "is not supported; \"gelu_pytorch_tanh\" is");
@@ -229,6 +243,7 @@ void ReadLlamaConfig(JsonReader& reader, const HfModelType& type, ModelConfig* m
     reader.Require("attention_bias", false, absl::StrCat("is not supported for model_type ", type.model_type));
   reader.Require("mlp_bias", false, "is not supported; the MLP's projections have no biases here");
   reader.Require("attention_dropout", 0.0, "is not supported; there is no dropout");
+  reader.Require("partial_rotary_factor", 1.0, "is not supported; every dimension of a head is turned");
   reader.Require("rope_interleaved", false, "is not supported; halves are turned, not neighbours");
   ReadHfSizes(reader, type, model);
   if (type.no_rope) ReadNoRopeLayers(reader, model);

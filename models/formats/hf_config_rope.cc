@@ -31,7 +31,7 @@ Rope ReadRope(const Json& object, const HfModelType& model_type, const std::stri
   if (type.empty()) type = old_type;
   const auto required = [&](const char* key) {
     const std::optional<double> value = reader.Number(key);
-    if (!value.has_value() && !reader.Has(key))
+    if (reader.Find(key) == nullptr)
       problems->push_back(absl::StrCat(name, ".", key, ": missing; rope_type ", type, " needs it"));
     return value.value_or(1);
   };
@@ -59,6 +59,8 @@ Rope ReadRope(const Json& object, const HfModelType& model_type, const std::stri
     if (const std::optional<double> slow = reader.Number("beta_slow")) scaling.set_beta_slow(*slow);
     if (const std::optional<double> factor = reader.Number("attention_factor")) scaling.set_attention_factor(*factor);
     reader.Require("truncate", true, "is not supported; the ramp's ends are rounded");
+    if (reader.Has("truncate") && object["truncate"].is_null())  // Transformers takes it for false
+      reader.Bad("truncate", Json(), "is not supported; the ramp's ends are rounded");
   } else if (type == "default" || (type.empty() && !reader.Has("factor"))) {
     // The default type has no other settings: Transformers ignores them too.
     return rope;
@@ -67,7 +69,9 @@ Rope ReadRope(const Json& object, const HfModelType& model_type, const std::stri
                                      " is not supported; \"default\", \"linear\", \"llama3\" and \"yarn\" are"));
     return rope;
   }
-  for (const std::string& key : reader.Rest()) reader.Bad(key, object[key], "is not understood");
+  for (const std::string& key : reader.Rest()) {
+    if (!object[key].is_null()) reader.Bad(key, object[key], "is not understood");
+  }
   return rope;
 }
 
@@ -85,6 +89,10 @@ void ReadHfRotary(JsonReader& reader, const HfModelType& type, ModelConfig* mode
     }
     // Gemma 3's has an object for each kind of layer.
     const bool nested = type.local_rope && (value->contains("full_attention") || value->contains("sliding_attention"));
+    if (type.local_rope && !nested && !value->empty() && rope == &new_dialect) {  // Transformers looks only into those
+      reader.Bad(key, *value, "has no full_attention and sliding_attention");
+      return false;
+    }
     if (nested) {
       JsonReader kinds(*value, absl::StrCat(key, "."), problems);
       const Json* sliding = kinds.Find("sliding_attention");

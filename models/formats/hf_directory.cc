@@ -1,6 +1,7 @@
 #include "models/formats/hf_directory.h"
 
 #include <absl/strings/ascii.h>
+#include <absl/strings/match.h>
 #include <absl/strings/str_join.h>
 
 #include <algorithm>
@@ -25,14 +26,29 @@ bool IsPlainName(const std::string& name) {
   });
 }
 
+// A name in a folder and no way out of it.
+bool IsFileName(const std::string& name) {
+  return !name.empty() && name[0] != '.' && std::all_of(name.begin(), name.end(), [](unsigned char c) {
+    return c != '/' && c != '\\' && !absl::ascii_iscntrl(c);
+  });
+}
+
+// As huggingface_hub finds it.
 fs::path HubCache() {
   const auto variable = [](const char* name) {
     const char* value = std::getenv(name);
     return std::string(value == nullptr ? "" : value);
   };
-  if (const std::string cache = variable("HF_HUB_CACHE"); !cache.empty()) return cache;
-  if (const std::string home = variable("HF_HOME"); !home.empty()) return fs::path(home) / "hub";
-  return fs::path(variable("HOME")) / ".cache" / "huggingface" / "hub";
+  const fs::path home = variable("HOME");
+  const auto expand = [&](const std::string& path) {
+    return absl::StartsWith(path, "~/") ? home / path.substr(2) : fs::path(path);
+  };
+  for (const char* name : {"HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"}) {
+    if (const std::string cache = variable(name); !cache.empty()) return expand(cache);
+  }
+  if (const std::string hf = variable("HF_HOME"); !hf.empty()) return expand(hf) / "hub";
+  const std::string caches = variable("XDG_CACHE_HOME");
+  return (caches.empty() ? home / ".cache" : expand(caches)) / "huggingface" / "hub";
 }
 
 // Tensor -> file, as the index says.
@@ -43,7 +59,7 @@ absl::StatusOr<std::map<std::string, std::string>> ReadIndex(const std::string& 
     return Error(ExitCode::kData, path, ": has no weight_map that names tensors; is it an index of safetensors?");
   std::map<std::string, std::string> files;
   for (const auto& [tensor, file] : map->items()) {
-    if (!file.is_string() || !IsPlainName(file.get<std::string>())) {
+    if (!file.is_string() || !IsFileName(file.get<std::string>())) {
       return Error(ExitCode::kData, path, ": \"", tensor, "\" is said to be in ",
                    file.dump(-1, ' ', false, Json::error_handler_t::replace),
                    ", which is not the name of a file beside the index");
@@ -59,11 +75,12 @@ absl::StatusOr<std::string> FindHfDirectory(const std::string& name) {
   std::error_code error;
   if (fs::is_directory(name, error)) return name;
   const size_t slash = name.find('/');
-  if (slash == std::string::npos || !IsPlainName(name.substr(0, slash)) || !IsPlainName(name.substr(slash + 1)))
+  const bool has_owner = slash != std::string::npos;  // the oldest models have none
+  if (!IsPlainName(name.substr(0, slash)) || (has_owner && !IsPlainName(name.substr(slash + 1))))
     return Error(ExitCode::kConfig, "model ", name,
                  ": there is no such folder; give a Hugging Face model directory, or ORG/NAME of one in the cache");
-  const fs::path repository =
-      HubCache() / absl::StrCat("models--", name.substr(0, slash), "--", name.substr(slash + 1));
+  const fs::path repository = HubCache() / absl::StrCat("models--", name.substr(0, slash), has_owner ? "--" : "",
+                                                        has_owner ? name.substr(slash + 1) : "");
   const auto absent = [&](const auto&... why) {
     return Error(ExitCode::kConfig, "model ", name, ": there is no such folder, and ", why...,
                  "; download it with `hf download ", name, "`, or give a folder");

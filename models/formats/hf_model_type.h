@@ -36,6 +36,7 @@ struct HfModelType {
   HfWindows windows = HfWindows::kNone;
   int32_t sliding_window = 0;   // 0: none
   int32_t window_period = 0;    // kPattern
+  bool own_period = false;      // has sliding_window_pattern
   bool attention_bias = false;  // has the key
   bool no_rope = false;         // has no_rope_layers
   bool gemma = false;           // has soft caps, query_pre_attn_scalar, hidden_activation

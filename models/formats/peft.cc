@@ -25,8 +25,8 @@ constexpr const char* kWithoutEffect[] = {"auto_mapping",      "base_model_name_
                                           "lora_ga_config",    "megatron_config",
                                           "megatron_core",     "peft_version",
                                           "qalora_group_size", "revision",
-                                          "runtime_config",    "ensure_weight_tying",
-                                          "task_type",         "peft_type"};
+                                          "runtime_config",    "task_type",
+                                          "peft_type"};
 
 bool SaysNothing(const Json& value) {
   return value.is_null() || (value.is_boolean() && !value.get<bool>()) ||
@@ -55,6 +55,7 @@ void ReadPattern(JsonReader& reader, const char* key, google::protobuf::Map<std:
   if (!value->is_object()) return reader.Bad(key, *value, "is not an object");
   for (const auto& [name, number] : value->items()) {
     if (!number.is_number()) return reader.Bad(key, number, "is not a number");
+    if (std::is_integral_v<T> && !number.is_number_integer()) return reader.Bad(key, number, "is not a whole number");
     (*pattern)[name] = number.template get<T>();
   }
 }
@@ -97,6 +98,7 @@ absl::StatusOr<PeftConfig> ReadPeftConfig(const std::string& folder) {
                  "changed the base model too; save the adapter converted to plain LoRA "
                  "(path_initial_model_for_weight_conversion)");
   }
+  config.weights_tied = reader.Bool("ensure_weight_tying").value_or(false);
   for (const char* key : kWithoutEffect) reader.Find(key);
   for (const std::string& key : reader.Rest()) {
     if (!SaysNothing(json.at(key))) reader.Bad(key, json.at(key), "is not understood and may change the adapter");
@@ -113,8 +115,7 @@ std::string WritePeftConfig(const PeftConfig& config, const std::vector<std::str
   Json json;  // keys sorted, as PEFT writes them
   json["base_model_name_or_path"] = config.base.empty() ? Json() : Json(config.base);
   json["bias"] = "none";
-  // Of a tied matrix both uses are trained.
-  if (a.modules_to_save_size() > 0) json["ensure_weight_tying"] = true;
+  if (a.modules_to_save_size() > 0) json["ensure_weight_tying"] = config.weights_tied;
   json["fan_in_fan_out"] = false;
   json["inference_mode"] = true;
   json["init_lora_weights"] = true;
@@ -128,7 +129,7 @@ std::string WritePeftConfig(const PeftConfig& config, const std::vector<std::str
   json["task_type"] = "CAUSAL_LM";
   json["use_dora"] = a.use_dora();
   json["use_rslora"] = a.use_rslora();
-  json["target_modules"] = targets.size() == 1 && !a.target_modules_regex().empty() ? Json(targets[0]) : Json(targets);
+  json["target_modules"] = targets;
   json["rank_pattern"] = Json::object();
   json["alpha_pattern"] = Json::object();
   for (const auto& [key, r] : a.rank_pattern()) json["rank_pattern"][key] = r;

@@ -16,15 +16,16 @@ inline constexpr char kPeftConfigName[] = "adapter_config.json";
 inline constexpr char kPeftWeightsName[] = "adapter_model.safetensors";
 
 struct PeftConfig {
-  AdapterConfig adapter;  // `from` is not set
-  std::string base;       // base_model_name_or_path; may be ""
+  AdapterConfig adapter;      // `from` is not set
+  std::string base;           // base_model_name_or_path; may be ""
+  bool weights_tied = false;  // ensure_weight_tying: of a tied matrix in modules_to_save both uses are trained
 };
 
 // Refuses (kData, naming file and key) what is no LoRA of a causal language model, and settings that change what the
 // adapter computes and are not understood.
 absl::StatusOr<PeftConfig> ReadPeftConfig(const std::string& folder);
 
-// `targets`: what target_modules is to say: names, or one regular expression when adapter.target_modules_regex is set.
+// `targets`: what target_modules is to say, instead of what it says in the adapter's config.
 std::string WritePeftConfig(const PeftConfig& config, const std::vector<std::string>& targets);
 
 // "model.layers.0.self_attn.q_proj.lora_A.weight" <-> "base_model.model.model.layers...". What does not begin so is "".

@@ -126,6 +126,16 @@ TEST(AssistantSpans, TemplateThatRaisesIsAnError) {
   EXPECT_EQ(Parsed(kChatMl).Render(broken, false).status().message(), "T: a message is not an object");
 }
 
+TEST(ReadSpecialTokens, OlderModelsHaveThemInAFileOfTheirOwn) {
+  const TempFolder folder;
+  EXPECT_TRUE(ReadSpecialTokens(folder / "")->empty());
+  WriteText(folder / "special_tokens_map.json", R"({"bos_token": "old", "eos_token": {"content": "</s>"}, "x": "y"})");
+  WriteText(folder / "tokenizer_config.json", R"({"bos_token": "new", "eos_token": null})");
+  EXPECT_EQ(ReadSpecialTokens(folder / "").value(), (SpecialTokens{{"bos_token", "new"}, {"eos_token", "</s>"}}));
+  WriteText(folder / "special_tokens_map.json", "[]");
+  EXPECT_EQ(ExitCodeOf(ReadSpecialTokens(folder / "").status()), ExitCode::kData);
+}
+
 TEST(LoadChatTemplate, FindsItAsTransformersDoes) {
   const TempFolder folder;
   const Conversation conversation = Talk(R"([{"role": "user", "content": "x"}])");

@@ -59,6 +59,20 @@ TEST(Conversation, ShareGptAndAlpacaBecomeMessages) {
             (std::vector<std::string>{"system: You sing.", "user: Sing.", "assistant: la"}));
 }
 
+TEST(Conversation, ASystemPromptMayStandBesideTheMessages) {
+  const std::vector<std::string> expected = {"system: s", "user: q", "assistant: a"};
+  EXPECT_EQ(
+      Messages(Parse(
+          R"({"system": "s", "conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]})")),
+      expected);
+  const std::string turns = R"({"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]})";
+  EXPECT_EQ(Messages(Parse(R"({"system": "s", "messages": [)" + turns)), expected);
+  EXPECT_EQ(Messages(Parse(R"({"system": "s", "messages": [{"role": "system", "content": "s"}, )" + turns)), expected);
+  EXPECT_EQ(Messages(Parse(R"({"system": "", "messages": [)" + turns)).size(), 2u);
+  ExpectRefused(R"({"system": "other", "messages": [{"role": "system", "content": "s"}, )" + turns,
+                "says something else than the first message");
+}
+
 TEST(Conversation, PromptsAndTexts) {
   const ConversationSample text = Parse(R"({"prompt": "1+1=", "completion": "2"})");
   EXPECT_EQ(text.form, SampleForm::kPromptText);

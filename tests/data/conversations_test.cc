@@ -161,6 +161,22 @@ TEST(SampleTokenizer, AssistantTurnsAreLearnedUpToTheirEnd) {
       "[<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\na<|im_end|>\n]");
 }
 
+TEST(SampleTokenizer, APromptOfMessagesMayNotBeAnEndedConversation) {
+  SampleTokenizerOptions options;
+  options.tokenizer = MakeTokenizer();
+  options.chat_template = ChatTemplate::Parse(
+                              "{% for m in messages %}{{ '<|im_start|>' + m.role + ':' + m.content + '<|im_end|>' }}"
+                              "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant:{% else %}<|endoftext|>"
+                              "{% endif %}",
+                              "T")
+                              .value();
+  EXPECT_EQ(
+      ShownSample(
+          SampleTokenizer(options),
+          R"({"prompt": [{"role": "user", "content": "q"}], "completion": [{"role": "assistant", "content": "a"}]})"),
+      "<|im_start|>user:q<|im_end|><|im_start|>assistant:[a<|im_end|><|endoftext|>]");
+}
+
 TEST(SampleTokenizer, ATemplateThatRaisesIsNamedWithTheLine) {
   const ConversationSample sample =
       ParseConversation(R"({"messages": [{"role": "user", "content": "raise"}]})", "f:9").value();
@@ -216,6 +232,7 @@ TEST(OpenConversations, OverLongSamplesAreDroppedCutOrSplitAndCounted) {
   EXPECT_EQ(DocumentsOf(*cut.train.sequences),
             (std::multiset<std::string>{"0[1234567]", "a[bc<|endoftext|>]", "d[e<|endoftext|>]"}));
   EXPECT_EQ(cut.train.counts.dropped_tokens, 6);
+  EXPECT_EQ(cut.train.counts.without_end, 1);
   EXPECT_EQ(cut.train.counts.kept, 3);
 
   settings.set_over_long(ConversationData::SPLIT);

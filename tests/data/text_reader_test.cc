@@ -162,6 +162,8 @@ TEST(TextReader, RefusesWhatItCannotRead) {
   EXPECT_ERROR(ReadDocuments({folder / "missing.txt"}).status(), ExitCode::kData, "missing.txt");
   std::filesystem::create_directories(folder / "empty");
   EXPECT_ERROR(ReadDocuments({folder / "empty"}).status(), ExitCode::kData, "holds no files");
+  std::filesystem::create_symlink("nowhere", folder / "empty/link.txt");
+  EXPECT_ERROR(ReadDocuments({folder / "empty"}).status(), ExitCode::kData, "empty/link.txt: No such file");
   WriteText(folder / "a.parquet", "PAR1");
   EXPECT_ERROR(ReadDocuments({folder / "a.parquet"}).status(), ExitCode::kData, ".parquet files are not text");
   WriteText(folder / "not.gz", "plain text");

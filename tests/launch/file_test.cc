@@ -1,5 +1,6 @@
 #include "launch/file.h"
 
+#include <fcntl.h>
 #include <gtest/gtest.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
@@ -41,6 +42,33 @@ TEST_F(Files, AtomicWriteReplacesTheWholeFileAndLeavesNoOther) {
   ASSERT_TRUE(WriteFileAtomically(path_, binary).ok());
   EXPECT_EQ(ReadFile(path_).value(), binary);
   EXPECT_EQ(Listing(), std::vector<std::string>{"file"});
+}
+
+TEST_F(Files, AtomicWriteFollowsLinksAndLeavesPipesAsTheyAre) {
+  const std::string link = folder_ + "/link", pipe = folder_ + "/pipe";
+  ASSERT_TRUE(WriteFileAtomically(path_, "old").ok());
+  fs::create_symlink(path_, link);
+  ASSERT_TRUE(WriteFileAtomically(link, "new").ok());
+  EXPECT_TRUE(fs::is_symlink(link));
+  EXPECT_EQ(ReadFile(path_).value(), "new");
+  ASSERT_EQ(mkfifo(pipe.c_str(), 0600), 0);
+  const int reader = open(pipe.c_str(), O_RDONLY | O_NONBLOCK);
+  ASSERT_TRUE(WriteFileAtomically(pipe, "through").ok());
+  char bytes[16] = {0};
+  EXPECT_EQ(read(reader, bytes, sizeof(bytes)), 7);
+  EXPECT_STREQ(bytes, "through");
+  close(reader);
+  EXPECT_EQ(fs::status(pipe).type(), fs::file_type::fifo);
+  EXPECT_EQ(ExitCodeOf(ReadFile(pipe).status()), ExitCode::kData) << "and reading one does not wait";
+}
+
+TEST_F(Files, ALockHasOneOwner) {
+  absl::StatusOr<std::unique_ptr<FileLock>> first = FileLock::Take(path_);
+  ASSERT_TRUE(first.ok() && *first != nullptr);
+  EXPECT_EQ(FileLock::Take(path_).value(), nullptr);
+  first->reset();
+  EXPECT_NE(FileLock::Take(path_).value(), nullptr);
+  EXPECT_EQ(ExitCodeOf(FileLock::Take(folder_ + "/missing/lock").status()), ExitCode::kStorage);
 }
 
 TEST_F(Files, FailedAtomicWriteKeepsTheOldFile) {

@@ -55,6 +55,28 @@ TEST(AdapterSpecTest, SaysWhatDoesNotFit) {
   expect(Resolve("r: 4 target_modules: 'lm_head' use_dora: true"), "adapter.use_dora: DoRA and PiSSA know no adapter");
   expect(Resolve("r: 4 target_modules: 'lm_head' init_lora_weights: PISSA"), "adapter.init_lora_weights: DoRA and");
   expect(Resolve("r: 0"), "adapter.r: is 0; give a rank from 1");
+  expect(Resolve("r: 4 target_modules: 'q_proj' exclude_modules: 'q_proj'"), "none of the model's layers is left");
+  EXPECT_EQ(Resolve("r: 4 target_modules: 'q_proj' exclude_modules: 'q_proj' modules_to_save: 'lm_head'").problems,
+            Names{});
+}
+
+TEST(AdapterSpecTest, AnAdapterThatExistsMayNameMore) {
+  const std::string more =
+      "r: 4 target_modules: ['q_proj', 'c_attn'] exclude_modules: 'k_proj' rank_pattern { key: 'c_attn' value: 2 }";
+  EXPECT_EQ(Resolve(more).problems.size(), 3u);
+  const Resolved existing = Resolve(more + " from: 'DIR'");
+  EXPECT_EQ(existing.problems, Names{});
+  EXPECT_EQ(existing.modules, Names{"model.layers.0.self_attn.q_proj"});
+  AdapterConfig config;
+  ASSERT_TRUE(google::protobuf::TextFormat::ParseFromString(
+      "r: 4 lora_alpha: 8 target_modules_regex: '.*proj' rank_pattern { key: 'q_.*' value: 2 } from: 'DIR'", &config));
+  Names problems;
+  AdapterConfig exact = ExactConfig(ResolveAdapter(config, kLinears, kWhole, &problems));
+  exact.clear_from();
+  const AdapterSpec again = ResolveAdapter(exact, kLinears, kWhole, &problems);
+  EXPECT_EQ(problems, Names{});
+  EXPECT_EQ(again.modules.at("model.layers.0.self_attn.q_proj").rank, 2);
+  EXPECT_EQ(again.modules.at("model.layers.0.mlp.down_proj").rank, 4);
 }
 
 }  // namespace

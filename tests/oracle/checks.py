@@ -1,5 +1,12 @@
 """Counts and prints checks: what was measured, what is allowed."""
 
+import math
+
+
+def worst_of(errors):
+    """(name, error) of the greatest of a dictionary of errors; a NaN is greater than all."""
+    return max(errors.items(), key=lambda item: (math.isnan(item[1]), item[1]), default=("none", 0.0))
+
 
 class Checks:
     def __init__(self):

@@ -7,6 +7,7 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 import reference as ref
 from cases import LENGTH, MODELS, SGD, recipe
+from checks import worst_of
 from probe import Request, random_microbatch
 
 STEPS = 10
@@ -30,12 +31,11 @@ def make_steps(vocab, segments, microbatches, count, seed):
 
 def compare_gradients(checks, name, ours, theirs):
     checks.equal(f"{name}: tensors that only one side has", sorted(set(ours) ^ set(theirs)), [])
-    worst, worst_name = 0.0, ""
+    errors = {}
     for key, expected in theirs.items():
         floor = max(GRADIENT_TOLERANCE * expected.abs().max().item(), ABSOLUTE_FLOOR)
-        error = (ours[key] - expected).abs().max().item() / floor * GRADIENT_TOLERANCE
-        if not error <= worst:  # also a NaN
-            worst, worst_name = error, key
+        errors[key] = (ours[key] - expected).abs().max().item() / floor * GRADIENT_TOLERANCE
+    worst_name, worst = worst_of(errors)
     checks.within(f"{name}: gradients, worst of {len(theirs)} tensors ({worst_name})", worst, GRADIENT_TOLERANCE)
 
 

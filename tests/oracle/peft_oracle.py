@@ -6,10 +6,12 @@ Runs alone: tests/oracle/peft_oracle.py --probe build/bin/trireme_probe
 import argparse
 import os
 import sys
+import tempfile
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 from cases import MODELS, recipe, text  # noqa: E402
+from checks import worst_of  # noqa: E402
 
 SKIPPED = 77
 STEPS = 20
@@ -79,7 +81,7 @@ def wrap(reference, settings, seed):
 
     # Of a tied matrix both uses are trained, as ours always are.
     tying = {"ensure_weight_tying": True} if "modules_to_save" in settings else {}
-    model = get_peft_model(reference, LoraConfig(task_type="CAUSAL_LM", **tying, **settings))
+    model = get_peft_model(reference, LoraConfig(task_type="CAUSAL_LM", **{**tying, **settings}))
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -108,11 +110,7 @@ def named(model, trainable_only=False):
 
 def compare_gradients(checks, name, ours, theirs, tolerance=GRADIENT_TOLERANCE):
     checks.equal(f"{name}: what has gradients", sorted(set(ours) ^ set(theirs)), [])
-    worst, where = 0.0, ""
-    for key in set(ours) & set(theirs):
-        error = (ours[key] - theirs[key]).abs().max().item() / max(theirs[key].abs().max().item(), FLOOR)
-        if not error <= worst:
-            worst, where = error, key
+    where, worst = worst_of({key: (ours[key] - theirs[key]).abs().max().item() / max(theirs[key].abs().max().item(), FLOOR) for key in set(ours) & set(theirs)})
     checks.within(f"{name}: worst gradient ({where})", worst, tolerance)
 
 
@@ -334,6 +332,49 @@ def check_quantized(checks, probe):
         check_layouts(checks, probe, name, text_recipe, None, steps, result)
 
 
+def check_directories(checks, trireme):
+    """Directories that PEFT wrote, merged and written again by us: the same logits in Transformers and in PEFT; what would mean another model is refused."""
+    import reference as ref
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    ids = torch.arange(24)[None] * 5 % 97
+    tied, untied = MODELS["no groups, tied"], MODELS["grouped queries, untied"]
+    some = dict(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj"])
+    cases = {  # name: (model, settings, what is done to PEFT's model, what a refusal says)
+        "regular expression": (untied, dict(some, target_modules=r".*layers\.0\..*(q|down)_proj"), None, ""),
+        "tied, embedding trained whole": (tied, dict(some, modules_to_save=["embed_tokens"], ensure_weight_tying=True), "embedding", ""),
+        "tied, embedding apart from the head": (tied, dict(some, modules_to_save=["embed_tokens"], ensure_weight_tying=False), "embedding", "without ensure_weight_tying"),
+        "head among the targets": (untied, dict(some, target_modules=["q_proj", "lm_head"]), None, ""),
+        "embedding changed but not named": (untied, some, "embedding saved", "differs from the base model's"),
+        "names that match nothing": (untied, dict(some, target_modules=["q_proj", "c_attn"], alpha_pattern={"c_attn": 3}), None, ""),
+    }
+    with tempfile.TemporaryDirectory(prefix="trireme_oracle_") as folder:
+        for number, (name, (model, settings, change, refusal)) in enumerate(cases.items()):
+            base, adapter, merged, again = (os.path.join(folder, f"{what}{number}") for what in ("base", "adapter", "merged", "again"))
+            ref.build(model, 90 + number).save_pretrained(base)
+            peft = wrap(AutoModelForCausalLM.from_pretrained(base), settings, number)
+            if change:
+                with torch.no_grad():
+                    for key, parameter in peft.named_parameters():
+                        if "embed_tokens" in key and "original_module" not in key:
+                            parameter.mul_(1.5)
+            peft.save_pretrained(adapter, save_embedding_layers=True if change == "embedding saved" else "auto")
+            flags = ["export", base, "--adapter", adapter, "--merge", "--dtype", "f32", "--output", merged]
+            if refusal:
+                checks.equal(f"{name}: refused", refusal in trireme(*flags, fails=True), True)
+                continue
+            trireme(*flags)
+            trireme("export", base, "--adapter", adapter, "--format", "peft", "--output", again)
+            with torch.no_grad():
+                expected = peft.eval()(ids).logits
+                ours = AutoModelForCausalLM.from_pretrained(merged).eval()(ids).logits
+                theirs = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), again).eval()(ids).logits
+            checks.within(f"{name}: merged, in Transformers", (ours - expected).abs().max().item(), 1e-5)
+            checks.within(f"{name}: written again, in PEFT", (theirs - expected).abs().max().item(), 1e-6)
+
+
 def check_layouts(checks, probe, name, text_recipe, start, steps, plain):
     from llama_oracle import relative
     from probe import Request
@@ -350,6 +391,7 @@ def check_layouts(checks, probe, name, text_recipe, start, steps, plain):
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--probe", default="build/bin/trireme_probe", help="the binary of tests/oracle/probe.cc")
+    parser.add_argument("--trireme", default="build/bin/trireme")
     parser.add_argument("--only", default="", help="part of a case's name")
     args = parser.parse_args()
     try:
@@ -362,6 +404,7 @@ def main():
     print(f"torch {torch.__version__}, transformers {transformers.__version__}, peft {peft.__version__}")
 
     from checks import Checks
+    from hf_tools import Program
     from probe import Probe
 
     checks = Checks()
@@ -372,6 +415,8 @@ def main():
         check_quantized(checks, Probe(args.probe))
     if args.only in "lora+":
         check_loraplus(checks, Probe(args.probe))
+    if args.only in "directories":
+        check_directories(checks, Program(args.trireme))
     if args.only in "pissa":
         check_pissa(checks, Probe(args.probe))
     return checks.conclude()

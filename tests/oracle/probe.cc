@@ -308,7 +308,7 @@ int main(int argc, char** argv) {
   app.add_flag("--save", flags.save, "Save a checkpoint into run_dir");
   app.add_option("--tokens", flags.tokens, "Write the tokens of so many steps");
   CLI11_PARSE(app, argc, argv);
-  auto process = trireme::Process::Start(/*expected_ranks=*/0);
+  auto process = trireme::Process::Start(/*expected_ranks=*/0, trireme::Process::Signals::kFinishStep);
   if (!process.ok()) trireme::FailProcess(process.status());
   const trireme::Extensions extensions;
   const absl::Status status = trireme::Run(flags, extensions, **process);

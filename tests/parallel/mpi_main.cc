@@ -37,7 +37,8 @@ const Process& TestProcess() { return *process; }
 
 int main(int argc, char** argv) {
   testing::InitGoogleTest(&argc, argv);
-  absl::StatusOr<std::unique_ptr<trireme::Process>> started = trireme::Process::Start(/*expected_ranks=*/0);
+  absl::StatusOr<std::unique_ptr<trireme::Process>> started =
+      trireme::Process::Start(/*expected_ranks=*/0, trireme::Process::Signals::kFinishStep);
   if (!started.ok()) {
     std::fprintf(stderr, "%s\n", std::string(started.status().message()).c_str());
     return 1;

@@ -12,17 +12,17 @@ namespace {
 
 TEST(Prompt, ChatUsesTheModelsTemplate) {
   const TempFolder folder;
-  absl::Status status = ChatPrompt(folder / "", std::nullopt, "Hi").status();
+  absl::Status status = ChatPrompt(LoadChatTemplate(folder / ""), std::nullopt, "Hi").status();
   EXPECT_EQ(ExitCodeOf(status), ExitCode::kData);
   EXPECT_NE(status.message().find("leave --chat out"), absl::string_view::npos) << status;
   WriteText(folder / "tokenizer_config.json", R"({"bos_token": "<s>"})");
   WriteText(folder / "chat_template.jinja",
             "{{ bos_token }}{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}"
             "{% if add_generation_prompt %}[assistant]{% endif %}");
-  EXPECT_EQ(ChatPrompt(folder / "", std::nullopt, " Hi\n").value(), "<s>[user] Hi\n[assistant]");
-  EXPECT_EQ(ChatPrompt(folder / "", "", "Hi").value(), "<s>[system][user]Hi[assistant]");
+  EXPECT_EQ(ChatPrompt(LoadChatTemplate(folder / ""), std::nullopt, " Hi\n").value(), "<s>[user] Hi\n[assistant]");
+  EXPECT_EQ(ChatPrompt(LoadChatTemplate(folder / ""), "", "Hi").value(), "<s>[system][user]Hi[assistant]");
   WriteText(folder / "chat_template.jinja", "{{ raise_exception('no') }}");
-  status = ChatPrompt(folder / "", std::nullopt, "Hi").status();
+  status = ChatPrompt(LoadChatTemplate(folder / ""), std::nullopt, "Hi").status();
   EXPECT_EQ(ExitCodeOf(status), ExitCode::kData);
   EXPECT_NE(status.message().find("chat_template.jinja:1: the template raises: no"), absl::string_view::npos) << status;
 }
@@ -38,6 +38,13 @@ TEST(Prompt, PrefixOfThePostProcessor) {
   file["post_processor"] = {{"type", "TemplateProcessing"}, {"single", {special, text, special}}};
   WriteText(folder / "tokenizer.json", file.dump());
   EXPECT_EQ(PrefixIds(folder / "", *tokenizer).value(), std::vector<int64_t>{kEndOfDocument});
+  // The name stands for what the file says it stands for.
+  file["post_processor"]["special_tokens"] = {{"<|endoftext|>", {{"id", "<|endoftext|>"}, {"ids", {3, 4}}}}};
+  WriteText(folder / "tokenizer.json", file.dump());
+  EXPECT_EQ(PrefixIds(folder / "", *tokenizer).value(), (std::vector<int64_t>{3, 4}));
+  file["post_processor"] = {{"type", "RobertaProcessing"}};
+  WriteText(folder / "tokenizer.json", file.dump());
+  EXPECT_EQ(ExitCodeOf(PrefixIds(folder / "", *tokenizer).status()), ExitCode::kData);
 }
 
 TEST(TextStream, GivesWholeCharacters) {

@@ -124,8 +124,7 @@ TEST(RecipeTest, TheWrongNumberOfRanksHasItsOwnExitCode) {
   EXPECT_TRUE(Make(Config("launch { expected_ranks: 3 }"), 3).ok());
   const absl::Status status = Make(Config("launch { expected_ranks: 4 }"), 3).status();
   EXPECT_EQ(ExitCodeOf(status), ExitCode::kWorldSize);
-  EXPECT_NE(status.message().find("launch.expected_ranks: 4, but the job was started with 3 ranks"), std::string::npos)
-      << status;
+  EXPECT_NE(status.message().find("launch.expected_ranks: 4, but the job has 3 ranks"), std::string::npos) << status;
 }
 
 TEST(RecipeTest, Batches) {
@@ -182,6 +181,11 @@ TEST(RecipeTest, Precision) {
 TEST(RecipeTest, Schedules) {
   ExpectRefused("lr_schedule { warmup_steps: -1 }", "lr_schedule.warmup_steps: is -1");
   ExpectRefused("lr_schedule { clip_grad_norm: -1 }", "lr_schedule.clip_grad_norm: is -1");
+  ExpectRefused("lr_schedule { clip_grad_norm: nan }", "lr_schedule.clip_grad_norm: is nan");
+  ExpectRefused("lr_schedule { cosine { min_ratio: -1 } }", "lr_schedule.cosine.min_ratio: is -1");
+  ExpectRefused("lr_schedule { linear { min_ratio: 5 } }", "lr_schedule.linear.min_ratio: is 5");
+  ExpectRefused("train_for { epochs: nan }", "train_for.epochs: is nan");
+  ExpectRefused("train_for { epochs: 1e300 }", "train_for.epochs: is 1e+300");
   ExpectRefused("lr_schedule { wsd {} }", "lr_schedule.wsd.decay_steps: not set");
   ExpectRefused("lr_schedule { warmup_steps: 60 wsd { decay_steps: 41 } }",
                 "warmup_steps 60 + wsd.decay_steps 41 exceed the run's 100 steps");
@@ -194,6 +198,10 @@ TEST(RecipeTest, Schedules) {
 
 TEST(RecipeTest, TheRest) {
   ExpectRefused("loss { z_loss: -1 }", "loss.z_loss: is -1");
+  ExpectRefused("loss { z_loss: nan }", "loss.z_loss: is nan");
+  ExpectRefused("trace { steps: 0 }", "trace.steps: 0 is no step");
+  ExpectRefused("micro_batch_size: 200000000 global_batch_size: 200000000",
+                "micro_batch_size x data.sequence_length: 200000000 x ");
   ExpectRefused("evaluation { every_steps: -1 }", "evaluation.every_steps: is -1");
   ExpectRefused("evaluation { max_sequences: -1 }", "evaluation.max_sequences: is -1");
   ExpectRefused("checkpoint { every_steps: -1 }", "checkpoint.every_steps: is -1");

@@ -11,11 +11,14 @@ void AddBenchCommand(CLI::App& app, const Extensions& extensions, absl::Status* 
   CLI::App* command = app.add_subcommand("bench", "Time the training step on synthetic tokens; prints one JSON line");
   command->add_option("CONFIG", options->configs, "Textproto files, merged left to right")->required();
   command->add_option("--set", options->overrides, "Override a field, as for train")->allow_extra_args(false);
-  command->add_option("--steps", options->steps, "Steps to time")->check(CLI::PositiveNumber)->capture_default_str();
-  command->add_option("--warmup", options->warmup, "Steps before them")
-      ->check(CLI::NonNegativeNumber)
+  command->add_option("--steps", options->steps, "Steps to time")
+      ->check(NumberFrom(1, INT32_MAX, "a number from 1 on"))
       ->capture_default_str();
-  command->add_option("--ranks", options->expected_ranks, "Fail at once unless started with this many ranks");
+  command->add_option("--warmup", options->warmup, "Steps before them")
+      ->check(NumberFrom(0, INT32_MAX, "a number from 0 on"))
+      ->capture_default_str();
+  command->add_option("--ranks", options->expected_ranks, "Fail at once unless started with this many ranks")
+      ->check(NumberFrom(1, INT32_MAX, "a number of ranks"));
   command->callback([options, &extensions, result] { *result = Bench(*options, extensions); });
 }
 

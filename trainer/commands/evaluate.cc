@@ -32,13 +32,13 @@ void AddEvaluateCommand(CLI::App& app, const Extensions& extensions, absl::Statu
       ->capture_default_str()
       ->needs(corpus);
   command->add_option("--max-sequences", options.max_sequences, "Windows of the split to use; 0: all")
-      ->check(CLI::NonNegativeNumber)
+      ->check(NumberFrom(0, INT32_MAX, "a number from 0 on"))
       ->capture_default_str()
       ->needs(corpus);
   command
       ->add_option("--sequence-length", flags->sequence_length,
                    "Tokens per window; default: what the model is meant for, at most 1024")
-      ->check(CLI::PositiveNumber)
+      ->check(NumberFrom(1, INT32_MAX, "a number from 1 on"))
       ->needs(corpus);
   command->add_flag("--document-mask", flags->document_mask, "Attention stops at document boundaries, as in training")
       ->needs(corpus);

@@ -1,5 +1,6 @@
 #include "trainer/plan.h"
 
+#include <cfloat>
 #include <iostream>
 #include <memory>
 
@@ -44,12 +45,12 @@ void AddPlanCommand(CLI::App& app, const Extensions& extensions, absl::Status* r
   command->add_option("CONFIG", flags->configs, "Textproto files, merged left to right")->required();
   command->add_option("--set", flags->overrides, "Override a field, as for train")->allow_extra_args(false);
   command->add_option("--ranks", flags->ranks, "Ranks the job will have")
-      ->check(CLI::PositiveNumber)
+      ->check(NumberFrom(1, INT32_MAX, "a number of ranks"))
       ->capture_default_str();
   command->add_option("--flops", flags->options.flops, "Operations per second that one rank reaches, as 4e14")
-      ->check(CLI::PositiveNumber);
+      ->check(NumberFrom(FLT_MIN, FLT_MAX, "a positive number"));
   command->add_option("--bandwidth", flags->options.bandwidth, "Bytes per second between pipeline ranks")
-      ->check(CLI::PositiveNumber);
+      ->check(NumberFrom(FLT_MIN, FLT_MAX, "a positive number"));
   command->add_option("--costs", flags->options.costs_file, "A trace with measured costs: run_dir/trace/step-N.json");
   command->add_option("--schedule-svg", flags->svg, "Draw the simulated schedule into this file");
   command->add_option("--schedule-csv", flags->csv, "Write the schedule in PyTorch's pipelining dialect");

@@ -62,6 +62,7 @@ void AddTokenizerCommand(CLI::App& app, absl::Status* result) {
   train->add_option("--delimiter", options->delimiter,
                     "What separates documents in plain text, for example '\\n\\n'. Default: each file is one document");
   train->add_option("--threads", options->bpe.num_threads, "Threads that count words; 0: one per core")
+      ->check(NumberFrom(0, 1024, "a number from 0 to 1024"))
       ->capture_default_str();
   train->callback([options, result] { *result = TrainTokenizer(*options); });
 }

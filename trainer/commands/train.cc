@@ -1,5 +1,6 @@
 #include "trainer/train.h"
 
+#include <cfloat>
 #include <memory>
 
 #include "trainer/commands.h"
@@ -14,7 +15,8 @@ void AddTrainCommand(CLI::App& app, const Extensions& extensions, absl::Status* 
       ->add_option("--set", options->overrides,
                    "Override a field: parallel.tensor=2, data.source+={path: \"x\"}, 'parallel { tensor: 2 }'")
       ->allow_extra_args(false);
-  command->add_option("--ranks", options->expected_ranks, "Fail at once unless started with this many ranks");
+  command->add_option("--ranks", options->expected_ranks, "Fail at once unless started with this many ranks")
+      ->check(NumberFrom(1, INT32_MAX, "a number of ranks"));
   command->add_flag("--allow-change", options->allow_change,
                     "Resume although the config changed in what alters numbers");
   command->add_option(
@@ -22,12 +24,12 @@ void AddTrainCommand(CLI::App& app, const Extensions& extensions, absl::Status* 
       "Compare each step's loss and every parameter's gradient norm with those of the run in this run_dir "
       "(made with logging.parameter_norms); stop at the first that differs");
   command->add_option("--check-tolerance", options->check_tolerance, "Relative difference that --check-against allows")
-      ->check(CLI::PositiveNumber)
+      ->check(NumberFrom(FLT_MIN, FLT_MAX, "a positive number"))
       ->capture_default_str();
   command
       ->add_option("--stop-at", options->stop_at,
                    "Save and end after this step, as if preempted; the same command resumes")
-      ->check(CLI::PositiveNumber);
+      ->check(NumberFrom(1, INT32_MAX, "a step"));
   command->callback([options, &extensions, result] { *result = Train(*options, extensions); });
 }
 

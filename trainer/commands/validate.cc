@@ -1,17 +1,23 @@
+#include <absl/strings/str_join.h>
+
 #include <iostream>
 #include <memory>
 
 #include "configs/config_loader.h"
+#include "kernels/device.h"
 #include "launch/log.h"
 #include "models/parameters.h"
 #include "trainer/adapter_source.h"
 #include "trainer/commands.h"
 #include "trainer/corpora.h"
+#include "trainer/export.h"
 #include "trainer/memory_estimate.h"
 #include "trainer/recipe.h"
 
 namespace trireme {
 namespace {
+
+constexpr int64_t kAnyVocabulary = 32768;  // while the corpora cannot say
 
 struct Flags {
   std::vector<std::string> configs, overrides;
@@ -24,21 +30,49 @@ absl::Status Run(const Flags& flags, const Extensions& extensions) {
   const absl::StatusOr<Corpora> corpora = flags.without_data ? absl::StatusOr<Corpora>(Corpora()) : OpenCorpora(config);
   std::vector<std::string> attention;
   for (const AttentionBackend& backend : extensions.attention_backends) attention.push_back(backend.name);
-  const absl::StatusOr<Recipe> recipe =
-      MakeRecipe(config, flags.ranks, extensions.families, attention, corpora.ok() ? corpora->facts : CorpusFacts());
-  if (!recipe.ok() && !corpora.ok())
-    return Error(ExitCode::kConfig, recipe.status().message(), "\n  ", corpora.status().message());
-  RETURN_IF_ERROR(recipe.status());
-  RETURN_IF_ERROR(corpora.status());
+  CorpusFacts facts;
+  if (corpora.ok()) {
+    facts = corpora->facts;
+  } else if (!config.model().has_vocab_size()) {
+    facts.vocab_size = kAnyVocabulary;
+  }
+  const absl::StatusOr<Recipe> recipe = MakeRecipe(config, flags.ranks, extensions.families, attention, facts);
+  std::vector<std::string> problems;
+  if (!recipe.ok()) problems.emplace_back(recipe.status().message());
+  if (!corpora.ok()) problems.emplace_back(corpora.status().message());
+  if (config.run_dir().empty()) problems.emplace_back("run_dir: not set; give a folder for checkpoints and metrics");
+  if (recipe.ok()) {
+    for (const absl::Status& status :
+         {CheckExport(recipe->config),
+          corpora.ok() && !flags.without_data ? CheckEvaluation(config, *corpora) : absl::OkStatus()})
+      if (!status.ok()) problems.emplace_back(status.message());
+  }
+  if (!problems.empty()) {
+    const bool data = recipe.ok() && problems.size() == 1 && !corpora.ok();
+    return Error(data          ? ExitCodeOf(corpora.status())
+                 : recipe.ok() ? ExitCode::kConfig
+                               : ExitCodeOf(recipe.status()),
+                 absl::StrJoin(problems, "\n  "));
+  }
   std::cout << ConfigText(recipe->config) << "\n# fits " << flags.ranks << " ranks: " << recipe->mesh.ToString()
             << "\n# " << HumanCount(static_cast<double>(NumParameters(recipe->model))) << " parameters, "
             << recipe->total_steps << " steps of " << HumanCount(static_cast<double>(recipe->tokens_per_step))
             << " tokens, " << recipe->num_microbatches << " microbatches per rank and step\n";
+  const absl::StatusOr<int> gpus = CudaDeviceCount();
+  const bool cuda = gpus.ok() && *gpus > 0;
+  int64_t together = 0;
   for (int rank = 0; rank < recipe->schedule.num_ranks(); ++rank) {
+    const RankMemory memory = EstimateMemory(*recipe, rank, cuda ? at::kCUDA : at::kCPU);
+    together += memory.total() * (flags.ranks / recipe->schedule.num_ranks());
     std::cout << "# memory per rank"
               << (recipe->schedule.num_ranks() > 1 ? absl::StrCat(" of pipeline rank ", rank) : "")
-              << ", beside the program itself: " << ToString(EstimateMemory(*recipe, rank)) << "\n";
+              << ", beside the program itself: " << ToString(memory) << "\n";
   }
+  const int64_t there = TotalMemoryBytes(at::kCPU);
+  if (!cuda && together > there)
+    Warning("memory: the ", flags.ranks, " ranks need about ", HumanBytes(static_cast<double>(together)),
+            " together; this machine has ", HumanBytes(static_cast<double>(there)),
+            ": spread them over more machines, lower micro_batch_size or sequence_length, or set recompute");
   if (recipe->model.adapter != nullptr) {
     for (const std::string& refusal : VllmRefusals(*recipe->model.adapter))
       std::cout << "# adapter: " << refusal << "\n";
@@ -55,7 +89,7 @@ void AddValidateCommand(CLI::App& app, const Extensions& extensions, absl::Statu
   command->add_option("CONFIG", flags->configs, "Textproto files, merged left to right")->required();
   command->add_option("--set", flags->overrides, "Override a field, as for train")->allow_extra_args(false);
   command->add_option("--ranks", flags->ranks, "Ranks the job will have")
-      ->check(CLI::PositiveNumber)
+      ->check(NumberFrom(1, INT32_MAX, "a number of ranks"))
       ->capture_default_str();
   command->add_flag("--without-data", flags->without_data,
                     "Leave the corpora alone: for a plan on paper; model.vocab_size must be given");

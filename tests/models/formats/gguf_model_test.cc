@@ -201,6 +201,20 @@ TEST_F(GgufModel, PositionScalingIsRecoveredFromItsFactors) {
   }
 }
 
+// What cannot be told from the factors alone is read by who knows it.
+TEST_F(GgufModel, PositionScalingMayBeKnown) {
+  GgufModelFacts facts = Tiny();
+  facts.head_dim = 8;
+  facts.rope_scaling = GgufRopeScaling{8, 1, 4, 32};
+  const auto file = Write(facts);
+  EXPECT_EQ(ExitCodeOf(ReadGgufFacts(*file).status()), ExitCode::kData);
+  const auto read = ReadGgufFacts(*file, &*facts.rope_scaling);
+  ASSERT_TRUE(read.ok()) << read.status();
+  ExpectEqual(*read, facts);
+  const GgufRopeScaling other = {4, 1, 4, 32};
+  EXPECT_EQ(ExitCodeOf(ReadGgufFacts(*file, &other).status()), ExitCode::kData);
+}
+
 TEST_F(GgufModel, OtherPositionFactorsAreRefused) {
   GgufModelFacts facts = Tiny();
   facts.head_dim = 64;

@@ -190,6 +190,8 @@ TEST(HfConfigTest, AllProblemsAreListedAtOnce) {
 }
 
 TEST(HfConfigTest, WhatHasNoEffectIsIgnoredAndNamed) {
+  Read(With({{"gradient_checkpointing", true}, {"max_sequence_length", 2048}, {"partial_rotary_factor", 1.0}}));
+  ExpectRefused(With({{"partial_rotary_factor", 0.5}}), "partial_rotary_factor: 0.5");
   const HfConfig config = Read(
       With({{"temperature", 0.6}, {"novelty", nullptr}, {"extra_norm", false}, {"_note", "x"}, {"unk_token_id", 0}}));
   EXPECT_EQ(config.ignored, (std::vector<std::string>{"_note", "extra_norm", "novelty", "pretraining_tp", "temperature",
@@ -231,6 +233,14 @@ TEST(HfConfigTest, LinearAndYarnRotations) {
   Json cut = settings;
   cut["truncate"] = false;
   ExpectRefused(With({{"rope_scaling", cut}}), "rope_scaling.truncate: false");
+  cut["truncate"] = nullptr;  // which Transformers takes for false
+  ExpectRefused(With({{"rope_scaling", cut}}), "rope_scaling.truncate: null");
+  cut = settings;
+  cut["factor"] = nullptr;
+  ExpectRefused(With({{"rope_scaling", cut}}), "rope_scaling.factor: missing");
+  cut = settings;
+  cut["mscale"] = nullptr;
+  EXPECT_EQ(Read(With({{"rope_scaling", cut}})).model.rope_scaling().factor(), 4);
 }
 
 Json Of(const char* type, const char* architecture, const Json& change) {
@@ -263,6 +273,9 @@ TEST(HfConfigTest, GemmaHasAPatternOfWindows) {
   EXPECT_EQ(Read(gemma).model.attn_logit_softcapping(), 50);
   gemma["attn_logit_softcapping"] = nullptr;
   EXPECT_EQ(Read(gemma).model.attn_logit_softcapping(), 0);
+  Json period = gemma;
+  period["sliding_window_pattern"] = 3;  // which Transformers does not heed
+  ExpectRefused(period, "sliding_window_pattern: 3 is not understood");
   gemma["hidden_activation"] = "relu";
   ExpectRefused(gemma, "hidden_activation: \"relu\"");
 
@@ -271,6 +284,12 @@ TEST(HfConfigTest, GemmaHasAPatternOfWindows) {
   third.erase("hidden_act");
   EXPECT_EQ(LayerTypes(third), (std::vector<std::string>{sliding, sliding, full, sliding}));
   EXPECT_EQ(Read(third).model.rope_local_base_freq(), 9000);
+  Json capped = third;
+  capped["attn_logit_softcapping"] = 2.0;
+  ExpectRefused(capped, "attn_logit_softcapping: 2.0 has no effect on model_type gemma3_text");
+  Json flat = third;
+  flat["rope_parameters"] = {{"rope_type", "linear"}, {"factor", 4.0}};
+  ExpectRefused(flat, "has no full_attention and sliding_attention");
   third["rope_parameters"] = {{"full_attention", {{"rope_type", "default"}, {"rope_theta", 500000.0}}},
                               {"sliding_attention", {{"rope_type", "default"}, {"rope_theta", 8000.0}}}};
   ExpectRefused(third, "contradicts rope_local_base_freq 9000");
@@ -280,6 +299,9 @@ TEST(HfConfigTest, SmolLm3LeavesRotationOutOfEachFourthLayer) {
   const ModelConfig model = Read(Of("smollm3", "SmolLM3ForCausalLM", Json::object())).model;
   const std::vector<int32_t> layers(model.no_rope_layers().begin(), model.no_rope_layers().end());
   EXPECT_EQ(layers, (std::vector<int32_t>{1, 1, 1, 0}));
+  Json silent = Of("smollm3", "SmolLM3ForCausalLM", Json::object());
+  silent.erase("rope_theta");
+  EXPECT_EQ(Read(silent).model.rope_theta(), 2e6);
   ExpectRefused(Of("smollm3", "SmolLM3ForCausalLM", {{"no_rope_layers", {1, 0}}}), "no_rope_layers: ");
 }
 

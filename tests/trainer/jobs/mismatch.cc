@@ -110,7 +110,8 @@ const std::map<std::string, std::function<void(Ranks&)>> kModes = {{"none", [](R
                                                                    {"short_exchange", ShortExchange}};
 
 int Run(const std::string& folder, const std::string& mode, int64_t bytes) {
-  absl::StatusOr<std::unique_ptr<Process>> process = Process::Start(/*expected_ranks=*/0);
+  absl::StatusOr<std::unique_ptr<Process>> process =
+      Process::Start(/*expected_ranks=*/0, Process::Signals::kFinishStep);
   if (!process.ok()) FailProcess(process.status());
   MeshShape shape;
   shape[Axis::kDataShard] = 2;
