@@ -33,7 +33,7 @@ constexpr const char* kBookkeeping[] = {"architectures", "transformers_version",
 // Settings of generation and of the Python classes.
 bool WithoutEffect(const std::string& key) {
   static const std::set<std::string> keys = {
-      "attention_probs_dropout_prob",  // this and the next ones: no class of ours' model types reads them
+      "attention_probs_dropout_prob",  // this and the next ones: no class of these model types reads them
       "hidden_dropout_prob",
       "max_sequence_length",
       "n_special",
