@@ -77,10 +77,12 @@ class Program:
             command = ["mpirun", "--bind-to", "none", "--oversubscribe", "-np", str(ranks)] + command
         threads = str(max(1, len(os.sched_getaffinity(0)) // ranks))
         everything = {"OMP_NUM_THREADS": threads, **os.environ, **ENVIRONMENT, **(environment or {})}
-        done = subprocess.run(command, env=everything, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        # Two streams: mpirun may pass on a piece of a line of the one, then the other's.
+        done = subprocess.run(command, env=everything, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        output = done.stdout + done.stderr
         if (done.returncode != 0) != fails:
-            raise RuntimeError(f"{' '.join(command)} ended with {done.returncode}:\n{done.stdout[-4000:]}")
-        return done.stdout
+            raise RuntimeError(f"{' '.join(command)} ended with {done.returncode}:\n{output[-4000:]}")
+        return output
 
 
 def recipe(folder, name, model, corpus, rate=SGD_RATE, rule="sgd", mesh="", more="", batch=4, length=LENGTH):
