@@ -60,8 +60,8 @@ absl::StatusOr<std::vector<GgufTensor>> GgufModelTensors(const GgufModelFacts& f
 
 // What a file says about its model. Refuses (kData) unknown architectures and what this program would compute
 // differently: partial rotation, other kinds of position scaling, layers of differing sizes, several files. Checks that
-// the file holds the tensors of GgufModelTensors with their shapes, of whatever type, and no others. known_scaling: what
-// its position factors must be, instead of inferred from them (some scalings cannot be).
+// the file holds the tensors of GgufModelTensors with their shapes, of whatever type, and no others. known_scaling:
+// what its position factors must be, instead of inferred from them (some scalings cannot be).
 absl::StatusOr<GgufModelFacts> ReadGgufFacts(const GgufFile& file, const GgufRopeScaling* known_scaling = nullptr);
 
 // Reads the part [row_begin, row_end) x [column_begin, column_end) of a canonical matrix or vector (one row) from the
