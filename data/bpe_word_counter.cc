@@ -6,10 +6,10 @@
 #include <condition_variable>
 #include <deque>
 #include <mutex>
-#include <system_error>
 #include <thread>
 
 #include "data/pretokenizer_patterns.h"
+#include "data/start_threads.h"
 #include "data/unicode.h"
 #include "launch/log.h"
 
@@ -82,15 +82,7 @@ absl::StatusOr<std::vector<std::pair<std::string, int64_t>>> CountWords(const Do
   if (num_threads <= 0) num_threads = std::max(1u, std::thread::hardware_concurrency());
   DocumentQueue queue;
   std::vector<Counts> counts(num_threads);
-  std::vector<std::thread> threads;
-  for (Counts& mine : counts) {
-    try {
-      threads.emplace_back(CountDocuments, &queue, &mine);
-    } catch (const std::system_error&) {
-      if (threads.empty()) throw;
-      break;  // as many as the system gives
-    }
-  }
+  std::vector<std::thread> threads = StartThreads(num_threads, [&](int i) { CountDocuments(&queue, &counts[i]); });
   Progress progress("tokenizer: counting words", 0, "B");
   absl::Status status;
   int64_t bytes = 0;

@@ -1,7 +1,8 @@
 #include "data/tokenize_pipeline.h"
 
-#include <system_error>
 #include <utility>
+
+#include "data/start_threads.h"
 
 namespace trireme {
 namespace {
@@ -14,14 +15,7 @@ constexpr int64_t kBatchesAheadPerThread = 8;
 TokenizePipeline::TokenizePipeline(TextReader* reader, const Tokenizer* tokenizer, int threads)
     : reader_(reader), tokenizer_(tokenizer), max_ahead_(threads * kBatchesAheadPerThread) {
   TRIREME_CHECK(threads > 0 && tokenizer->end_of_document() >= 0);
-  for (int i = 0; i < threads; ++i) {
-    try {
-      threads_.emplace_back([this] { Work(); });
-    } catch (const std::system_error&) {
-      if (threads_.empty()) throw;
-      break;  // as many as the system gives
-    }
-  }
+  threads_ = StartThreads(threads, [this](int) { Work(); });
 }
 
 TokenizePipeline::~TokenizePipeline() {

@@ -46,6 +46,15 @@ std::string ParentOf(const std::string& path) {
   return parent.empty() ? "." : parent.string();
 }
 
+// Into a device or pipe.
+absl::Status WriteThrough(const std::string& path, const std::string& contents) {
+  const int fd = ::open(path.c_str(), O_WRONLY | O_CLOEXEC);
+  if (fd < 0) return SystemError("open", path, /*writing=*/true);
+  absl::Status status = WriteFully(fd, contents.data(), contents.size(), path);
+  if (::close(fd) != 0 && status.ok()) status = SystemError("close", path, /*writing=*/true);
+  return status;
+}
+
 }  // namespace
 
 absl::StatusOr<std::string> ReadFile(const std::string& path, uint64_t max_bytes) {
@@ -82,19 +91,6 @@ bool Exists(const std::string& path) {
   std::error_code error;
   return fs::exists(path, error);
 }
-
-namespace {
-
-// Into a device or pipe.
-absl::Status WriteThrough(const std::string& path, const std::string& contents) {
-  const int fd = ::open(path.c_str(), O_WRONLY | O_CLOEXEC);
-  if (fd < 0) return SystemError("open", path, /*writing=*/true);
-  absl::Status status = WriteFully(fd, contents.data(), contents.size(), path);
-  if (::close(fd) != 0 && status.ok()) status = SystemError("close", path, /*writing=*/true);
-  return status;
-}
-
-}  // namespace
 
 absl::Status WriteFileAtomically(const std::string& given, const std::string& contents) {
   struct stat info;
@@ -244,6 +240,25 @@ absl::Status FileWriter::Close() {
 
 Digest FileWriter::digest() const { return Hex(XXH3_128bits_digest(hash_->state)); }
 
+absl::StatusOr<std::unique_ptr<FileLock>> FileLock::Take(const std::string& path) {
+  const int fd = ::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0644);
+  if (fd < 0) return SystemError("create", path, /*writing=*/true);
+  struct stat mine, current;
+  const bool locked = ::flock(fd, LOCK_EX | LOCK_NB) == 0;
+  if (!locked && errno != EWOULDBLOCK) {
+    const absl::Status status = SystemError("lock", path, /*writing=*/true);
+    ::close(fd);
+    return status;
+  }
+  // Between open and lock the owner may have finished and moved the file away.
+  if (locked && ::fstat(fd, &mine) == 0 && ::stat(path.c_str(), &current) == 0 && mine.st_ino == current.st_ino)
+    return std::unique_ptr<FileLock>(new FileLock(fd));
+  ::close(fd);
+  return std::unique_ptr<FileLock>();
+}
+
+FileLock::~FileLock() { ::close(fd_); }
+
 absl::StatusOr<std::shared_ptr<MappedFile>> MappedFile::Open(const std::string& path) {
   const int fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
   if (fd < 0) return SystemError("open", path, /*writing=*/false);
@@ -265,25 +280,6 @@ absl::StatusOr<std::shared_ptr<MappedFile>> MappedFile::Open(const std::string& 
   ::close(fd);
   return std::shared_ptr<MappedFile>(new MappedFile(path, data, info.st_size));
 }
-
-absl::StatusOr<std::unique_ptr<FileLock>> FileLock::Take(const std::string& path) {
-  const int fd = ::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0644);
-  if (fd < 0) return SystemError("create", path, /*writing=*/true);
-  struct stat mine, current;
-  const bool locked = ::flock(fd, LOCK_EX | LOCK_NB) == 0;
-  if (!locked && errno != EWOULDBLOCK) {
-    const absl::Status status = SystemError("lock", path, /*writing=*/true);
-    ::close(fd);
-    return status;
-  }
-  // Between open and lock the owner may have finished and moved the file away.
-  if (locked && ::fstat(fd, &mine) == 0 && ::stat(path.c_str(), &current) == 0 && mine.st_ino == current.st_ino)
-    return std::unique_ptr<FileLock>(new FileLock(fd));
-  ::close(fd);
-  return std::unique_ptr<FileLock>();
-}
-
-FileLock::~FileLock() { ::close(fd_); }
 
 MappedFile::~MappedFile() {
   if (data_ != nullptr) ::munmap(const_cast<uint8_t*>(data_), size_);

@@ -300,7 +300,7 @@ absl::StatusOr<DecoderSpec> Adapted(const AdapterSource& source, DecoderSpec spe
 
 absl::Status LoadAdapter(const AdapterSource& source, const DecoderSpec& spec, Model& model) {
   for (ParameterBuffer* buffer : model.buffers()) {
-    if (!buffer->quantized()) {
+    if (!source.copies.empty() && !buffer->quantized()) {
       for (const TensorPart& part : PartsOf(*buffer, buffer->own_weights(), "", /*unique=*/false))
         RETURN_IF_ERROR(CheckCopies(source, spec, part));
     }

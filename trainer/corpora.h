@@ -24,11 +24,11 @@ struct Corpora {
 
 // Opens every source of config.data, which must share one tokenizer, or config.data.conversations. Errors are kData or
 // kConfig.
+absl::StatusOr<Corpora> OpenCorpora(const RunConfig& config);
+
 // That an evaluation which the config asks for has something to evaluate on: a warning, with checkpoint.keep_best an
 // error (kConfig).
 absl::Status CheckEvaluation(const RunConfig& config, const Corpora& corpora);
-
-absl::StatusOr<Corpora> OpenCorpora(const RunConfig& config);
 
 // What config.data.conversations stands for, with the tokenizer it is read by (of its own field, else of model.from).
 struct OpenedConversations {
