@@ -81,7 +81,7 @@ struct LossHeadOptions {
   // combine() turns this part's statistics of a chunk [2, rows] (lse; logit of the target, 0 where it is another
   // part's) into those of the whole, in place.
   int64_t first_id = 0, vocab_size = 0;
-  std::function<void(at::Tensor& statistics)> combine;
+  std::function<void(at::Tensor& statistics)> combine = nullptr;
 };
 // An adapter of the head: it adds thin b^T to the logits.
 struct LossHeadAdapter {

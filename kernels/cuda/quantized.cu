@@ -38,9 +38,9 @@ void LaunchNf4Dequantize(Storage storage, const Nf4Blocks& blocks, void* out, St
   const unsigned grid = Grid(blocks.blocks * (kNf4Block / kPerThread));
   if (grid == 0) return;
   if (storage == Storage::kFloat32) {
-    Nf4DequantizeKernel<<<grid, kThreads, 0, StreamOf(stream)>>>(blocks, static_cast<float*>(out));
+    Nf4DequantizeKernel<float><<<grid, kThreads, 0, StreamOf(stream)>>>(blocks, static_cast<float*>(out));
   } else {
-    Nf4DequantizeKernel<<<grid, kThreads, 0, StreamOf(stream)>>>(blocks, static_cast<Bf16*>(out));
+    Nf4DequantizeKernel<Bf16><<<grid, kThreads, 0, StreamOf(stream)>>>(blocks, static_cast<Bf16*>(out));
   }
   CheckLaunch("nf4 dequantize");
 }
@@ -49,9 +49,9 @@ void LaunchInt8Dequantize(Storage storage, const Int8Rows& rows, void* out, Stre
   const unsigned grid = Grid(rows.n);
   if (grid == 0) return;
   if (storage == Storage::kFloat32) {
-    Int8DequantizeKernel<<<grid, kThreads, 0, StreamOf(stream)>>>(rows, static_cast<float*>(out));
+    Int8DequantizeKernel<float><<<grid, kThreads, 0, StreamOf(stream)>>>(rows, static_cast<float*>(out));
   } else {
-    Int8DequantizeKernel<<<grid, kThreads, 0, StreamOf(stream)>>>(rows, static_cast<Bf16*>(out));
+    Int8DequantizeKernel<Bf16><<<grid, kThreads, 0, StreamOf(stream)>>>(rows, static_cast<Bf16*>(out));
   }
   CheckLaunch("int8 dequantize");
 }

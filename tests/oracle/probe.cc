@@ -279,6 +279,13 @@ absl::Status WriteTokens(const Flags& flags, const Recipe& recipe, const Corpora
   return WriteFileAtomically(flags.folder + "/result.json", Describe(recipe, flags.tokens).dump(1) + "\n");
 }
 
+// What a run of the recipe starts from, on any number of ranks, to the folder "initial".
+absl::Status WriteInitialWeights(const Flags& flags, const Recipe& recipe, Mesh& mesh, const Extensions& extensions) {
+  ASSIGN_OR_RETURN(const std::unique_ptr<Model> model, Model::Create(recipe, mesh, extensions));
+  model->Initialize();
+  return WriteFolder(flags.folder + "/initial", mesh, OwnParts(*model, mesh, /*gradients=*/false, /*unique=*/true));
+}
+
 absl::Status Run(const Flags& flags, const Extensions& extensions, const Process& process) {
   ASSIGN_OR_RETURN(const RunConfig config, LoadConfig(flags.configs, flags.overrides));
   Corpora corpora;
@@ -289,9 +296,12 @@ absl::Status Run(const Flags& flags, const Extensions& extensions, const Process
   for (const AttentionBackend& backend : extensions.attention_backends) attention.push_back(backend.name);
   ASSIGN_OR_RETURN(const Recipe recipe,
                    MakeRecipe(config, process.size(), extensions.families, attention, corpora.facts));
-  if (flags.tokens > 0) return WriteTokens(flags, recipe, corpora);
   ASSIGN_OR_RETURN(const at::Device device, SetUpDevice(config.launch(), process));
   ASSIGN_OR_RETURN(const std::unique_ptr<Mesh> mesh, Mesh::Create(process, recipe.mesh, device));
+  if (flags.tokens > 0) {
+    RETURN_IF_ERROR(WriteTokens(flags, recipe, corpora));
+    return WriteInitialWeights(flags, recipe, *mesh, extensions);
+  }
   return RunModel(flags, recipe, *mesh, extensions);
 }
 
@@ -306,7 +316,7 @@ int main(int argc, char** argv) {
   app.add_option("--folder", flags.folder, "Inputs and outputs")->required();
   app.add_flag("--evaluate", flags.evaluate, "Losses only");
   app.add_flag("--save", flags.save, "Save a checkpoint into run_dir");
-  app.add_option("--tokens", flags.tokens, "Write the tokens of so many steps");
+  app.add_option("--tokens", flags.tokens, "Write the tokens of so many steps, and the initial weights");
   CLI11_PARSE(app, argc, argv);
   auto process = trireme::Process::Start(/*expected_ranks=*/0, trireme::Process::Signals::kFinishStep);
   if (!process.ok()) trireme::FailProcess(process.status());
