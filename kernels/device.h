@@ -21,6 +21,9 @@ absl::StatusOr<at::Device> UseCudaDevice(int local_rank);
 // "NVIDIA H200", or the CPU's model name.
 std::string DeviceName(at::Device device);
 
+// The same in every process that uses the same GPU, and on no other; empty for a CPU.
+std::string DeviceId(at::Device device);
+
 // Most memory this process ever held: allocated device memory on a GPU, resident memory on a CPU.
 int64_t PeakMemoryBytes(at::Device device);
 

@@ -1,8 +1,10 @@
 #include <ATen/Context.h>
+#include <absl/strings/escaping.h>
 #include <c10/cuda/CUDACachingAllocator.h>
 #include <c10/cuda/CUDAFunctions.h>
 #include <cuda_runtime_api.h>
 
+#include <cstdlib>
 #include <cstring>
 #include <utility>
 
@@ -13,6 +15,8 @@
 namespace trireme {
 
 absl::StatusOr<int> CudaDeviceCount() {
+  // Read when the driver starts: each communicator has a stream, and streams that share a queue wait for each other.
+  ::setenv("CUDA_DEVICE_MAX_CONNECTIONS", "32", /*overwrite=*/0);
   int count = 0;
   const cudaError_t error = cudaGetDeviceCount(&count);
   if (error == cudaSuccess) return count;
@@ -39,6 +43,8 @@ absl::StatusOr<at::Device> UseCudaDevice(int local_rank) {
   const auto index = static_cast<at::DeviceIndex>(local_rank % count);
   c10::cuda::set_device(index);
   c10::cuda::CUDACachingAllocator::init(count);
+  // Sums of products stay in float32 until they are rounded once.
+  at::globalContext().setAllowBF16ReductionCuBLAS(at::CuBLASReductionOption::DisallowReducedPrecisionAllowSplitK);
   return at::Device(at::kCUDA, index);
 }
 
@@ -47,6 +53,12 @@ std::string DeviceName(at::Device device) {
   cudaDeviceProp properties;
   if (cudaGetDeviceProperties(&properties, device.index()) != cudaSuccess) return "GPU";
   return properties.name;
+}
+
+std::string DeviceId(at::Device device) {
+  cudaDeviceProp properties;
+  if (!device.is_cuda() || cudaGetDeviceProperties(&properties, device.index()) != cudaSuccess) return "";
+  return absl::BytesToHexString(absl::string_view(properties.uuid.bytes, sizeof(properties.uuid.bytes)));
 }
 
 int64_t PeakMemoryBytes(at::Device device) {
@@ -77,15 +89,18 @@ void Synchronize(at::Device device) {
   if (device.is_cuda()) c10::cuda::device_synchronize();
 }
 
-void UseDeterministicKernels() { at::globalContext().setDeterministicAlgorithms(/*b=*/true, /*warn_only=*/false); }
+void UseDeterministicKernels() {
+  at::globalContext().setDeterministicAlgorithms(/*b=*/true, /*warn_only=*/false);
+  at::globalContext().setDeterministicFillUninitializedMemory(false);  // All that is read was written.
+}
 
 double PeakFlops(at::Device device, at::ScalarType dtype) {
   if (!device.is_cuda()) return MeasuredCpuFlops();
   if (dtype != at::kBFloat16) return 0;
   // Dense bfloat16 figures from NVIDIA's data sheets.
   static constexpr std::pair<const char*, double> kPublished[] = {
-      {"H200", 989e12}, {"H100 PCIe", 756e12}, {"H100", 989e12}, {"GH200", 989e12},
-      {"A100", 312e12}, {"B200", 2250e12},     {"L40S", 362e12}, {"RTX 4090", 165e12}};
+      {"H200", 989e12}, {"H100 PCIe", 756e12}, {"H100 NVL", 835e12}, {"H100", 989e12},    {"GH200", 989e12},
+      {"A100", 312e12}, {"B200", 2250e12},     {"L40S", 362e12},     {"RTX 4090", 165e12}};
   const std::string name = DeviceName(device);
   for (const auto& [model, flops] : kPublished) {
     if (name.find(model) != std::string::npos) return flops;

@@ -13,6 +13,7 @@ absl::StatusOr<at::Device> UseCudaDevice(int) {
 }
 
 std::string DeviceName(at::Device) { return CpuName(); }
+std::string DeviceId(at::Device) { return ""; }
 int64_t PeakMemoryBytes(at::Device) { return PeakResidentBytes(); }
 int64_t PeakTensorBytes(at::Device) { return GetCpuMemory().peak_total_bytes; }
 void ResetPeakTensorBytes(at::Device) { ResetCpuMemoryPeak(); }

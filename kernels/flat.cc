@@ -13,7 +13,7 @@ constexpr int64_t kGrain = 65536;  // Elements per task, and per partial sum.
 }  // namespace
 
 double SquaredNorm(const at::Tensor& x) {
-  if (x.is_cuda()) return cuda::SquaredNorm(x);
+  if (x.is_cuda()) return cuda::SquaredNorms({x})[0];
   const int64_t n = x.numel();
   const float* data = Data<float>(x);
   std::vector<double> partial((n + kGrain - 1) / kGrain);
@@ -23,6 +23,13 @@ double SquaredNorm(const at::Tensor& x) {
   double sum = 0;
   for (double part : partial) sum += part;
   return sum;
+}
+
+std::vector<double> SquaredNorms(const std::vector<at::Tensor>& tensors) {
+  if (!tensors.empty() && tensors[0].is_cuda()) return cuda::SquaredNorms(tensors);
+  std::vector<double> squares;
+  for (const at::Tensor& x : tensors) squares.push_back(SquaredNorm(x));
+  return squares;
 }
 
 void AddInto(at::Tensor& a, const at::Tensor& b) {

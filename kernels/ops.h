@@ -9,6 +9,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <vector>
 
 #include "kernels/element_math.h"
 #include "kernels/philox.h"
@@ -112,8 +113,10 @@ void SgdUpdate(float gradient_scale, float lr, float momentum, float keep, at::T
                at::Tensor velocity, at::Tensor copy);
 
 // ---- Flat helpers (flat.cc) ----
-double SquaredNorm(const at::Tensor& x);           // float32 [n]; fp64 partial sums in an order that depends on n only
-void AddInto(at::Tensor& a, const at::Tensor& b);  // a += b, same shape; a may be the wider type
+// Of each float32 [n]; fp64 partial sums in an order that depends on n only. Waits for a GPU once.
+std::vector<double> SquaredNorms(const std::vector<at::Tensor>& tensors);
+double SquaredNorm(const at::Tensor& x);
+void AddInto(at::Tensor& a, const at::Tensor& b);            // a += b, same shape; a may be the wider type
 void CopyConverted(const at::Tensor& from, at::Tensor& to);  // same shape, converting float32 <-> bfloat16
 // out [n] = sum over r, in order, of parts [ranks, n] (float32 or bfloat16; summed in float32). CPU only.
 void SumInOrder(const at::Tensor& parts, at::Tensor& out);

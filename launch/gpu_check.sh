@@ -8,17 +8,21 @@ set -euo pipefail
 source "$(dirname "$0")/env.sh"
 
 if ! nvidia-smi -L 2>/dev/null | grep -q '^GPU '; then
+  [ ! -e /dev/nvidiactl ] || fail "gpu_check.sh: there is a GPU, but nvidia-smi is missing or does not list it"
   echo "skipped: no GPU (nvidia-smi lists none)"
   exit 0
 fi
 
 build=${1:-build-cuda}
 gpus=$(nvidia-smi -L | grep -c '^GPU ')
+[ -z "${CUDA_VISIBLE_DEVICES:-}" ] || gpus=$(tr ',' '\n' <<<"$CUDA_VISIBLE_DEVICES" | grep -c .)
+unset NVIDIA_TF32_OVERRIDE TORCH_ALLOW_TF32_CUBLAS_OVERRIDE  # float32 is to be float32.
 out=$(mktemp -d)
 trap 'rm -rf "$out"' EXIT
 export GTEST_COLOR=no  # mpirun gives its ranks a terminal.
 results=()
 failed=0
+rank_seconds=180  # A job that takes longer hangs.
 
 # part NAME COMMAND...: runs it, shows the end of its output if it fails, and remembers the result. Exit code 77: skipped, the last line says why.
 # set -e has no effect inside COMMAND: functions chain their steps.
@@ -48,7 +52,7 @@ ranks() {
     # shellcheck disable=SC2016
     prefix=(bash -c 'export NCCL_HOSTID=rank-$OMPI_COMM_WORLD_RANK; exec "$@"' ranks)
   fi
-  mpirun --quiet --bind-to none --oversubscribe -np "$n" "${prefix[@]}" "$@"
+  timeout --kill-after=5 "$rank_seconds" mpirun --quiet --bind-to none --oversubscribe -np "$n" "${prefix[@]}" "$@"
 }
 
 build_all() {
@@ -65,7 +69,7 @@ without_skips() {
 sanitized() {
   command -v compute-sanitizer >/dev/null || { echo "no compute-sanitizer on PATH"; return 77; }
   # libtorch's own kernels (attention, matrix products) are not ours to check.
-  compute-sanitizer --tool "$1" --error-exitcode 1 "$build/bin/cuda_kernels_test" --gtest_filter='-CudaAttention*:*LossHead*:*MatrixProducts*' && echo "$1: no errors"
+  compute-sanitizer --tool "$1" --error-exitcode 1 "$build/bin/cuda_kernels_test" --gtest_filter='-*CudaAttention*:*LossHead*:*MatrixProducts*' && echo "$1: no errors"
 }
 
 # A small corpus made of this repository's own sources.
@@ -88,7 +92,7 @@ global_batch_size: 8
 micro_batch_size: 2
 optimizer { sgd { learning_rate: 0.05 } }
 train_for { steps: 5 }
-launch { device: $device }
+launch { device: $device watchdog_seconds: 60 }
 run_dir: "$out/$name"
 END
   local overrides=() override
@@ -133,9 +137,9 @@ bench() {
 
 [ $# -gt 0 ] || part "build" build_all
 [ -x "$build/bin/cuda_kernels_test" ] || fail "gpu_check.sh: no $build/bin/cuda_kernels_test; build with launch/build.sh cuda"
+missing=$(ldd "$build/bin/trireme" | sed -n 's/ => not found//p' | xargs)
+[ -z "$missing" ] || fail "gpu_check.sh: $build/bin/trireme needs $missing; launch/setup.sh --cuda installs them"
 part "kernels against the CPU" without_skips "$build/bin/cuda_kernels_test"
-part "kernels, compute-sanitizer memcheck" sanitized memcheck
-part "kernels, compute-sanitizer racecheck" sanitized racecheck
 for n in 1 2 4; do
   part "NCCL operations and random delays, $n ranks" without_skips ranks "$n" "$build/bin/nccl_test"
 done
@@ -153,6 +157,8 @@ for mesh in "tensor: 2 pipeline: 2" "tensor: 4" "pipeline: 2 pipeline_schedule: 
 done
 part "bfloat16, 1 and 2 ranks" bf16_layout
 for recipe in bench_shape_a bench_smollm2_135m; do part "bench $recipe, bf16, 1 GPU" bench $recipe; done
+part "kernels, compute-sanitizer memcheck" sanitized memcheck
+part "kernels, compute-sanitizer racecheck" sanitized racecheck
 
 say "gpu_check: $(nvidia-smi --query-gpu=name,driver_version --format=csv,noheader | head -n 1), $gpus visible"
 printf '   %s\n' "${results[@]}"

@@ -10,6 +10,7 @@
 #include <atomic>
 #include <cstdio>
 #include <cstdlib>
+#include <exception>
 
 #include "launch/log.h"
 
@@ -67,7 +68,10 @@ absl::StatusOr<std::unique_ptr<Process>> Process::Start(int expected_ranks, Sign
   return process;
 }
 
-Process::~Process() { MPI_Finalize(); }
+// Finalizing waits for all ranks: they would not learn of an exception here.
+Process::~Process() {
+  if (std::uncaught_exceptions() == 0) MPI_Finalize();
+}
 
 bool Process::stop_requested() const { return stop_signals.load() > 0; }
 

@@ -1,15 +1,17 @@
 #!/usr/bin/env bash
-# launch/setup.sh [--tests]
+# launch/setup.sh [--tests | --cuda]
 # Installs what building Trireme needs on Debian 12: packages by apt, libtorch from its wheel in .venv. With --tests also the Python packages
-# that the oracle tests compare with. What is there already is left alone; a second run takes less than a second.
+# that the oracle tests compare with, with --cuda also CUDA's libraries (cuDNN and others that a toolkit need not have). What is there already is left alone; a second run takes less than a second.
 set -euo pipefail
 source "$(dirname "$0")/env.sh"
 
 tests=
+cuda=
 case "${1:-}" in
   --tests) tests=1 ;;
+  --cuda) cuda=1 ;;
   "") ;;
-  *) fail "setup.sh: unknown argument '$1'; usage: launch/setup.sh [--tests]" ;;
+  *) fail "setup.sh: unknown argument '$1'; usage: launch/setup.sh [--tests | --cuda]" ;;
 esac
 
 packages=(
@@ -68,15 +70,20 @@ install_torch() {
   pip_install "${torch_wheels[@]}"
 }
 
+install_cuda_wheels() {
+  say "setup: installing the CUDA libraries that libtorch loads (about 1.3 GB)"
+  pip_install "${cuda_wheels[@]}"
+}
+
 install_test_wheels() {
   say "setup: installing what the tests compare with (about 550 MB)"
   pip_install -r "$test_wheels"
   .venv/bin/python -c 'import torch' 2>/dev/null && return
-  say "setup: no CUDA 13 toolkit here; installing the libraries that 'import torch' loads (about 1.3 GB)"
-  pip_install "${cuda_wheels[@]}"
+  install_cuda_wheels
   .venv/bin/python -c 'import torch' || fail "setup.sh: PyTorch does not import; remove .venv and run this again"
 }
 
 install_packages
 install_wheels torch.stamp install_torch "${torch_wheels[@]}"
+[ -z "$cuda" ] || install_wheels cuda.stamp install_cuda_wheels "${cuda_wheels[@]}"
 [ -z "$tests" ] || install_wheels tests.stamp install_test_wheels "$(cat "$test_wheels")" "${cuda_wheels[@]}"

@@ -46,10 +46,11 @@ at::Tensor CopyOf(const std::vector<T>& values, at::Device device) {
 
 // All pairs share the pipeline group on CPUs, where sends wait for nobody.
 std::function<PipelineLink(int, int)> MakeLinks(Mesh& mesh, const Schedule& schedule) {
-  const std::shared_ptr<ProcessGroup> all = mesh.group({Axis::kPipeline});
   const int own = mesh.coordinate(Axis::kPipeline);
   if (!mesh.device().is_cuda())
-    return [all, own](int from, int to) { return PipelineLink{all, from == own ? to : from}; };
+    return [all = mesh.group({Axis::kPipeline}), own](int from, int to) {
+      return PipelineLink{all, from == own ? to : from};
+    };
   std::map<std::pair<int, int>, std::shared_ptr<ProcessGroup>> groups;
   for (int from = 0; from < schedule.num_ranks(); ++from) {
     for (int to = 0; to < schedule.num_ranks(); ++to) {
@@ -108,6 +109,12 @@ absl::StatusOr<std::unique_ptr<Model>> Model::Create(const Recipe& recipe, Mesh&
   const AttentionArguments example = ExampleAttention(local, options.compute, model->device_);
   ASSIGN_OR_RETURN(model->attention_,
                    ChooseAttention(extensions.attention_backends, config.kernels().attention(), example));
+  if (model->device_.is_cuda() && config.kernels().attention() == "auto" &&
+      model->attention_.name == MathAttention().name && mesh.control().rank() == 0) {
+    Warning(
+        "kernels.attention: \"math\" is used, slow and with memory for whole matrices of scores, because \"flash\" ",
+        FlashAttention().supports(example).message());
+  }
   if (mesh.shape()[Axis::kContext] > 1) {
     const absl::Status supported = SupportsContext(model->attention_, MethodOf(config.parallel()), example);
     if (!supported.ok()) {
@@ -256,10 +263,14 @@ absl::StatusOr<Loss> Model::ForwardBackward(const StepBatch& batch) {
 }
 
 GradNorm Model::ClipGradNorm(double max_norm) {
-  double local = 0;
-  for (ParameterBuffer* buffer : buffers_) {
-    if (buffer->own_gradient().defined()) local += buffer->UniqueSquaredNorm();
+  std::vector<at::Tensor> gradients;
+  for (const ParameterBuffer* buffer : buffers_) {
+    if (!buffer->own_gradient().defined()) continue;
+    const std::vector<at::Tensor> own = buffer->UniqueGradients();
+    gradients.insert(gradients.end(), own.begin(), own.end());
   }
+  double local = 0;
+  for (double square : SquaredNorms(gradients)) local += square;
   GradNorm norm;
   norm.total = std::sqrt(
       SumOverRanks(*mesh_.host_group({Axis::kPipeline, Axis::kDataShard, Axis::kContext, Axis::kTensor}), local));

@@ -37,7 +37,7 @@ void AdamWUpdateBf16(const AdamWStep&, float, at::Tensor, const at::Tensor&, at:
 void SgdUpdate(float, float, float, float, at::Tensor, const at::Tensor&, at::Tensor, at::Tensor) {
   Absent("SgdUpdate");
 }
-double SquaredNorm(const at::Tensor&) { Absent("SquaredNorm"); }
+std::vector<double> SquaredNorms(const std::vector<at::Tensor>&) { Absent("SquaredNorms"); }
 void AddInto(at::Tensor&, const at::Tensor&) { Absent("AddInto"); }
 void DequantizeNf4(const Nf4Blocks&, at::Tensor&) { Absent("DequantizeNf4"); }
 void DequantizeInt8Rows(const Int8Rows&, at::Tensor&) { Absent("DequantizeInt8Rows"); }

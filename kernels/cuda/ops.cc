@@ -249,12 +249,19 @@ void SgdUpdate(float gradient_scale, float lr, float momentum, float keep, at::T
             target.stream);
 }
 
-double SquaredNorm(const at::Tensor& x) {
-  const Target target(x);
-  const at::TensorOptions doubles = x.options().dtype(at::kDouble);
-  at::Tensor scratch = at::empty({SquaredNormParts(x.numel())}, doubles), sum = at::empty({}, doubles);
-  LaunchSquaredNorm(x.numel(), Floats(x), scratch.data_ptr<double>(), sum.data_ptr<double>(), target.stream);
-  return sum.item<double>();
+std::vector<double> SquaredNorms(const std::vector<at::Tensor>& tensors) {
+  const Target target(tensors[0]);
+  int64_t parts = 0;
+  for (const at::Tensor& x : tensors) parts = std::max(parts, SquaredNormParts(x.numel()));
+  const at::TensorOptions doubles = tensors[0].options().dtype(at::kDouble);
+  const auto count = static_cast<int64_t>(tensors.size());
+  at::Tensor scratch = at::empty({parts}, doubles), sums = at::empty({count}, doubles);
+  for (int64_t i = 0; i < count; ++i) {
+    const at::Tensor& x = tensors[static_cast<size_t>(i)];
+    LaunchSquaredNorm(x.numel(), Floats(x), scratch.data_ptr<double>(), sums.data_ptr<double>() + i, target.stream);
+  }
+  const at::Tensor host = sums.cpu();
+  return std::vector<double>(host.const_data_ptr<double>(), host.const_data_ptr<double>() + count);
 }
 
 void AddInto(at::Tensor& a, const at::Tensor& b) {

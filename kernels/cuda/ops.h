@@ -38,7 +38,7 @@ void AdamWUpdateBf16(const AdamWStep& step, float keep, at::Tensor p, const at::
 void SgdUpdate(float gradient_scale, float lr, float momentum, float keep, at::Tensor p, const at::Tensor& g,
                at::Tensor velocity, at::Tensor copy);
 
-double SquaredNorm(const at::Tensor& x);  // Waits for the stream.
+std::vector<double> SquaredNorms(const std::vector<at::Tensor>& tensors);  // At least one. Waits for the stream.
 void AddInto(at::Tensor& a, const at::Tensor& b);
 
 void DequantizeNf4(const Nf4Blocks& blocks, at::Tensor& out);

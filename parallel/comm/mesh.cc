@@ -1,5 +1,9 @@
 #include "parallel/comm/mesh.h"
 
+#include <cstdlib>
+#include <utility>
+
+#include "kernels/device.h"
 #include "parallel/comm/mpi_group.h"
 #include "parallel/comm/nccl_group.h"
 
@@ -15,7 +19,46 @@ std::array<int, kNumAxes> CoordinatesOf(const MeshShape& shape, int rank) {
   return coordinates;
 }
 
+// Of every rank. Collective over the job.
+std::vector<RankDevice> GatherDevices(const Process& process, at::Device device) {
+  struct Record {
+    char host[192], gpu[64];
+  };
+  Record own = {};
+  const char* pretended = std::getenv("NCCL_HOSTID");
+  process.host().copy(own.host, sizeof(own.host) - 1);
+  if (pretended != nullptr) std::string(pretended).copy(own.host, sizeof(own.host) - 1);
+  DeviceId(device).copy(own.gpu, sizeof(own.gpu) - 1);
+  std::vector<Record> all(static_cast<size_t>(process.size()));
+  MPI_Allgather(&own, sizeof(own), MPI_BYTE, all.data(), sizeof(own), MPI_BYTE, MPI_COMM_WORLD);
+  std::vector<RankDevice> devices;
+  for (const Record& record : all) devices.push_back({record.host, record.gpu});
+  return devices;
+}
+
 }  // namespace
+
+absl::Status CheckDevices(const std::vector<RankDevice>& ranks) {
+  std::map<std::pair<std::string, std::string>, size_t> seen;
+  for (size_t rank = 0; rank < ranks.size(); ++rank) {
+    const RankDevice& own = ranks[rank];
+    if (own.gpu.empty() != ranks[0].gpu.empty()) {
+      const size_t on_gpu = own.gpu.empty() ? 0 : rank, on_cpu = own.gpu.empty() ? rank : 0;
+      return Error(ExitCode::kConfig, "launch.device: rank ", on_gpu, " (host ", ranks[on_gpu].host,
+                   ") has a GPU, but rank ", on_cpu, " (host ", ranks[on_cpu].host,
+                   ") sees none; check nvidia-smi and CUDA_VISIBLE_DEVICES there, or set launch.device");
+    }
+    if (own.gpu.empty()) continue;
+    const auto [first, added] = seen.emplace(std::pair(own.host, own.gpu), rank);
+    if (!added) {
+      return Error(ExitCode::kConfig, "launch.device: ranks ", first->second, " and ", rank,
+                   " would share one GPU of host ", own.host,
+                   ", which NCCL refuses; start one rank for each GPU, or set launch.device: CPU (to share one for a "
+                   "test, give each rank an NCCL_HOSTID of its own)");
+    }
+  }
+  return absl::OkStatus();
+}
 
 const char* AxisName(Axis axis) {
   static constexpr const char* kNames[] = {"pipeline", "data_replicate", "data_shard", "context", "tensor"};
@@ -41,6 +84,7 @@ absl::StatusOr<std::unique_ptr<Mesh>> Mesh::Create(const Process& process, const
     return Error(ExitCode::kConfig, "mesh: ", shape.ToString(), " = ", shape.world(), " ranks, but the job has ",
                  process.size());
   }
+  RETURN_IF_ERROR(CheckDevices(GatherDevices(process, device)));
   std::unique_ptr<Mesh> mesh(new Mesh);
   mesh->shape_ = shape;
   mesh->device_ = device;

@@ -29,10 +29,18 @@ struct MeshShape {
   std::string ToString() const;  // "pipeline 1 x data_replicate 1 x data_shard 2 x context 1 x tensor 1"
 };
 
+// Where a rank computes.
+struct RankDevice {
+  std::string host;  // as NCCL tells hosts apart
+  std::string gpu;   // DeviceId(); empty: the CPU
+};
+// Whether all ranks compute on the same kind of device, each on a GPU of its own; kConfig otherwise.
+absl::Status CheckDevices(const std::vector<RankDevice>& ranks);
+
 class Mesh {
  public:
   // Collective over the job. shape.world() must equal the number of ranks. Groups talk over MPI for a CPU `device`,
-  // over NCCL for a GPU.
+  // over NCCL for a GPU; kConfig where CheckDevices() says so.
   static absl::StatusOr<std::unique_ptr<Mesh>> Create(const Process& process, const MeshShape& shape,
                                                       at::Device device);
 

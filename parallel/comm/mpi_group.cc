@@ -6,6 +6,7 @@
 #include <ATen/ops/zeros.h>
 #include <sched.h>
 
+#include <algorithm>
 #include <limits>
 #include <numeric>
 
@@ -181,7 +182,7 @@ class MpiGroup final : public ProcessGroup {
       if (t.direction == PeerTransfer::kSend) sent += t.tensor.nbytes();
     }
     const int64_t ticket = log_->Start(name_, "exchange", bytes, sent);
-    std::vector<MPI_Request> requests;
+    auto requests = std::make_shared<std::vector<MPI_Request>>();
     for (const PeerTransfer& t : transfers) {
       const Block block = BlocksOf(t.tensor.nbytes());
       MPI_Request request;
@@ -189,12 +190,19 @@ class MpiGroup final : public ProcessGroup {
                                                                        t.peer, kExchangeTag, communicator_, &request)
                                                            : MPI_Irecv(t.tensor.data_ptr(), block.count, block.type,
                                                                        t.peer, kExchangeTag, communicator_, &request));
-      requests.push_back(request);
+      requests->push_back(request);
     }
-    return Work([this, ticket, requests = std::move(requests), transfers = std::move(transfers)]() mutable {
+    const auto wait = [this, ticket, requests, transfers = std::move(transfers)]() mutable {
       log_->Wait(ticket);
-      WaitForTransfers(requests, transfers);
+      WaitForTransfers(*requests, transfers);
       log_->Finish(ticket);
+    };
+    return Work(wait, [requests] {
+      return std::all_of(requests->begin(), requests->end(), [](MPI_Request request) {
+        int done = 0;
+        MPI_Request_get_status(request, &done, MPI_STATUS_IGNORE);
+        return done != 0;
+      });
     });
   }
 

@@ -1,5 +1,7 @@
 #include "parallel/comm/nccl_group.h"
 
+#include <ATen/ops/empty.h>
+#include <ATen/ops/sum.h>
 #include <ATen/ops/zeros.h>
 #include <c10/cuda/CUDAFunctions.h>
 #include <c10/cuda/CUDAGuard.h>
@@ -13,12 +15,14 @@
 #include <condition_variable>
 #include <cstdlib>
 #include <deque>
-#include <future>
+#include <exception>
+#include <functional>
 #include <mutex>
 #include <random>
 #include <thread>
 
 #include "kernels/cuda/launchers.h"
+#include "kernels/philox.h"
 #include "launch/log.h"
 #include "launch/process.h"
 #include "launch/status.h"
@@ -28,7 +32,6 @@ namespace {
 
 constexpr double kConnectSeconds = 600;  // For a peer to answer; the first operation between two ranks connects them.
 constexpr double kFinalizeSeconds = 30;
-constexpr double kAbortSeconds = 5;
 constexpr auto kWatchInterval = std::chrono::milliseconds(100);
 constexpr int64_t kMaxDelayNanoseconds = 2'000'000;
 
@@ -101,7 +104,7 @@ class NcclGroup final : public ProcessGroup {
     Connect(communicator);
     MPI_Comm_free(&communicator);
     if (const char* seed = std::getenv("TRIREME_TEST_DELAY_STREAMS"); seed != nullptr) {
-      delays_.seed(std::strtoull(seed, nullptr, 10) * 1000 + static_cast<uint64_t>(rank_));
+      delays_.seed(std::strtoull(seed, nullptr, 10) * 1000 + static_cast<uint64_t>(rank_) + StableId(name.c_str()));
       delayed_ = true;
     }
     barrier_ = at::zeros({1}, at::TensorOptions().dtype(at::kFloat).device(at::kCUDA, device_));
@@ -115,6 +118,8 @@ class NcclGroup final : public ProcessGroup {
     }
     wake_.notify_all();
     watcher_.join();
+    // Finalizing waits for peers: they would not learn of an exception here.
+    if (std::uncaught_exceptions() > 0) return;
     const c10::cuda::CUDAGuard guard(device_);
     if (Settled(Locked([&] { return ncclCommFinalize(comm_); }), kFinalizeSeconds) == ncclSuccess) {
       ncclCommDestroy(comm_);
@@ -138,12 +143,23 @@ class NcclGroup final : public ProcessGroup {
 
   Work ReduceScatter(at::Tensor output, at::Tensor input) override {
     CheckSizes("reduce_scatter", input.numel(), output.numel() * size_);
-    const at::Tensor values = input.to(output.scalar_type());
-    const int64_t bytes = static_cast<int64_t>(output.nbytes());
-    return Start("reduce_scatter", bytes * size_, bytes * (size_ - 1), {output, values}, [&] {
-      return ncclReduceScatter(values.data_ptr(), output.data_ptr(), static_cast<size_t>(output.numel()),
-                               NcclType(output.scalar_type()), ncclSum, comm_, stream_);
-    });
+    const int64_t bytes = static_cast<int64_t>(input.nbytes());
+    if (input.scalar_type() == output.scalar_type()) {
+      return Start("reduce_scatter", bytes, bytes / size_ * (size_ - 1), {output, input}, [&] {
+        return ncclReduceScatter(input.data_ptr(), output.data_ptr(), static_cast<size_t>(output.numel()),
+                                 NcclType(output.scalar_type()), ncclSum, comm_, stream_);
+      });
+    }
+    // NCCL would add in the input's type. So the parts travel as they are and are added here, in the output's.
+    const at::Tensor parts = at::empty({size_, output.numel()}, input.options());
+    return Start(
+        "reduce_scatter", bytes, bytes / size_ * (size_ - 1), {output, input, parts},
+        [&] { return SendParts(input, parts); },
+        [&] {
+          const c10::cuda::CUDAStreamGuard on_stream(c10::cuda::getStreamFromExternal(stream_, device_));
+          at::Tensor sum = output.view({-1});
+          at::sum_out(sum, parts, {0}, /*keepdim=*/false, output.scalar_type());
+        });
   }
 
   Work AllReduce(at::Tensor tensor, ReduceOp op) override { return Reduce("all_reduce", tensor, op); }
@@ -159,16 +175,8 @@ class NcclGroup final : public ProcessGroup {
   Work AllToAll(at::Tensor output, at::Tensor input) override {
     CheckSizes("all_to_all", output.numel(), input.numel());
     const int64_t part = static_cast<int64_t>(input.nbytes()) / size_;
-    return Start("all_to_all", part * size_, part * (size_ - 1), {output, input}, [&] {
-      return Grouped([&](auto add) {
-        for (int peer = 0; peer < size_; ++peer) {
-          add(ncclSend(static_cast<const char*>(input.data_ptr()) + peer * part, static_cast<size_t>(part), ncclUint8,
-                       peer, comm_, stream_));
-          add(ncclRecv(static_cast<char*>(output.data_ptr()) + peer * part, static_cast<size_t>(part), ncclUint8, peer,
-                       comm_, stream_));
-        }
-      });
-    });
+    return Start("all_to_all", part * size_, part * (size_ - 1), {output, input},
+                 [&] { return SendParts(input, output); });
   }
 
   Work Exchange(std::vector<PeerTransfer> transfers) override {
@@ -238,9 +246,22 @@ class NcclGroup final : public ProcessGroup {
     return first_error == ncclSuccess ? end : first_error;
   }
 
-  // Enqueues an operation: `launch` calls NCCL on stream_. Returns when it is enqueued there.
+  // Part r of `from` to rank r; what rank r sends becomes part r of `to`. For `launch` of Start().
+  ncclResult_t SendParts(const at::Tensor& from, const at::Tensor& to) {
+    const auto part = static_cast<size_t>(from.nbytes()) / static_cast<size_t>(size_);
+    return Grouped([&](auto add) {
+      for (int peer = 0; peer < size_; ++peer) {
+        const size_t begin = static_cast<size_t>(peer) * part;
+        add(ncclSend(static_cast<const char*>(from.data_ptr()) + begin, part, ncclUint8, peer, comm_, stream_));
+        add(ncclRecv(static_cast<char*>(to.data_ptr()) + begin, part, ncclUint8, peer, comm_, stream_));
+      }
+    });
+  }
+
+  // Enqueues an operation: `launch` calls NCCL on stream_, `after` adds to it there. Returns when it is enqueued.
   template <typename Launch>
-  Work Start(const char* operation, int64_t bytes, int64_t sent_bytes, std::vector<at::Tensor> tensors, Launch launch) {
+  Work Start(const char* operation, int64_t bytes, int64_t sent_bytes, std::vector<at::Tensor> tensors, Launch launch,
+             const std::function<void()>& after = nullptr) {
     for (const at::Tensor& tensor : tensors) {
       TRIREME_CHECK(tensor.is_cuda() && tensor.get_device() == device_ && tensor.is_contiguous(), operation,
                     " on group ", name_, " needs contiguous tensors on GPU ", static_cast<int>(device_));
@@ -250,20 +271,26 @@ class NcclGroup final : public ProcessGroup {
     const int64_t ticket = log_->Start(name_, operation, bytes, sent_bytes);
     const std::string description =
         absl::StrCat(operation, " #", ++sequence_, " (", HumanBytes(static_cast<double>(bytes)), ")");
-    begin_->Record(c10::cuda::getCurrentCUDAStream(device_).stream());
+    const cudaStream_t current = c10::cuda::getCurrentCUDAStream(device_).stream();
+    // What computes the input may be late, too.
+    if (delayed_ && delays_() % 4 == 0)
+      cuda::LaunchSpin(static_cast<int64_t>(delays_() % kMaxDelayNanoseconds), current);
+    begin_->Record(current);
     begin_->BlockStream(stream_);
     if (delayed_) cuda::LaunchSpin(static_cast<int64_t>(delays_() % kMaxDelayNanoseconds), stream_);
     const ncclResult_t result = Settled(Locked(launch), kConnectSeconds);
     if (result != ncclSuccess) Fail(description, result);
+    if (after) after();
     auto done = std::make_shared<Event>();
     done->Record(stream_);
     {
       std::lock_guard<std::mutex> lock(pending_mutex_);
       pending_.push_back({done, ticket, description});
     }
-    return Work([done, device = device_, tensors = std::move(tensors)] {
+    const auto wait = [done, device = device_, tensors = std::move(tensors)] {
       done->BlockStream(c10::cuda::getCurrentCUDAStream(device).stream());
-    });
+    };
+    return Work(wait, [done] { return done->Reached(); });
   }
 
   template <typename Call>
@@ -325,16 +352,8 @@ class NcclGroup final : public ProcessGroup {
                                    ? absl::StrCat("a peer did not answer within ", kConnectSeconds, " s")
                                    : std::string(ncclGetErrorString(result));
     const char* detail = ncclGetLastError(comm_);
-    if (comm_ != nullptr) {
-      // Aborting frees peers that wait in a kernel; it may itself wait for a broken network.
-      std::promise<void> aborted;
-      std::future<void> finished = aborted.get_future();
-      std::thread([this, aborted = std::move(aborted)]() mutable {
-        ncclCommAbort(comm_);
-        aborted.set_value();
-      }).detach();
-      finished.wait_for(std::chrono::duration<double>(kAbortSeconds));
-    }
+    // The communicator is not aborted: its kernels would return, and other threads go on with what they left. Peers see
+    // this process's connections close.
     FailProcess(Error(ExitCode::kPeerLost, "NCCL: ", what, " on group ", name_, ", rank ", rank_, " of ", size_, ": ",
                       reason, detail == nullptr || *detail == '\0' ? "" : " (", detail == nullptr ? "" : detail,
                       detail == nullptr || *detail == '\0' ? "" : ")",

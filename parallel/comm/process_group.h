@@ -6,9 +6,11 @@
 #include <ATen/core/Tensor.h>
 
 #include <cstdint>
+#include <exception>
 #include <functional>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "parallel/comm/operation_log.h"
@@ -30,15 +32,27 @@ struct PeerTransfer {
 class Work {
  public:
   Work() = default;  // Already done.
-  explicit Work(std::function<void()> wait) : wait_(std::move(wait)) {}
-  Work(Work&& other) noexcept : wait_(std::move(other.wait_)) { other.wait_ = nullptr; }
+  explicit Work(std::function<void()> wait, std::function<bool()> done = nullptr)
+      : wait_(std::move(wait)), done_(std::move(done)) {}
+  Work(Work&& other) noexcept : wait_(std::exchange(other.wait_, nullptr)), done_(std::move(other.done_)) {}
   Work& operator=(Work&& other) {
     Wait();
-    wait_ = std::move(other.wait_);
-    other.wait_ = nullptr;
+    wait_ = std::exchange(other.wait_, nullptr);
+    done_ = std::move(other.done_);
     return *this;
   }
-  ~Work() { Wait(); }
+  // Not while an exception is about to end the job: what this rank owes others will not come, nor theirs. The tensors
+  // are left to the operation.
+  ~Work() {
+    if (wait_ && std::uncaught_exceptions() > 0) {
+      new std::function<void()>(std::move(wait_));
+      return;
+    }
+    Wait();
+  }
+
+  // True when waiting would not take time. Operations that cannot tell say false until waited for.
+  bool Done() const { return !wait_ || (done_ && done_()); }
 
   void Wait() {
     if (!wait_) return;
@@ -49,6 +63,7 @@ class Work {
 
  private:
   std::function<void()> wait_;
+  std::function<bool()> done_;
 };
 
 // All ranks of the group call the same operations in the same order with matching sizes. Operations start in program

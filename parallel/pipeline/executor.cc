@@ -1,6 +1,7 @@
 #include "parallel/pipeline/executor.h"
 
 #include <algorithm>
+#include <vector>
 
 #include "launch/log.h"
 #include "launch/status.h"
@@ -8,7 +9,8 @@
 namespace trireme {
 namespace {
 
-// Receives posted ahead of need: enough that the next message travels while one is used.
+// Receives posted ahead of need: enough that the next message travels while one is used. On a GPU a posted receive is a
+// kernel that waits; none may wait for what this rank is yet to launch, which may need the device idle.
 constexpr size_t kAhead = 2;
 
 }  // namespace
@@ -24,7 +26,10 @@ PipelineExecutor::PipelineExecutor(ExecutorOptions options, std::map<int, std::u
   for (int other = 0; other < options_.schedule.num_ranks(); ++other) {
     if (other == options_.rank) continue;
     std::vector<Message> order = LinkOrder(options_.schedule, other, options_.rank);
-    if (!order.empty()) incoming_[other] = {options_.link(other, options_.rank), std::move(order), 0};
+    if (!order.empty()) {
+      incoming_[other] = {options_.link(other, options_.rank), std::move(order),
+                          RunBeforeArrival(options_.schedule, other, options_.rank), 0};
+    }
     if (!LinkOrder(options_.schedule, options_.rank, other).empty())
       outgoing_[other] = options_.link(options_.rank, other);
   }
@@ -35,10 +40,12 @@ void PipelineExecutor::Step(const std::vector<MicrobatchTensors>& microbatches, 
   TRIREME_CHECK(static_cast<int>(microbatches.size()) == options_.schedule.num_microbatches, microbatches.size(),
                 " microbatches under a schedule of ", options_.schedule.num_microbatches);
   const std::vector<Action>& actions = options_.schedule.ranks[options_.rank];
-  max_in_flight_ = 0;
+  max_in_flight_ = most_sends_ = 0;
+  computed_ = 0;
   for (size_t i = 0; i < actions.size(); ++i) {
     const double begin = ready_ = MonotonicSeconds();
     Run(actions[i], i, microbatches, loss_scale, loss_sums);
+    computed_ += IsCompute(actions[i].kind) ? 1 : 0;
     if (options_.observer) options_.observer({actions[i], begin, ready_, MonotonicSeconds()});
   }
   Finish();
@@ -101,7 +108,10 @@ void PipelineExecutor::Send(bool gradient, int stage, int microbatch, Carry carr
   }
   TRIREME_CHECK(carry.size() == 1, "stages pass on one tensor, not ", carry.size());
   const PipelineLink& link = outgoing_.at(to);
+  // What has left is not kept: activations of a whole step would be.
+  std::erase_if(sends_, [](const Work& send) { return send.Done(); });
   sends_.push_back(link.group->Exchange({{PeerTransfer::kSend, carry[0].contiguous(), link.peer}}));
+  most_sends_ = std::max(most_sends_, static_cast<int>(sends_.size()));
 }
 
 Carry PipelineExecutor::Receive(bool gradient, int stage, int microbatch, const MicrobatchTensors& batch) {
@@ -123,7 +133,7 @@ Carry PipelineExecutor::Receive(bool gradient, int stage, int microbatch, const 
   };
   while (arriving_.count(key) == 0) post();
   for (size_t ahead = 1; ahead < kAhead && incoming.posted < incoming.order.size(); ++ahead) {
-    if (arriving_.size() < kAhead) post();
+    if (arriving_.size() < kAhead && incoming.run_before[incoming.posted] <= computed_) post();
   }
   Arriving arrived = std::move(arriving_.at(key));
   arriving_.erase(key);

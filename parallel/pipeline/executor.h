@@ -63,12 +63,16 @@ class PipelineExecutor {
   // The most microbatches that were between forward and backward at once in the last Step, summed over this rank's
   // stages.
   int max_in_flight() const { return max_in_flight_; }
+  // The most messages to other ranks that were kept at once in the last Step, on their way or not yet seen to have
+  // left.
+  int most_sends() const { return most_sends_; }
 
  private:
   // Messages one rank sends this one, in the order it sends them.
   struct Incoming {
     PipelineLink link;
     std::vector<Message> order;
+    std::vector<size_t> run_before;  // RunBeforeArrival()
     size_t posted = 0;
   };
   struct Arriving {
@@ -94,8 +98,9 @@ class PipelineExecutor {
   std::map<Key, Carry> handed_over_;  // between stages of this rank
   std::vector<Work> sends_;
   std::map<std::pair<int, int>, MicrobatchState> states_;  // by stage and microbatch
-  int in_flight_ = 0, max_in_flight_ = 0;
-  double ready_ = 0;  // when the action under way had what it needs
+  int in_flight_ = 0, max_in_flight_ = 0, most_sends_ = 0;
+  size_t computed_ = 0;  // compute actions of the step that ran
+  double ready_ = 0;     // when the action under way had what it needs
 };
 
 }  // namespace trireme

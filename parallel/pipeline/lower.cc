@@ -2,7 +2,11 @@
 
 #include <algorithm>
 #include <cstddef>
+#include <map>
 #include <set>
+#include <utility>
+
+#include "parallel/pipeline/walk.h"
 
 namespace trireme {
 namespace {
@@ -79,6 +83,28 @@ std::vector<Message> LinkOrder(const Schedule& schedule, int from_rank, int to_r
     if ((forward || backward) && on_receiver(receiver)) messages.push_back({backward, receiver, action.microbatch});
   }
   return messages;
+}
+
+std::vector<size_t> RunBeforeArrival(const Schedule& schedule, int from_rank, int to_rank) {
+  // Per rank, how many of to_rank's actions what it did so far builds on; and the same of every F, and of every B or I.
+  std::vector<size_t> built_on(schedule.num_ranks(), 0);
+  std::map<std::pair<bool, std::pair<int, int>>, size_t> of_action;
+  const auto key = [](const Action& action) {
+    return std::pair(action.kind == ActionKind::kForward, std::pair(action.stage, action.microbatch));
+  };
+  WalkRows(schedule, /*transfer=*/0, [&](int rank, const Action& action, double ready) {
+    size_t& own = built_on[rank];
+    for (const Action& need : Needs(schedule, action)) own = std::max(own, of_action.at(key(need)));
+    if (rank == to_rank) own = built_on[rank] + 1;
+    if (action.kind != ActionKind::kWeightGradient) of_action[key(action)] = own;
+    return ready;
+  });
+  std::vector<size_t> run_before;
+  for (const Message& message : LinkOrder(schedule, from_rank, to_rank)) {
+    const int sender = message.gradient ? message.stage + 1 : message.stage - 1;
+    run_before.push_back(of_action.at({!message.gradient, {sender, message.microbatch}}));
+  }
+  return run_before;
 }
 
 }  // namespace trireme

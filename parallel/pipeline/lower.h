@@ -32,6 +32,10 @@ struct Message {
 // What `from_rank` sends `to_rank` in a step, in the order it is produced; who receives posts in this order.
 std::vector<Message> LinkOrder(const Schedule& schedule, int from_rank, int to_rank);
 
+// For each of these messages, how many compute actions of `to_rank`'s row must have run before it can be sent: what its
+// sender needs, directly or through others, from the rank that waits for it.
+std::vector<size_t> RunBeforeArrival(const Schedule& schedule, int from_rank, int to_rank);
+
 }  // namespace trireme
 
 #endif  // TRIREME_PARALLEL_PIPELINE_LOWER_H_

@@ -224,12 +224,12 @@ ProcessGroup* ParameterBuffer::ReplicasOf(int parameter) const {
   return few_heads ? options_.head_replica_group.get() : nullptr;
 }
 
-double ParameterBuffer::UniqueSquaredNorm() const {
-  double sum = 0;
+std::vector<at::Tensor> ParameterBuffer::UniqueGradients() const {
+  std::vector<at::Tensor> gradients;
   for (const Segment& s : unique_segments_) {
-    if (specs_[s.parameter].trainable) sum += SquaredNorm(own_gradient_.narrow(0, s.own_begin, s.numel));
+    if (specs_[s.parameter].trainable) gradients.push_back(own_gradient_.narrow(0, s.own_begin, s.numel));
   }
-  return sum;
+  return gradients;
 }
 
 std::vector<Segment> ParameterBuffer::WholeRuns(const Segment& s) const {

@@ -137,7 +137,7 @@ class ParameterBuffer {
   // The segments that this rank counts and saves: every element of a parameter once among the ranks of the gather,
   // tensor and tied groups.
   const std::vector<Segment>& unique_segments() const { return unique_segments_; }
-  double UniqueSquaredNorm() const;  // of own_gradient(); the same at every sharding level
+  std::vector<at::Tensor> UniqueGradients() const;  // their parts of own_gradient(), of trainable parameters
 
   // The same elements as runs that are contiguous in the whole parameter; parameter_begin counts in the whole.
   std::vector<Segment> WholeRuns(const Segment& segment) const;

@@ -357,11 +357,13 @@ TEST_P(CudaOptimizers, AdamWBf16) {
 TEST_P(CudaOptimizers, SquaredNorm) {
   for (const int64_t n : {2, 1003, 300001}) {
     const at::Tensor x = Random({n}, at::kFloat);
-    const double cpu = SquaredNorm(x), gpu = cuda::SquaredNorm(OnGpu(x));
+    const double cpu = SquaredNorm(x), gpu = cuda::SquaredNorms({OnGpu(x)})[0];
     EXPECT_NEAR(gpu, cpu, 1e-12 * cpu) << n;
-    EXPECT_EQ(cuda::SquaredNorm(OnGpu(x)), gpu);
-    EXPECT_NEAR(cuda::SquaredNorm(OnGpu(x).narrow(0, 1, n - 1)), SquaredNorm(x.narrow(0, 1, n - 1)),
-                1e-12 * cpu);  // Not aligned to 16 bytes.
+    // The second one is not aligned to 16 bytes.
+    const at::Tensor rest = x.narrow(0, 1, n - 1), whole = OnGpu(x);
+    const std::vector<double> both = cuda::SquaredNorms({whole, whole.narrow(0, 1, n - 1)});
+    EXPECT_EQ(both[0], gpu);
+    EXPECT_NEAR(both[1], SquaredNorm(rest), 1e-12 * cpu);
   }
 }
 

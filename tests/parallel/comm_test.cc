@@ -332,6 +332,18 @@ TEST(Mesh, DataRanksCountReplicasThenShards) {
   EXPECT_EQ((*mesh)->data_rank(), TestProcess().rank());
 }
 
+TEST(Mesh, RanksHaveTheSameKindOfDeviceAndAGpuEach) {
+  EXPECT_TRUE(CheckDevices({{"a", ""}, {"a", ""}}).ok());
+  EXPECT_TRUE(CheckDevices({{"a", "11"}, {"a", "22"}, {"b", "11"}}).ok());
+  const absl::Status mixed = CheckDevices({{"a", "11"}, {"b", ""}});
+  EXPECT_EQ(ExitCodeOf(mixed), ExitCode::kConfig);
+  EXPECT_NE(mixed.message().find("rank 0 (host a) has a GPU, but rank 1 (host b) sees none"), absl::string_view::npos)
+      << mixed;
+  const absl::Status shared = CheckDevices({{"a", "11"}, {"b", "11"}, {"b", "11"}});
+  EXPECT_EQ(ExitCodeOf(shared), ExitCode::kConfig);
+  EXPECT_NE(shared.message().find("ranks 1 and 2 would share one GPU of host b"), absl::string_view::npos) << shared;
+}
+
 TEST(Mesh, RefusesAShapeThatIsNotTheJobs) {
   const absl::StatusOr<std::unique_ptr<Mesh>> mesh =
       Mesh::Create(TestProcess(), ShapeOf({{Axis::kTensor, 3}}), at::kCPU);

@@ -59,6 +59,15 @@ TEST(Executor, OneForwardOneBackwardHoldsFewMicrobatches) {
   }
 }
 
+// Sent activations and gradients are let go in the step's course, not at its end.
+TEST(Executor, KeepsNoMoreMessagesThanItsPeerIsBehind) {
+  REQUIRE_RANKS(TestProcess().size() == 2 || TestProcess().size() == 4, "a stage per rank");
+  TinyRun run({kSixBlocks, Pipeline("1F1B", 32)});
+  run.Initialize();
+  run.ForwardBackward(1);
+  EXPECT_LE(run.model().executor().most_sends(), 2 * TestProcess().size());
+}
+
 // A table from a file, in PyTorch's dialect: here 1F1B with two stages' B cut into I and W by hand.
 TEST(Executor, RunsATableFromAFile) {
   REQUIRE_RANKS(TestProcess().size() == 2, "the table has two rows");
@@ -189,13 +198,15 @@ TEST(Executor, TakesTheTimeTheSimulatorPredicts) {
     costs.input_gradient_seconds = times.input_gradient;
     costs.weight_gradient_seconds = times.weight_gradient;
     const double predicted = Simulate(*schedule, EqualCosts(*schedule, costs)).bubble();
-    // A machine that is busy with something else may stretch one run: the best of three counts.
+    // Waking up takes its time, up to a hundredth of the step. A machine that is busy with something else may stretch
+    // one run: the best of three counts.
+    const double tolerance = 0.1 * predicted + 0.01;
     double measured = 1;
-    for (int attempt = 0; attempt < 3 && std::abs(measured / predicted - 1) > 0.1; ++attempt) {
+    for (int attempt = 0; attempt < 3 && std::abs(measured - predicted) > tolerance; ++attempt) {
       const double bubble = MeasuredBubble(*schedule, times, **mesh);
       if (std::abs(bubble - predicted) < std::abs(measured - predicted)) measured = bubble;
     }
-    EXPECT_NEAR(measured / predicted, 1, 0.1) << name;
+    EXPECT_NEAR(measured, predicted, tolerance) << name;
     if (TestProcess().rank() == 0)
       std::printf("%-16s bubble %.4f, predicted %.4f\n", name.c_str(), measured, predicted);
   }

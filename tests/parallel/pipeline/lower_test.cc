@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <map>
 #include <set>
 
@@ -168,6 +169,43 @@ TEST(LinkOrder, EveryStageBoundaryBetweenRanksIsCrossedOnceForwardAndOnceBackwar
         boundaries += schedule.rank_of_stage[s] != schedule.rank_of_stage[s - 1] ? 1 : 0;
       }
       EXPECT_EQ(times.size(), 2 * boundaries * shape.num_microbatches) << Describe(name, shape);
+    }
+  }
+}
+
+// What a rank may post a receive for before it goes on: in 1F1B all it will be sent next.
+TEST(RunBeforeArrival, CountsWhatTheSenderNeedsFromTheReceiver) {
+  // Rank 0: 0F0 0F1 0B0 0B1; rank 1: 1F0 1B0 1F1 1B1. The first gradient needs 0F0 only, the second 0F1 too.
+  const Schedule alternating = Make("1F1B", 2, 1, 2);
+  EXPECT_EQ(RunBeforeArrival(alternating, 0, 1), (std::vector<size_t>{0, 0}));
+  EXPECT_EQ(RunBeforeArrival(alternating, 1, 0), (std::vector<size_t>{1, 2}));
+  // ZB-V, one microbatch: rank 1 sends the activation for stage 3 after 0F0, the gradient for stage 0 after 3F0 and
+  // 3I0.
+  EXPECT_EQ(RunBeforeArrival(Make("ZB-V", 2, 2, 1), 1, 0), (std::vector<size_t>{1, 3}));
+}
+
+// Nothing waits for an action that itself waits for the message: what a valid schedule is.
+TEST(RunBeforeArrival, IsNeverMoreThanWhatRanWhenTheMessageIsNeeded) {
+  for (const std::string& name : ScheduleNames()) {
+    for (const ScheduleShape& shape : Shapes(name, 4, 6)) {
+      const Schedule schedule = Make(name, shape);
+      for (int from = 0; from < shape.num_ranks; ++from) {
+        for (int to = 0; to < shape.num_ranks; ++to) {
+          const std::vector<Message> messages = LinkOrder(schedule, from, to);
+          const std::vector<size_t> before = RunBeforeArrival(schedule, from, to);
+          ASSERT_EQ(before.size(), messages.size());
+          const std::vector<Action>& row = schedule.ranks[to];
+          for (size_t i = 0; i < messages.size(); ++i) {
+            const auto use = std::find_if(row.begin(), row.end(), [&](const Action& action) {
+              const bool gradient = action.kind == ActionKind::kBackward || action.kind == ActionKind::kInputGradient;
+              const bool takes = messages[i].gradient ? gradient : action.kind == ActionKind::kForward;
+              return takes && action.stage == messages[i].stage && action.microbatch == messages[i].microbatch;
+            });
+            EXPECT_LE(before[i], static_cast<size_t>(use - row.begin())) << Describe(name, shape);
+            if (i > 0) EXPECT_GE(before[i], before[i - 1]) << Describe(name, shape);
+          }
+        }
+      }
     }
   }
 }

@@ -14,7 +14,7 @@ import unittest
 
 TRIREME = os.environ.get("TRIREME", "build/bin/trireme")
 TEXT = "/usr/share/common-licenses"
-CONFIG, DATA, CHECKPOINT, STORAGE, WORLD_SIZE, HANG, PEER_LOST, PREEMPTED, INTERRUPTED, KILLED = 2, 3, 4, 5, 6, 8, 9, 75, 130, 137
+CONFIG, DATA, CHECKPOINT, STORAGE, WORLD_SIZE, HANG, PEER_LOST, OUT_OF_MEMORY, PREEMPTED, INTERRUPTED, KILLED = 2, 3, 4, 5, 6, 8, 9, 10, 75, 130, 137
 
 RECIPE = """
 model { family: "llama" num_hidden_layers: 2 hidden_size: 64 num_attention_heads: 4 num_key_value_heads: 2 intermediate_size: 128 }
@@ -100,6 +100,15 @@ def alive(pid):
         return pathlib.Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] not in "ZX"
     except OSError:
         return False
+
+
+def memory(pid, field):
+    """A field of /proc/PID/status in bytes; 0 when the process is gone."""
+    try:
+        lines = pathlib.Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((1024 * int(line.split()[1]) for line in lines if line.startswith(field + ":")), 0)
 
 
 def run(folder, *command, env=None, seconds=60):

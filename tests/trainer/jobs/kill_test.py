@@ -1,6 +1,7 @@
 # A rank killed at any moment: the job ends at once, and the same command brings the run to the end it would have had.
 import os
 import random
+import resource
 import signal
 import time
 
@@ -99,6 +100,22 @@ class Kills(job.JobTest):
         self.assertGone(ranks, seconds=5)
         self.assertCode(job.train(self.folder, 2), 0)
         self.assertSameEnd(self.run_dir, self.uninterrupted())
+
+    def test_out_of_memory_on_one_rank(self):
+        # The exception must reach the user before anything waits for the other rank, which knows of nothing.
+        large = ("model.num_hidden_layers=8", "model.hidden_size=512", "model.intermediate_size=4096", "parallel.shard=PARAMETERS")
+        started = job.start_train(self.folder, 2, *(word for field in large for word in ("--set", field)))
+        started.wait_for(lambda: len(started.ranks()) == 2, "the ranks' start")
+        ranks = started.ranks()
+        started.wait_for(lambda: job.memory(ranks[1], "VmRSS") > 200 << 20, "the model's start", pause=0)
+        limit = job.memory(ranks[1], "VmSize")
+        resource.prlimit(ranks[1], resource.RLIMIT_AS, (limit, limit))
+        begin = time.monotonic()
+        result = started.wait(30)
+        self.assertLess(time.monotonic() - begin, 15)
+        self.assertCode(result, job.OUT_OF_MEMORY)
+        self.assertSays(result, "[rank 1] error: out of host memory", times=1)
+        self.assertGone(ranks)
 
 
 if __name__ == "__main__":

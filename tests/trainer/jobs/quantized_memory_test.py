@@ -70,15 +70,6 @@ def write_model(folder, layers):
     return quantized
 
 
-def anonymous(pid):
-    """Bytes that are no file's, or None when the process is gone."""
-    try:
-        lines = pathlib.Path(f"/proc/{pid}/status").read_text().splitlines()
-    except OSError:
-        return None
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon")), None)
-
-
 class QuantizedMemory(job.JobTest):
     def load(self, model, ranks):
         """For each rank: anonymous memory at the end of loading, and the most until then."""
@@ -90,8 +81,8 @@ class QuantizedMemory(job.JobTest):
         deadline = time.monotonic() + 200
         while "weights of" not in started.output() and started.process.poll() is None and time.monotonic() < deadline:
             for rank in started.ranks():
-                now = anonymous(rank)
-                if now is not None:
+                now = job.memory(rank, "RssAnon")  # bytes that are no file's
+                if now > 0:
                     last[rank], most[rank] = now, max(now, most.get(rank, 0))
             time.sleep(0.002)
         result = started.wait(200)
