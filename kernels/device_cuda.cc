@@ -44,7 +44,7 @@ absl::StatusOr<at::Device> UseCudaDevice(int local_rank) {
   c10::cuda::set_device(index);
   c10::cuda::CUDACachingAllocator::init(count);
   // Sums of products stay in float32 until they are rounded once.
-  at::globalContext().setAllowBF16ReductionCuBLAS(at::CuBLASReductionOption::DisallowReducedPrecisionAllowSplitK);
+  at::globalContext().setAllowBF16ReductionCuBLAS(/*allow_reduced_precision=*/false);
   return at::Device(at::kCUDA, index);
 }
 

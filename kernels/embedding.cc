@@ -34,6 +34,7 @@ void AddEmbeddingGradient(const at::Tensor& tokens, const at::Tensor& dy, at::Te
     // Threads take columns: every row of the accumulator is added in token order.
     ParallelRanges(width, 64, [&](int64_t begin, int64_t end) {
       for (int64_t r = 0; r < rows; ++r) {
+        if (ids[r] < 0 || ids[r] >= accumulator.size(0)) continue;
         LoopsFor<T>().accumulate(end - begin, Data<Arithmetic<T>>(accumulator) + ids[r] * width + begin,
                                  Data<T>(dy) + r * width + begin);
       }

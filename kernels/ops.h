@@ -67,8 +67,8 @@ void ApplyRope(at::Tensor& packed, int64_t heads, int64_t head_dim, const at::Te
 
 // ---- Embedding (embedding.cc) ----
 at::Tensor EmbeddingForward(const at::Tensor& tokens, const at::Tensor& weight);  // [T] int64, [V, H] -> [T, H]
-void AddEmbeddingGradient(const at::Tensor& tokens, const at::Tensor& dy,
-                          at::Tensor& accumulator);  // accumulator [V, H] += rows; in token order on CPU
+// accumulator [V, H] += rows of dy [T, H], in token order. Ids outside [0, V) are skipped: other ranks' rows.
+void AddEmbeddingGradient(const at::Tensor& tokens, const at::Tensor& dy, at::Tensor& accumulator);
 
 // ---- Loss head (loss_head.cc): projection and cross-entropy in chunks; [T, vocab] never exists ----
 struct LossHeadOptions {

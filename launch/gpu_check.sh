@@ -156,7 +156,7 @@ for mesh in "tensor: 2 pipeline: 2" "tensor: 4" "pipeline: 2 pipeline_schedule: 
   part "4 ranks, $mesh" axes 4 "$mesh"
 done
 part "bfloat16, 1 and 2 ranks" bf16_layout
-for recipe in bench_shape_a bench_smollm2_135m; do part "bench $recipe, bf16, 1 GPU" bench $recipe; done
+for recipe in bench_shape_a bench_smollm2_135m bench_qlora_8b; do part "bench $recipe, bf16, 1 GPU" bench $recipe; done
 part "kernels, compute-sanitizer memcheck" sanitized memcheck
 part "kernels, compute-sanitizer racecheck" sanitized racecheck
 

@@ -20,11 +20,6 @@ constexpr uint32_t kMatchLimit = 1'000'000;  // steps: names are short, so only 
 
 using Code = std::unique_ptr<pcre2_code, decltype(&pcre2_code_free)>;
 
-// `name` is the module's name or the last parts of it.
-bool Names(const std::string& name, const std::string& module) {
-  return module == name || absl::EndsWith(module, "." + name);
-}
-
 std::vector<std::string> LastParts(const std::vector<std::string>& modules) {
   std::set<std::string> parts;
   for (const std::string& module : modules) parts.insert(LastPart(module));
@@ -88,7 +83,7 @@ std::vector<std::string> Targets(const AdapterConfig& c, const std::vector<std::
     return found;
   }
   for (const std::string& name : c.target_modules()) {
-    const auto matches = [&](const std::string& module) { return Names(name, module); };
+    const auto matches = [&](const std::string& module) { return NamesModule(name, module); };
     if (c.has_from() || std::any_of(linears.begin(), linears.end(), matches)) continue;
     if (std::any_of(others.begin(), others.end(), matches)) {
       problems->push_back(absl::StrCat("adapter.target_modules: \"", name,
@@ -105,7 +100,7 @@ std::vector<std::string> Targets(const AdapterConfig& c, const std::vector<std::
   }
   for (const std::string& module : linears) {
     if (std::any_of(c.target_modules().begin(), c.target_modules().end(),
-                    [&](const std::string& name) { return Names(name, module); }))
+                    [&](const std::string& name) { return NamesModule(name, module); }))
       found.push_back(module);
   }
   return found;
@@ -148,6 +143,10 @@ class Pattern {
 }  // namespace
 
 std::string ModuleOf(const std::string& parameter) { return std::string(absl::StripSuffix(parameter, ".weight")); }
+
+bool NamesModule(const std::string& name, const std::string& module) {
+  return module == name || absl::EndsWith(module, "." + name);
+}
 
 std::string InitialFactor(const std::string& factor) {
   const size_t dot = factor.rfind(".lora_");
@@ -210,9 +209,9 @@ AdapterSpec ResolveAdapter(const AdapterConfig& c, const std::vector<std::string
   std::vector<std::string> targets = Targets(c, linears, others, problems);
   for (const std::string& name : c.exclude_modules()) {
     const size_t before = targets.size();
-    targets.erase(
-        std::remove_if(targets.begin(), targets.end(), [&](const std::string& module) { return Names(name, module); }),
-        targets.end());
+    targets.erase(std::remove_if(targets.begin(), targets.end(),
+                                 [&](const std::string& module) { return NamesModule(name, module); }),
+                  targets.end());
     if (targets.size() == before && !c.has_from())
       problems->push_back(absl::StrCat("adapter.exclude_modules: \"", name,
                                        "\" is none of the layers that would get an adapter",
@@ -242,8 +241,8 @@ AdapterSpec ResolveAdapter(const AdapterConfig& c, const std::vector<std::string
     }
   }
   for (const std::string& name : c.modules_to_save()) {
-    const auto found =
-        std::find_if(others.begin(), others.end(), [&](const std::string& module) { return Names(name, module); });
+    const auto found = std::find_if(others.begin(), others.end(),
+                                    [&](const std::string& module) { return NamesModule(name, module); });
     if (found == others.end()) {
       problems->push_back(absl::StrCat("adapter.modules_to_save: nothing is called \"", name,
                                        "\" that can be trained whole", Suggestion(name, LastParts(others))));

@@ -18,6 +18,8 @@ constexpr char kHeadModule[] = "lm_head";
 
 // Of the parameter "model.layers.0.self_attn.q_proj.weight": the module's path, and the last part of that.
 std::string ModuleOf(const std::string& parameter);
+// Whether `name` is the module's name or the last parts of it, as target_modules and modules_to_save mean it.
+bool NamesModule(const std::string& name, const std::string& module);
 std::string LastPart(const std::string& module);
 // "X.lora_A.weight" -> "X.initial_lora_A.weight", what PiSSA calls that factor as training began; "" for other names.
 std::string InitialFactor(const std::string& factor);

@@ -38,9 +38,8 @@ void FindCopies(AdapterSource* source) {
   std::vector<SourceTensor> trained;
   for (SourceTensor& tensor : source->tensors) {
     const std::string module = ModuleOf(tensor.name);
-    const bool whole = std::any_of(saved.begin(), saved.end(), [&](const std::string& name) {
-      return module == name || absl::EndsWith(module, "." + name);
-    });
+    const bool whole =
+        std::any_of(saved.begin(), saved.end(), [&](const std::string& name) { return NamesModule(name, module); });
     (whole || absl::StrContains(tensor.name, "lora_") ? trained : source->copies).push_back(std::move(tensor));
   }
   source->tensors = std::move(trained);

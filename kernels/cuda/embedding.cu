@@ -34,8 +34,7 @@ __global__ void EmbeddingGradientKernel(int64_t rows, int64_t vocab, int64_t wid
                                         const int64_t* order, const T* dy, float* accumulator) {
   const int64_t begin = blockIdx.x;
   const int64_t token = sorted[begin];
-  if (begin > 0 && sorted[begin - 1] == token) return;
-  RefuseToken(token, vocab);
+  if ((begin > 0 && sorted[begin - 1] == token) || token < 0 || token >= vocab) return;
   const int64_t column = (static_cast<int64_t>(blockIdx.y) * blockDim.x + threadIdx.x) * kCount;
   if (column >= width) return;
   Pack<float, kCount> sum = LoadPack<float, kCount>(accumulator + token * width + column);

@@ -55,8 +55,8 @@ void LaunchAdd(Storage a_storage, Storage b_storage, int64_t n, void* a, const v
 // weight [vocab, row_bytes]. A token outside [0, vocab) prints a line and stops the stream with an error.
 void LaunchEmbedding(int64_t rows, int64_t vocab, int64_t row_bytes, const int64_t* tokens, const void* weight,
                      void* out, Stream stream);
-// accumulator [vocab, width] += rows of dy, added in token order. sorted [rows]: the tokens in ascending order; order
-// [rows]: where each stood, ascending within equal tokens (a stable sort).
+// accumulator [vocab, width] += rows of dy, added in token order; ids outside [0, vocab) are skipped. sorted [rows]:
+// the tokens in ascending order; order [rows]: where each stood, ascending within equal tokens (a stable sort).
 void LaunchEmbeddingGradient(Storage storage, int64_t rows, int64_t vocab, int64_t width, const int64_t* sorted,
                              const int64_t* order, const void* dy, float* accumulator, Stream stream);
 

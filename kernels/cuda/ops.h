@@ -25,7 +25,7 @@ void ApplyRope(at::Tensor& packed, int64_t heads, int64_t head_dim, const at::Te
                bool inverse);
 
 at::Tensor EmbeddingForward(const at::Tensor& tokens, const at::Tensor& weight);
-void AddEmbeddingGradient(const at::Tensor& tokens, const at::Tensor& dy, at::Tensor& accumulator);  // in token order
+void AddEmbeddingGradient(const at::Tensor& tokens, const at::Tensor& dy, at::Tensor& accumulator);
 
 // With bfloat16 weights the logits are float32 and their gradient is rounded to bfloat16 before its two products.
 LossHeadResult LossHead(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& targets,

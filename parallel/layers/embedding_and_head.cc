@@ -62,11 +62,8 @@ struct EmbeddingFunction : torch::autograd::Function<EmbeddingFunction> {
                           scale = context->saved_data.at("scale").toDouble()](at::Tensor& accumulator, bool overwrite) {
         if (overwrite) accumulator.zero_();
         at::Tensor dy = GatherRows(tensor, d_part);
-        if (accumulator.size(0) == 0) return;
-        const LocalTokens local = Localize(tokens, first_row, accumulator.size(0), tensor);
-        if (local.foreign.defined()) dy = dy.masked_fill(local.foreign, 0);
         if (scale != 1) dy = dy * RoundedTo(dy.scalar_type(), scale);
-        AddEmbeddingGradient(local.ids, dy, accumulator);
+        AddEmbeddingGradient(tensor.size() == 1 ? tokens : tokens.sub(first_row), dy, accumulator);
       });
     }
     return {at::Tensor(), at::Tensor(), at::Tensor(), at::Tensor(), at::Tensor()};

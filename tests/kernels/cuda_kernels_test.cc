@@ -115,9 +115,12 @@ TEST_P(CudaKernels, EmbeddingAddsInTokenOrder) {
         at::equal(cuda::EmbeddingForward(OnGpu(tokens), OnGpu(weight)).cpu(), EmbeddingForward(tokens, weight)));
     at::Tensor cpu = Random({vocab, width}, at::kFloat);
     at::Tensor gpu = OnGpu(cpu);
+    at::Tensor part = gpu.narrow(0, 10, 20).clone();  // The other rows are other ranks'.
     AddEmbeddingGradient(tokens, dy, cpu);
     cuda::AddEmbeddingGradient(OnGpu(tokens), OnGpu(dy), gpu);
     EXPECT_TRUE(at::equal(gpu.cpu(), cpu)) << width;
+    cuda::AddEmbeddingGradient(OnGpu(tokens.sub(10)), OnGpu(dy), part);
+    EXPECT_TRUE(at::equal(part, gpu.narrow(0, 10, 20))) << width;
   }
 }
 

@@ -160,8 +160,11 @@ TEST_P(RowKernels, EmbeddingPicksRowsAndAddsThemBack) {
   EXPECT_TRUE(EmbeddingForward(ids, weight).equal(weight.index_select(0, ids)));
   at::Tensor accumulator = random_.Normal({vocab, width}, ArithmeticType(dtype()));
   const at::Tensor expected = accumulator.to(at::kDouble).index_add(0, ids, dy.to(at::kDouble));
+  at::Tensor part = accumulator.narrow(0, 10, 20).clone();  // The other rows are other ranks'.
   AddEmbeddingGradient(ids, dy, accumulator);
   EXPECT_LT(RelativeError(accumulator, expected), Tolerance(at::kFloat));
+  AddEmbeddingGradient(ids.sub(10), dy, part);
+  EXPECT_TRUE(part.equal(accumulator.narrow(0, 10, 20)));
 }
 
 TEST(EmbeddingDeathTest, TokenOutsideTheTable) {
