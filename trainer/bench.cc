@@ -64,7 +64,9 @@ absl::Status Bench(const BenchOptions& options, const Extensions& extensions) {
   const absl::StatusOr<at::Device> device = SetUpDevice(recipe->config.launch(), process);
   if (const absl::Status status = Agree(*everyone, device.status()); !status.ok()) FailTogether(*everyone, status);
   const int64_t idle_bytes = PeakMemoryBytes(*device);
-  ASSIGN_OR_RETURN(const std::unique_ptr<Mesh> mesh, Mesh::Create(process, recipe->mesh, *device));
+  absl::StatusOr<std::unique_ptr<Mesh>> created = Mesh::Create(process, recipe->mesh, *device);
+  if (const absl::Status status = Agree(*everyone, created.status()); !status.ok()) FailTogether(*everyone, status);
+  const std::unique_ptr<Mesh> mesh = *std::move(created);
   const absl::StatusOr<std::unique_ptr<Model>> model = Model::Create(*recipe, *mesh, extensions);
   if (const absl::Status status = Agree(*everyone, model.status()); !status.ok()) FailTogether(*everyone, status);
   Optimizer optimizer(recipe->config.optimizer(), (*model)->buffers(), recipe->config.seed());

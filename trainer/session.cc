@@ -131,7 +131,7 @@ absl::Status WithSessions(const std::vector<SessionOptions>& options, const Exte
     const absl::StatusOr<Plan> plan = MakePlan(one, extensions, process);
     if (const absl::Status status = Agree(*everyone, plan.status()); !status.ok()) FailTogether(*everyone, status);
     absl::StatusOr<std::unique_ptr<Mesh>> mesh = Mesh::Create(process, plan->recipe.mesh, plan->device);
-    if (!mesh.ok()) FailProcess(mesh.status());
+    if (const absl::Status status = Agree(*everyone, mesh.status()); !status.ok()) FailTogether(*everyone, status);
     const absl::Status status = RunOn(*plan, extensions, process, **mesh, run);
     if (status.ok()) continue;
     if (IsAgreed(status)) FailTogether(*everyone, status);

@@ -393,7 +393,7 @@ absl::Status Train(const TrainOptions& options, const Extensions& extensions) {
   absl::StatusOr<Plan> plan = MakePlan(options, extensions, process);
   if (const absl::Status status = Agree(*everyone, plan.status()); !status.ok()) FailTogether(*everyone, status);
   absl::StatusOr<std::unique_ptr<Mesh>> mesh = Mesh::Create(process, plan->recipe.mesh, plan->device);
-  if (!mesh.ok()) FailProcess(mesh.status());
+  if (const absl::Status status = Agree(*everyone, mesh.status()); !status.ok()) FailTogether(*everyone, status);
   const absl::Status status = Run(options, extensions, process, **mesh, plan->recipe, plan->corpora);
   if (status.ok() || ExitCodeOf(status) == ExitCode::kPreempted) return status;
   if (IsAgreed(status)) FailTogether(*everyone, status);

@@ -263,7 +263,9 @@ TEST(Axes, TensorParallelSendsWhatTheFormulaSays) {
   // Gradients of the norms, once per step and buffer that has some.
   const int64_t copies = n > 4 ? 1 : 0;  // keys and values have 4 heads
   EXPECT_EQ(counts.at({"tensor", "all_reduce"}).calls, layers + 1);
-  if (copies > 0) EXPECT_EQ(counts.at({"tensor(same of 4 heads)", "all_reduce"}).calls, layers);
+  if (copies > 0) {
+    EXPECT_EQ(counts.at({"tensor(same of 4 heads)", "all_reduce"}).calls, layers);
+  }
 }
 
 // Logits of the whole vocabulary never exist: 4,096 tokens x 65,536 ids would take 1 GiB.

@@ -209,7 +209,9 @@ TEST(Checkpoint, PassesBetweenJobsOfAnySize) {
     std::memcpy(losses, text.data(), std::min(text.size(), sizeof(losses)));
     for (const double loss : losses) EXPECT_NEAR(run.Step() / loss, 1, 1e-5);
   }
-  if (ranks != 2) EXPECT_GT(loaded, 0) << "the job of 2 ranks must run before";
+  if (ranks != 2) {
+    EXPECT_GT(loaded, 0) << "the job of 2 ranks must run before";
+  }
 
   world->Barrier();
   if (world->rank() == 0) std::filesystem::remove_all(own);

@@ -202,7 +202,7 @@ TEST(RunBeforeArrival, IsNeverMoreThanWhatRanWhenTheMessageIsNeeded) {
               return takes && action.stage == messages[i].stage && action.microbatch == messages[i].microbatch;
             });
             EXPECT_LE(before[i], static_cast<size_t>(use - row.begin())) << Describe(name, shape);
-            if (i > 0) EXPECT_GE(before[i], before[i - 1]) << Describe(name, shape);
+            EXPECT_GE(before[i], before[i > 0 ? i - 1 : 0]) << Describe(name, shape);
           }
         }
       }
