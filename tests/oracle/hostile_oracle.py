@@ -73,8 +73,8 @@ def gguf_tensors(path):
     return sorted([t.name, t.tensor_type.name, [int(n) for n in reversed(t.shape)], int(t.data_offset), int(t.data_offset + t.n_bytes)] for t in reader.tensors)
 
 
-def by_package(read, path):
-    """The tensors, None when the package refuses the file, or SLOW when it has not after SECONDS_PER_FILE."""
+def in_time(read, path):
+    """The tensors, None when the package refuses the file; TooSlow is raised after SECONDS_PER_FILE, wherever this is then."""
 
     def stop(number, frame):
         raise TooSlow
@@ -83,15 +83,21 @@ def by_package(read, path):
     signal.setitimer(signal.ITIMER_VIRTUAL, SECONDS_PER_FILE)
     try:
         return read(path)
-    except TooSlow:
-        return SLOW
     except BaseException as error:  # A panic of the package safetensors is no Exception.
-        if isinstance(error, KeyboardInterrupt):
+        if isinstance(error, (KeyboardInterrupt, TooSlow)):
             raise
         return None
     finally:
         signal.setitimer(signal.ITIMER_VIRTUAL, 0)
         signal.signal(signal.SIGVTALRM, previous)
+
+
+def by_package(read, path):
+    """As in_time, or SLOW."""
+    try:
+        return in_time(read, path)
+    except TooSlow:
+        return SLOW
 
 
 def by_us(tool, format_name, paths):
