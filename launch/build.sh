@@ -22,4 +22,4 @@ folder=build
 if [ $# -gt 0 ] || [ ! -f "$folder/build.ninja" ]; then cmake --preset "$preset" "$@"; fi
 cmake --build --preset "$preset" --target "$target"
 # A toolkit need not have all that libtorch loads on a GPU (cuDNN, for one).
-if [ "$preset" = cuda ] && [ -x build-cuda/bin/trireme ] && ldd build-cuda/bin/trireme | grep -q 'not found'; then launch/setup.sh --cuda; fi
+if [ "$preset" = cuda ] && [ -x $folder/bin/trireme ] && ldd $folder/bin/trireme | grep -q 'not found'; then launch/setup.sh --cuda; fi

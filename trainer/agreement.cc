@@ -75,4 +75,8 @@ void FailTogether(ProcessGroup& world, const absl::Status& status) {
   ExitNow(ExitCodeOf(status));
 }
 
+void FailUnlessAgreed(ProcessGroup& world, const absl::Status& local) {
+  if (const absl::Status status = Agree(world, local); !status.ok()) FailTogether(world, status);
+}
+
 }  // namespace trireme

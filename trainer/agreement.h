@@ -27,6 +27,9 @@ std::string BroadcastBytes(ProcessGroup& world, const std::string& bytes);
 // Ends all ranks with an agreed error: rank 0 prints it, then all exit with its code. Collective.
 [[noreturn]] void FailTogether(ProcessGroup& world, const absl::Status& status);
 
+// Agree(), and FailTogether() where a rank failed.
+void FailUnlessAgreed(ProcessGroup& world, const absl::Status& local);
+
 }  // namespace trireme
 
 #endif  // TRIREME_TRAINER_AGREEMENT_H_

@@ -60,15 +60,15 @@ absl::Status Bench(const BenchOptions& options, const Extensions& extensions) {
   OperationLog start_log;
   const std::shared_ptr<ProcessGroup> everyone = MakeWorldGroup(&start_log);
   const absl::StatusOr<Recipe> recipe = PlanBench(options, extensions, process.size());
-  if (const absl::Status status = Agree(*everyone, recipe.status()); !status.ok()) FailTogether(*everyone, status);
+  FailUnlessAgreed(*everyone, recipe.status());
   const absl::StatusOr<at::Device> device = SetUpDevice(recipe->config.launch(), process);
-  if (const absl::Status status = Agree(*everyone, device.status()); !status.ok()) FailTogether(*everyone, status);
+  FailUnlessAgreed(*everyone, device.status());
   const int64_t idle_bytes = PeakMemoryBytes(*device);
   absl::StatusOr<std::unique_ptr<Mesh>> created = Mesh::Create(process, recipe->mesh, *device);
-  if (const absl::Status status = Agree(*everyone, created.status()); !status.ok()) FailTogether(*everyone, status);
+  FailUnlessAgreed(*everyone, created.status());
   const std::unique_ptr<Mesh> mesh = *std::move(created);
   const absl::StatusOr<std::unique_ptr<Model>> model = Model::Create(*recipe, *mesh, extensions);
-  if (const absl::Status status = Agree(*everyone, model.status()); !status.ok()) FailTogether(*everyone, status);
+  FailUnlessAgreed(*everyone, model.status());
   Optimizer optimizer(recipe->config.optimizer(), (*model)->buffers(), recipe->config.seed());
   (*model)->Initialize();
 

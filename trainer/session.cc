@@ -129,9 +129,9 @@ absl::Status WithSessions(const std::vector<SessionOptions>& options, const Exte
   const std::shared_ptr<ProcessGroup> everyone = MakeWorldGroup(&start_log);
   for (const SessionOptions& one : options) {
     const absl::StatusOr<Plan> plan = MakePlan(one, extensions, process);
-    if (const absl::Status status = Agree(*everyone, plan.status()); !status.ok()) FailTogether(*everyone, status);
+    FailUnlessAgreed(*everyone, plan.status());
     absl::StatusOr<std::unique_ptr<Mesh>> mesh = Mesh::Create(process, plan->recipe.mesh, plan->device);
-    if (const absl::Status status = Agree(*everyone, mesh.status()); !status.ok()) FailTogether(*everyone, status);
+    FailUnlessAgreed(*everyone, mesh.status());
     const absl::Status status = RunOn(*plan, extensions, process, **mesh, run);
     if (status.ok()) continue;
     if (IsAgreed(status)) FailTogether(*everyone, status);

@@ -391,9 +391,9 @@ absl::Status Train(const TrainOptions& options, const Extensions& extensions) {
   OperationLog start_log;
   const std::shared_ptr<ProcessGroup> everyone = MakeWorldGroup(&start_log);
   absl::StatusOr<Plan> plan = MakePlan(options, extensions, process);
-  if (const absl::Status status = Agree(*everyone, plan.status()); !status.ok()) FailTogether(*everyone, status);
+  FailUnlessAgreed(*everyone, plan.status());
   absl::StatusOr<std::unique_ptr<Mesh>> mesh = Mesh::Create(process, plan->recipe.mesh, plan->device);
-  if (const absl::Status status = Agree(*everyone, mesh.status()); !status.ok()) FailTogether(*everyone, status);
+  FailUnlessAgreed(*everyone, mesh.status());
   const absl::Status status = Run(options, extensions, process, **mesh, plan->recipe, plan->corpora);
   if (status.ok() || ExitCodeOf(status) == ExitCode::kPreempted) return status;
   if (IsAgreed(status)) FailTogether(*everyone, status);

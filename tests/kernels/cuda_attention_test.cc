@@ -1,13 +1,10 @@
 // libtorch's flash attention against the plain one on the CPU.
 #include <ATen/TensorOperators.h>
-#include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/zeros.h>
 #include <gtest/gtest.h>
 
-#include <algorithm>
 #include <cmath>
-#include <vector>
 
 #include "kernels/attention.h"
 #include "tests/kernels/gpu_test.h"
@@ -15,28 +12,23 @@
 namespace trireme {
 namespace {
 
-at::Tensor Ids(const std::vector<int32_t>& values) {
-  at::Tensor ids = at::empty({static_cast<int64_t>(values.size())}, at::TensorOptions().dtype(at::kInt));
-  std::copy(values.begin(), values.end(), ids.data_ptr<int32_t>());
-  return ids;
-}
-
 class CudaAttention : public GpuTest {};
-INSTANTIATE_TEST_SUITE_P(Bf16, CudaAttention, testing::Values(at::kBFloat16), DtypeName);
+INSTANTIATE_TEST_SUITE_P(Bf16, CudaAttention, testing::Values(at::kBFloat16),
+                         [](const auto& info) { return DtypeName(info.param); });
 
 TEST_P(CudaAttention, FlashEqualsMath) {
   const int64_t tokens = 333, heads = 8, kv_heads = 2;
   for (const int64_t head_dim : {64, 128}) {
     for (const int64_t window : {0, 20}) {
-      const at::Tensor packed = Random({tokens, heads + 2 * kv_heads, head_dim}, GetParam()),
-                       d_out = Random({tokens, heads, head_dim}, GetParam());
+      const at::Tensor packed = random_.Normal({tokens, heads + 2 * kv_heads, head_dim}, GetParam()),
+                       d_out = random_.Normal({tokens, heads, head_dim}, GetParam());
       const auto arguments = [&](const at::Tensor& qkv) {
         AttentionArguments a;
         a.q = qkv.narrow(1, 0, heads);
         a.k = qkv.narrow(1, heads, kv_heads);
         a.v = qkv.narrow(1, heads + kv_heads, kv_heads);
         // One segment of one token, and padding: segments without any.
-        a.cu_seqlens_q = a.cu_seqlens_k = Ids({0, 130, 131, 333, 333, 333}).to(qkv.device());
+        a.cu_seqlens_q = a.cu_seqlens_k = TensorOf<int32_t>({0, 130, 131, 333, 333, 333}).to(qkv.device());
         a.max_q = a.max_k = 202;
         a.window = window;
         a.scale = 1 / std::sqrt(static_cast<double>(head_dim));

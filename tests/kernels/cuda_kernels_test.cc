@@ -21,7 +21,7 @@ namespace {
 class CudaKernels : public GpuTest {};
 
 // float32 sums in another order; bfloat16 results may land on the neighbouring value.
-double Tolerance(at::ScalarType dtype) { return dtype == at::kFloat ? 1e-5 : 8e-3; }
+double GpuTolerance(at::ScalarType dtype) { return dtype == at::kFloat ? 1e-5 : 8e-3; }
 
 // rows, width: vectors and single elements, weight sums in and beyond shared memory, one part and several.
 constexpr std::pair<int64_t, int64_t> kRowShapes[] = {{3, 64},     {5, 100},   {9, 1001},
@@ -29,13 +29,13 @@ constexpr std::pair<int64_t, int64_t> kRowShapes[] = {{3, 64},     {5, 100},   {
 
 TEST_P(CudaKernels, RmsNorm) {
   for (const auto& [rows, width] : kRowShapes) {
-    const at::Tensor x = Random({rows, width}, GetParam()), delta = Random({rows, width}, GetParam()),
-                     weight = Random({width}, GetParam());
+    const at::Tensor x = random_.Normal({rows, width}, GetParam()), delta = random_.Normal({rows, width}, GetParam()),
+                     weight = random_.Normal({width}, GetParam());
     for (const at::Tensor& d : {at::Tensor(), delta}) {
       const RmsNormResult cpu = RmsNorm(x, d, weight, 1e-5),
                           gpu = cuda::RmsNorm(OnGpu(x), OnGpu(d), OnGpu(weight), 1e-5, 0);
       EXPECT_TRUE(at::equal(gpu.h.cpu(), cpu.h)) << rows << " x " << width;
-      EXPECT_LE(Error(gpu.y, cpu.y), Tolerance(GetParam())) << rows << " x " << width;
+      EXPECT_LE(Error(gpu.y, cpu.y), GpuTolerance(GetParam())) << rows << " x " << width;
       EXPECT_LE(Error(gpu.rstd, cpu.rstd), 1e-5);
       EXPECT_TRUE(at::equal(cuda::RmsNormAgain(gpu.h, gpu.rstd, OnGpu(weight), 0), gpu.y));
     }
@@ -44,15 +44,16 @@ TEST_P(CudaKernels, RmsNorm) {
 
 TEST_P(CudaKernels, RmsNormBackward) {
   for (const auto& [rows, width] : kRowShapes) {
-    const at::Tensor h = Random({rows, width}, GetParam()), weight = Random({width}, GetParam());
-    const at::Tensor dy = Random({rows, width}, GetParam()), residual = Random({rows, width}, GetParam());
-    const at::Tensor rstd = RmsNorm(h, at::Tensor(), weight, 1e-5).rstd, start = Random({width}, at::kFloat);
+    const at::Tensor h = random_.Normal({rows, width}, GetParam()), weight = random_.Normal({width}, GetParam());
+    const at::Tensor dy = random_.Normal({rows, width}, GetParam()),
+                     residual = random_.Normal({rows, width}, GetParam());
+    const at::Tensor rstd = RmsNorm(h, at::Tensor(), weight, 1e-5).rstd, start = random_.Normal({width}, at::kFloat);
     for (const at::Tensor& d_h : {at::Tensor(), residual}) {
       at::Tensor cpu_weight = start.clone(), gpu_weight = OnGpu(start), again = OnGpu(start);
       const at::Tensor cpu = RmsNormBackward(h, rstd, weight, dy, d_h, &cpu_weight);
       const at::Tensor gpu =
           cuda::RmsNormBackward(OnGpu(h), OnGpu(rstd), OnGpu(weight), OnGpu(dy), OnGpu(d_h), &gpu_weight, 0);
-      EXPECT_LE(Error(gpu, cpu), Tolerance(GetParam())) << rows << " x " << width;
+      EXPECT_LE(Error(gpu, cpu), GpuTolerance(GetParam())) << rows << " x " << width;
       EXPECT_LE(Error(gpu_weight, cpu_weight), 1e-5) << rows << " x " << width;
       EXPECT_TRUE(at::equal(
           cuda::RmsNormBackward(OnGpu(h), OnGpu(rstd), OnGpu(weight), OnGpu(dy), OnGpu(d_h), &again, 0), gpu));
@@ -65,14 +66,15 @@ TEST_P(CudaKernels, RmsNormBackward) {
 
 TEST_P(CudaKernels, GatedActivations) {
   for (const int64_t width : {64, 100, 333, 5632}) {
-    const at::Tensor gate_up = Random({13, 2 * width}, GetParam(), 3), d_out = Random({13, width}, GetParam());
+    const at::Tensor gate_up = random_.Normal({13, 2 * width}, GetParam(), 3),
+                     d_out = random_.Normal({13, width}, GetParam());
     for (const Activation activation : {Activation::kSilu, Activation::kGeluTanh}) {
       EXPECT_LE(Error(cuda::GatedForward(OnGpu(gate_up), activation), GatedForward(gate_up, activation)),
-                Tolerance(GetParam()))
+                GpuTolerance(GetParam()))
           << width;
       const at::Tensor apart = cuda::GatedBackward(OnGpu(gate_up), OnGpu(d_out), activation, /*in_place=*/false);
       EXPECT_TRUE(at::equal(cuda::GatedBackward(OnGpu(gate_up), OnGpu(d_out), activation, /*in_place=*/true), apart));
-      EXPECT_LE(Error(apart, GatedBackward(gate_up, d_out, activation)), Tolerance(GetParam())) << width;
+      EXPECT_LE(Error(apart, GatedBackward(gate_up, d_out, activation)), GpuTolerance(GetParam())) << width;
     }
   }
 }
@@ -80,17 +82,17 @@ TEST_P(CudaKernels, GatedActivations) {
 TEST_P(CudaKernels, RopeTouchesOnlyItsHeads) {
   for (const int64_t head_dim : {6, 64, 128}) {
     const int64_t rows = 11, heads = 5, extra = 2, positions = 40;
-    const RopeTable table = {Random({positions, head_dim / 2}, at::kFloat),
-                             Random({positions, head_dim / 2}, at::kFloat)};
+    const RopeTable table = {random_.Normal({positions, head_dim / 2}, at::kFloat),
+                             random_.Normal({positions, head_dim / 2}, at::kFloat)};
     const RopeTable gpu_table = {OnGpu(table.cosine), OnGpu(table.sine)};
-    const at::Tensor where = RandomIds(rows, positions);
+    const at::Tensor where = random_.Ids(rows, positions);
     for (const bool inverse : {false, true}) {
-      at::Tensor cpu = Random({rows, (heads + extra) * head_dim}, GetParam());
+      at::Tensor cpu = random_.Normal({rows, (heads + extra) * head_dim}, GetParam());
       at::Tensor gpu = OnGpu(cpu);
       const at::Tensor untouched = cpu.narrow(1, heads * head_dim, extra * head_dim).clone();
       ApplyRope(cpu, heads, head_dim, where, table, inverse);
       cuda::ApplyRope(gpu, heads, head_dim, OnGpu(where), gpu_table, inverse);
-      EXPECT_LE(Error(gpu, cpu), Tolerance(GetParam())) << head_dim;
+      EXPECT_LE(Error(gpu, cpu), GpuTolerance(GetParam())) << head_dim;
       EXPECT_TRUE(at::equal(gpu.narrow(1, heads * head_dim, extra * head_dim).cpu(), untouched));
     }
   }
@@ -98,22 +100,22 @@ TEST_P(CudaKernels, RopeTouchesOnlyItsHeads) {
 
 TEST_P(CudaKernels, DropoutDropsTheSame) {
   for (const auto& [width, first_column] : {std::pair<int64_t, int64_t>{64, 0}, {99, 3}, {2050, 130}}) {
-    const at::Tensor x = Random({7, width}, GetParam()), tokens = RandomIds(7, int64_t{1} << 40);
+    const at::Tensor x = random_.Normal({7, width}, GetParam()), tokens = random_.Ids(7, int64_t{1} << 40);
     const DropoutOptions options = {.rate = 0.3, .key = {11, 12}, .first_column = first_column};
     const at::Tensor cpu = Dropout(x, tokens, options), gpu = cuda::Dropout(OnGpu(x), OnGpu(tokens), options);
     EXPECT_TRUE(at::equal(gpu.cpu().ne(0), cpu.ne(0))) << width;
-    EXPECT_LE(Error(gpu, cpu), Tolerance(GetParam())) << width;
+    EXPECT_LE(Error(gpu, cpu), GpuTolerance(GetParam())) << width;
   }
 }
 
 TEST_P(CudaKernels, EmbeddingAddsInTokenOrder) {
   for (const int64_t width : {64, 99, 4096}) {
     const int64_t rows = 700, vocab = 37;  // Every token stands many times.
-    const at::Tensor tokens = RandomIds(rows, vocab), weight = Random({vocab, width}, GetParam()),
-                     dy = Random({rows, width}, GetParam());
+    const at::Tensor tokens = random_.Ids(rows, vocab), weight = random_.Normal({vocab, width}, GetParam()),
+                     dy = random_.Normal({rows, width}, GetParam());
     EXPECT_TRUE(
         at::equal(cuda::EmbeddingForward(OnGpu(tokens), OnGpu(weight)).cpu(), EmbeddingForward(tokens, weight)));
-    at::Tensor cpu = Random({vocab, width}, at::kFloat);
+    at::Tensor cpu = random_.Normal({vocab, width}, at::kFloat);
     at::Tensor gpu = OnGpu(cpu);
     at::Tensor part = gpu.narrow(0, 10, 20).clone();  // The other rows are other ranks'.
     AddEmbeddingGradient(tokens, dy, cpu);
@@ -132,8 +134,9 @@ TEST_P(CudaKernels, LossHead) {
   SKIP_IF_EMULATED_BF16();
   for (const int64_t vocab : {1024, 1003}) {
     const int64_t tokens = 150, hidden = 64;
-    const at::Tensor x = Random({tokens, hidden}, GetParam()), weight = Random({vocab, hidden}, GetParam(), 0.2);
-    at::Tensor targets = RandomIds(tokens, vocab);
+    const at::Tensor x = random_.Normal({tokens, hidden}, GetParam()),
+                     weight = random_.Normal({vocab, hidden}, GetParam(), 0.2);
+    at::Tensor targets = random_.Ids(tokens, vocab);
     for (int64_t i = 0; i < tokens; i += 7) targets.data_ptr<int64_t>()[i] = -100;
     const LossHeadOptions options = {.scale = 1.0 / 128, .z_loss = 1e-3, .chunk_tokens = 64, .with_gradient = true};
     at::Tensor cpu_weight = at::zeros({vocab, hidden}, at::kFloat), gpu_weight = OnGpu(cpu_weight),
@@ -159,8 +162,9 @@ TEST_P(CudaKernels, LossHead) {
 TEST_P(CudaKernels, LossHeadInPartsAndCapped) {
   SKIP_IF_EMULATED_BF16();
   const int64_t tokens = 70, hidden = 64, vocab = 1003, cut = 500;
-  const at::Tensor x = Random({tokens, hidden}, GetParam()), weight = Random({vocab, hidden}, GetParam(), 0.2);
-  at::Tensor targets = RandomIds(tokens, vocab);
+  const at::Tensor x = random_.Normal({tokens, hidden}, GetParam()),
+                   weight = random_.Normal({vocab, hidden}, GetParam(), 0.2);
+  at::Tensor targets = random_.Ids(tokens, vocab);
   targets.data_ptr<int64_t>()[3] = -100;
   for (const double softcap : {0.0, 2.0}) {
     const LossHeadOptions whole = {
@@ -205,12 +209,13 @@ TEST_P(CudaKernels, LossHeadInPartsAndCapped) {
 TEST_P(CudaKernels, LossHeadWithAdapter) {
   SKIP_IF_EMULATED_BF16();
   const int64_t tokens = 150, hidden = 64, vocab = 1003, rank = 4;
-  const at::Tensor x = Random({tokens, hidden}, GetParam()), weight = Random({vocab, hidden}, GetParam(), 0.2);
-  const at::Tensor targets = RandomIds(tokens, vocab);
+  const at::Tensor x = random_.Normal({tokens, hidden}, GetParam()),
+                   weight = random_.Normal({vocab, hidden}, GetParam(), 0.2);
+  const at::Tensor targets = random_.Ids(tokens, vocab);
   const LossHeadOptions options = {.scale = 1.0 / 128, .chunk_tokens = 64, .with_gradient = true};
   LossHeadAdapter cpu_added, gpu_added;
-  cpu_added.thin = Random({tokens, rank}, GetParam());
-  cpu_added.b = Random({vocab, rank}, GetParam(), 0.2);
+  cpu_added.thin = random_.Normal({tokens, rank}, GetParam());
+  cpu_added.b = random_.Normal({vocab, rank}, GetParam(), 0.2);
   gpu_added.thin = OnGpu(cpu_added.thin);
   gpu_added.b = OnGpu(cpu_added.b);
   at::Tensor cpu_b = at::zeros({vocab, rank}, at::kFloat), gpu_b = OnGpu(cpu_b);
@@ -227,31 +232,33 @@ TEST_P(CudaKernels, LossHeadWithAdapter) {
 
 TEST_P(CudaKernels, AddIntoAndMatrixProducts) {
   for (const int64_t n : {8, 1003, 70000}) {
-    const at::Tensor b = Random({n}, GetParam());
+    const at::Tensor b = random_.Normal({n}, GetParam());
     for (const at::ScalarType wide : {GetParam(), at::kFloat}) {
-      at::Tensor cpu = Random({n}, wide), gpu = OnGpu(cpu);
+      at::Tensor cpu = random_.Normal({n}, wide), gpu = OnGpu(cpu);
       AddInto(cpu, b);
       at::Tensor gpu_b = OnGpu(b);
       cuda::AddInto(gpu, gpu_b);
       EXPECT_TRUE(at::equal(gpu.cpu(), cpu)) << n;
     }
   }
-  const at::Tensor x = Random({96, 64}, GetParam()), w = Random({80, 64}, GetParam()),
-                   dy = Random({96, 80}, GetParam());
-  at::Tensor cpu = Random({80, 64}, at::kFloat), gpu = OnGpu(cpu);
+  const at::Tensor x = random_.Normal({96, 64}, GetParam()), w = random_.Normal({80, 64}, GetParam()),
+                   dy = random_.Normal({96, 80}, GetParam());
+  at::Tensor cpu = random_.Normal({80, 64}, at::kFloat), gpu = OnGpu(cpu);
   AddOuterProduct(dy, x, cpu);
   AddOuterProduct(OnGpu(dy), OnGpu(x), gpu);
   EXPECT_LE(Error(gpu, cpu), 1e-5);  // Added in float32 whatever the inputs.
-  EXPECT_LE(Error(MatmulTransposed(OnGpu(x), OnGpu(w), OnGpu(dy)), MatmulTransposed(x, w, dy)), Tolerance(GetParam()));
+  EXPECT_LE(Error(MatmulTransposed(OnGpu(x), OnGpu(w), OnGpu(dy)), MatmulTransposed(x, w, dy)),
+            GpuTolerance(GetParam()));
 }
 
 // A rank's columns [128, 256) of rows of 320, with nested scales; and rows of 8 bits from within a row on.
 TEST_P(CudaKernels, DequantizedWeights) {
   const at::ScalarType dtype = GetParam();
   const int64_t blocks = 997, numbers = 3000;
-  const at::Tensor packed = RandomIds(blocks * 32, 256).to(at::kByte), codes = RandomIds(blocks, 256).to(at::kByte);
-  const at::Tensor map = Random({256}, at::kFloat), absmax = Random({(numbers + 255) / 256}, at::kFloat);
-  const at::Tensor rows = RandomIds(5000, 256).to(at::kChar), scales = Random({40}, at::kFloat);
+  const at::Tensor packed = random_.Ids(blocks * 32, 256).to(at::kByte), codes = random_.Ids(blocks, 256).to(at::kByte);
+  const at::Tensor map = random_.Normal({256}, at::kFloat),
+                   absmax = random_.Normal({(numbers + 255) / 256}, at::kFloat);
+  const at::Tensor rows = random_.Ids(5000, 256).to(at::kChar), scales = random_.Normal({40}, at::kFloat);
   const auto dequantize = [&](bool on_gpu) {
     const at::Device device = on_gpu ? kGpu : at::Device(at::kCPU);
     std::vector<at::Tensor> kept;
@@ -289,10 +296,12 @@ TEST_P(CudaKernels, DequantizedWeights) {
   EXPECT_TRUE(at::equal(int8, expected_int8));
 }
 
-INSTANTIATE_TEST_SUITE_P(Dtypes, CudaKernels, testing::Values(at::kFloat, at::kBFloat16), DtypeName);
+INSTANTIATE_TEST_SUITE_P(Dtypes, CudaKernels, testing::Values(at::kFloat, at::kBFloat16),
+                         [](const auto& info) { return DtypeName(info.param); });
 
 class CudaOptimizers : public CudaKernels {};
-INSTANTIATE_TEST_SUITE_P(Float, CudaOptimizers, testing::Values(at::kFloat), DtypeName);
+INSTANTIATE_TEST_SUITE_P(Float, CudaOptimizers, testing::Values(at::kFloat),
+                         [](const auto& info) { return DtypeName(info.param); });
 
 constexpr AdamWStep kStep = {.gradient_scale = 0.5f,
                              .beta1 = 0.9f,
@@ -305,8 +314,8 @@ constexpr AdamWStep kStep = {.gradient_scale = 0.5f,
 
 TEST_P(CudaOptimizers, AdamWAndSgd) {
   for (const int64_t n : {4096, 10007}) {
-    const at::Tensor p = Random({n}, at::kFloat), g = Random({n}, at::kFloat), m = Random({n}, at::kFloat),
-                     v = Random({n}, at::kFloat).square();
+    const at::Tensor p = random_.Normal({n}, at::kFloat), g = random_.Normal({n}, at::kFloat),
+                     m = random_.Normal({n}, at::kFloat), v = random_.Normal({n}, at::kFloat).square();
     at::Tensor p1 = p.clone(), m1 = m.clone(), v1 = v.clone(), copy1 = at::empty({n}, at::kBFloat16);
     at::Tensor p2 = OnGpu(p), m2 = OnGpu(m), v2 = OnGpu(v), copy2 = OnGpu(copy1);
     AdamWUpdate(kStep, 0.999f, p1, g, m1, v1, copy1);
@@ -328,7 +337,7 @@ TEST_P(CudaOptimizers, AdamWAndSgd) {
 TEST_P(CudaOptimizers, StochasticRoundingDrawsTheSameBits) {
   const int64_t n = 10003;
   const RandomKey key = MakeRandomKey(1, RandomPurpose::kStochasticRounding, 2, 3);
-  const at::Tensor p = Random({n}, at::kBFloat16), zero = at::zeros({n}, at::kFloat);
+  const at::Tensor p = random_.Normal({n}, at::kBFloat16), zero = at::zeros({n}, at::kFloat);
   for (const int64_t first : {int64_t{0}, int64_t{256}, int64_t{(int64_t{1} << 36) + 8}, int64_t{3}}) {
     at::Tensor cpu = p.clone(), gpu = OnGpu(p), cpu_m = zero.clone(), cpu_v = zero.clone(), gpu_m = OnGpu(zero),
                gpu_v = OnGpu(zero);
@@ -342,8 +351,8 @@ TEST_P(CudaOptimizers, StochasticRoundingDrawsTheSameBits) {
 TEST_P(CudaOptimizers, AdamWBf16) {
   const int64_t n = 10003;
   const RandomKey key = {5, 6};
-  const at::Tensor p = Random({n}, at::kBFloat16), g = Random({n}, at::kFloat), m = Random({n}, at::kFloat),
-                   v = Random({n}, at::kFloat).square();
+  const at::Tensor p = random_.Normal({n}, at::kBFloat16), g = random_.Normal({n}, at::kFloat),
+                   m = random_.Normal({n}, at::kFloat), v = random_.Normal({n}, at::kFloat).square();
   at::Tensor p1 = p.clone(), m1 = m.clone(), v1 = v.clone(), p2 = OnGpu(p), m2 = OnGpu(m), v2 = OnGpu(v), p3 = OnGpu(p),
              m3 = OnGpu(m), v3 = OnGpu(v);
   AdamWUpdateBf16(kStep, 0.999f, p1, g, m1, v1, key, 512);
@@ -359,7 +368,7 @@ TEST_P(CudaOptimizers, AdamWBf16) {
 
 TEST_P(CudaOptimizers, SquaredNorm) {
   for (const int64_t n : {2, 1003, 300001}) {
-    const at::Tensor x = Random({n}, at::kFloat);
+    const at::Tensor x = random_.Normal({n}, at::kFloat);
     const double cpu = SquaredNorm(x), gpu = cuda::SquaredNorms({OnGpu(x)})[0];
     EXPECT_NEAR(gpu, cpu, 1e-12 * cpu) << n;
     // The second one is not aligned to 16 bytes.

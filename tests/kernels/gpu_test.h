@@ -1,19 +1,16 @@
 // tests/kernels/gpu_test.h
-// What the tests of CUDA operations share: a fixture that skips where there is no GPU, random tensors, comparisons. In
+// What the tests of CUDA operations share: a fixture that skips where there is no GPU, and copies to it. In
 // a build with emulated CUDA (cuda_emulation/cuda_runtime.h) the host stands in for the GPU.
 #ifndef TRIREME_TESTS_KERNELS_GPU_TEST_H_
 #define TRIREME_TESTS_KERNELS_GPU_TEST_H_
 
-#include <ATen/TensorOperators.h>
-#include <ATen/ops/empty.h>
 #include <gtest/gtest.h>
 
-#include <algorithm>
-#include <random>
 #include <string>
 
 #include "kernels/device.h"
 #include "kernels/thread_pool.h"
+#include "tests/kernels/test_tensors.h"
 
 namespace trireme {
 
@@ -44,22 +41,7 @@ class GpuTest : public testing::TestWithParam<at::ScalarType> {
     if (const std::string reason = MissingGpu(); !reason.empty()) GTEST_SKIP() << reason;
   }
 
-  // Normally distributed, rounded to `dtype`, on the CPU.
-  at::Tensor Random(at::IntArrayRef sizes, at::ScalarType dtype, double spread = 1) {
-    at::Tensor values = at::empty(sizes, at::TensorOptions().dtype(at::kFloat));
-    std::normal_distribution<float> normal(0, static_cast<float>(spread));
-    float* data = values.data_ptr<float>();
-    for (int64_t i = 0; i < values.numel(); ++i) data[i] = normal(generator_);
-    return values.to(dtype);
-  }
-  at::Tensor RandomIds(int64_t n, int64_t limit) {
-    at::Tensor ids = at::empty({n}, at::TensorOptions().dtype(at::kLong));
-    for (int64_t i = 0; i < n; ++i)
-      ids.data_ptr<int64_t>()[i] = static_cast<int64_t>(generator_() % static_cast<uint64_t>(limit));
-    return ids;
-  }
-
-  std::mt19937_64 generator_{17};
+  TestTensors random_{17};
 };
 
 // Always a copy.
@@ -67,17 +49,7 @@ inline at::Tensor OnGpu(const at::Tensor& x) {
   return x.defined() ? x.to(x.options().device(kGpu), /*non_blocking=*/false, /*copy=*/true) : x;
 }
 
-// Largest difference relative to the largest magnitude.
-inline double Error(const at::Tensor& gpu, const at::Tensor& cpu) {
-  const at::Tensor a = gpu.cpu().to(at::kDouble), b = cpu.to(at::kDouble);
-  const double largest = b.abs().max().item<double>();
-  const double difference = (a - b).abs().max().item<double>();
-  return difference / std::max(largest, 1e-30);
-}
-
-inline std::string DtypeName(const testing::TestParamInfo<at::ScalarType>& info) {
-  return info.param == at::kFloat ? "float32" : "bfloat16";
-}
+inline double Error(const at::Tensor& gpu, const at::Tensor& cpu) { return RelativeError(gpu.cpu(), cpu); }
 
 }  // namespace trireme
 
