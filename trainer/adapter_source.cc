@@ -1,3 +1,5 @@
+// Long because directories of PEFT and checkpoints of our own become one thing, which is loaded, continued and written
+// as a directory again: the rules for names, copies of base weights and PiSSA's factors hold in both directions.
 #include "trainer/adapter_source.h"
 
 #include <ATen/TensorOperators.h>
