@@ -1,4 +1,44 @@
-# trireme_library(NAME SOURCES ... DEPS ... [TORCH]): one target per folder. TORCH: uses tensors (libtorch, precompiled header).
+# Headers are precompiled once for all targets: with and without tensors, and of both once more with GoogleTest. All targets therefore compile
+# with the same options; -fPIC stands for executables too, since a precompiled header is of one kind of code.
+function(trireme_precompiled name)
+  cmake_parse_arguments(ARG "" "" "HEADERS;LINK" ${ARGN})
+  file(WRITE ${CMAKE_BINARY_DIR}/pch/${name}.cc "")
+  add_library(${name} OBJECT EXCLUDE_FROM_ALL ${CMAKE_BINARY_DIR}/pch/${name}.cc)
+  target_link_libraries(${name} PRIVATE ${ARG_LINK})
+  target_precompile_headers(${name} PRIVATE ${ARG_HEADERS})
+endfunction()
+
+trireme_precompiled(pch_plain HEADERS ${CMAKE_SOURCE_DIR}/cmake/pch/plain.h LINK absl::statusor absl::str_format protobuf::libprotobuf nlohmann_json::nlohmann_json)
+if(TRIREME_TESTS)
+  trireme_precompiled(pch_plain_test HEADERS ${CMAKE_SOURCE_DIR}/cmake/pch/plain.h <gtest/gtest.h>
+    LINK absl::statusor absl::str_format protobuf::libprotobuf nlohmann_json::nlohmann_json GTest::gtest)
+endif()
+if(NOT TRIREME_SANITIZE)
+  trireme_precompiled(pch_tensor HEADERS ${CMAKE_SOURCE_DIR}/cmake/pch/tensor.h LINK trireme_torch absl::statusor absl::str_format protobuf::libprotobuf nlohmann_json::nlohmann_json)
+  if(TRIREME_TESTS)
+    trireme_precompiled(pch_tensor_test HEADERS ${CMAKE_SOURCE_DIR}/cmake/pch/tensor.h <gtest/gtest.h>
+      LINK trireme_torch absl::statusor absl::str_format protobuf::libprotobuf nlohmann_json::nlohmann_json GTest::gtest)
+  endif()
+endif()
+
+# trireme_proto(SOURCES_VARIABLE FILE.proto ...): C++ of protos; `folder/name.proto` is included as "folder/name.pb.h".
+function(trireme_proto sources_variable)
+  set(sources "")
+  foreach(proto IN LISTS ARGN)
+    file(RELATIVE_PATH path ${CMAKE_SOURCE_DIR} ${CMAKE_CURRENT_SOURCE_DIR}/${proto})
+    string(REGEX REPLACE "\\.proto$" "" stem ${path})
+    add_custom_command(
+      OUTPUT ${CMAKE_BINARY_DIR}/${stem}.pb.cc ${CMAKE_BINARY_DIR}/${stem}.pb.h
+      COMMAND protobuf::protoc -I ${CMAKE_SOURCE_DIR} --cpp_out=${CMAKE_BINARY_DIR} ${path}
+      DEPENDS ${proto}
+      WORKING_DIRECTORY ${CMAKE_SOURCE_DIR}
+      VERBATIM)
+    list(APPEND sources ${CMAKE_BINARY_DIR}/${stem}.pb.cc ${CMAKE_BINARY_DIR}/${stem}.pb.h)
+  endforeach()
+  set(${sources_variable} ${sources} PARENT_SCOPE)
+endfunction()
+
+# trireme_library(NAME SOURCES ... DEPS ... [TORCH]): one target per layer. TORCH: uses tensors (libtorch).
 function(trireme_library name)
   cmake_parse_arguments(ARG "TORCH" "" "SOURCES;DEPS" ${ARGN})
   add_library(${name} STATIC ${ARG_SOURCES})
@@ -6,17 +46,21 @@ function(trireme_library name)
   target_link_libraries(${name} PUBLIC ${ARG_DEPS})
   if(ARG_TORCH)
     target_link_libraries(${name} PUBLIC trireme_torch)
-    target_precompile_headers(${name} PRIVATE $<$<COMPILE_LANGUAGE:CXX>:${CMAKE_SOURCE_DIR}/cmake/tensor_pch.h>)
+    target_precompile_headers(${name} REUSE_FROM pch_tensor)
+  else()
+    target_precompile_headers(${name} REUSE_FROM pch_plain)
   endif()
 endfunction()
 
-# trireme_test(NAME SOURCES ... DEPS ... LABELS ... [TORCH]): a GoogleTest binary that ctest runs as one test.
+# trireme_test(NAME SOURCES ... DEPS ... LABELS ... [TORCH] [MANUAL]): a GoogleTest binary that ctest runs as one test; MANUAL: only built.
 function(trireme_test name)
   cmake_parse_arguments(ARG "TORCH;MANUAL" "" "SOURCES;DEPS;LABELS" ${ARGN})
   add_executable(${name} ${ARG_SOURCES})
   target_link_libraries(${name} PRIVATE ${ARG_DEPS} GTest::gtest GTest::gtest_main)
   if(ARG_TORCH)
-    target_precompile_headers(${name} PRIVATE ${CMAKE_SOURCE_DIR}/cmake/tensor_pch.h)
+    target_precompile_headers(${name} REUSE_FROM pch_tensor_test)
+  else()
+    target_precompile_headers(${name} REUSE_FROM pch_plain_test)
   endif()
   if(NOT ARG_MANUAL)
     add_test(NAME ${name} COMMAND ${name} WORKING_DIRECTORY ${CMAKE_SOURCE_DIR})

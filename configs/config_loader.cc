@@ -6,7 +6,7 @@
 
 #include "configs/merge.h"
 #include "configs/text_parser.h"
-#include "launch/file.h"
+#include "launch/base/file.h"
 
 namespace trireme {
 namespace {

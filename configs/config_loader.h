@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "configs/run_config.pb.h"
-#include "launch/status.h"
+#include "launch/base/status.h"
 
 namespace trireme {
 

@@ -6,9 +6,9 @@
 
 #include <CLI/CLI.hpp>
 
-#include "launch/status.h"
-#include "trainer/extensions.h"
-#include "trainer/session.h"
+#include "launch/base/status.h"
+#include "models/engine/extensions.h"
+#include "trainer/evaluate/session.h"
 
 namespace trireme {
 
@@ -27,7 +27,7 @@ void AddBenchCommand(CLI::App& app, const Extensions& extensions, absl::Status* 
 // Checks that an option is a number from `least` to `most`; `what` says so, as in "a number from 0 on".
 CLI::Validator NumberFrom(double least, double most, const std::string& what);
 
-// SOURCE, --set and --ranks of the verbs that open a model (trainer/session.h).
+// SOURCE, --set and --ranks of the verbs that open a model (trainer/evaluate/session.h).
 void AddSessionOptions(CLI::App& command, SessionOptions* options);
 
 }  // namespace trireme

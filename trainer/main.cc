@@ -11,8 +11,8 @@
 #include <new>
 
 #include "configs/suggest.h"
-#include "launch/log.h"
-#include "launch/process.h"
+#include "launch/base/log.h"
+#include "launch/base/process.h"
 #include "trainer/commands.h"
 #include "trainer/version.h"
 

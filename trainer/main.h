@@ -3,7 +3,7 @@
 #ifndef TRIREME_TRAINER_MAIN_H_
 #define TRIREME_TRAINER_MAIN_H_
 
-#include "trainer/extensions.h"
+#include "models/engine/extensions.h"
 
 namespace trireme {
 

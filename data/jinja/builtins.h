@@ -11,8 +11,8 @@
 #include <utility>
 #include <vector>
 
-#include "data/jinja/value.h"
-#include "launch/status.h"
+#include "data/jinja/syntax/value.h"
+#include "launch/base/status.h"
 
 namespace trireme::jinja {
 

@@ -2,7 +2,7 @@
 // scopes.
 #include "data/jinja/evaluator.h"
 
-#include "data/unicode.h"
+#include "data/unicode/unicode.h"
 
 namespace trireme::jinja {
 namespace {

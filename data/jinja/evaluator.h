@@ -10,7 +10,7 @@
 #include <utility>
 #include <vector>
 
-#include "data/jinja/ast.h"
+#include "data/jinja/syntax/ast.h"
 #include "data/jinja/builtins.h"
 #include "data/jinja/template.h"
 

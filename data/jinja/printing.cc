@@ -3,7 +3,7 @@
 #include <cmath>
 
 #include "data/jinja/evaluator.h"
-#include "data/jinja/python_text.h"
+#include "data/jinja/syntax/python_text.h"
 
 namespace trireme::jinja {
 namespace {

@@ -3,8 +3,8 @@
 #ifndef TRIREME_DATA_JINJA_SCOPES_H_
 #define TRIREME_DATA_JINJA_SCOPES_H_
 
-#include "data/jinja/ast.h"
-#include "launch/status.h"
+#include "data/jinja/syntax/ast.h"
+#include "launch/base/status.h"
 
 namespace trireme::jinja {
 

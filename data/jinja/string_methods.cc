@@ -2,8 +2,8 @@
 #include <algorithm>
 
 #include "data/jinja/evaluator.h"
-#include "data/jinja/python_text.h"
-#include "data/unicode.h"
+#include "data/jinja/syntax/python_text.h"
+#include "data/unicode/unicode.h"
 
 namespace trireme::jinja {
 namespace {

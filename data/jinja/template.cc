@@ -1,9 +1,9 @@
 #include "data/jinja/template.h"
 
 #include "data/jinja/evaluator.h"
-#include "data/jinja/parser.h"
+#include "data/jinja/syntax/parser.h"
 #include "data/jinja/scopes.h"
-#include "data/unicode.h"
+#include "data/unicode/unicode.h"
 
 namespace trireme::jinja {
 namespace {

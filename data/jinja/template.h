@@ -13,7 +13,7 @@
 #include <utility>
 #include <vector>
 
-#include "launch/status.h"
+#include "launch/base/status.h"
 
 namespace trireme::jinja {
 

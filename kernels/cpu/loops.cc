@@ -7,7 +7,7 @@
 #include <immintrin.h>
 #endif
 
-#include "kernels/philox.h"
+#include "kernels/base/philox.h"
 
 namespace trireme {
 namespace {

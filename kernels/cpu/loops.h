@@ -7,8 +7,8 @@
 
 #include <stdint.h>
 
-#include "kernels/element_math.h"
-#include "kernels/nf4_math.h"
+#include "kernels/base/element_math.h"
+#include "kernels/base/nf4_math.h"
 
 namespace trireme {
 
@@ -66,7 +66,7 @@ struct TypedLoops {
   // logits -> their gradient in place: (softmax * (1 + 2 z_loss lse) - onehot(target)) * scale; all zero when target <
   // 0; target >= vocab: it is not among these columns.
   void (*cross_entropy_backward)(int64_t vocab, C* logits, int64_t target, C lse, C scale, C z_loss);
-  // out = x * scale where the element stays, else 0 (kernels/dropout.h).
+  // out = x * scale where the element stays, else 0 (kernels/base/dropout.h).
   void (*dropout)(int64_t rows, int64_t width, int64_t first_column, const int64_t* tokens, uint32_t key_low,
                   uint32_t key_high, uint32_t threshold, C scale, const T* x, T* out);
   // a += b, and a += b with a in the arithmetic type.

@@ -1,7 +1,7 @@
 #include <cuda_runtime_api.h>
 
 #include "kernels/cuda/launchers.h"
-#include "launch/status.h"
+#include "launch/base/status.h"
 
 namespace trireme::cuda {
 

@@ -1,16 +1,16 @@
 // kernels/cuda/launchers.h
 // CUDA kernels behind plain C++: raw device pointers, sizes and a stream. Nothing here allocates, synchronizes or
 // checks shapes (ops.cc does); a launch that fails ends the process. All results are the same in every run on the same
-// GPU: no floating-point atomics. Arithmetic is that of kernels/element_math.h in float32, rounded once to the storage
+// GPU: no floating-point atomics. Arithmetic is that of kernels/base/element_math.h in float32, rounded once to the storage
 // type.
 #ifndef TRIREME_KERNELS_CUDA_LAUNCHERS_H_
 #define TRIREME_KERNELS_CUDA_LAUNCHERS_H_
 
 #include <cstdint>
 
-#include "kernels/element_math.h"
-#include "kernels/nf4_math.h"
-#include "kernels/philox.h"
+#include "kernels/base/element_math.h"
+#include "kernels/base/nf4_math.h"
+#include "kernels/base/philox.h"
 
 namespace trireme::cuda {
 
@@ -45,7 +45,7 @@ void LaunchSwiGluBackward(Storage storage, int64_t rows, int64_t width, const vo
 // direction 1 or -1.
 void LaunchRope(Storage storage, int64_t rows, int64_t heads, int64_t head_dim, int64_t stride, void* x,
                 const int64_t* positions, const float* cosine, const float* sine, float direction, Stream stream);
-// x, out [rows, width], tokens [rows]; the rest as in kernels/dropout.h.
+// x, out [rows, width], tokens [rows]; the rest as in kernels/base/dropout.h.
 void LaunchDropout(Storage storage, int64_t rows, int64_t width, int64_t first_column, const int64_t* tokens,
                    RandomKey key, uint32_t threshold, float scale, const void* x, void* out, Stream stream);
 // a [n] += b [n]. a_storage is b_storage or kFloat32.

@@ -1,6 +1,6 @@
 // The CUDA operations of a build without CUDA. No tensor can be on a GPU there, so nothing calls them.
 #include "kernels/cuda/ops.h"
-#include "launch/status.h"
+#include "launch/base/status.h"
 
 namespace trireme::cuda {
 namespace {

@@ -14,7 +14,7 @@
 #include <algorithm>
 
 #include "kernels/cuda/launchers.h"
-#include "launch/status.h"
+#include "launch/base/status.h"
 
 namespace trireme::cuda {
 namespace {

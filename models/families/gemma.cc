@@ -1,6 +1,6 @@
 #include <cmath>
 
-#include "models/family.h"
+#include "models/spec/family.h"
 
 namespace trireme {
 namespace {

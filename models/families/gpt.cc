@@ -2,7 +2,7 @@
 
 #include <cmath>
 
-#include "models/family.h"
+#include "models/spec/family.h"
 
 namespace trireme {
 

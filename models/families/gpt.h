@@ -6,7 +6,7 @@
 #include <string>
 #include <vector>
 
-#include "models/decoder_spec.h"
+#include "models/spec/decoder_spec.h"
 
 namespace trireme {
 

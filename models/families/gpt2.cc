@@ -1,5 +1,5 @@
 #include "models/families/gpt.h"
-#include "models/family.h"
+#include "models/spec/family.h"
 
 namespace trireme {
 namespace {

@@ -1,7 +1,7 @@
 #include <cmath>
 
 #include "models/families/gpt.h"
-#include "models/family.h"
+#include "models/spec/family.h"
 
 namespace trireme {
 namespace {

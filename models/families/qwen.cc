@@ -1,4 +1,4 @@
-#include "models/family.h"
+#include "models/spec/family.h"
 
 namespace trireme {
 namespace {

@@ -3,7 +3,7 @@
 #include <cstdlib>
 #include <utility>
 
-#include "kernels/device.h"
+#include "kernels/base/device.h"
 #include "parallel/comm/mpi_group.h"
 #include "parallel/comm/nccl_group.h"
 

@@ -10,7 +10,7 @@
 #include <string>
 #include <vector>
 
-#include "launch/process.h"
+#include "launch/base/process.h"
 #include "parallel/comm/operation_log.h"
 #include "parallel/comm/process_group.h"
 

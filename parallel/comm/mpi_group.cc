@@ -10,10 +10,10 @@
 #include <limits>
 #include <numeric>
 
-#include "kernels/ops.h"
-#include "launch/log.h"
-#include "launch/process.h"
-#include "launch/status.h"
+#include "kernels/base/ops.h"
+#include "launch/base/log.h"
+#include "launch/base/process.h"
+#include "launch/base/status.h"
 #include "parallel/comm/collective_call.h"
 
 namespace trireme {

@@ -22,10 +22,10 @@
 #include <thread>
 
 #include "kernels/cuda/launchers.h"
-#include "kernels/philox.h"
-#include "launch/log.h"
-#include "launch/process.h"
-#include "launch/status.h"
+#include "kernels/base/philox.h"
+#include "launch/base/log.h"
+#include "launch/base/process.h"
+#include "launch/base/status.h"
 
 namespace trireme {
 namespace {

@@ -1,4 +1,4 @@
-#include "launch/process.h"
+#include "launch/base/process.h"
 #include "parallel/comm/nccl_group.h"
 
 namespace trireme {

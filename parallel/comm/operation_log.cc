@@ -5,7 +5,7 @@
 
 #include <algorithm>
 
-#include "launch/log.h"
+#include "launch/base/log.h"
 
 namespace trireme {
 

@@ -1,4 +1,4 @@
-#include "launch/status.h"
+#include "launch/base/status.h"
 #include "parallel/comm/mpi_group.h"
 
 namespace trireme {

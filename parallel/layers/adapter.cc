@@ -7,7 +7,7 @@
 #include <ATen/ops/sum.h>
 #include <ATen/ops/zeros.h>
 
-#include "kernels/ops.h"
+#include "kernels/base/ops.h"
 #include "parallel/layers/autograd.h"
 
 namespace trireme {

@@ -18,8 +18,8 @@
 #include <functional>
 #include <vector>
 
-#include "kernels/dropout.h"
-#include "kernels/weight.h"
+#include "kernels/base/dropout.h"
+#include "kernels/base/weight.h"
 #include "parallel/comm/process_group.h"
 
 namespace trireme {

@@ -8,8 +8,8 @@
 
 #include <optional>
 
-#include "kernels/ops.h"
-#include "kernels/weight.h"
+#include "kernels/base/ops.h"
+#include "kernels/base/weight.h"
 
 namespace trireme {
 

@@ -9,7 +9,7 @@
 
 #include <algorithm>
 
-#include "kernels/ops.h"
+#include "kernels/base/ops.h"
 
 namespace trireme {
 namespace {

@@ -8,7 +8,7 @@
 
 #include <vector>
 
-#include "kernels/attention.h"
+#include "kernels/attention/attention.h"
 #include "parallel/comm/process_group.h"
 #include "parallel/layers/context_split.h"
 

@@ -4,7 +4,7 @@
 #include <array>
 #include <numeric>
 
-#include "launch/status.h"
+#include "launch/base/status.h"
 
 namespace trireme {
 namespace {
@@ -71,7 +71,7 @@ class CallBuilder {
     call_.cu_seqlens_q = call_.cu_seqlens_k = {0};
   }
 
-  // queries, keys: rows; diagonal: as in kernels/attention.h.
+  // queries, keys: rows; diagonal: as in kernels/attention/attention.h.
   void Add(Range queries, const std::vector<Range>& keys, int64_t diagonal = 0) {
     Append(queries, &call_.query_index);
     // A document's queries in both of a rank's chunks that see the same keys whole are one segment.

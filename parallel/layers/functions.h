@@ -15,9 +15,9 @@
 
 #include <utility>
 
-#include "kernels/attention.h"
-#include "kernels/ops.h"
-#include "kernels/weight.h"
+#include "kernels/attention/attention.h"
+#include "kernels/base/ops.h"
+#include "kernels/base/weight.h"
 #include "parallel/comm/process_group.h"
 #include "parallel/layers/context_attention.h"
 #include "parallel/layers/kept_results.h"
@@ -29,7 +29,7 @@ namespace trireme {
 at::Tensor Embedding(const at::Tensor& tokens, Weight& weight, ProcessGroup& tensor, const at::Tensor& anchor,
                      double scale = 1);
 
-// x [t, H] -> RMSNorm(x) [t, H]. offset: of the weight (kernels/ops.h).
+// x [t, H] -> RMSNorm(x) [t, H]. offset: of the weight (kernels/base/ops.h).
 at::Tensor Norm(const at::Tensor& x, Weight& norm, double eps, double offset = 0);
 
 // x + RMSNorm(delta), both [t, H].

@@ -5,7 +5,7 @@
 
 #include <utility>
 
-#include "kernels/layer_norm.h"
+#include "kernels/rows/layer_norm.h"
 #include "parallel/layers/adapter.h"
 #include "parallel/layers/autograd.h"
 #include "parallel/layers/token_split.h"

@@ -2,7 +2,7 @@
 
 #include <ATen/ops/empty.h>
 
-#include "launch/status.h"
+#include "launch/base/status.h"
 
 namespace trireme {
 

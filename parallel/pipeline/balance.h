@@ -5,7 +5,7 @@
 
 #include <vector>
 
-#include "launch/status.h"
+#include "launch/base/status.h"
 
 namespace trireme {
 

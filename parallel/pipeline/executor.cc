@@ -3,8 +3,8 @@
 #include <algorithm>
 #include <vector>
 
-#include "launch/log.h"
-#include "launch/status.h"
+#include "launch/base/log.h"
+#include "launch/base/status.h"
 
 namespace trireme {
 namespace {

@@ -6,7 +6,7 @@
 #include <algorithm>
 #include <cstdint>
 
-#include "launch/file.h"
+#include "launch/base/file.h"
 #include "parallel/pipeline/csv.h"
 #include "parallel/pipeline/generators.h"
 #include "parallel/pipeline/validate.h"

@@ -6,7 +6,7 @@
 #include <string>
 #include <vector>
 
-#include "launch/status.h"
+#include "launch/base/status.h"
 
 namespace trireme {
 

@@ -11,9 +11,9 @@
 #include <map>
 #include <utility>
 
-#include "kernels/ops.h"
-#include "kernels/thread_pool.h"
-#include "launch/status.h"
+#include "kernels/base/ops.h"
+#include "kernels/base/thread_pool.h"
+#include "launch/base/status.h"
 #include "parallel/comm/mpi_group.h"
 
 namespace trireme {

@@ -12,7 +12,7 @@
 #include <vector>
 
 #include "configs/run_config.pb.h"
-#include "kernels/weight.h"
+#include "kernels/base/weight.h"
 #include "parallel/comm/process_group.h"
 #include "parallel/sharding/quantized_storage.h"
 #include "parallel/sharding/rectangle.h"

@@ -7,7 +7,7 @@
 #include <algorithm>
 #include <cstring>
 
-#include "kernels/nf4.h"
+#include "kernels/matrix/nf4.h"
 
 namespace trireme {
 namespace {

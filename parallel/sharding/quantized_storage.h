@@ -8,8 +8,8 @@
 #include <functional>
 #include <vector>
 
-#include "kernels/quantized_matrix.h"
-#include "launch/status.h"
+#include "kernels/matrix/quantized_matrix.h"
+#include "launch/base/status.h"
 #include "parallel/comm/process_group.h"
 #include "parallel/sharding/rectangle.h"
 

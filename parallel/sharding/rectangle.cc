@@ -4,7 +4,7 @@
 
 #include <algorithm>
 
-#include "launch/status.h"
+#include "launch/base/status.h"
 
 namespace trireme {
 

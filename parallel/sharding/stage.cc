@@ -7,8 +7,8 @@
 
 #include <algorithm>
 
-#include "kernels/device.h"
-#include "launch/status.h"
+#include "kernels/base/device.h"
+#include "launch/base/status.h"
 
 namespace trireme {
 

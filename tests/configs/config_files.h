@@ -9,7 +9,7 @@
 #include <vector>
 
 #include "configs/config_loader.h"
-#include "launch/file.h"
+#include "launch/base/file.h"
 
 namespace trireme {
 

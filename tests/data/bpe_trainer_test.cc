@@ -1,4 +1,4 @@
-#include "data/bpe_trainer.h"
+#include "data/tokenizer/bpe_trainer.h"
 
 #include <gtest/gtest.h>
 
@@ -10,8 +10,8 @@
 #include <string>
 #include <vector>
 
-#include "data/bpe_bytes.h"
-#include "data/bpe_word_counter.h"
+#include "data/tokenizer/bpe_bytes.h"
+#include "data/tokenizer/bpe_word_counter.h"
 
 namespace trireme {
 namespace {

@@ -6,7 +6,7 @@
 //   ...], "marked": bool}
 #include <iostream>
 
-#include "data/chat_template.h"
+#include "data/chat/chat_template.h"
 #include "data/jinja/template.h"
 
 namespace trireme {

@@ -1,4 +1,4 @@
-#include "data/conversations.h"
+#include "data/chat/conversations.h"
 
 #include <absl/strings/str_join.h>
 #include <absl/strings/str_replace.h>
@@ -7,7 +7,7 @@
 #include <functional>
 #include <set>
 
-#include "data/loader.h"
+#include "data/sampling/loader.h"
 #include "tests/data/test_corpus.h"
 
 namespace trireme {

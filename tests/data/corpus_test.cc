@@ -1,9 +1,9 @@
-#include "data/corpus.h"
+#include "data/corpus/corpus.h"
 
 #include <absl/strings/str_replace.h>
 #include <gtest/gtest.h>
 
-#include "data/manifest.h"
+#include "data/corpus/manifest.h"
 #include "tests/data/test_corpus.h"
 
 namespace trireme {

@@ -8,8 +8,8 @@
 #include <string>
 #include <vector>
 
-#include "data/tokenizer.h"
-#include "launch/log.h"
+#include "data/tokenizer/tokenizer.h"
+#include "launch/base/log.h"
 
 namespace {
 

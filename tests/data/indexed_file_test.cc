@@ -1,10 +1,10 @@
-#include "data/indexed_file.h"
+#include "data/corpus/indexed_file.h"
 
 #include <gtest/gtest.h>
 
 #include <cstring>
 
-#include "data/llmc_file.h"
+#include "data/corpus/llmc_file.h"
 #include "tests/data/test_corpus.h"
 
 namespace trireme {

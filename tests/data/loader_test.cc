@@ -1,4 +1,4 @@
-#include "data/loader.h"
+#include "data/sampling/loader.h"
 
 #include <gtest/gtest.h>
 

@@ -1,4 +1,4 @@
-#include "data/mixture.h"
+#include "data/sampling/mixture.h"
 
 #include <gtest/gtest.h>
 

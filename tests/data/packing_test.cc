@@ -1,13 +1,13 @@
-#include "data/packing.h"
+#include "data/sampling/packing.h"
 
 #include <gtest/gtest.h>
 
 #include <numeric>
 #include <random>
 
-#include "data/loader.h"
-#include "data/packed_sequences.h"
-#include "launch/file.h"
+#include "data/sampling/loader.h"
+#include "data/sampling/packed_sequences.h"
+#include "launch/base/file.h"
 
 namespace trireme {
 namespace {

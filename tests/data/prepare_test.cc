@@ -1,4 +1,4 @@
-#include "data/prepare.h"
+#include "data/prepare/prepare.h"
 
 #include <fcntl.h>
 #include <gtest/gtest.h>
@@ -15,9 +15,9 @@
 #include <sstream>
 #include <thread>
 
-#include "data/adopt.h"
-#include "data/inspect.h"
-#include "data/manifest.h"
+#include "data/corpus/adopt.h"
+#include "data/prepare/inspect.h"
+#include "data/corpus/manifest.h"
 #include "tests/data/test_corpus.h"
 
 namespace trireme {

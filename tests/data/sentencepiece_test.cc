@@ -7,8 +7,8 @@
 #include <functional>
 #include <limits>
 
-#include "data/sentencepiece.pb.h"
-#include "data/tokenizer.h"
+#include "data/tokenizer/sentencepiece.pb.h"
+#include "data/tokenizer/tokenizer.h"
 
 namespace trireme {
 namespace {

@@ -14,9 +14,9 @@
 #include <string>
 #include <vector>
 
-#include "data/corpus.h"
-#include "data/indexed_file.h"
-#include "launch/file.h"
+#include "data/corpus/corpus.h"
+#include "data/corpus/indexed_file.h"
+#include "launch/base/file.h"
 
 namespace trireme {
 

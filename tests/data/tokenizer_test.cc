@@ -1,4 +1,4 @@
-#include "data/tokenizer.h"
+#include "data/tokenizer/tokenizer.h"
 
 #include <gtest/gtest.h>
 #include <unistd.h>
@@ -10,12 +10,12 @@
 #include <random>
 #include <thread>
 
-#include "data/bpe_model.h"
-#include "data/bpe_trainer.h"
-#include "data/pretokenizer_patterns.h"
-#include "data/pretokenizer_regex.h"
-#include "data/unicode.h"
-#include "data/unicode_nfc.h"
+#include "data/tokenizer/bpe_model.h"
+#include "data/tokenizer/bpe_trainer.h"
+#include "data/pretokenizer/pretokenizer_patterns.h"
+#include "data/pretokenizer/pretokenizer_regex.h"
+#include "data/unicode/unicode.h"
+#include "data/unicode/unicode_nfc.h"
 
 namespace trireme {
 namespace {

@@ -1,5 +1,5 @@
 // Chat templates: the input is one, rendered over a conversation with tools.
-#include "data/chat_template.h"
+#include "data/chat/chat_template.h"
 #include "data/jinja/template.h"
 #include "tests/fuzz/fuzz_target.h"
 

@@ -1,5 +1,5 @@
 // The lines of a JSONL file of samples.
-#include "data/conversation.h"
+#include "data/chat/conversation.h"
 #include "tests/fuzz/fuzz_files.h"
 #include "tests/fuzz/fuzz_target.h"
 

@@ -6,7 +6,7 @@
 #include <cstdlib>
 #include <filesystem>
 
-#include "launch/file.h"
+#include "launch/base/file.h"
 
 namespace trireme {
 

@@ -1,6 +1,6 @@
-#include "models/formats/gguf.h"
-#include "models/formats/gguf_model.h"
-#include "models/formats/gguf_writer.h"
+#include "models/formats/gguf/gguf.h"
+#include "models/formats/gguf/gguf_model.h"
+#include "models/formats/gguf/gguf_writer.h"
 #include "tests/fuzz/fuzz_files.h"
 #include "tests/fuzz/fuzz_target.h"
 

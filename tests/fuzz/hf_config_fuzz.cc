@@ -1,4 +1,4 @@
-#include "models/formats/hf_config.h"
+#include "models/formats/hf/hf_config.h"
 #include "tests/fuzz/fuzz_target.h"
 
 namespace trireme {

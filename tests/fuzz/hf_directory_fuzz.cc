@@ -1,8 +1,8 @@
 // The index of a model directory that also holds two good files.
 #include <filesystem>
 
-#include "launch/file.h"
-#include "models/formats/hf_directory.h"
+#include "launch/base/file.h"
+#include "models/formats/hf/hf_directory.h"
 #include "tests/fuzz/fuzz_files.h"
 #include "tests/fuzz/fuzz_target.h"
 

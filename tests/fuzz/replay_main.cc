@@ -4,7 +4,7 @@
 #include <iterator>
 #include <random>
 
-#include "launch/file.h"
+#include "launch/base/file.h"
 #include "tests/fuzz/fuzz_target.h"
 
 namespace trireme {

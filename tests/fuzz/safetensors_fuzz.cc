@@ -1,4 +1,4 @@
-#include "models/formats/safetensors.h"
+#include "models/formats/base/safetensors.h"
 #include "tests/fuzz/fuzz_files.h"
 #include "tests/fuzz/fuzz_target.h"
 

@@ -1,6 +1,6 @@
 // SentencePiece's tokenizer.model.
-#include "data/sentencepiece.pb.h"
-#include "data/tokenizer.h"
+#include "data/tokenizer/sentencepiece.pb.h"
+#include "data/tokenizer/tokenizer.h"
 #include "tests/fuzz/fuzz_files.h"
 #include "tests/fuzz/fuzz_target.h"
 

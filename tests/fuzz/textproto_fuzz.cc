@@ -1,7 +1,7 @@
 // The first byte chooses: a recipe, or the manifest of a corpus.
 #include "configs/run_config.pb.h"
 #include "configs/text_parser.h"
-#include "data/manifest.h"
+#include "data/corpus/manifest.h"
 #include "tests/fuzz/fuzz_files.h"
 #include "tests/fuzz/fuzz_target.h"
 

@@ -1,6 +1,6 @@
 // The first byte chooses: llm.c's .bin, or Megatron's .idx beside a .bin of as many zero bytes as the second byte says.
-#include "data/indexed_file.h"
-#include "data/llmc_file.h"
+#include "data/corpus/indexed_file.h"
+#include "data/corpus/llmc_file.h"
 #include "tests/fuzz/fuzz_files.h"
 #include "tests/fuzz/fuzz_target.h"
 

@@ -1,9 +1,9 @@
 // tokenizer.json. A dollar sign in the input stands for the 256 tokens of single bytes, without which no file is taken.
 #include <nlohmann/json.hpp>
 
-#include "data/bpe_bytes.h"
-#include "data/tokenizer.h"
-#include "models/formats/gguf_tokenizer.h"
+#include "data/tokenizer/bpe_bytes.h"
+#include "data/tokenizer/tokenizer.h"
+#include "models/formats/gguf/gguf_tokenizer.h"
 #include "tests/fuzz/fuzz_files.h"
 #include "tests/fuzz/fuzz_target.h"
 

@@ -1,5 +1,5 @@
 // The blocked attention against the plain one, and the plain one against softmax written out.
-#include "kernels/attention.h"
+#include "kernels/attention/attention.h"
 
 #include <ATen/ops/empty.h>
 #include <ATen/ops/full.h>
@@ -9,7 +9,7 @@
 
 #include <cmath>
 
-#include "kernels/thread_pool.h"
+#include "kernels/base/thread_pool.h"
 #include "tests/kernels/test_tensors.h"
 
 namespace trireme {

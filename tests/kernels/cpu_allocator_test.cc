@@ -1,5 +1,5 @@
 // The allocator is installed for the process: this binary holds nothing else.
-#include "kernels/cpu_allocator.h"
+#include "kernels/base/cpu_allocator.h"
 
 #include <ATen/ops/empty.h>
 #include <gtest/gtest.h>

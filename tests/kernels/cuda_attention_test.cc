@@ -6,7 +6,7 @@
 
 #include <cmath>
 
-#include "kernels/attention.h"
+#include "kernels/attention/attention.h"
 #include "tests/kernels/gpu_test.h"
 
 namespace trireme {

@@ -12,7 +12,7 @@
 #include <vector>
 
 #include "kernels/cuda/ops.h"
-#include "kernels/nf4.h"
+#include "kernels/matrix/nf4.h"
 #include "tests/kernels/gpu_test.h"
 
 namespace trireme {

@@ -1,12 +1,12 @@
 // The arithmetic that CPU and GPU kernels share, one element at a time.
-#include "kernels/element_math.h"
+#include "kernels/base/element_math.h"
 
 #include <gtest/gtest.h>
 
 #include <cmath>
 #include <random>
 
-#include "kernels/philox.h"
+#include "kernels/base/philox.h"
 
 namespace trireme {
 namespace {

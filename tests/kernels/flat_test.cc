@@ -4,8 +4,8 @@
 
 #include <cmath>
 
-#include "kernels/ops.h"
-#include "kernels/thread_pool.h"
+#include "kernels/base/ops.h"
+#include "kernels/base/thread_pool.h"
 #include "tests/kernels/test_tensors.h"
 
 namespace trireme {

@@ -3,8 +3,8 @@
 #include <gtest/gtest.h>
 #include <torch/csrc/autograd/autograd.h>
 
-#include "kernels/layer_norm.h"
-#include "kernels/reference.h"
+#include "kernels/rows/layer_norm.h"
+#include "tests/kernels/reference.h"
 #include "tests/kernels/test_tensors.h"
 
 namespace trireme {

@@ -8,8 +8,8 @@
 
 #include <string>
 
-#include "kernels/device.h"
-#include "kernels/thread_pool.h"
+#include "kernels/base/device.h"
+#include "kernels/base/thread_pool.h"
 #include "tests/kernels/test_tensors.h"
 
 namespace trireme {

@@ -1,4 +1,4 @@
-#include "kernels/nf4.h"
+#include "kernels/matrix/nf4.h"
 
 #include <ATen/ops/empty.h>
 #include <ATen/ops/equal.h>
@@ -10,7 +10,7 @@
 #include <limits>
 
 #include "kernels/cpu/loops.h"
-#include "kernels/reference.h"
+#include "tests/kernels/reference.h"
 #include "tests/kernels/test_tensors.h"
 
 namespace trireme {

@@ -8,7 +8,7 @@
 #include <cmath>
 #include <cstring>
 
-#include "kernels/ops.h"
+#include "kernels/base/ops.h"
 #include "tests/kernels/test_tensors.h"
 
 namespace trireme {

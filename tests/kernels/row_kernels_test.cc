@@ -5,8 +5,8 @@
 #include <gtest/gtest.h>
 #include <torch/csrc/autograd/autograd.h>
 
-#include "kernels/dropout.h"
-#include "kernels/reference.h"
+#include "kernels/base/dropout.h"
+#include "tests/kernels/reference.h"
 #include "tests/kernels/test_tensors.h"
 
 namespace trireme {

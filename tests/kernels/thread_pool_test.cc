@@ -1,4 +1,4 @@
-#include "kernels/thread_pool.h"
+#include "kernels/base/thread_pool.h"
 
 #include <ATen/ops/zeros.h>
 #include <gtest/gtest.h>
@@ -7,7 +7,7 @@
 #include <numeric>
 #include <vector>
 
-#include "kernels/ops.h"
+#include "kernels/base/ops.h"
 #include "tests/kernels/test_tensors.h"
 
 namespace trireme {

@@ -1,4 +1,4 @@
-#include "launch/file.h"
+#include "launch/base/file.h"
 
 #include <fcntl.h>
 #include <gtest/gtest.h>

@@ -1,4 +1,4 @@
-#include "launch/log.h"
+#include "launch/base/log.h"
 
 #include <gtest/gtest.h>
 

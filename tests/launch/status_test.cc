@@ -1,4 +1,4 @@
-#include "launch/status.h"
+#include "launch/base/status.h"
 
 #include <gtest/gtest.h>
 

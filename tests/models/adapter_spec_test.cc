@@ -1,5 +1,5 @@
 // Which modules an adapter config names, and what is said of names that fit nothing.
-#include "models/adapter_spec.h"
+#include "models/spec/adapter_spec.h"
 
 #include <google/protobuf/text_format.h>
 #include <gtest/gtest.h>

@@ -1,5 +1,5 @@
 // The decoder as a whole: who sees whom, what its parameters are called, and where its positions come from.
-#include "models/decoder.h"
+#include "models/blocks/decoder.h"
 
 #include <gtest/gtest.h>
 
@@ -7,7 +7,7 @@
 #include <functional>
 #include <map>
 
-#include "models/family.h"
+#include "models/spec/family.h"
 #include "tests/models/tiny_decoder.h"
 
 namespace trireme {

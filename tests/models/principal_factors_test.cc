@@ -1,5 +1,5 @@
 // Against the exact decomposition.
-#include "models/principal_factors.h"
+#include "models/blocks/principal_factors.h"
 
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/arange.h>

@@ -8,7 +8,7 @@
 #include <memory>
 #include <vector>
 
-#include "models/decoder.h"
+#include "models/blocks/decoder.h"
 #include "parallel/comm/mpi_group.h"
 #include "parallel/sharding/stage.h"
 #include "tests/kernels/test_tensors.h"

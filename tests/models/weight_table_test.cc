@@ -1,12 +1,12 @@
 // Every family's table of weights says where each element of a checkpoint is, both ways.
-#include "models/weight_table.h"
+#include "models/spec/weight_table.h"
 
 #include <google/protobuf/text_format.h>
 #include <gtest/gtest.h>
 
 #include <set>
 
-#include "models/family.h"
+#include "models/spec/family.h"
 
 namespace trireme {
 namespace {

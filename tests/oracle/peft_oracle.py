@@ -166,7 +166,7 @@ def run(checks, probe, only=""):
 
 
 def philox(key, low, high):
-    """Philox4x32-10 of arrays of 64-bit counters: four words for each (kernels/philox.h)."""
+    """Philox4x32-10 of arrays of 64-bit counters: four words for each (kernels/base/philox.h)."""
     import numpy as np
 
     mask = np.uint64(0xFFFFFFFF)
@@ -181,7 +181,7 @@ def philox(key, low, high):
 
 
 def dropout_key(seed, name):
-    """kernels/philox.h: MakeRandomKey() for dropout of the group whose first A is called `name`."""
+    """kernels/base/philox.h: MakeRandomKey() for dropout of the group whose first A is called `name`."""
     import numpy as np
 
     identity = 0xCBF29CE484222325

@@ -17,18 +17,18 @@
 #include <set>
 
 #include "configs/config_loader.h"
-#include "data/loader.h"
-#include "launch/file.h"
-#include "models/decoder.h"
-#include "models/formats/safetensors.h"
+#include "data/sampling/loader.h"
+#include "launch/base/file.h"
+#include "models/blocks/decoder.h"
+#include "models/formats/base/safetensors.h"
 #include "parallel/comm/mpi_group.h"
-#include "trainer/agreement.h"
-#include "trainer/checkpointer.h"
-#include "trainer/corpora.h"
-#include "trainer/model.h"
-#include "trainer/optimizer.h"
-#include "trainer/sharded_tensors.h"
-#include "trainer/train.h"
+#include "parallel/comm/agreement.h"
+#include "trainer/loop/checkpointer.h"
+#include "trainer/recipe/corpora.h"
+#include "models/engine/engine.h"
+#include "trainer/loop/optimizer.h"
+#include "models/weights/sharded_tensors.h"
+#include "trainer/loop/train.h"
 
 namespace trireme {
 namespace {

@@ -6,7 +6,7 @@
 #include <cmath>
 #include <cstdio>
 
-#include "kernels/cpu_allocator.h"
+#include "kernels/base/cpu_allocator.h"
 #include "tests/parallel/covering_set.h"
 #include "tests/parallel/multi_rank.h"
 #include "tests/parallel/tiny_run.h"

@@ -7,12 +7,12 @@
 #include <cstring>
 #include <filesystem>
 
-#include "launch/file.h"
+#include "launch/base/file.h"
 #include "parallel/comm/mpi_group.h"
 #include "tests/parallel/multi_rank.h"
 #include "tests/parallel/tiny_run.h"
-#include "trainer/agreement.h"
-#include "trainer/checkpointer.h"
+#include "parallel/comm/agreement.h"
+#include "trainer/loop/checkpointer.h"
 
 namespace trireme {
 namespace {

@@ -7,7 +7,7 @@
 #include <set>
 #include <string>
 
-#include "launch/status.h"
+#include "launch/base/status.h"
 
 namespace trireme {
 namespace {
@@ -61,7 +61,7 @@ std::vector<int64_t> TokensOf(const std::vector<int64_t>& index, const std::vect
   return tokens;
 }
 
-// Plays a call as kernels/attention.h words it.
+// Plays a call as kernels/attention/attention.h words it.
 void Play(const AttentionCall& call, const std::vector<int64_t>& local, const std::vector<int64_t>& block,
           Pairs* pairs) {
   const std::vector<int64_t> queries = TokensOf(call.query_index, local), keys = TokensOf(call.key_index, block);

@@ -10,7 +10,7 @@
 #include <mpi.h>
 #include <stdlib.h>
 
-#include "kernels/device.h"
+#include "kernels/base/device.h"
 #include "parallel/comm/nccl_group.h"
 #include "tests/parallel/multi_rank.h"
 

@@ -11,8 +11,8 @@
 #include <cstdio>
 #include <filesystem>
 
-#include "launch/file.h"
-#include "launch/log.h"
+#include "launch/base/file.h"
+#include "launch/base/log.h"
 #include "parallel/comm/mpi_group.h"
 #include "parallel/pipeline/csv.h"
 #include "parallel/pipeline/simulate.h"

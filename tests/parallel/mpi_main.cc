@@ -7,8 +7,8 @@
 #include <memory>
 #include <string>
 
-#include "kernels/cpu_allocator.h"
-#include "kernels/thread_pool.h"
+#include "kernels/base/cpu_allocator.h"
+#include "kernels/base/thread_pool.h"
 #include "tests/parallel/multi_rank.h"
 
 namespace trireme {

@@ -4,7 +4,7 @@
 #ifndef TRIREME_TESTS_PARALLEL_MULTI_RANK_H_
 #define TRIREME_TESTS_PARALLEL_MULTI_RANK_H_
 
-#include "launch/process.h"
+#include "launch/base/process.h"
 
 namespace trireme {
 

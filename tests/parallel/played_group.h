@@ -8,7 +8,7 @@
 #include <utility>
 #include <vector>
 
-#include "launch/status.h"
+#include "launch/base/status.h"
 #include "parallel/sharding/parameter_buffer.h"
 
 namespace trireme {

@@ -8,7 +8,7 @@
 
 #include <limits>
 
-#include "kernels/nf4.h"
+#include "kernels/matrix/nf4.h"
 #include "tests/kernels/test_tensors.h"
 
 namespace trireme {

@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "parallel/comm/mpi_group.h"
-#include "trainer/model.h"
+#include "models/engine/engine.h"
 
 namespace trireme {
 namespace {

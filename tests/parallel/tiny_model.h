@@ -9,11 +9,11 @@
 #include <memory>
 #include <string>
 
-#include "data/loader.h"
-#include "models/decoder.h"
+#include "data/sampling/loader.h"
+#include "models/blocks/decoder.h"
 #include "parallel/comm/mesh.h"
 #include "parallel/sharding/stage.h"
-#include "trainer/optimizer.h"
+#include "trainer/loop/optimizer.h"
 
 namespace trireme {
 

@@ -9,10 +9,10 @@
 #include <string>
 #include <vector>
 
-#include "trainer/checkpointer.h"
-#include "trainer/model.h"
-#include "trainer/optimizer.h"
-#include "trainer/sharded_tensors.h"
+#include "trainer/loop/checkpointer.h"
+#include "models/engine/engine.h"
+#include "trainer/loop/optimizer.h"
+#include "models/weights/sharded_tensors.h"
 
 namespace trireme {
 

@@ -1,12 +1,12 @@
 // One run against what another recorded.
-#include "trainer/check_against.h"
+#include "trainer/loop/check_against.h"
 
 #include <gtest/gtest.h>
 
 #include <cmath>
 
-#include "launch/file.h"
-#include "trainer/metrics.h"
+#include "launch/base/file.h"
+#include "trainer/observe/metrics.h"
 
 namespace trireme {
 namespace {

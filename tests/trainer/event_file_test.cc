@@ -1,4 +1,4 @@
-#include "trainer/event_file.h"
+#include "trainer/observe/event_file.h"
 
 #include <gtest/gtest.h>
 
@@ -6,7 +6,7 @@
 #include <string>
 #include <vector>
 
-#include "launch/file.h"
+#include "launch/base/file.h"
 
 namespace trireme {
 namespace {

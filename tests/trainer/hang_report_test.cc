@@ -1,4 +1,4 @@
-#include "trainer/hang_report.h"
+#include "parallel/comm/hang_report.h"
 
 #include <gtest/gtest.h>
 

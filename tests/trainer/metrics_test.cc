@@ -1,4 +1,4 @@
-#include "trainer/metrics.h"
+#include "trainer/observe/metrics.h"
 
 #include <gtest/gtest.h>
 #include <signal.h>
@@ -14,7 +14,7 @@
 #include <string>
 #include <vector>
 
-#include "launch/file.h"
+#include "launch/base/file.h"
 
 namespace trireme {
 namespace {

@@ -1,5 +1,5 @@
 // The update rules on buffers: which elements decay, what follows the weights, and that cutting changes no bit.
-#include "trainer/optimizer.h"
+#include "trainer/loop/optimizer.h"
 
 #include <ATen/ops/cat.h>
 #include <gtest/gtest.h>

@@ -1,11 +1,11 @@
-#include "trainer/prompt.h"
+#include "models/source/prompt.h"
 
 #include <gtest/gtest.h>
 
 #include <nlohmann/json.hpp>
 
 #include "tests/data/test_corpus.h"
-#include "trainer/evaluate.h"
+#include "trainer/evaluate/evaluate.h"
 
 namespace trireme {
 namespace {

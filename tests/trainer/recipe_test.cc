@@ -1,5 +1,5 @@
 // What a config must satisfy before anything starts, and what follows from one that does.
-#include "trainer/recipe.h"
+#include "trainer/recipe/recipe.h"
 
 #include <google/protobuf/text_format.h>
 #include <gtest/gtest.h>

@@ -1,4 +1,4 @@
-#include "trainer/sampling.h"
+#include "serving/sampling.h"
 
 #include <gtest/gtest.h>
 

@@ -1,5 +1,5 @@
 // Tensors written by any number of ranks and read by any other, and folders that are not whole.
-#include "trainer/sharded_tensors.h"
+#include "models/weights/sharded_tensors.h"
 
 #include <ATen/ops/arange.h>
 #include <ATen/ops/zeros.h>

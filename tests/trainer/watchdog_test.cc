@@ -1,5 +1,5 @@
 // The ranks are processes that share a folder; what they communicate is only written into their logs.
-#include "trainer/watchdog.h"
+#include "parallel/comm/watchdog.h"
 
 #include <gtest/gtest.h>
 #include <signal.h>
@@ -12,8 +12,8 @@
 #include <string>
 #include <vector>
 
-#include "launch/file.h"
-#include "launch/log.h"
+#include "launch/base/file.h"
+#include "launch/base/log.h"
 
 namespace trireme {
 namespace {

@@ -1,4 +1,4 @@
-#include "trainer/bench.h"
+#include "trainer/loop/bench.h"
 
 #include <memory>
 

@@ -1,8 +1,8 @@
-#include "trainer/evaluate.h"
+#include "trainer/evaluate/evaluate.h"
 
 #include <memory>
 
-#include "data/conversation.h"
+#include "data/chat/conversation.h"
 #include "trainer/commands.h"
 
 namespace trireme {

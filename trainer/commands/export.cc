@@ -1,9 +1,9 @@
-#include "trainer/export.h"
+#include "trainer/export/export.h"
 
 #include <memory>
 
 #include "trainer/commands.h"
-#include "trainer/merge_divergence.h"
+#include "trainer/evaluate/merge_divergence.h"
 
 namespace trireme {
 namespace {

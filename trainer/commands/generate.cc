@@ -1,4 +1,4 @@
-#include "trainer/generate.h"
+#include "trainer/evaluate/generate.h"
 
 #include <cfloat>
 #include <cstdint>

@@ -1,4 +1,4 @@
-#include "data/inspect.h"
+#include "data/prepare/inspect.h"
 
 #include <absl/strings/match.h>
 #include <unistd.h>
@@ -8,10 +8,10 @@
 #include <string>
 
 #include "configs/config_loader.h"
-#include "data/inspect_conversations.h"
+#include "data/prepare/inspect_conversations.h"
 #include "trainer/commands.h"
-#include "trainer/corpora.h"
-#include "trainer/inspect_model.h"
+#include "trainer/recipe/corpora.h"
+#include "trainer/export/inspect_model.h"
 
 namespace trireme {
 namespace {

@@ -1,11 +1,11 @@
-#include "trainer/plan.h"
+#include "trainer/recipe/plan.h"
 
 #include <cfloat>
 #include <iostream>
 #include <memory>
 
 #include "configs/config_loader.h"
-#include "launch/file.h"
+#include "launch/base/file.h"
 #include "parallel/pipeline/csv.h"
 #include "parallel/pipeline/svg.h"
 #include "trainer/commands.h"

@@ -1,4 +1,4 @@
-#include "data/prepare.h"
+#include "data/prepare/prepare.h"
 
 #include <absl/strings/escaping.h>
 
@@ -6,7 +6,7 @@
 #include <memory>
 #include <string>
 
-#include "data/adopt.h"
+#include "data/corpus/adopt.h"
 #include "trainer/commands.h"
 
 namespace trireme {

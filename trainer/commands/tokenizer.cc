@@ -1,5 +1,5 @@
 // `trireme tokenizer train`: learns a vocabulary from text files.
-#include "data/tokenizer.h"
+#include "data/tokenizer/tokenizer.h"
 
 #include <absl/strings/escaping.h>
 
@@ -8,10 +8,10 @@
 #include <string>
 #include <vector>
 
-#include "data/bpe_trainer.h"
-#include "data/text_reader.h"
-#include "launch/file.h"
-#include "launch/log.h"
+#include "data/tokenizer/bpe_trainer.h"
+#include "data/text/text_reader.h"
+#include "launch/base/file.h"
+#include "launch/base/log.h"
 #include "trainer/commands.h"
 
 namespace trireme {

@@ -1,4 +1,4 @@
-#include "trainer/train.h"
+#include "trainer/loop/train.h"
 
 #include <cfloat>
 #include <memory>

@@ -4,15 +4,15 @@
 #include <memory>
 
 #include "configs/config_loader.h"
-#include "kernels/device.h"
-#include "launch/log.h"
-#include "models/parameters.h"
-#include "trainer/adapter_source.h"
+#include "kernels/base/device.h"
+#include "launch/base/log.h"
+#include "models/spec/parameters.h"
+#include "models/weights/adapter_source.h"
 #include "trainer/commands.h"
-#include "trainer/corpora.h"
-#include "trainer/export.h"
-#include "trainer/memory_estimate.h"
-#include "trainer/recipe.h"
+#include "trainer/recipe/corpora.h"
+#include "trainer/export/export.h"
+#include "models/engine/memory_estimate.h"
+#include "trainer/recipe/recipe.h"
 
 namespace trireme {
 namespace {

@@ -71,19 +71,19 @@ def self_test():
     right = {
         "trainer/a.cc": '#include "models/formats/x.h"\n#include <ATen/core/Tensor.h>\n',
         "models/a.h": '#include "parallel/comm/x.h"\n  #  include "models/b.h"\n',
-        "models/formats/a.cc": '#include "launch/file.h"\n',
-        "parallel/a.cc": '// #include is a word here, like Llama\n#include "kernels/ops.h"\n',
+        "models/formats/a.cc": '#include "launch/base/file.h"\n',
+        "parallel/a.cc": '// #include is a word here, like Llama\n#include "kernels/base/ops.h"\n',
     }
     wrong = {
         "launch/a.cc": '#include "configs/x.h"\n',
         "kernels/a.cu": '#include "data/x.h"\n',
         "data/a.h": '  # include "kernels/x.h"\n',
-        "parallel/a.h": '#include "models/decoder.h"\n',
+        "parallel/a.h": '#include "models/blocks/decoder.h"\n',
         "parallel/b.cc": "bool is_llama3 = false;\n",
-        "models/a.cc": '#include "trainer/model.h"\n',
+        "models/a.cc": '#include "models/engine/engine.h"\n',
         "models/formats/a.h": '#include "parallel/comm/mesh.h"\n',
         "trainer/a.cc": '#include "ops.h"\n',
-        "trainer/b.cc": "#include <kernels/ops.h>\n",
+        "trainer/b.cc": "#include <kernels/base/ops.h>\n",
     }
     misses = [f"refused but right: {p}" for p, text in right.items() if problems_of(p, text)]
     misses += [f"passed but wrong: {p}" for p, text in wrong.items() if len(problems_of(p, text)) != 1]

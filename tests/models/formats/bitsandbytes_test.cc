@@ -1,5 +1,5 @@
 // Quantized matrices as bitsandbytes stores them, and files that are almost such.
-#include "models/formats/bitsandbytes.h"
+#include "models/formats/hf/bitsandbytes.h"
 
 #include <absl/strings/match.h>
 #include <gtest/gtest.h>
@@ -7,7 +7,7 @@
 #include <cstring>
 #include <nlohmann/json.hpp>
 
-#include "launch/file.h"
+#include "launch/base/file.h"
 
 namespace trireme {
 namespace {

@@ -1,6 +1,6 @@
 // Blocks whose values are worked out by hand from the format, and ranges that cut blocks. tests/oracle/gguf_oracle.py
 // compares with the reference on many more.
-#include "models/formats/gguf_blocks.h"
+#include "models/formats/gguf/gguf_blocks.h"
 
 #include <gtest/gtest.h>
 

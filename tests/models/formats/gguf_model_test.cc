@@ -1,5 +1,5 @@
 // Names, order of rows and metadata of models, and files that do not say what a model needs.
-#include "models/formats/gguf_model.h"
+#include "models/formats/gguf/gguf_model.h"
 
 #include <gtest/gtest.h>
 
@@ -7,7 +7,7 @@
 #include <functional>
 #include <set>
 
-#include "models/formats/gguf_writer.h"
+#include "models/formats/gguf/gguf_writer.h"
 
 namespace trireme {
 namespace {

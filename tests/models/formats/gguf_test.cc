@@ -1,5 +1,5 @@
 // Files that are right, and every way in which the part before the data can lie. Runs under the sanitizers too.
-#include "models/formats/gguf.h"
+#include "models/formats/gguf/gguf.h"
 
 #include <gtest/gtest.h>
 
@@ -7,7 +7,7 @@
 #include <fstream>
 #include <random>
 
-#include "models/formats/gguf_writer.h"
+#include "models/formats/gguf/gguf_writer.h"
 
 namespace trireme {
 namespace {

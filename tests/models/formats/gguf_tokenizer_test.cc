@@ -1,5 +1,5 @@
 // Which tokenizer.json becomes which metadata. That llama.cpp then gives the same ids is tests/oracle/gguf_oracle.py's.
-#include "models/formats/gguf_tokenizer.h"
+#include "models/formats/gguf/gguf_tokenizer.h"
 
 #include <gtest/gtest.h>
 
@@ -7,12 +7,12 @@
 #include <functional>
 #include <nlohmann/json.hpp>
 
-#include "data/bpe_bytes.h"
-#include "data/bpe_decoder.h"
-#include "data/pretokenizer_patterns.h"
-#include "data/sentencepiece.pb.h"
-#include "models/formats/gguf_tokenizer_json.h"
-#include "models/formats/gguf_writer.h"
+#include "data/tokenizer/bpe_bytes.h"
+#include "data/tokenizer/bpe_decoder.h"
+#include "data/pretokenizer/pretokenizer_patterns.h"
+#include "data/tokenizer/sentencepiece.pb.h"
+#include "models/formats/gguf/gguf_tokenizer_json.h"
+#include "models/formats/gguf/gguf_writer.h"
 
 namespace trireme {
 namespace {

@@ -1,6 +1,6 @@
 // config.json of the Llama family: both dialects of rotary settings, and refusal of what would be computed otherwise.
 // Long because each key that a published file holds is a case of its own; they share one file's text and its changes.
-#include "models/formats/hf_config.h"
+#include "models/formats/hf/hf_config.h"
 
 #include <google/protobuf/text_format.h>
 #include <gtest/gtest.h>

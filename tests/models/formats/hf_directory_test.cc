@@ -1,5 +1,5 @@
 // Model directories that are whole, and those that are not.
-#include "models/formats/hf_directory.h"
+#include "models/formats/hf/hf_directory.h"
 
 #include <gtest/gtest.h>
 
@@ -7,7 +7,7 @@
 #include <filesystem>
 #include <nlohmann/json.hpp>
 
-#include "launch/file.h"
+#include "launch/base/file.h"
 
 namespace trireme {
 namespace {

@@ -1,5 +1,5 @@
 // Files that are right, and every way in which a header can lie. Runs under the sanitizers too.
-#include "models/formats/safetensors.h"
+#include "models/formats/base/safetensors.h"
 
 #include <gtest/gtest.h>
 

@@ -7,7 +7,7 @@
 #include <numeric>
 #include <random>
 
-#include "launch/status.h"
+#include "launch/base/status.h"
 
 namespace trireme {
 namespace {

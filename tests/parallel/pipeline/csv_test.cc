@@ -2,7 +2,7 @@
 
 #include <gtest/gtest.h>
 
-#include "launch/file.h"
+#include "launch/base/file.h"
 #include "parallel/pipeline/lower.h"
 #include "parallel/pipeline/validate.h"
 #include "tests/parallel/pipeline/schedules.h"

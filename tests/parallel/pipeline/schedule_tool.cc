@@ -12,7 +12,7 @@
 #include <string>
 #include <vector>
 
-#include "launch/file.h"
+#include "launch/base/file.h"
 #include "parallel/pipeline/csv.h"
 #include "parallel/pipeline/simulate.h"
 #include "parallel/pipeline/svg.h"

@@ -11,11 +11,11 @@
 #include <string>
 #include <thread>
 
-#include "launch/log.h"
-#include "launch/process.h"
+#include "launch/base/log.h"
+#include "launch/base/process.h"
 #include "parallel/comm/mesh.h"
-#include "trainer/agreement.h"
-#include "trainer/watchdog.h"
+#include "parallel/comm/agreement.h"
+#include "parallel/comm/watchdog.h"
 
 namespace trireme {
 namespace {

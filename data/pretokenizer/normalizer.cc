@@ -1,0 +1,116 @@
+#include "data/pretokenizer/normalizer.h"
+
+#include <absl/strings/str_replace.h>
+#include <absl/strings/strip.h>
+
+#include <algorithm>
+#include <nlohmann/json.hpp>
+#include <utility>
+
+#include "data/pretokenizer/pretokenizer_metaspace.h"
+#include "data/unicode/unicode_nfc.h"
+
+namespace trireme {
+namespace {
+
+using nlohmann::json;
+
+constexpr size_t kMaxSteps = 16;
+constexpr size_t kMaxContentBytes = 64;  // what a character may become; bounds how much text can grow
+
+absl::StatusOr<std::string> Text(const json& object, const char* name) {
+  const auto field = object.find(name);
+  if (field == object.end() || !field->is_string())
+    return Error(ExitCode::kData, "normalizer: ", name, " is not a string");
+  std::string text = field->get<std::string>();
+  if (text.empty() || text.size() > kMaxContentBytes)
+    return Error(ExitCode::kData, "normalizer: ", name, " has ", text.size(), " bytes; 1 to ", kMaxContentBytes,
+                 " are supported");
+  return text;
+}
+
+// Of several spaces one is left, of those at the ends none; at the end U+2581 counts as one, as in SentencePiece.
+std::string Collapsed(absl::string_view text) {
+  std::string result;
+  for (const char c : text) {
+    if (c != ' ' || (!result.empty() && result.back() != ' ')) result += c;
+  }
+  absl::string_view kept = result;
+  while (absl::ConsumeSuffix(&kept, " ") || absl::ConsumeSuffix(&kept, kMetaspace)) {
+  }
+  return std::string(kept);
+}
+
+}  // namespace
+
+Normalizer Normalizer::SentencePiece(bool prefix, bool collapse) {
+  Normalizer normalizer;
+  if (collapse) normalizer.steps_.push_back({Kind::kCollapse, "", ""});
+  if (prefix) normalizer.steps_.push_back({Kind::kPrepend, "", kMetaspace});
+  normalizer.steps_.push_back({Kind::kReplace, " ", kMetaspace});
+  return normalizer;
+}
+
+absl::StatusOr<Normalizer> Normalizer::FromJson(const json& json) {
+  Normalizer normalizer;
+  if (!json.is_null()) RETURN_IF_ERROR(normalizer.Add(json));
+  return normalizer;
+}
+
+absl::Status Normalizer::Add(const json& json) {
+  const auto field = json.is_object() ? json.find("type") : json.end();
+  const std::string type = json.is_object() && field != json.end() && field->is_string() ? *field : "without type";
+  if (type == "Sequence" && json.contains("normalizers") && json["normalizers"].is_array()) {
+    for (const auto& member : json["normalizers"]) RETURN_IF_ERROR(Add(member));
+    return absl::OkStatus();
+  }
+  if (steps_.size() == kMaxSteps)
+    return Error(ExitCode::kData, "normalizer: more than ", kMaxSteps, " steps are not supported");
+  if (type == "NFC") {
+    steps_.push_back({Kind::kNfc, "", ""});
+  } else if (type == "Prepend") {
+    ASSIGN_OR_RETURN(std::string content, Text(json, "prepend"));
+    steps_.push_back({Kind::kPrepend, "", std::move(content)});
+  } else if (type == "Replace" && json.contains("pattern") && json["pattern"].is_object() &&
+             json["pattern"].contains("String")) {
+    ASSIGN_OR_RETURN(std::string pattern, Text(json["pattern"], "String"));
+    ASSIGN_OR_RETURN(std::string content, Text(json, "content"));
+    steps_.push_back({Kind::kReplace, std::move(pattern), std::move(content)});
+  } else {
+    return Error(ExitCode::kData, "the normalizer ", type.substr(0, 60),
+                 " is not supported (NFC, Prepend and Replace of a literal text are)");
+  }
+  return absl::OkStatus();
+}
+
+absl::string_view Normalizer::Apply(absl::string_view text, std::string* storage) const {
+  for (const Step& step : steps_) {
+    std::string result;
+    switch (step.kind) {
+      case Kind::kNfc: {
+        const absl::string_view composed = NormalizeNfc(text, &result);
+        if (composed.data() == text.data()) continue;
+        break;
+      }
+      case Kind::kPrepend:
+        if (text.empty()) continue;
+        result = absl::StrCat(step.content, text);
+        break;
+      case Kind::kCollapse:
+        result = Collapsed(text);
+        break;
+      case Kind::kReplace:
+        result = absl::StrReplaceAll(text, {{step.pattern, step.content}});
+        break;
+    }
+    *storage = std::move(result);
+    text = *storage;
+  }
+  return text;
+}
+
+bool Normalizer::applies_nfc() const {
+  return std::any_of(steps_.begin(), steps_.end(), [](const Step& step) { return step.kind == Kind::kNfc; });
+}
+
+}  // namespace trireme

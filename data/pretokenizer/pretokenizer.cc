@@ -1,0 +1,183 @@
+#include "data/pretokenizer/pretokenizer.h"
+
+#include <nlohmann/json.hpp>
+#include <utility>
+
+#include "data/pretokenizer/pretokenizer_metaspace.h"
+#include "data/pretokenizer/pretokenizer_patterns.h"
+#include "data/pretokenizer/pretokenizer_regex.h"
+
+namespace trireme {
+namespace {
+
+using nlohmann::json;
+
+constexpr size_t kMaxSteps = 16;
+
+// ByteLevel's add_prefix_space: every piece begins with a space.
+class PrefixSpace : public Splitter {
+ public:
+  void Split(absl::string_view text, PieceSink* sink) const override {
+    if (text[0] == ' ') {
+      sink->OnPiece(text);
+    } else {
+      sink->OnPiece(absl::StrCat(" ", text));
+    }
+  }
+};
+
+absl::StatusOr<bool> BoolField(const json& object, const char* name, absl::StatusOr<bool> if_absent) {
+  const auto field = object.find(name);
+  if (field == object.end()) return if_absent;
+  if (!field->is_boolean()) return Error(ExitCode::kData, "pre_tokenizer: ", name, " is not true or false");
+  return field->get<bool>();
+}
+
+absl::StatusOr<std::string> StringField(const json& object, const char* name) {
+  const auto field = object.find(name);
+  if (field == object.end() || !field->is_string())
+    return Error(ExitCode::kData, "pre_tokenizer: ", name, " is not a string");
+  return field->get<std::string>();
+}
+
+absl::Status Missing(const char* name) { return Error(ExitCode::kData, "pre_tokenizer: ", name, " is missing"); }
+
+// A literal text as a pattern.
+std::string EscapeLiteral(const std::string& literal) {
+  std::string pattern;
+  for (const char c : literal) {
+    if (absl::string_view("\\.+*?()|[]{}^$#&-~").find(c) != absl::string_view::npos) pattern.push_back('\\');
+    pattern.push_back(c);
+  }
+  return pattern;
+}
+
+absl::StatusOr<std::unique_ptr<Splitter>> MakeSplit(const json& object) {
+  const auto pattern = object.find("pattern");
+  if (pattern == object.end() || !pattern->is_object())
+    return Error(ExitCode::kData, "pre_tokenizer: Split has no pattern");
+  const bool is_regex = pattern->contains("Regex");
+  ASSIGN_OR_RETURN(std::string text, StringField(*pattern, is_regex ? "Regex" : "String"));
+  if (text.empty()) return Error(ExitCode::kData, "pre_tokenizer: Split has an empty pattern");
+  if (!is_regex) text = EscapeLiteral(text);
+  ASSIGN_OR_RETURN(const std::string behavior_name, StringField(object, "behavior"));
+  ASSIGN_OR_RETURN(const bool invert, BoolField(object, "invert", Missing("invert")));
+  SplitBehavior behavior;
+  if (behavior_name == "Isolated") {
+    behavior = SplitBehavior::kIsolated;
+  } else if (behavior_name == "Removed") {
+    behavior = SplitBehavior::kRemoved;
+  } else if (behavior_name == "Contiguous") {
+    behavior = SplitBehavior::kContiguous;
+  } else if (behavior_name == "MergedWithPrevious") {
+    behavior = SplitBehavior::kMergedWithPrevious;
+  } else if (behavior_name == "MergedWithNext") {
+    behavior = SplitBehavior::kMergedWithNext;
+  } else {
+    return Error(ExitCode::kData, "pre_tokenizer: Split has an unknown behavior \"", behavior_name, "\"");
+  }
+  // These patterns match every character: what is between matches is empty, so `Isolated` and inverted `Removed` are
+  // the same.
+  const bool isolates = behavior == SplitBehavior::kIsolated || (behavior == SplitBehavior::kRemoved && invert);
+  if (isolates && text == kGpt2Pattern) return std::unique_ptr<Splitter>(new Gpt2Splitter());
+  if (isolates && text == kLlama3Pattern) return std::unique_ptr<Splitter>(new Llama3Splitter(3));
+  if (isolates && text == kQwen2Pattern) return std::unique_ptr<Splitter>(new Llama3Splitter(1));
+  return RegexSplitter::Create(text, behavior, invert);
+}
+
+absl::Status AddByteLevel(const json& object, std::vector<std::unique_ptr<Splitter>>* steps) {
+  ASSIGN_OR_RETURN(const bool add_prefix_space, BoolField(object, "add_prefix_space", Missing("add_prefix_space")));
+  ASSIGN_OR_RETURN(const bool use_regex, BoolField(object, "use_regex", true));
+  if (add_prefix_space) steps->push_back(std::make_unique<PrefixSpace>());
+  if (use_regex) steps->push_back(std::make_unique<Gpt2Splitter>());
+  return absl::OkStatus();
+}
+
+// The members of a Sequence, nested ones flattened, or the object itself.
+absl::Status Flatten(const json& object, std::vector<const json*>* members) {
+  if (!object.is_object()) return Error(ExitCode::kData, "pre_tokenizer: expected an object");
+  ASSIGN_OR_RETURN(const std::string type, StringField(object, "type"));
+  if (type != "Sequence") {
+    members->push_back(&object);
+  } else {
+    const auto list = object.find("pretokenizers");
+    if (list == object.end() || !list->is_array())
+      return Error(ExitCode::kData, "pre_tokenizer: Sequence has no pretokenizers");
+    for (const json& member : *list) RETURN_IF_ERROR(Flatten(member, members));
+  }
+  if (members->size() > kMaxSteps) return Error(ExitCode::kData, "pre_tokenizer: more than ", kMaxSteps, " steps");
+  return absl::OkStatus();
+}
+
+// Hands the pieces of one step to the next.
+class StepSink : public PieceSink {
+ public:
+  StepSink(const std::unique_ptr<Splitter>* next, const std::unique_ptr<Splitter>* end, PieceSink* last)
+      : next_(next), end_(end), last_(last) {}
+  void OnPiece(absl::string_view piece) override {
+    if (next_ + 1 == end_) {
+      (*next_)->Split(piece, last_);
+    } else {
+      StepSink sink(next_ + 1, end_, last_);
+      (*next_)->Split(piece, &sink);
+    }
+  }
+
+ private:
+  const std::unique_ptr<Splitter>* next_;
+  const std::unique_ptr<Splitter>* end_;
+  PieceSink* last_;
+};
+
+}  // namespace
+
+PreTokenizer::PreTokenizer() = default;
+PreTokenizer::PreTokenizer(PreTokenizer&&) noexcept = default;
+PreTokenizer& PreTokenizer::operator=(PreTokenizer&&) noexcept = default;
+PreTokenizer::~PreTokenizer() = default;
+
+absl::StatusOr<PreTokenizer> PreTokenizer::FromJson(const nlohmann::json& json) {
+  PreTokenizer result;
+  if (json.is_null()) return result;
+  std::vector<const nlohmann::json*> members;
+  RETURN_IF_ERROR(Flatten(json, &members));
+  for (size_t i = 0; i < members.size(); ++i) {
+    ASSIGN_OR_RETURN(const std::string type, StringField(*members[i], "type"));
+    const bool is_last = i + 1 == members.size();
+    if (type == "ByteLevel") {
+      if (!is_last) return Error(ExitCode::kData, "pre_tokenizer: steps after ByteLevel are not supported");
+      RETURN_IF_ERROR(AddByteLevel(*members[i], &result.steps_));
+      result.byte_level_ = true;
+    } else if (type == "Split") {
+      ASSIGN_OR_RETURN(std::unique_ptr<Splitter> split, MakeSplit(*members[i]));
+      result.steps_.push_back(std::move(split));
+    } else if (type == "Digits") {
+      ASSIGN_OR_RETURN(const bool individual,
+                       BoolField(*members[i], "individual_digits", Missing("individual_digits")));
+      result.steps_.push_back(std::make_unique<DigitsSplitter>(individual));
+    } else if (type == "Metaspace" && members.size() == 1) {
+      ASSIGN_OR_RETURN(Metaspace metaspace, Metaspace::FromJson(*members[i]));
+      if (metaspace.split) result.steps_.push_back(std::make_unique<MetaspaceSplitter>(/*runs=*/false));
+      result.metaspace_ = std::make_unique<Metaspace>(metaspace);
+    } else {
+      return Error(ExitCode::kData, "pre_tokenizer: type ", type,
+                   " is not supported (ByteLevel, Split, Digits and Sequences of them are, and Metaspace alone)");
+    }
+  }
+  return result;
+}
+
+void PreTokenizer::CutBeforeMetaspaces() { steps_.push_back(std::make_unique<MetaspaceSplitter>(/*runs=*/true)); }
+
+void PreTokenizer::Split(absl::string_view text, bool at_start, PieceSink* sink) const {
+  if (text.empty()) return;
+  std::string spelled;
+  if (metaspace_ != nullptr) text = spelled = metaspace_->Spell(text, at_start);
+  if (steps_.empty()) {
+    sink->OnPiece(text);
+    return;
+  }
+  StepSink(steps_.data(), steps_.data() + steps_.size(), sink).OnPiece(text);
+}
+
+}  // namespace trireme

@@ -1,0 +1,63 @@
+// data/pretokenizer/pretokenizer.h
+// Cuts text into the pieces that byte-pair merges never cross.
+#ifndef TRIREME_DATA_PRETOKENIZER_PRETOKENIZER_H_
+#define TRIREME_DATA_PRETOKENIZER_PRETOKENIZER_H_
+
+#include <absl/strings/string_view.h>
+
+#include <memory>
+#include <nlohmann/json_fwd.hpp>
+#include <vector>
+
+#include "launch/base/status.h"
+
+namespace trireme {
+
+// Receives pieces in order. A piece is valid during the call only, and never empty.
+class PieceSink {
+ public:
+  virtual ~PieceSink() = default;
+  virtual void OnPiece(absl::string_view piece) = 0;
+};
+
+struct Metaspace;
+
+// One step of splitting. Thread-safe.
+class Splitter {
+ public:
+  virtual ~Splitter() = default;
+  // Cuts `text`, valid UTF-8 and not empty, into pieces for `sink`.
+  virtual void Split(absl::string_view text, PieceSink* sink) const = 0;
+};
+
+// All steps of a tokenizer, each splitting the pieces of the one before.
+class PreTokenizer {
+ public:
+  PreTokenizer();
+  PreTokenizer(PreTokenizer&&) noexcept;
+  PreTokenizer& operator=(PreTokenizer&&) noexcept;
+  ~PreTokenizer();
+
+  // From "pre_tokenizer" of a tokenizer.json: null, ByteLevel, Split, Digits, Sequences of them, and Metaspace. Errors
+  // (ExitCode::kData) name the construct that is not reproduced exactly.
+  static absl::StatusOr<PreTokenizer> FromJson(const nlohmann::json& json);
+
+  // Whether ByteLevel is the last step, which makes tokens spell bytes.
+  bool byte_level() const { return byte_level_; }
+
+  // Adds a cut before every U+2581 that follows another character: many pieces instead of one, for models whose merges
+  // never join across that place.
+  void CutBeforeMetaspaces();
+
+  // `text` must be valid UTF-8. `at_start`: it begins the whole text.
+  void Split(absl::string_view text, bool at_start, PieceSink* sink) const;
+
+ private:
+  std::unique_ptr<Metaspace> metaspace_;  // may be null; comes first
+  bool byte_level_ = false;
+  std::vector<std::unique_ptr<Splitter>> steps_;
+};
+
+}  // namespace trireme
+
+#endif  // TRIREME_DATA_PRETOKENIZER_PRETOKENIZER_H_

@@ -1,0 +1,42 @@
+// data/pretokenizer/pretokenizer_regex.h
+// Splitting by the regular expression a tokenizer.json brings, with PCRE2.
+#ifndef TRIREME_DATA_PRETOKENIZER_PRETOKENIZER_REGEX_H_
+#define TRIREME_DATA_PRETOKENIZER_PRETOKENIZER_REGEX_H_
+
+#include <memory>
+#include <string>
+
+#include "data/pretokenizer/pretokenizer.h"
+
+namespace trireme {
+
+// Rewrites a pattern from the dialect of the reference (Oniguruma, Ruby syntax, Unicode 16) to PCRE2's. \s, \d, \p{L}
+// and the other general categories become the code points that the reference means; PCRE2 must know Unicode 14 at
+// least. Refuses constructs that the two engines read differently, such as \w, ^ or nested classes.
+absl::StatusOr<std::string> TranslateRegex(absl::string_view pattern);
+
+// What happens to matches and to the text between them; the names of tokenizer.json.
+enum class SplitBehavior { kIsolated, kRemoved, kContiguous, kMergedWithPrevious, kMergedWithNext };
+
+class RegexSplitter : public Splitter {
+ public:
+  // `pattern` in the reference's dialect. `invert` swaps matches and the text between them.
+  static absl::StatusOr<std::unique_ptr<Splitter>> Create(absl::string_view pattern, SplitBehavior behavior,
+                                                          bool invert);
+  ~RegexSplitter() override;
+
+  // A pattern that exceeds PCRE2's limits on this text, which takes catastrophic backtracking, is a failed check.
+  void Split(absl::string_view text, PieceSink* sink) const override;
+
+ private:
+  struct Compiled;
+  RegexSplitter(std::unique_ptr<Compiled> compiled, SplitBehavior behavior, bool invert);
+
+  std::unique_ptr<Compiled> compiled_;
+  SplitBehavior behavior_;
+  bool invert_;
+};
+
+}  // namespace trireme
+
+#endif  // TRIREME_DATA_PRETOKENIZER_PRETOKENIZER_REGEX_H_

@@ -1,0 +1,26 @@
+#include "kernels/attention/attention.h"
+
+namespace trireme {
+
+std::vector<AttentionBackend> BuiltInAttentionBackends() {
+  return {CpuAttention(), FlashAttention(), CudnnAttention(), MathAttention()};
+}
+
+absl::StatusOr<AttentionBackend> ChooseAttention(const std::vector<AttentionBackend>& backends, const std::string& name,
+                                                 const AttentionArguments& example) {
+  std::string reasons;
+  std::string names;
+  for (const AttentionBackend& backend : backends) {
+    absl::StrAppend(&names, names.empty() ? "" : ", ", backend.name);
+    if (name != "auto" && name != backend.name) continue;
+    const absl::Status status = backend.supports(example);
+    if (status.ok()) return backend;
+    absl::StrAppend(&reasons, "\n  ", backend.name, ": ", status.message());
+  }
+  if (reasons.empty())
+    return Error(ExitCode::kConfig, "kernels.attention: no implementation is called \"", name, "\"; there are: auto, ",
+                 names);
+  return Error(ExitCode::kConfig, "kernels.attention: \"", name, "\" cannot be used here:", reasons);
+}
+
+}  // namespace trireme

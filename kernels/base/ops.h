@@ -1,0 +1,126 @@
+// kernels/base/ops.h
+// Tensor math that knows no ranks and no autograd: each operation once, on the device its tensors are on. Contiguous
+// tensors unless said otherwise. Dtypes: float32, bfloat16 (arithmetic in float32) and, on CPU, float64 (for finite
+// differences). Reference implementations in plain libtorch stand in tests/kernels/reference.h; tests compare the two.
+#ifndef TRIREME_KERNELS_BASE_OPS_H_
+#define TRIREME_KERNELS_BASE_OPS_H_
+
+#include <ATen/core/Tensor.h>
+
+#include <cstdint>
+#include <functional>
+#include <vector>
+
+#include "kernels/base/element_math.h"
+#include "kernels/base/philox.h"
+
+namespace trireme {
+
+// The dtype in which statistics of `dtype` are kept: float64 for float64, else float32.
+at::ScalarType ArithmeticType(at::ScalarType dtype);
+
+// ---- Matrix products (matmul.cc) ----
+// x [T, K], w [N, K] -> x w^T [T, N]; residual [T, N], if defined, is added.
+at::Tensor MatmulTransposed(const at::Tensor& x, const at::Tensor& w, const at::Tensor& residual = {});
+// dy [T, N], w [N, K] -> dy w [T, K].
+at::Tensor Matmul(const at::Tensor& dy, const at::Tensor& w);
+// y [T, N] += x w^T and dx [T, K] += dy w. All but w may be columns of wider matrices.
+void AddMatmulTransposed(at::Tensor y, const at::Tensor& x, const at::Tensor& w);
+void SetMatmulTransposed(at::Tensor y, const at::Tensor& x, const at::Tensor& w);  // CPU, arithmetic type
+void AddMatmul(at::Tensor dx, const at::Tensor& dy, const at::Tensor& w);
+// accumulator [N, K] (arithmetic type) += dy^T x, with dy [T, N], x [T, K] (both may be columns of wider matrices);
+// overwrite: = dy^T x.
+void AddOuterProduct(const at::Tensor& dy, const at::Tensor& x, at::Tensor& accumulator, bool overwrite = false);
+
+// ---- RMSNorm (rms_norm.cc; arXiv 1910.07467) ----
+struct RmsNormResult {
+  at::Tensor h;     // [T, H]: x + delta, or x itself without delta
+  at::Tensor y;     // [T, H]: h * rstd * (weight + offset)
+  at::Tensor rstd;  // [T], arithmetic type
+};
+// delta may be undefined. Statistics in the arithmetic type; h is rounded to the dtype before them, y once.
+// offset: 1 where norms learn the distance from one (Gemma), added in the arithmetic type.
+RmsNormResult RmsNorm(const at::Tensor& x, const at::Tensor& delta, const at::Tensor& weight, double eps,
+                      double offset = 0);
+at::Tensor RmsNormAgain(const at::Tensor& h, const at::Tensor& rstd, const at::Tensor& weight,
+                        double offset = 0);  // y, from what forward left
+// Returns dx = d_h + the norm's own gradient (d_h may be undefined); adds into d_weight [H] (arithmetic type; may be
+// undefined).
+at::Tensor RmsNormBackward(const at::Tensor& h, const at::Tensor& rstd, const at::Tensor& weight, const at::Tensor& dy,
+                           const at::Tensor& d_h, at::Tensor* d_weight, double offset = 0);
+
+// ---- Gated activation (gated.cc): gate_up [T, 2F], gate first -> activation(gate) * up [T, F] ----
+enum class Activation { kSilu, kGeluTanh };  // SwiGLU (arXiv 2002.05202), GeGLU by the tanh formula
+at::Tensor GatedForward(const at::Tensor& gate_up, Activation activation = Activation::kSilu);
+// [T, 2F]; in_place: gate_up's memory may take it.
+at::Tensor GatedBackward(const at::Tensor& gate_up, const at::Tensor& d_out, Activation activation = Activation::kSilu,
+                         bool in_place = false);
+
+// ---- Rotary embedding (rope.cc): in place on the first `heads` heads of packed rows ----
+struct RopeTable {
+  at::Tensor cosine,
+      sine;  // [positions, head_dim / 2], arithmetic type; sine and cosine of position * inverse frequency
+};
+// packed [T, stride]: heads x head_dim first; positions [T] int64. inverse: rotates back (the gradient).
+void ApplyRope(at::Tensor& packed, int64_t heads, int64_t head_dim, const at::Tensor& positions, const RopeTable& table,
+               bool inverse);
+
+// ---- Embedding (embedding.cc) ----
+at::Tensor EmbeddingForward(const at::Tensor& tokens, const at::Tensor& weight);  // [T] int64, [V, H] -> [T, H]
+// accumulator [V, H] += rows of dy [T, H], in token order. Ids outside [0, V) are skipped: other ranks' rows.
+void AddEmbeddingGradient(const at::Tensor& tokens, const at::Tensor& dy, at::Tensor& accumulator);
+
+// ---- Loss head (loss_head.cc): projection and cross-entropy in chunks; [T, vocab] never exists ----
+struct LossHeadOptions {
+  double scale = 1;            // multiplies the gradient: 1 / number of targets in the global batch
+  double z_loss = 0;           // coefficient of lse^2
+  double softcap = 0;          // logits l become c tanh(l / c); 0: they do not
+  int64_t chunk_tokens = 512;  // memory is taken for so many, also where there are fewer: it is the same every time
+  bool with_gradient = true;
+  bool overwrite = false;  // d_weight and d_b are set, not added to
+  // Where the vocabulary is cut over ranks: `weight` holds the ids from first_id on, of vocab_size in all, and
+  // combine() turns this part's statistics of a chunk [2, rows] (lse; logit of the target, 0 where it is another
+  // part's) into those of the whole, in place.
+  int64_t first_id = 0, vocab_size = 0;
+  std::function<void(at::Tensor& statistics)> combine = nullptr;
+};
+// An adapter of the head: it adds thin b^T to the logits.
+struct LossHeadAdapter {
+  at::Tensor thin;            // [T, r]
+  at::Tensor b;               // [V, r]
+  at::Tensor d_thin;          // [T, r], set if with_gradient
+  at::Tensor* d_b = nullptr;  // [V, r] (arithmetic type): as d_weight
+};
+struct LossHeadResult {
+  at::Tensor sums;  // [2] float64 on x's device: sum over targets of cross-entropy (fp32 per token), and of lse^2
+  at::Tensor dx;    // [T, H], if with_gradient
+};
+// x [T, H] (T may be 0), weight [V, H], targets [T] int64 (negative: ignored). d_weight [V, H] (arithmetic type) gets
+// the weight's gradient added when defined.
+LossHeadResult LossHead(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& targets,
+                        const LossHeadOptions& options, at::Tensor* d_weight, LossHeadAdapter* adapter = nullptr);
+
+// ---- Optimizers on flat shards (optimizer_step.cc). All float32 [n] unless said; on the tensors' device ----
+// copy: bfloat16 [n] to receive the rounded weights, or undefined.
+void AdamWUpdate(const AdamWStep& step, float keep, at::Tensor p, const at::Tensor& g, at::Tensor m, at::Tensor v,
+                 at::Tensor copy);
+// bfloat16 weights without master: stochastic rounding with 16 bits per element from `key` at element index first_index
+// + i (the global index).
+void AdamWUpdateBf16(const AdamWStep& step, float keep, at::Tensor p, const at::Tensor& g, at::Tensor m, at::Tensor v,
+                     RandomKey key, int64_t first_index);
+// velocity and copy may be undefined.
+void SgdUpdate(float gradient_scale, float lr, float momentum, float keep, at::Tensor p, const at::Tensor& g,
+               at::Tensor velocity, at::Tensor copy);
+
+// ---- Flat helpers (flat.cc) ----
+// Of each float32 [n]; fp64 partial sums in an order that depends on n only. Waits for a GPU once.
+std::vector<double> SquaredNorms(const std::vector<at::Tensor>& tensors);
+double SquaredNorm(const at::Tensor& x);
+void AddInto(at::Tensor& a, const at::Tensor& b);            // a += b, same shape; a may be the wider type
+void CopyConverted(const at::Tensor& from, at::Tensor& to);  // same shape, converting float32 <-> bfloat16
+// out [n] = sum over r, in order, of parts [ranks, n] (float32 or bfloat16; summed in float32). CPU only.
+void SumInOrder(const at::Tensor& parts, at::Tensor& out);
+
+}  // namespace trireme
+
+#endif  // TRIREME_KERNELS_BASE_OPS_H_

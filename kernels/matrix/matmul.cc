@@ -1,0 +1,108 @@
+#include <ATen/ops/addmm.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/mm.h>
+
+#include "kernels/cpu/dispatch_dtype.h"
+#include "kernels/matrix/gemm.h"
+#include "kernels/base/ops.h"
+
+namespace trireme {
+namespace {
+
+// A CPU without wide bfloat16 units multiplies bfloat16 some 20 times slower than float32: convert, multiply, round
+// once.
+at::Tensor Wide(const at::Tensor& x) {
+  if (x.scalar_type() != at::kBFloat16) return x;
+  at::Tensor wide = at::empty(x.sizes(), x.options().dtype(at::kFloat));
+  CopyConverted(x.contiguous(), wide);
+  return wide;
+}
+
+at::Tensor NarrowTo(at::ScalarType dtype, const at::Tensor& x) {
+  if (x.scalar_type() == dtype) return x;
+  at::Tensor narrow = at::empty(x.sizes(), x.options().dtype(dtype));
+  CopyConverted(x, narrow);
+  return narrow;
+}
+
+void CpuGemm(Transpose transpose_a, Transpose transpose_b, const at::Tensor& a, const at::Tensor& b, bool add,
+             at::Tensor& c) {
+  const int64_t m = c.size(0), n = c.size(1);
+  const int64_t k = transpose_a == Transpose::kNo ? a.size(1) : a.size(0);
+  if (c.scalar_type() == at::kDouble) {
+    ParallelGemm<double>(transpose_a, transpose_b, m, n, k, Data<double>(a), a.stride(0), Data<double>(b), b.stride(0),
+                         add ? 1.0 : 0.0, Data<double>(c), c.stride(0));
+  } else {
+    ParallelGemm<float>(transpose_a, transpose_b, m, n, k, Data<float>(a), a.stride(0), Data<float>(b), b.stride(0),
+                        add ? 1.0f : 0.0f, Data<float>(c), c.stride(0));
+  }
+}
+
+void CheckSizes(const char* operation, int64_t inner_a, int64_t inner_b) {
+  TRIREME_CHECK(inner_a == inner_b, operation, ": inner sizes ", inner_a, " and ", inner_b, " differ");
+}
+
+}  // namespace
+
+at::ScalarType ArithmeticType(at::ScalarType dtype) { return dtype == at::kDouble ? at::kDouble : at::kFloat; }
+
+at::Tensor MatmulTransposed(const at::Tensor& x, const at::Tensor& w, const at::Tensor& residual) {
+  CheckSizes("x w^T", x.size(1), w.size(1));
+  if (x.is_cuda()) return residual.defined() ? at::addmm(residual, x, w.t()) : at::mm(x, w.t());
+  at::Tensor y = at::empty({x.size(0), w.size(0)}, x.options().dtype(ArithmeticType(x.scalar_type())));
+  if (residual.defined()) CopyConverted(residual, y);
+  CpuGemm(Transpose::kNo, Transpose::kYes, Wide(x), Wide(w), residual.defined(), y);
+  return NarrowTo(x.scalar_type(), y);
+}
+
+void SetMatmulTransposed(at::Tensor y, const at::Tensor& x, const at::Tensor& w) {
+  CheckSizes("y = x w^T", x.size(1), w.size(1));
+  CpuGemm(Transpose::kNo, Transpose::kYes, x, w, /*add=*/false, y);
+}
+
+at::Tensor Matmul(const at::Tensor& dy, const at::Tensor& w) {
+  CheckSizes("dy w", dy.size(1), w.size(0));
+  if (dy.is_cuda()) return at::mm(dy, w);
+  at::Tensor dx = at::empty({dy.size(0), w.size(1)}, dy.options().dtype(ArithmeticType(dy.scalar_type())));
+  CpuGemm(Transpose::kNo, Transpose::kNo, Wide(dy), Wide(w), /*add=*/false, dx);
+  return NarrowTo(dy.scalar_type(), dx);
+}
+
+void AddMatmulTransposed(at::Tensor y, const at::Tensor& x, const at::Tensor& w) {
+  CheckSizes("y += x w^T", x.size(1), w.size(1));
+  if (y.is_cuda()) {
+    y.addmm_(x, w.t());
+  } else if (y.scalar_type() == at::kBFloat16) {
+    y.add_(MatmulTransposed(x, w));
+  } else {
+    CpuGemm(Transpose::kNo, Transpose::kYes, x, w, /*add=*/true, y);
+  }
+}
+
+void AddMatmul(at::Tensor dx, const at::Tensor& dy, const at::Tensor& w) {
+  CheckSizes("dx += dy w", dy.size(1), w.size(0));
+  if (dx.is_cuda()) {
+    dx.addmm_(dy, w);
+  } else if (dx.scalar_type() == at::kBFloat16) {
+    dx.add_(Matmul(dy, w));
+  } else {
+    CpuGemm(Transpose::kNo, Transpose::kNo, dy, w, /*add=*/true, dx);
+  }
+}
+
+void AddOuterProduct(const at::Tensor& dy, const at::Tensor& x, at::Tensor& accumulator, bool overwrite) {
+  CheckSizes("dy^T x", dy.size(0), x.size(0));
+  if (dy.is_cuda()) {
+    if (dy.scalar_type() == accumulator.scalar_type()) {
+      overwrite ? at::mm_out(accumulator, dy.t(), x) : accumulator.addmm_(dy.t(), x);
+    } else if (overwrite) {
+      at::mm_out(accumulator, dy.t(), x, accumulator.scalar_type());
+    } else {
+      at::addmm_out(accumulator, accumulator, dy.t(), x, accumulator.scalar_type());
+    }
+    return;
+  }
+  CpuGemm(Transpose::kYes, Transpose::kNo, Wide(dy), Wide(x), /*add=*/!overwrite, accumulator);
+}
+
+}  // namespace trireme

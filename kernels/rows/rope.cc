@@ -1,0 +1,22 @@
+#include "kernels/cuda/ops.h"
+#include "kernels/cpu/dispatch_dtype.h"
+#include "kernels/base/ops.h"
+
+namespace trireme {
+
+void ApplyRope(at::Tensor& packed, int64_t heads, int64_t head_dim, const at::Tensor& positions, const RopeTable& table,
+               bool inverse) {
+  if (packed.is_cuda()) return cuda::ApplyRope(packed, heads, head_dim, positions, table, inverse);
+  const int64_t rows = packed.size(0), stride = packed.stride(0);
+  DispatchDtype(packed.scalar_type(), [&](auto type) {
+    using T = decltype(type);
+    using C = Arithmetic<T>;
+    ParallelRanges(rows, RowGrain(heads * head_dim), [&](int64_t begin, int64_t end) {
+      LoopsFor<T>().rope(end - begin, heads, head_dim, stride, Data<T>(packed) + begin * stride,
+                         Data<int64_t>(positions) + begin, Data<C>(table.cosine), Data<C>(table.sine),
+                         inverse ? C(-1) : C(1));
+    });
+  });
+}
+
+}  // namespace trireme

@@ -1,0 +1,82 @@
+#include <ATen/ops/ones.h>
+#include <ATen/ops/zeros.h>
+
+#include <algorithm>
+#include <cmath>
+#include <vector>
+
+#include "models/blocks/decoder.h"
+
+namespace trireme {
+namespace {
+
+// Transformers' rope type "llama3": long wavelengths are stretched by `factor`, short ones kept, a linear ramp between.
+float Llama3(float frequency, const RopeScaling& s) {
+  const double wavelength = 2 * M_PI / frequency;
+  const double low = s.original_max_position_embeddings() / s.low_freq_factor();
+  const double high = s.original_max_position_embeddings() / s.high_freq_factor();
+  if (wavelength > low) return static_cast<float>(frequency / s.factor());
+  if (wavelength < high) return frequency;
+  const double smooth = (s.original_max_position_embeddings() / wavelength - s.low_freq_factor()) /
+                        (s.high_freq_factor() - s.low_freq_factor());
+  return static_cast<float>((1 - smooth) * frequency / s.factor() + smooth * frequency);
+}
+
+// YaRN, as Transformers computes it in float32: a linear ramp over the dimensions between two numbers of rotations.
+void Yarn(double theta, const RopeScaling& s, std::vector<float>* frequencies) {
+  const auto half = static_cast<double>(frequencies->size()), dim = 2 * half;
+  const auto dimension_of = [&](double rotations) {
+    return dim * std::log(s.original_max_position_embeddings() / (rotations * 2 * M_PI)) / (2 * std::log(theta));
+  };
+  const double low = std::max(std::floor(dimension_of(s.beta_fast())), 0.0);
+  double high = std::min(std::ceil(dimension_of(s.beta_slow())), dim - 1);
+  if (low == high) high += 0.001;
+  for (size_t i = 0; i < frequencies->size(); ++i) {
+    const auto ramp = static_cast<float>((static_cast<double>(i) - low) / (high - low));
+    const float kept = 1 - std::clamp(ramp, 0.0f, 1.0f), frequency = (*frequencies)[i];
+    (*frequencies)[i] = frequency / static_cast<float>(s.factor()) * (1 - kept) + frequency * kept;
+  }
+}
+
+double RotationScale(const RopeScaling& s) {
+  if (s.rope_type() != RopeScaling::YARN) return 1;
+  if (s.has_attention_factor()) return s.attention_factor();
+  return s.factor() <= 1 ? 1 : 0.1 * std::log(s.factor()) + 1;
+}
+
+}  // namespace
+
+RopeTable MakeRopeTable(const DecoderSpec& spec, int64_t positions, at::ScalarType dtype, at::Device device,
+                        bool local) {
+  const int64_t half = spec.head_dim / 2, rotary_dim = spec.rotary_dim > 0 ? spec.rotary_dim : spec.head_dim;
+  const double theta = local ? spec.local_rope_theta : spec.rope_theta;
+  const std::optional<RopeScaling> scaling = local ? std::nullopt : spec.rope_scaling;
+  std::vector<float> frequencies(static_cast<size_t>(rotary_dim / 2));
+  for (int64_t i = 0; i < rotary_dim / 2; ++i) {
+    const float exponent = static_cast<float>(2 * i) / static_cast<float>(rotary_dim);
+    float& frequency = frequencies[static_cast<size_t>(i)];
+    frequency = 1.0f / std::pow(static_cast<float>(theta), exponent);
+    if (scaling.has_value() && scaling->rope_type() == RopeScaling::LLAMA3) frequency = Llama3(frequency, *scaling);
+    if (scaling.has_value() && scaling->rope_type() == RopeScaling::LINEAR)
+      frequency /= static_cast<float>(scaling->factor());
+  }
+  if (scaling.has_value() && scaling->rope_type() == RopeScaling::YARN) Yarn(theta, *scaling, &frequencies);
+  const double scale = scaling.has_value() ? RotationScale(*scaling) : 1;
+
+  // Pairs beyond rotary_dim stand still.
+  const at::TensorOptions options = at::TensorOptions().dtype(at::kDouble);
+  at::Tensor cosine = at::ones({positions, half}, options), sine = at::zeros({positions, half}, options);
+  double* c = cosine.mutable_data_ptr<double>();
+  double* s = sine.mutable_data_ptr<double>();
+  for (int64_t p = 0; p < positions; ++p) {
+    for (int64_t i = 0; i < rotary_dim / 2; ++i) {
+      // Angles are rounded to float32, as the reference's are.
+      const double angle = static_cast<float>(p) * frequencies[static_cast<size_t>(i)];
+      c[p * half + i] = scale * std::cos(angle);
+      s[p * half + i] = scale * std::sin(angle);
+    }
+  }
+  return {cosine.to(device, dtype), sine.to(device, dtype)};
+}
+
+}  // namespace trireme

@@ -1,0 +1,158 @@
+#include "models/engine/layout.h"
+
+#include <absl/strings/match.h>
+#include <absl/strings/str_join.h>
+
+#include <cmath>
+#include <limits>
+#include <numeric>
+
+#include "models/spec/parameters.h"
+#include "parallel/pipeline/balance.h"
+
+namespace trireme {
+namespace {
+
+int StagesPerRank(const ParallelConfig& config) {
+  if (config.pipeline_stages_per_rank() > 0) return config.pipeline_stages_per_rank();
+  return config.pipeline_schedule() == "Interleaved1F1B" || config.pipeline_schedule() == "ZB-V" ? 2 : 1;
+}
+
+// Divisors of n, ascending.
+std::vector<int> Divisors(int n) {
+  std::vector<int> divisors;
+  for (int d = 1; d <= n; ++d) {
+    if (n % d == 0) divisors.push_back(d);
+  }
+  return divisors;
+}
+
+}  // namespace
+
+std::vector<std::string> LayoutProblems(const RunConfig& config, const DecoderSpec& model, const MeshShape& mesh) {
+  std::vector<std::string> problems;
+  const int tensor = mesh[Axis::kTensor], context = mesh[Axis::kContext], pipeline = mesh[Axis::kPipeline];
+  const int64_t data = mesh[Axis::kDataReplicate] * mesh[Axis::kDataShard];
+  const int64_t length = config.data().sequence_length(), micro = config.micro_batch_size(),
+                global = config.global_batch_size();
+  const auto divides = [&](const char* field, int degree, const char* what, int64_t amount) {
+    if (amount % degree != 0)
+      problems.push_back(absl::StrCat("parallel.", field, ": ", degree, " does not divide ", what, " ", amount));
+  };
+  divides("tensor", tensor, "model.num_attention_heads", model.num_heads);
+  divides("tensor", tensor, "model.intermediate_size", model.intermediate_size);
+  if (model.num_kv_heads % tensor != 0 && tensor % model.num_kv_heads != 0) {
+    problems.push_back(absl::StrCat("parallel.tensor: ", tensor, " and model.num_key_value_heads ", model.num_kv_heads,
+                                    ": one must divide the other"));
+  }
+  if (problems.empty() && model.quantization.has_value()) {
+    for (const ParameterSpec& parameter : DecoderParameters(model)) {
+      if (!parameter.quantized) continue;
+      const absl::Status possible = CheckQuantizable(parameter, *model.quantization, tensor);
+      if (possible.ok()) continue;
+      problems.push_back(absl::StrCat("parallel.tensor: ", possible.message()));
+      break;
+    }
+  }
+  if (tensor > model.vocab_size)
+    problems.push_back(absl::StrCat("parallel.tensor: ", tensor, " exceeds model.vocab_size ", model.vocab_size));
+  if (length > 0 && length % (2 * context) != 0 && context > 1) {
+    problems.push_back(absl::StrCat("parallel.context: data.sequence_length ", length, " is not a multiple of ",
+                                    2 * context, ": each rank takes two of ", 2 * context, " equal chunks"));
+  } else if (length > 0 && micro > 0 && micro * length / context % tensor != 0) {
+    problems.push_back(absl::StrCat("parallel.tensor: ", tensor, " does not divide the ", micro * length / context,
+                                    " tokens of a microbatch on one rank (micro_batch_size x data.sequence_length / "
+                                    "parallel.context)"));
+  }
+  if (micro >= 1 && global >= 1 && global % (micro * data) != 0) {
+    problems.push_back(absl::StrCat("global_batch_size: ", global, " is not a multiple of micro_batch_size ", micro,
+                                    " x ", data, " data-parallel ranks = ", micro * data));
+  }
+  const int stages = pipeline * StagesPerRank(config.parallel());
+  if (!absl::EndsWith(config.parallel().pipeline_schedule(), ".csv")) {
+    if (stages > model.num_layers + 2) {
+      problems.push_back(absl::StrCat("parallel.pipeline: ", pipeline, " ranks x ", StagesPerRank(config.parallel()),
+                                      " stages need ", stages, " units, but the model has ", model.num_layers,
+                                      " blocks, an embedding and a head"));
+    } else if (const absl::Status status =
+                   StageUnits(config.parallel(), model, std::max<int64_t>(1, length), stages).status();
+               !status.ok()) {
+      problems.push_back(std::string(status.message()));
+    }
+  }
+  return problems;
+}
+
+std::string ProposeLayout(const RunConfig& config, const DecoderSpec& model, const MeshShape& wished, int world) {
+  MeshShape best;
+  double best_distance = std::numeric_limits<double>::infinity();
+  for (int tensor : Divisors(world)) {
+    for (int pipeline : Divisors(world / tensor)) {
+      for (int context : Divisors(world / tensor / pipeline)) {
+        for (int replicate : Divisors(world / tensor / pipeline / context)) {
+          MeshShape mesh;
+          mesh[Axis::kTensor] = tensor;
+          mesh[Axis::kPipeline] = pipeline;
+          mesh[Axis::kContext] = context;
+          mesh[Axis::kDataReplicate] = replicate;
+          mesh[Axis::kDataShard] = world / tensor / pipeline / context / replicate;
+          double distance = 0;
+          for (int axis = 0; axis < kNumAxes; ++axis)
+            distance += std::abs(std::log2(static_cast<double>(mesh.size[axis]) / wished.size[axis]));
+          if (distance < best_distance - 1e-9 && LayoutProblems(config, model, mesh).empty()) {
+            best = mesh;
+            best_distance = distance;
+          }
+        }
+      }
+    }
+  }
+  if (!std::isfinite(best_distance)) return "";
+  std::string text = "parallel {";
+  for (Axis axis : {Axis::kTensor, Axis::kPipeline, Axis::kContext, Axis::kDataShard, Axis::kDataReplicate}) {
+    if (best[axis] > 1) absl::StrAppend(&text, " ", AxisName(axis), ": ", best[axis]);
+  }
+  return absl::StrCat(text, " }");
+}
+
+absl::StatusOr<Schedule> MakePipelineSchedule(const ParallelConfig& config, int num_ranks, int num_microbatches) {
+  // One rank has nothing to overlap with: one stage, and each microbatch's backward right after its forward.
+  if (num_ranks == 1 && config.pipeline_stages_per_rank() <= 1) return MakeSchedule("1F1B", 1, 1, num_microbatches);
+  absl::StatusOr<Schedule> schedule =
+      MakeSchedule(config.pipeline_schedule(), num_ranks, StagesPerRank(config), num_microbatches);
+  if (schedule.ok() && (schedule->num_ranks() != num_ranks || schedule->num_microbatches != num_microbatches)) {
+    return Error(ExitCode::kConfig, "parallel.pipeline_schedule: ", config.pipeline_schedule(), " is for ",
+                 schedule->num_ranks(), " ranks and ", schedule->num_microbatches, " microbatches, the run has ",
+                 num_ranks, " and ", num_microbatches);
+  }
+  return schedule;
+}
+
+std::vector<double> UnitCosts(const DecoderSpec& model, int64_t sequence_length) {
+  std::vector<double> costs(model.num_layers + 2, model.BlockForwardFlopsPerToken(sequence_length));
+  costs.front() = 2.0 * static_cast<double>(model.hidden_size);  // a copy
+  costs.back() = model.HeadForwardFlopsPerToken();
+  return costs;
+}
+
+absl::StatusOr<std::vector<int>> StageUnits(const ParallelConfig& config, const DecoderSpec& model,
+                                            int64_t sequence_length, int num_stages) {
+  if (config.pipeline_blocks_size() == 0) return BalanceStages(UnitCosts(model, sequence_length), num_stages);
+  std::vector<int> units(config.pipeline_blocks().begin(), config.pipeline_blocks().end());
+  const std::string given = absl::StrJoin(units, ", ");
+  const int64_t sum = std::accumulate(units.begin(), units.end(), int64_t{0});
+  const bool negative = std::any_of(units.begin(), units.end(), [](int n) { return n < 0; });
+  if (static_cast<int>(units.size()) != num_stages || sum != model.num_layers || negative) {
+    return Error(ExitCode::kConfig, "parallel.pipeline_blocks: [", given, "] must be ", num_stages,
+                 " numbers, one per stage, that sum to the model's ", model.num_layers, " blocks");
+  }
+  ++units.front();
+  ++units.back();
+  for (size_t i = 0; i < units.size(); ++i) {
+    if (units[i] == 0)
+      return Error(ExitCode::kConfig, "parallel.pipeline_blocks: [", given, "] leaves stage ", i, " with nothing");
+  }
+  return units;
+}
+
+}  // namespace trireme

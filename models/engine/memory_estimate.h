@@ -1,0 +1,35 @@
+// models/engine/memory_estimate.h
+// What a rank of a recipe will hold, from sizes alone.
+#ifndef TRIREME_MODELS_ENGINE_MEMORY_ESTIMATE_H_
+#define TRIREME_MODELS_ENGINE_MEMORY_ESTIMATE_H_
+
+#include <c10/core/DeviceType.h>
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "trainer/recipe/recipe.h"
+
+namespace trireme {
+
+struct RankMemory {
+  int64_t weights = 0;      // shards in every format kept, and what is gathered at once
+  int64_t gradients = 0;    // shards, and one unit's whole gradient while it is summed
+  int64_t optimizer = 0;    // state
+  int64_t activations = 0;  // of all microbatches between forward and backward, and the loss head's logits
+  int64_t total() const { return weights + gradients + optimizer + activations; }
+};
+
+std::string ToString(const RankMemory& memory);  // "1.1 GB: weights 557.6 MB, ..."
+
+// Of the ranks at `pipeline_rank`, on devices of a type. Leaves out what does not grow with the model: libraries,
+// communicators, the loader.
+RankMemory EstimateMemory(const Recipe& recipe, int pipeline_rank, c10::DeviceType device);
+
+// Bytes that one microbatch keeps on a rank from forward to backward in a block; with a head: in the loss head.
+int64_t BlockActivationBytes(const Recipe& recipe);
+
+}  // namespace trireme
+
+#endif  // TRIREME_MODELS_ENGINE_MEMORY_ESTIMATE_H_

@@ -1,0 +1,31 @@
+#include "models/spec/family.h"
+
+namespace trireme {
+
+std::vector<ModelFamily> BuiltInFamilies() {
+  std::vector<ModelFamily> families = {LlamaFamily(),  Qwen2Family(),  Qwen3Family(), SmolLm3Family(),
+                                       Gemma2Family(), Gemma3Family(), Gpt2Family(),  GptNeoxFamily()};
+  for (ModelFamily& family : families) {
+    for (const HfModelType& type : BuiltInHfModelTypes()) {
+      if (family.name == type.family) family.hf_types.push_back(type);
+    }
+  }
+  return families;
+}
+
+HfModelTypes HfTypesOf(const std::vector<ModelFamily>& families) {
+  HfModelTypes types;
+  for (const ModelFamily& family : families) types.insert(types.end(), family.hf_types.begin(), family.hf_types.end());
+  return types;
+}
+
+absl::StatusOr<ModelFamily> FindFamily(const std::vector<ModelFamily>& families, const std::string& name) {
+  std::string known;
+  for (const ModelFamily& family : families) {
+    if (family.name == name) return family;
+    absl::StrAppend(&known, known.empty() ? "" : ", ", family.name);
+  }
+  return Error(ExitCode::kConfig, "model.family: no family is called \"", name, "\"; known: ", known);
+}
+
+}  // namespace trireme

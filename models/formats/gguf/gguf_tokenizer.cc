@@ -1,0 +1,219 @@
+#include "models/formats/gguf/gguf_tokenizer.h"
+
+#include <algorithm>
+#include <nlohmann/json.hpp>
+#include <unordered_set>
+#include <utility>
+
+#include "data/tokenizer/bpe_file.h"
+#include "data/pretokenizer/pretokenizer_patterns.h"
+#include "data/tokenizer/sentencepiece_file.h"
+#include "models/formats/gguf/gguf_tokenizer_scores.h"
+
+namespace trireme {
+namespace {
+
+using nlohmann::json;
+
+// LLAMA_TOKEN_TYPE_*.
+constexpr int32_t kNormal = 1, kUnknown = 2, kControl = 3, kUserDefined = 4, kUnused = 5;
+
+template <typename... Args>
+absl::Status Bad(const Args&... args) {
+  return Error(ExitCode::kData, "tokenizer for gguf: ", args...);
+}
+
+void Flatten(const json& step, std::vector<const json*>* steps) {
+  if (step["type"] != "Sequence") {
+    steps->push_back(&step);
+    return;
+  }
+  for (const json& member : step["pretokenizers"]) Flatten(member, steps);
+}
+
+// The name in llama.cpp of the splitting rules, which are well formed: the file has been parsed before.
+absl::StatusOr<std::string> SplitName(const json& root, bool ignore_merges) {
+  std::vector<const json*> steps;
+  Flatten(root["pre_tokenizer"], &steps);
+  const json& last = *steps.back();
+  if (last["add_prefix_space"] == true)
+    return Bad(
+        "every text begins with a space (add_prefix_space), which llama.cpp cannot be told; export to Hugging "
+        "Face's format instead");
+  const bool gpt2_last = last.value("use_regex", true);
+  std::string rules;
+  for (const json* step : steps) {
+    if (step == &last) continue;
+    const std::string type = (*step)["type"];
+    if (type == "Digits") {
+      rules += (*step)["individual_digits"] == true ? "digit," : "digits,";
+    } else {
+      const json& pattern = (*step)["pattern"];
+      const bool isolated = (*step)["behavior"] == "Isolated" && (*step)["invert"] == false;
+      const bool removed_inverted = (*step)["behavior"] == "Removed" && (*step)["invert"] == true;
+      const std::string regex = pattern.value("Regex", "");
+      // These patterns match every character, so both ways of cutting are the same.
+      if (!isolated && !removed_inverted) {
+        rules += "?,";
+      } else if (regex == kGpt2Pattern) {
+        rules += "gpt2,";
+      } else if (regex == kLlama3Pattern) {
+        rules += "llama3,";
+      } else if (regex == kQwen2Pattern) {
+        rules += "qwen2,";
+      } else {
+        rules += "?,";
+      }
+    }
+  }
+  if (gpt2_last) rules += "gpt2,";
+  const char* name = nullptr;
+  if (rules == "gpt2," && !ignore_merges) name = "gpt-2";
+  if (rules == "digit,gpt2," && !ignore_merges) name = "smollm";
+  if (rules == "qwen2," && !ignore_merges) name = "qwen2";
+  // The same rules by two names: "llama-bpe" also takes whole words before merging.
+  if (rules == "llama3,") name = ignore_merges ? "llama-bpe" : "dbrx";
+  if (name != nullptr) return std::string(name);
+  return Bad("llama.cpp has no name for these splitting rules", ignore_merges ? " with ignore_merges" : "", ": ",
+             root["pre_tokenizer"].dump().substr(0, 300),
+             "; it knows those of GPT-2, SmolLM, Llama 3 and Qwen 2; export to Hugging Face's format instead");
+}
+
+// A space inside a part, which the "a b" form of a merge cannot hold, is spelled as the converter spells it.
+std::string MergePart(const std::string& part) {
+  std::string result;
+  for (const char c : part) result += c == ' ' ? "\xC4\xA0" : std::string(1, c);
+  return result;
+}
+
+std::vector<std::string> Merges(const json& list) {
+  std::vector<std::string> merges;
+  merges.reserve(list.size());
+  for (const json& merge : list) {
+    if (merge.is_array()) {
+      merges.push_back(MergePart(merge[0]) + " " + MergePart(merge[1]));
+    } else if (const std::string text = merge; text.rfind("#version", 0) != 0) {
+      merges.push_back(text);
+    }
+  }
+  return merges;
+}
+
+absl::Status CheckOptions(const GgufTokenizerOptions& options) {
+  const std::pair<const char*, std::optional<int32_t>> ids[] = {
+      {"bos", options.bos_token_id}, {"eos", options.eos_token_id}, {"pad", options.pad_token_id}};
+  for (const auto& [name, id] : ids) {
+    if (id.has_value() && (*id < 0 || *id >= options.vocab_size))
+      return Error(ExitCode::kConfig, "tokenizer for gguf: ", name, "_token_id ", *id, " is outside the vocabulary of ",
+                   options.vocab_size);
+  }
+  if (options.add_bos_token && !options.bos_token_id.has_value())
+    return Error(ExitCode::kConfig, "tokenizer for gguf: add_bos_token needs a bos_token_id");
+  return absl::OkStatus();
+}
+
+// Ids without token become unused ones.
+void FillUnused(int64_t vocab_size, std::vector<std::string>* tokens, std::vector<int32_t>* types) {
+  const std::unordered_set<std::string> known(tokens->begin(), tokens->end());
+  tokens->resize(vocab_size);
+  types->resize(vocab_size, kUnused);
+  for (int64_t id = 0; id < vocab_size; ++id) {
+    if (!(*tokens)[id].empty()) continue;
+    (*tokens)[id] = absl::StrCat("[PAD", id, "]");
+    while (known.count((*tokens)[id]) > 0) (*tokens)[id] += "_";  // llama.cpp wants them to differ.
+  }
+}
+
+absl::Status CheckSize(size_t ids, const GgufTokenizerOptions& options) {
+  if (static_cast<int64_t>(ids) <= options.vocab_size) return absl::OkStatus();
+  return Error(ExitCode::kConfig, "tokenizer for gguf: has ids up to ", ids - 1, " but the model's vocabulary is ",
+               options.vocab_size, "; it is another model's tokenizer");
+}
+
+void AddOptions(const GgufTokenizerOptions& options, GgufMetadata* out) {
+  const std::pair<const char*, std::optional<int32_t>> ids[] = {
+      {"bos", options.bos_token_id}, {"eos", options.eos_token_id}, {"padding", options.pad_token_id}};
+  for (const auto& [name, id] : ids) {
+    if (id.has_value())
+      out->emplace_back(absl::StrCat("tokenizer.ggml.", name, "_token_id"), static_cast<uint32_t>(*id));
+  }
+  out->emplace_back("tokenizer.ggml.add_bos_token", options.add_bos_token);
+  if (!options.chat_template.empty()) out->emplace_back("tokenizer.chat_template", options.chat_template);
+}
+
+void WarnOfStripping(const std::vector<AddedToken>& added_tokens, std::vector<std::string>* warnings) {
+  for (const AddedToken& added : added_tokens) {
+    if (added.lstrip || added.rstrip) {
+      warnings->push_back(absl::StrCat("llama.cpp does not let ", added.content,
+                                       " take the white space beside it (lstrip, rstrip): such text gets other ids"));
+    }
+  }
+}
+
+GgufTokenizer OfScores(ScoredTokens scored, const GgufTokenizerOptions& options) {
+  GgufTokenizer result;
+  GgufMetadata& out = result.metadata;
+  const auto unknown = std::find(scored.types.begin(), scored.types.end(), kUnknown);
+  const auto unknown_id = static_cast<uint32_t>(unknown - scored.types.begin());
+  const bool has_unknown = unknown != scored.types.end();
+  FillUnused(options.vocab_size, &scored.tokens, &scored.types);
+  scored.scores.resize(options.vocab_size);
+  out.emplace_back("tokenizer.ggml.model", std::string("llama"));
+  out.emplace_back("tokenizer.ggml.pre", std::string("default"));
+  out.emplace_back("tokenizer.ggml.tokens", GgufArray(std::move(scored.tokens)));
+  out.emplace_back("tokenizer.ggml.scores", GgufArray(std::move(scored.scores)));
+  out.emplace_back("tokenizer.ggml.token_type", GgufArray(std::move(scored.types)));
+  if (has_unknown) out.emplace_back("tokenizer.ggml.unknown_token_id", unknown_id);
+  out.emplace_back("tokenizer.ggml.add_space_prefix", scored.add_space_prefix);
+  AddOptions(options, &out);
+  return result;
+}
+
+}  // namespace
+
+absl::StatusOr<GgufTokenizer> MakeGgufTokenizer(absl::string_view contents, const GgufTokenizerOptions& options) {
+  RETURN_IF_ERROR(CheckOptions(options));
+  if (IsSentencePieceFile(contents)) {
+    ASSIGN_OR_RETURN(ScoredTokens scored, ScoresOfSentencePiece(contents));
+    RETURN_IF_ERROR(CheckSize(scored.tokens.size(), options));
+    return OfScores(std::move(scored), options);
+  }
+  ASSIGN_OR_RETURN(const BpeFile file, ParseBpeFile(contents));
+  RETURN_IF_ERROR(CheckSize(file.bytes_of_id.size(), options));
+  const json root = json::parse(contents.begin(), contents.end());
+  const json& model = root["model"];
+  GgufTokenizer result;
+  if (!file.pre_tokenizer.byte_level()) {
+    ASSIGN_OR_RETURN(ScoredTokens scored, ScoresOfJson(root, file));
+    result = OfScores(std::move(scored), options);
+    WarnOfStripping(file.added_tokens, &result.warnings);
+    return result;
+  }
+  const bool ignore_merges = model.contains("ignore_merges") && model["ignore_merges"] == true;
+  ASSIGN_OR_RETURN(const std::string split_name, SplitName(root, ignore_merges));
+
+  if (file.normalizer.applies_nfc()) {
+    result.warnings.push_back(
+        "llama.cpp does not apply the tokenizer's NFC normalization: text that is not in that form gets other ids");
+  }
+  std::vector<std::string> tokens(file.bytes_of_id.size());
+  std::vector<int32_t> types(file.bytes_of_id.size(), kUnused);
+  for (const auto& [token, id] : file.id_of_token) {
+    tokens[id] = token;
+    types[id] = kNormal;
+  }
+  for (const AddedToken& added : file.added_tokens) types[added.id] = added.special ? kControl : kUserDefined;
+  WarnOfStripping(file.added_tokens, &result.warnings);
+  FillUnused(options.vocab_size, &tokens, &types);
+
+  GgufMetadata& out = result.metadata;
+  out.emplace_back("tokenizer.ggml.model", std::string("gpt2"));
+  out.emplace_back("tokenizer.ggml.pre", split_name);
+  out.emplace_back("tokenizer.ggml.tokens", GgufArray(std::move(tokens)));
+  out.emplace_back("tokenizer.ggml.token_type", GgufArray(std::move(types)));
+  out.emplace_back("tokenizer.ggml.merges", GgufArray(Merges(model["merges"])));
+  AddOptions(options, &out);
+  return result;
+}
+
+}  // namespace trireme

@@ -1,0 +1,39 @@
+// models/formats/gguf/gguf_tokenizer.h
+// A tokenizer as GGUF metadata, the only place llama.cpp takes it from.
+#ifndef TRIREME_MODELS_FORMATS_GGUF_GGUF_TOKENIZER_H_
+#define TRIREME_MODELS_FORMATS_GGUF_GGUF_TOKENIZER_H_
+
+#include <absl/strings/string_view.h>
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "launch/base/status.h"
+#include "models/formats/gguf/gguf.h"
+
+namespace trireme {
+
+// What tokenizer.json does not say.
+struct GgufTokenizerOptions {
+  int64_t vocab_size = 0;  // rows of the embedding; ids without a token become unused ones, "[PAD7]"
+  std::optional<int32_t> bos_token_id, eos_token_id, pad_token_id;
+  bool add_bos_token = false;  // needs bos_token_id
+  std::string chat_template;   // Jinja; empty: none
+};
+
+struct GgufTokenizer {
+  GgufMetadata metadata;              // tokenizer.*
+  std::vector<std::string> warnings;  // where llama.cpp will give other ids than this program, for the user to read
+};
+
+// From the contents of a tokenizer.json or tokenizer.model, which data/tokenizer/tokenizer.h must accept. Errors: kData for the
+// file, kConfig for options that contradict it. llama.cpp knows splitting rules by name only, so a byte-level file with
+// rules that have no name there is refused; named are those of GPT-2, SmolLM (digits apart, then GPT-2), Llama 3 and
+// Qwen 2. In SentencePiece's manner it spells spaces and nothing else.
+absl::StatusOr<GgufTokenizer> MakeGgufTokenizer(absl::string_view contents, const GgufTokenizerOptions& options);
+
+}  // namespace trireme
+
+#endif  // TRIREME_MODELS_FORMATS_GGUF_GGUF_TOKENIZER_H_

@@ -1,0 +1,219 @@
+#include "models/formats/gguf/gguf_tokenizer_json.h"
+
+#include <nlohmann/json.hpp>
+#include <unordered_set>
+#include <utility>
+
+#include "data/pretokenizer/pretokenizer_metaspace.h"
+#include "data/pretokenizer/pretokenizer_patterns.h"
+#include "models/formats/gguf/gguf_tokenizer_scores.h"
+
+namespace trireme {
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+// LLAMA_TOKEN_TYPE_*.
+constexpr int32_t kNormal = 1, kUnknown = 2, kControl = 3, kUserDefined = 4, kUnused = 5;
+
+template <typename T>
+const std::vector<T>* FindArray(const GgufFile& file, const std::string& key) {
+  const GgufValue* value = file.Find(key);
+  const GgufArray* array = value == nullptr ? nullptr : std::get_if<GgufArray>(value);
+  return array == nullptr ? nullptr : std::get_if<std::vector<T>>(array);
+}
+
+// A file may leave it out, or say null: default.
+std::string PreName(const GgufFile& file) {
+  const absl::StatusOr<std::string> name = file.String("tokenizer.ggml.pre", "default");
+  return name.ok() ? *name : "default";
+}
+
+Json ByteLevel(bool use_regex) {
+  return {{"type", "ByteLevel"}, {"add_prefix_space", false}, {"trim_offsets", true}, {"use_regex", use_regex}};
+}
+Json Split(const char* pattern) {
+  return {{"type", "Split"}, {"pattern", {{"Regex", pattern}}}, {"behavior", "Isolated"}, {"invert", false}};
+}
+Json Steps(Json steps) { return {{"type", "Sequence"}, {"pretokenizers", std::move(steps)}}; }
+
+struct Rules {
+  Json pre_tokenizer;
+  bool nfc = false, ignore_merges = false;
+};
+
+// The names and rules of llama.cpp's llama-vocab.cpp. Its names stand for regular expressions applied one after
+// another, as a Sequence does.
+absl::StatusOr<Rules> RulesNamed(const std::string& name, const std::string& path) {
+  if (name == "gpt-2") return Rules{ByteLevel(true)};
+  if (name == "smollm")
+    return Rules{Steps(Json::array({Json{{"type", "Digits"}, {"individual_digits", true}}, ByteLevel(true)}))};
+  if (name == "llama-bpe" || name == "llama3" || name == "llama-v3")
+    return Rules{Steps(Json::array({Split(kLlama3Pattern), ByteLevel(false)})), false, /*ignore_merges=*/true};
+  if (name == "dbrx") return Rules{Steps(Json::array({Split(kLlama3Pattern), ByteLevel(false)}))};
+  if (name == "qwen2") return Rules{Steps(Json::array({Split(kQwen2Pattern), ByteLevel(false)})), /*nfc=*/true};
+  if (name == "default") {
+    return Rules{Steps(Json::array({Split(R"([\p{P}\$\+<=>\^~\|]+)"), Split(kGpt2Pattern), Split(R"(\p{N}+)"),
+                                    Split("[0-9][0-9][0-9]"), ByteLevel(false)}))};
+  }
+  return Error(ExitCode::kData, "gguf ", path, ": tokenizer.ggml.pre \"", name,
+               "\" names splitting rules that are not known here (gpt-2, smollm, llama-bpe, dbrx, qwen2 and default "
+               "are); take tokenizer.json from the model's Hugging Face directory");
+}
+
+absl::StatusOr<Json> MergesOf(const GgufFile& file, const std::unordered_set<std::string>& tokens) {
+  const auto* merges = FindArray<std::string>(file, "tokenizer.ggml.merges");
+  if (merges == nullptr) return Error(ExitCode::kData, "gguf ", file.path(), ": has no tokenizer.ggml.merges");
+  Json list = Json::array();
+  for (const std::string& merge : *merges) {
+    // As llama.cpp cuts: a part may begin with a space, but for it none holds one.
+    const size_t space = merge.find(' ', 1);
+    if (space == std::string::npos)
+      return Error(ExitCode::kData, "gguf ", file.path(), ": tokenizer.ggml.merges: \"", merge, "\" is no pair");
+    const std::string left = merge.substr(0, space), right = merge.substr(space + 1);
+    for (const std::string& token : {left, right, left + right}) {
+      if (tokens.count(token) == 0)
+        return Error(ExitCode::kData, "gguf ", file.path(), ": tokenizer.ggml.merges: \"", merge,
+                     "\" needs the token \"", token, "\", which is not there");
+    }
+    list.push_back(Json::array({left, right}));
+  }
+  return list;
+}
+
+Json Replace(const char* pattern, const char* content) {
+  return {{"type", "Replace"}, {"pattern", {{"String", pattern}}}, {"content", content}};
+}
+
+bool Flag(const GgufFile& file, const char* key, bool if_absent) {
+  const GgufValue* value = file.Find(key);
+  return value != nullptr && std::holds_alternative<bool>(*value) ? std::get<bool>(*value) : if_absent;
+}
+
+absl::StatusOr<Json> MergesByScore(const GgufFile& file, const std::vector<std::string>& tokens) {
+  const auto* scores = FindArray<float>(file, "tokenizer.ggml.scores");
+  if (scores == nullptr || scores->size() != tokens.size())
+    return Error(ExitCode::kData, "gguf ", file.path(),
+                 ": tokenizer.ggml.scores is missing or has another length than tokenizer.ggml.tokens");
+  const auto merges = MergesOfScores(tokens, *scores);
+  if (!merges.ok()) return Annotate(merges.status(), absl::StrCat("gguf ", file.path()));
+  Json list = Json::array();
+  for (const auto& [left, right] : *merges) list.push_back(Json::array({tokens[left], tokens[right]}));
+  return list;
+}
+
+// What adds the beginning of text where a file asks for it.
+Json PostProcessor(const std::string& bos, int64_t id) {
+  const Json token = {{"SpecialToken", {{"id", bos}, {"type_id", 0}}}};
+  const auto sequence = [](const char* name, int type) {
+    return Json{{"Sequence", {{"id", name}, {"type_id", type}}}};
+  };
+  Json token_b = token;
+  token_b["SpecialToken"]["type_id"] = 1;
+  return {{"type", "TemplateProcessing"},
+          {"single", Json::array({token, sequence("A", 0)})},
+          {"pair", Json::array({token, sequence("A", 0), token_b, sequence("B", 1)})},
+          {"special_tokens", {{bos, {{"id", bos}, {"ids", Json::array({id})}, {"tokens", Json::array({bos})}}}}}};
+}
+
+absl::StatusOr<Json> PostProcessorOf(const GgufFile& file, const std::vector<std::string>& tokens) {
+  const bool scored = file.String("tokenizer.ggml.model", "").value_or("") == "llama";
+  if (!Flag(file, "tokenizer.ggml.add_bos_token", /*if_absent=*/scored)) return scored ? Json() : ByteLevel(true);
+  ASSIGN_OR_RETURN(const int64_t bos, file.Integer("tokenizer.ggml.bos_token_id"));
+  if (bos < 0 || bos >= static_cast<int64_t>(tokens.size()))
+    return Error(ExitCode::kData, "gguf ", file.path(), ": tokenizer.ggml.bos_token_id ", bos, " is no token");
+  return PostProcessor(tokens[bos], bos);
+}
+
+}  // namespace
+
+absl::StatusOr<std::string> TokenizerJsonOfGguf(const GgufFile& file) {
+  const auto bad = [&file](const auto&... why) { return Error(ExitCode::kData, "gguf ", file.path(), ": ", why...); };
+  ASSIGN_OR_RETURN(const std::string model, file.String("tokenizer.ggml.model", "none"));
+  const bool scored = model == "llama";
+  if (model != "gpt2" && !scored) {
+    return bad("its tokenizer is of the kind \"", model,
+               "\"; only byte-level BPE (\"gpt2\") and SentencePiece's (\"llama\") can be written as tokenizer.json; "
+               "take it from the model's Hugging Face directory");
+  }
+  Rules rules;
+  if (!scored) {
+    ASSIGN_OR_RETURN(rules, RulesNamed(PreName(file), file.path()));
+  }
+  const auto* tokens = FindArray<std::string>(file, "tokenizer.ggml.tokens");
+  const auto* types = FindArray<int32_t>(file, "tokenizer.ggml.token_type");
+  if (tokens == nullptr || (types != nullptr && types->size() != tokens->size()))
+    return bad("tokenizer.ggml.tokens is missing or has another length than tokenizer.ggml.token_type");
+
+  Json vocabulary = Json::object(), added = Json::array();
+  // As the vector it is: looking every key up would be quadratic.
+  Json::object_t::Container& entries = vocabulary.get_ref<Json::object_t&>();
+  std::unordered_set<std::string> seen;
+  std::vector<std::string> joined(tokens->size());  // what merges lead to
+  std::string unknown;
+  for (size_t id = 0; id < tokens->size(); ++id) {
+    const std::string& token = (*tokens)[id];
+    const int32_t type = types == nullptr ? 1 : (*types)[id];
+    if (type == kUnused) continue;
+    if (token.empty() || !seen.insert(token).second) return bad("token ", id, " is empty or stands twice");
+    entries.emplace_back(token, id);
+    if (type == kNormal) joined[id] = token;
+    if (type == kUnknown) unknown = token;
+    if (type != kUnknown && type != kControl && type != kUserDefined) continue;
+    added.push_back({{"id", id},
+                     {"content", token},
+                     {"single_word", false},
+                     {"lstrip", false},
+                     {"rstrip", false},
+                     {"normalized", false},
+                     {"special", type != kUserDefined}});
+  }
+  ASSIGN_OR_RETURN(Json merges, scored ? MergesByScore(file, joined) : MergesOf(file, seen));
+  ASSIGN_OR_RETURN(Json post_processor, PostProcessorOf(file, *tokens));
+  Json root = {{"version", "1.0"},
+               {"truncation", nullptr},
+               {"padding", nullptr},
+               {"added_tokens", std::move(added)},
+               {"normalizer", rules.nfc ? Json{{"type", "NFC"}} : Json()},
+               {"pre_tokenizer", rules.pre_tokenizer},
+               {"post_processor", std::move(post_processor)},
+               {"decoder", ByteLevel(true)}};
+  root["model"] = {{"type", "BPE"},
+                   {"dropout", nullptr},
+                   {"unk_token", nullptr},
+                   {"continuing_subword_prefix", nullptr},
+                   {"end_of_word_suffix", nullptr},
+                   {"fuse_unk", false},
+                   {"byte_fallback", false},
+                   {"ignore_merges", rules.ignore_merges},
+                   {"vocab", std::move(vocabulary)},
+                   {"merges", std::move(merges)}};
+  if (scored) {
+    const bool prefix = Flag(file, "tokenizer.ggml.add_space_prefix", true);
+    Json steps = Json::array({Replace(" ", kMetaspace)});
+    if (prefix) steps.insert(steps.begin(), Json{{"type", "Prepend"}, {"prepend", kMetaspace}});
+    root["normalizer"] = {{"type", "Sequence"}, {"normalizers", std::move(steps)}};
+    root["pre_tokenizer"] = nullptr;
+    Json decoders = Json::array({Replace(kMetaspace, " "), Json{{"type", "ByteFallback"}}, Json{{"type", "Fuse"}}});
+    if (prefix) decoders.push_back({{"type", "Strip"}, {"content", " "}, {"start", 1}, {"stop", 0}});
+    root["decoder"] = {{"type", "Sequence"}, {"decoders", std::move(decoders)}};
+    root["model"]["byte_fallback"] = root["model"]["fuse_unk"] = true;
+    if (!unknown.empty()) root["model"]["unk_token"] = unknown;
+  }
+  try {
+    return root.dump();
+  } catch (const Json::type_error& error) {
+    return bad("its tokens are not UTF-8: ", error.what());
+  }
+}
+
+std::string DescribeGgufTokenizer(const GgufFile& file) {
+  const auto* tokens = FindArray<std::string>(file, "tokenizer.ggml.tokens");
+  if (tokens == nullptr) return "none";
+  const auto* merges = FindArray<std::string>(file, "tokenizer.ggml.merges");
+  return absl::StrCat(file.String("tokenizer.ggml.model", "?").value_or("?"), "/", PreName(file), ", ", tokens->size(),
+                      " tokens", merges == nullptr ? "" : absl::StrCat(", ", merges->size(), " merges"),
+                      file.Find("tokenizer.chat_template") == nullptr ? "" : ", chat template");
+}
+
+}  // namespace trireme

@@ -1,0 +1,160 @@
+#include "models/formats/gguf/gguf_tokenizer_scores.h"
+
+#include <absl/strings/match.h>
+#include <absl/strings/str_replace.h>
+
+#include <algorithm>
+#include <cmath>
+#include <nlohmann/json.hpp>
+#include <numeric>
+
+#include "data/pretokenizer/pretokenizer_metaspace.h"
+#include "data/tokenizer/sentencepiece.pb.h"
+#include "data/tokenizer/sentencepiece_file.h"
+#include "data/unicode/unicode.h"
+
+namespace trireme {
+namespace {
+
+using nlohmann::json;
+
+// LLAMA_TOKEN_TYPE_*, which are SentencePiece's numbers.
+constexpr int32_t kNormal = 1, kUnknown = 2, kControl = 3, kUserDefined = 4, kUnused = 5, kByte = 6;
+constexpr size_t kMaxTokenBytes = 512;  // all ways of cutting a token are looked at
+
+template <typename... Args>
+absl::Status Bad(const Args&... args) {
+  return Error(ExitCode::kData, "tokenizer for gguf: ", args...);
+}
+
+bool IsReplace(const json& step) {
+  return step == json{{"type", "Replace"}, {"pattern", {{"String", " "}}}, {"content", kMetaspace}};
+}
+bool IsPrepend(const json& step) { return step == json{{"type", "Prepend"}, {"prepend", kMetaspace}}; }
+// Gemma's; it finds no space after the normalizer.
+bool IsWithoutEffect(const json& step) {
+  return step.value("type", "") == "Split" && step["pattern"] == json{{"String", " "}};
+}
+
+// Spaces are spelled U+2581, and whether one comes before the text. llama.cpp does nothing else.
+absl::StatusOr<bool> SpacePrefix(const json& root) {
+  const json normalizer = root.value("normalizer", json()), pre = root.value("pre_tokenizer", json());
+  json steps = json::array();
+  if (!normalizer.is_null())
+    steps = normalizer.value("type", "") == "Sequence" ? normalizer["normalizers"] : json::array({normalizer});
+  bool prefix = false, spells = false;
+  for (const json& step : steps) {
+    prefix = prefix || IsPrepend(step);
+    spells = spells || IsReplace(step);
+    if (!IsPrepend(step) && !IsReplace(step))
+      return Bad("llama.cpp cannot be told of the normalizer ", step.dump().substr(0, 200));
+  }
+  if (pre.is_null() || (spells && IsWithoutEffect(pre))) {
+    if (!spells) return Bad("its normalizer leaves spaces as they are, which llama.cpp does not");
+    return prefix;
+  }
+  const absl::StatusOr<Metaspace> metaspace = Metaspace::FromJson(pre);
+  if (pre.value("type", "") != "Metaspace" || !metaspace.ok() || !steps.empty())
+    return Bad("llama.cpp cannot be told of the pre_tokenizer ", pre.dump().substr(0, 200));
+  return metaspace->prepend != Metaspace::Prepend::kNever;
+}
+
+std::pair<std::string, std::string> PartsOf(const json& merge) {
+  if (merge.is_array()) return {merge[0], merge[1]};
+  const std::string text = merge;
+  const size_t space = text.find(' ');
+  return {text.substr(0, space), text.substr(space + 1)};
+}
+
+}  // namespace
+
+absl::StatusOr<ScoredTokens> ScoresOfSentencePiece(absl::string_view contents) {
+  RETURN_IF_ERROR(ParseSentencePieceFile(contents).status());
+  SentencePieceModel model;
+  TRIREME_CHECK(model.ParseFromArray(contents.data(), static_cast<int>(contents.size())), "parsed before");
+  if (model.normalizer_spec().remove_extra_whitespaces())
+    return Bad("it removes extra white space, which llama.cpp does not; export to Hugging Face's format instead");
+  if (!model.trainer_spec().byte_fallback())
+    return Bad("it has no byte_fallback, which llama.cpp needs; export to Hugging Face's format instead");
+  ScoredTokens result;
+  result.add_space_prefix = model.normalizer_spec().add_dummy_prefix();
+  for (const auto& piece : model.pieces()) {
+    // llama.cpp looks for these before it spells spaces.
+    result.tokens.push_back(piece.type() == kUserDefined ? absl::StrReplaceAll(piece.piece(), {{kMetaspace, " "}})
+                                                         : piece.piece());
+    result.scores.push_back(piece.score());
+    result.types.push_back(piece.type());
+  }
+  return result;
+}
+
+absl::StatusOr<ScoredTokens> ScoresOfJson(const json& root, const BpeFile& file) {
+  ScoredTokens result;
+  ASSIGN_OR_RETURN(result.add_space_prefix, SpacePrefix(root));
+  const json& model = root["model"];
+  if (model.value("ignore_merges", json()) == true) return Bad("llama.cpp cannot be told of ignore_merges");
+  const size_t size = file.bytes_of_id.size();
+  result.tokens.resize(size);
+  result.types.assign(size, kUnused);
+  for (const auto& [token, id] : file.id_of_token) {
+    char byte;
+    result.tokens[id] = token;
+    result.types[id] = ParseByteToken(token, &byte) ? kByte : kNormal;
+  }
+  if (model.value("unk_token", json()).is_string())
+    result.types[file.id_of_token.at(model["unk_token"].get<std::string>())] = kUnknown;
+  for (const AddedToken& added : file.added_tokens) {
+    if (result.types[added.id] != kUnknown) result.types[added.id] = added.special ? kControl : kUserDefined;
+  }
+  result.scores.assign(size, 0);
+  std::vector<bool> scored(size);
+  int32_t last = -1, rank = 0;
+  for (const json& merge : model["merges"]) {
+    if (merge.is_string() && absl::StartsWith(merge.get<std::string>(), "#version")) continue;
+    const auto [left, right] = PartsOf(merge);
+    const int32_t id = file.id_of_token.at(left + right);
+    if (id != last && scored[id])
+      return Bad("merges that give ", left, right, " do not stand together, so no score says the same");
+    if (!root.value("pre_tokenizer", json()).is_null() && absl::StartsWith(right, kMetaspace) &&
+        !absl::EndsWith(left, kMetaspace))
+      return Bad("its merges join words, its pre_tokenizer does not let them");
+    if (id != last) result.scores[id] = static_cast<float>(-++rank);
+    scored[id] = true;
+    last = id;
+  }
+  // Characters come last; nothing is joined to become one.
+  for (size_t id = 0; id < size; ++id) {
+    if (result.types[id] == kNormal && !scored[id]) result.scores[id] = static_cast<float>(-rank - 1);
+  }
+  return result;
+}
+
+absl::StatusOr<std::vector<std::pair<int32_t, int32_t>>> MergesOfScores(const std::vector<std::string>& tokens,
+                                                                        const std::vector<float>& scores) {
+  absl::flat_hash_map<absl::string_view, int32_t> ids;
+  std::vector<int32_t> order;
+  for (size_t id = 0; id < tokens.size(); ++id) {
+    if (tokens[id].empty()) continue;
+    if (tokens[id].size() > kMaxTokenBytes || !IsValidUtf8(tokens[id]) || !std::isfinite(scores[id]))
+      return Error(ExitCode::kData, "token ", id, " is longer than ", kMaxTokenBytes,
+                   " bytes, not UTF-8 or has no finite score");
+    ids.emplace(tokens[id], static_cast<int32_t>(id));
+    order.push_back(static_cast<int32_t>(id));
+  }
+  std::stable_sort(order.begin(), order.end(), [&](int32_t a, int32_t b) { return scores[a] > scores[b]; });
+  std::vector<std::pair<int32_t, int32_t>> merges;
+  for (const int32_t id : order) {
+    const std::string& token = tokens[id];
+    const char* next;
+    for (const char* cut = token.data(); cut < token.data() + token.size(); cut = next) {
+      DecodeUtf8(cut, &next);
+      const size_t bytes = cut - token.data();
+      const auto left = ids.find(absl::string_view(token).substr(0, bytes));
+      const auto right = ids.find(absl::string_view(token).substr(bytes));
+      if (left != ids.end() && right != ids.end()) merges.emplace_back(left->second, right->second);
+    }
+  }
+  return merges;
+}
+
+}  // namespace trireme

@@ -1,0 +1,176 @@
+#include "models/formats/hf/peft.h"
+
+#include <absl/strings/match.h>
+#include <absl/strings/str_cat.h>
+#include <absl/strings/str_join.h>
+#include <google/protobuf/util/message_differencer.h>
+
+#include <algorithm>
+#include <nlohmann/json.hpp>
+
+#include "models/formats/base/json_file.h"
+
+namespace trireme {
+namespace {
+
+using Json = nlohmann::json;
+
+constexpr char kPrefix[] = "base_model.model.";
+
+// Keys that say nothing about what the adapter computes.
+constexpr const char* kWithoutEffect[] = {"auto_mapping",      "base_model_name_or_path",
+                                          "corda_config",      "eva_config",
+                                          "inference_mode",    "init_lora_weights",
+                                          "layers_pattern",    "loftq_config",
+                                          "lora_ga_config",    "megatron_config",
+                                          "megatron_core",     "peft_version",
+                                          "qalora_group_size", "revision",
+                                          "runtime_config",    "task_type",
+                                          "peft_type"};
+
+bool SaysNothing(const Json& value) {
+  return value.is_null() || (value.is_boolean() && !value.get<bool>()) ||
+         ((value.is_array() || value.is_object() || value.is_string()) && value.empty());
+}
+
+// A list of strings, or one string given to `one`.
+template <typename One>
+void ReadNames(JsonReader& reader, const char* key, google::protobuf::RepeatedPtrField<std::string>* names,
+               const One& one) {
+  const Json* value = reader.Find(key);
+  if (value == nullptr) return;
+  if (value->is_string()) return one(value->get<std::string>(), *value);
+  if (!value->is_array()) return reader.Bad(key, *value, "is neither a list of names nor a string");
+  for (const Json& name : *value) {
+    if (!name.is_string()) return reader.Bad(key, name, "is not a name");
+    *names->Add() = name.get<std::string>();
+  }
+  std::sort(names->begin(), names->end());
+}
+
+template <typename T>
+void ReadPattern(JsonReader& reader, const char* key, google::protobuf::Map<std::string, T>* pattern) {
+  const Json* value = reader.Find(key);
+  if (value == nullptr) return;
+  if (!value->is_object()) return reader.Bad(key, *value, "is not an object");
+  for (const auto& [name, number] : value->items()) {
+    if (!number.is_number()) return reader.Bad(key, number, "is not a number");
+    if (std::is_integral_v<T> && !number.is_number_integer()) return reader.Bad(key, number, "is not a whole number");
+    (*pattern)[name] = number.template get<T>();
+  }
+}
+
+}  // namespace
+
+absl::StatusOr<PeftConfig> ReadPeftConfig(const std::string& folder) {
+  const std::string path = absl::StrCat(folder, "/", kPeftConfigName);
+  ASSIGN_OR_RETURN(const Json json, ReadJsonObject(path));
+  std::vector<std::string> problems;
+  JsonReader reader(json, "", &problems);
+  PeftConfig config;
+  AdapterConfig& adapter = config.adapter;
+  if (reader.Text("peft_type") != "LORA")
+    return Error(ExitCode::kData, path, ": peft_type is \"", reader.Text("peft_type"), "\"; only LORA can be read");
+  reader.Require("task_type", "CAUSAL_LM", "is another task than CAUSAL_LM");
+  config.base = reader.Text("base_model_name_or_path");
+  adapter.set_r(reader.Integer("r").value_or(8));
+  adapter.set_lora_alpha(reader.Number("lora_alpha").value_or(8));
+  ReadNames(reader, "target_modules", adapter.mutable_target_modules(), [&](const std::string& text, const Json&) {
+    text == "all-linear" ? adapter.add_target_modules(text) : adapter.set_target_modules_regex(text);
+  });
+  ReadNames(reader, "exclude_modules", adapter.mutable_exclude_modules(), [&](const std::string&, const Json& value) {
+    reader.Bad("exclude_modules", value, "is a regular expression; only a list of names can be read");
+  });
+  ReadNames(reader, "modules_to_save", adapter.mutable_modules_to_save(), [&](const std::string&, const Json& value) {
+    reader.Bad("modules_to_save", value, "is not a list of names");
+  });
+  ReadPattern(reader, "rank_pattern", adapter.mutable_rank_pattern());
+  ReadPattern(reader, "alpha_pattern", adapter.mutable_alpha_pattern());
+  adapter.set_use_rslora(reader.Bool("use_rslora").value_or(false));
+  adapter.set_use_dora(reader.Bool("use_dora").value_or(false));
+  if (const auto dropout = reader.Number("lora_dropout"); dropout.has_value()) adapter.set_lora_dropout(*dropout);
+  reader.Require("bias", "none", "trains biases, which cannot be read");
+  reader.Require("fan_in_fan_out", false, "is for transposed weights, which no family here has");
+  if (const Json* start = reader.Find("init_lora_weights"); start != nullptr && start->is_string()) {
+    const std::string method = start->get<std::string>();
+    if (method != "gaussian" && method != "orthogonal" && method != "eva")
+      reader.Bad("init_lora_weights", *start,
+                 "changed the base model too; save the adapter converted to plain LoRA "
+                 "(path_initial_model_for_weight_conversion)");
+  }
+  config.weights_tied = reader.Bool("ensure_weight_tying").value_or(false);
+  for (const char* key : kWithoutEffect) reader.Find(key);
+  for (const std::string& key : reader.Rest()) {
+    if (!SaysNothing(json.at(key))) reader.Bad(key, json.at(key), "is not understood and may change the adapter");
+  }
+  if (problems.empty()) return config;
+  return Error(ExitCode::kData, path, ": ", absl::StrJoin(problems, "; "));
+}
+
+std::string WritePeftConfig(const PeftConfig& config, const std::vector<std::string>& targets) {
+  const AdapterConfig& a = config.adapter;
+  const auto names = [](const auto& list) {
+    return list.empty() ? Json() : Json(std::vector<std::string>(list.begin(), list.end()));
+  };
+  Json json;  // keys sorted, as PEFT writes them
+  json["base_model_name_or_path"] = config.base.empty() ? Json() : Json(config.base);
+  json["bias"] = "none";
+  if (a.modules_to_save_size() > 0) json["ensure_weight_tying"] = config.weights_tied;
+  json["fan_in_fan_out"] = false;
+  json["inference_mode"] = true;
+  json["init_lora_weights"] = true;
+  json["lora_alpha"] = a.lora_alpha();
+  if (a.lora_alpha() == static_cast<double>(static_cast<int64_t>(a.lora_alpha())))
+    json["lora_alpha"] = static_cast<int64_t>(a.lora_alpha());
+  json["lora_dropout"] = a.lora_dropout();
+  json["modules_to_save"] = names(a.modules_to_save());
+  json["peft_type"] = "LORA";
+  json["r"] = a.r();
+  json["task_type"] = "CAUSAL_LM";
+  json["use_dora"] = a.use_dora();
+  json["use_rslora"] = a.use_rslora();
+  json["target_modules"] = targets;
+  json["rank_pattern"] = Json::object();
+  json["alpha_pattern"] = Json::object();
+  for (const auto& [key, r] : a.rank_pattern()) json["rank_pattern"][key] = r;
+  for (const auto& [key, alpha] : a.alpha_pattern()) json["alpha_pattern"][key] = alpha;
+  return json.dump(2) + "\n";
+}
+
+std::string ToPeftName(const std::string& canonical) { return kPrefix + canonical; }
+
+std::string FromPeftName(const std::string& name) {
+  return absl::StartsWith(name, kPrefix) ? name.substr(sizeof(kPrefix) - 1) : "";
+}
+
+void ResolveAdapterConfig(AdapterConfig* adapter, std::vector<std::string>* problems) {
+  if (!adapter->has_from()) return;
+  const absl::StatusOr<PeftConfig> file = ReadPeftConfig(adapter->from());
+  if (!file.ok()) {
+    problems->push_back(absl::StrCat("adapter.from: ", file.status().message()));
+    return;
+  }
+  AdapterConfig merged = file->adapter;
+  // Training's own.
+  merged.set_from(adapter->from());
+  merged.clear_lora_dropout();
+  if (adapter->has_lora_dropout()) merged.set_lora_dropout(adapter->lora_dropout());
+  if (adapter->has_loraplus_lr_ratio()) merged.set_loraplus_lr_ratio(adapter->loraplus_lr_ratio());
+  if (adapter->has_init_lora_weights())
+    problems->push_back("adapter.init_lora_weights: is set beside adapter.from, which gives the values; remove one");
+  const google::protobuf::Reflection& reflection = *adapter->GetReflection();
+  std::vector<const google::protobuf::FieldDescriptor*> set;
+  reflection.ListFields(*adapter, &set);
+  for (const google::protobuf::FieldDescriptor* field : set) {
+    if (field->name() == "init_lora_weights") continue;
+    google::protobuf::util::MessageDifferencer differ;
+    differ.set_repeated_field_comparison(google::protobuf::util::MessageDifferencer::AS_SET);
+    if (!differ.CompareWithFields(*adapter, merged, {field}, {field}))
+      problems->push_back(absl::StrCat("adapter.", field->name(), ": differs from what ", adapter->from(), "/",
+                                       kPeftConfigName,
+                                       " says; remove it, or start a new adapter without adapter.from"));
+  }
+  *adapter = merged;
+}
+
+}  // namespace trireme

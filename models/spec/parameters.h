@@ -1,0 +1,83 @@
+// models/spec/parameters.h
+// The parameters of each unit, in the order of its buffer, under the names of Hugging Face's Llama checkpoints. What
+// other families call them, and how they store them: models/spec/weight_table.h.
+#ifndef TRIREME_MODELS_SPEC_PARAMETERS_H_
+#define TRIREME_MODELS_SPEC_PARAMETERS_H_
+
+#include <string>
+#include <vector>
+
+#include "models/spec/decoder_spec.h"
+#include "parallel/sharding/parameter_buffer.h"
+
+namespace trireme {
+
+constexpr char kEmbeddingName[] = "model.embed_tokens";
+constexpr char kPositionsName[] = "model.embed_positions";
+
+// Indices into `parameters`; -1: the model has none. q, gate and q_bias begin fused groups.
+struct BlockParameters {
+  std::vector<ParameterSpec> parameters;
+  int input_norm = -1, q = -1, q_bias = -1, q_norm = -1, k_norm = -1, o = -1, o_bias = -1;
+  int post_attention_norm = -1;  // of what attention adds
+  int mlp_norm = -1, gate = -1, down = -1;
+  int post_mlp_norm = -1;  // of what the MLP adds
+  // Of a GPT block, whose MLP has no gate.
+  int input_norm_bias = -1, mlp_norm_bias = -1, up = -1, up_bias = -1, down_bias = -1;
+};
+
+// The adapters of one fused group of a block, or of the head. `base` and its members' rows are indices into the unit's
+// own parameters, the others into UnitAdapters.parameters.
+struct GroupAdapter {
+  int base = -1;       // the group's first parameter
+  int a = -1;          // the first of the stacked A
+  int initial_a = -1;  // PiSSA: the first of the stacked A as training began
+  struct Member {
+    int base = -1, b = -1, magnitude = -1;
+    int initial_b = -1;  // PiSSA
+    int64_t rank = 0;
+    double scale = 1;
+  };
+  std::vector<Member> members;
+};
+
+// Named as PEFT names them, without its prefix: "model.layers.0.self_attn.q_proj.lora_A.weight".
+struct UnitAdapters {
+  std::vector<ParameterSpec> parameters;
+  std::vector<GroupAdapter> groups;
+};
+// base: a block's parameters or HeadParameters().
+UnitAdapters MakeUnitAdapters(const DecoderSpec& spec, const std::vector<ParameterSpec>& base);
+
+// What an adapter can be put on, and what can be trained whole: names of modules, without ".weight". An untied head is
+// both.
+std::vector<std::string> LinearModules(const DecoderSpec& spec);
+std::vector<std::string> WholeModules(const DecoderSpec& spec);
+
+// Sets spec->adapter; what does not fit is added to `problems`. seed: of dropout.
+void PutAdapter(const AdapterConfig& config, uint64_t seed, DecoderSpec* spec, std::vector<std::string>* problems);
+
+// Matrices of a fused group are quantized all or none.
+BlockParameters MakeBlockParameters(const DecoderSpec& spec, int64_t layer);
+std::vector<ParameterSpec> EmbeddingParameters(const DecoderSpec& spec);
+std::vector<ParameterSpec> PositionParameters(const DecoderSpec& spec);  // none unless positions are learned
+std::vector<ParameterSpec> HeadParameters(const DecoderSpec& spec);      // the norm; untied: then the head, the last
+
+// Whether a matrix of this name is quantized: a linear layer of a block that skip_modules does not name.
+bool QuantizedByName(const std::string& name, const QuantizationConfig& quantization);
+
+// What is wrong with quantizing these layers: groups that are named in part, names of nothing.
+void CheckUnquantized(const DecoderSpec& spec, std::vector<std::string>* problems);
+
+// Every parameter of the model, in its order, without those of adapters; and by units: embedding (with positions),
+// blocks, head.
+std::vector<std::vector<ParameterSpec>> UnitParameters(const DecoderSpec& spec);
+std::vector<ParameterSpec> DecoderParameters(const DecoderSpec& spec);
+std::vector<ParameterSpec> AdapterParameters(const DecoderSpec& spec);  // likewise
+int64_t NumTrainableParameters(const DecoderSpec& spec);
+int64_t Numel(const ParameterSpec& parameter);
+int64_t NumParameters(const DecoderSpec& spec);  // elements; a tied matrix once
+
+}  // namespace trireme
+
+#endif  // TRIREME_MODELS_SPEC_PARAMETERS_H_

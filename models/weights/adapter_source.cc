@@ -1,0 +1,414 @@
+// Long because directories of PEFT and checkpoints of our own become one thing, which is loaded, continued and written
+// as a directory again: the rules for names, copies of base weights and PiSSA's factors hold in both directions.
+#include "models/weights/adapter_source.h"
+
+#include <ATen/TensorOperators.h>
+#include <ATen/ops/cat.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/equal.h>
+#include <ATen/ops/linalg_vector_norm.h>
+#include <ATen/ops/mm.h>
+#include <absl/strings/match.h>
+#include <absl/strings/str_join.h>
+#include <absl/strings/str_replace.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <filesystem>
+#include <map>
+#include <set>
+
+#include "launch/base/file.h"
+#include "launch/base/log.h"
+#include "models/formats/hf/peft.h"
+#include "models/spec/parameters.h"
+#include "trainer/loop/checkpointer.h"
+#include "models/weights/sharded_tensors.h"
+#include "models/weights/tensor_mismatch.h"
+
+namespace trireme {
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr char kHeadWeight[] = "lm_head.weight";
+
+// Parts the source's tensors into those that were trained and copies of the base's.
+void FindCopies(AdapterSource* source) {
+  const auto& saved = source->config.modules_to_save();
+  std::vector<SourceTensor> trained;
+  for (SourceTensor& tensor : source->tensors) {
+    const std::string module = ModuleOf(tensor.name);
+    const bool whole =
+        std::any_of(saved.begin(), saved.end(), [&](const std::string& name) { return NamesModule(name, module); });
+    (whole || absl::StrContains(tensor.name, "lora_") ? trained : source->copies).push_back(std::move(tensor));
+  }
+  source->tensors = std::move(trained);
+}
+
+// Of a tied matrix PEFT saves both uses, one of which is dropped.
+absl::Status DropSecondUse(const SafetensorsFile& file, AdapterSource* source) {
+  const SourceTensor *embedding = source->Find(absl::StrCat(kEmbeddingName, ".weight")),
+                     *head = source->Find(kHeadWeight);
+  if (!source->weights_tied || embedding == nullptr || head == nullptr) return absl::OkStatus();
+  const auto bytes = [&](const SourceTensor& tensor) {
+    const auto found = std::find_if(file.entries().begin(), file.entries().end(), [&](const SafetensorsEntry& entry) {
+      return FromPeftName(entry.name) == tensor.name;
+    });
+    return absl::string_view(reinterpret_cast<const char*>(file.data(*found)), found->end - found->begin);
+  };
+  if (embedding->shape != head->shape || embedding->dtype != head->dtype || bytes(*embedding) != bytes(*head))
+    return Error(ExitCode::kData, file.path(), ": ensure_weight_tying is true, but ", head->name, " differs from ",
+                 embedding->name);
+  source->tensors.erase(source->tensors.begin() + (head - source->tensors.data()));
+  return absl::OkStatus();
+}
+
+absl::StatusOr<std::shared_ptr<const AdapterSource>> OpenPeft(const std::string& folder) {
+  ASSIGN_OR_RETURN(const PeftConfig config, ReadPeftConfig(folder));
+  auto source = std::make_shared<AdapterSource>();
+  source->description = absl::StrCat("adapter ", folder);
+  source->config = config.adapter;
+  source->base = config.base;
+  source->weights_tied = config.weights_tied;
+  ASSIGN_OR_RETURN(std::unique_ptr<SafetensorsFile> opened,
+                   SafetensorsFile::Open(absl::StrCat(folder, "/", kPeftWeightsName)));
+  const std::shared_ptr<const SafetensorsFile> file = std::move(opened);
+  for (const SafetensorsEntry& entry : file->entries()) {
+    const std::string name = FromPeftName(entry.name);
+    if (name.empty() || entry.shape.empty() || entry.shape.size() > 2)
+      return Error(ExitCode::kData, file->path(), ": \"", entry.name, "\" is no tensor of a LoRA adapter");
+    const std::optional<at::ScalarType> dtype = FloatTypeOf(entry.dtype);
+    if (!dtype.has_value())
+      return Error(ExitCode::kData, file->path(), ": \"", entry.name, "\" is stored as ", entry.dtype,
+                   "; F32, BF16 and F16 can be read");
+    source->tensors.push_back({name, entry.shape, *dtype});
+  }
+  RETURN_IF_ERROR(DropSecondUse(*file, source.get()));
+  FindCopies(source.get());
+  source->read = [file](const SourceTensor& tensor, const Rectangle& rectangle, const at::Tensor& out) {
+    const auto found = std::find_if(file->entries().begin(), file->entries().end(), [&](const SafetensorsEntry& entry) {
+      return FromPeftName(entry.name) == tensor.name;
+    });
+    // A copy, since elements may lie unaligned in the file.
+    const at::Tensor rows = at::empty({rectangle.size[0], tensor.row_numel()}, at::TensorOptions().dtype(tensor.dtype));
+    const int64_t row_bytes = tensor.row_numel() * rows.element_size();
+    std::memcpy(rows.mutable_data_ptr(), file->data(*found) + rectangle.offset[0] * row_bytes, rows.nbytes());
+    out.copy_(tensor.shape.size() == 2 ? rows.narrow(1, rectangle.offset[1], rectangle.size[1]) : rows);
+    return absl::OkStatus();
+  };
+  return std::shared_ptr<const AdapterSource>(std::move(source));
+}
+
+// PiSSA's s B A - s B0 A0 as a plain adapter of twice the rank and the same scale: [B, -B0] [A; A0].
+void Unite(AdapterSource* source) {
+  AdapterConfig& config = source->config;
+  config.clear_init_lora_weights();
+  const double alphas = config.use_rslora() ? std::sqrt(2.0) : 2;
+  config.set_r(2 * config.r());
+  config.set_lora_alpha(alphas * config.lora_alpha());
+  for (auto& [key, rank] : *config.mutable_rank_pattern()) rank *= 2;
+  for (auto& [key, alpha] : *config.mutable_alpha_pattern()) alpha *= alphas;
+  std::map<std::string, std::pair<SourceTensor, SourceTensor>> factors;  // now, and as training began
+  std::vector<SourceTensor> tensors;
+  for (SourceTensor& tensor : source->tensors) {
+    const SourceTensor* initial = source->Find(InitialFactor(tensor.name));
+    if (initial != nullptr) {
+      factors[tensor.name] = {tensor, *initial};
+      tensor.shape[absl::StrContains(tensor.name, ".lora_A.") ? 0 : 1] *= 2;
+    }
+    if (!absl::StrContains(tensor.name, ".initial_lora_")) tensors.push_back(tensor);
+  }
+  source->tensors = std::move(tensors);
+  source->read = [read = source->read, factors](const SourceTensor& tensor, const Rectangle& r,
+                                                const at::Tensor& out) -> absl::Status {
+    const auto found = factors.find(tensor.name);
+    if (found == factors.end()) return read(tensor, r, out);
+    ASSIGN_OR_RETURN(const at::Tensor now, ReadWhole(read, found->second.first));
+    ASSIGN_OR_RETURN(const at::Tensor initial, ReadWhole(read, found->second.second));
+    const bool is_b = now.size(0) == tensor.shape[0];
+    const at::Tensor both = is_b ? at::cat({now, -initial}, 1) : at::cat({now, initial}, 0);
+    out.copy_(both.narrow(0, r.offset[0], r.size[0]).narrow(1, r.offset[1], r.size[1]));
+    return absl::OkStatus();
+  };
+}
+
+absl::StatusOr<std::shared_ptr<const AdapterSource>> OpenAdapterCheckpoint(const std::string& folder) {
+  ASSIGN_OR_RETURN(const CheckpointManifest manifest, ReadCheckpointManifest(folder, /*verify=*/false, 0, 1));
+  if (!manifest.config().has_adapter())
+    return Error(ExitCode::kConfig, "checkpoint ", folder, ": is of a run that trained no adapter");
+  auto source = std::make_shared<AdapterSource>();
+  source->description = absl::StrCat("checkpoint ", folder);
+  source->config = manifest.config().adapter();
+  source->config.clear_from();
+  source->base = manifest.config().model().from();
+  ASSIGN_OR_RETURN(ShardedTensorReader opened, ShardedTensorReader::Open(folder + "/weights"));
+  const auto reader = std::make_shared<const ShardedTensorReader>(std::move(opened));
+  const at::ScalarType stored = manifest.config().precision().master_weights() ? at::kFloat : at::kBFloat16;
+  for (const auto& [name, shape] : reader->shapes()) source->tensors.push_back({name, shape, stored});
+  source->read = ReaderOf(reader);
+  if (source->config.init_lora_weights() == AdapterConfig::PISSA) Unite(source.get());
+  FindCopies(source.get());
+  return std::shared_ptr<const AdapterSource>(std::move(source));
+}
+
+// What an adapter brings: its own parameters, and the model's that it trains whole.
+std::vector<ParameterSpec> AddedAndTrained(const DecoderSpec& spec) {
+  std::vector<ParameterSpec> parameters = AdapterParameters(spec);
+  for (const ParameterSpec& parameter : DecoderParameters(spec)) {
+    if (parameter.trainable) parameters.push_back(parameter);
+  }
+  return parameters;
+}
+
+// The base's name of a copy.
+std::string BaseName(const SourceTensor& copy, const DecoderSpec& spec) {
+  const std::string name = absl::StrReplaceAll(copy.name, {{".base_layer.", "."}});
+  return spec.tied_embeddings && name == kHeadWeight ? absl::StrCat(kEmbeddingName, ".weight") : name;
+}
+
+bool HasCopy(const AdapterSource& source, const DecoderSpec& spec, const std::string& name) {
+  return std::any_of(source.copies.begin(), source.copies.end(),
+                     [&](const SourceTensor& copy) { return BaseName(copy, spec) == name; });
+}
+
+// Whether the copies of a part of the base's weights are equal to it.
+absl::Status CheckCopies(const AdapterSource& source, const DecoderSpec& spec, const TensorPart& part) {
+  for (const SourceTensor& copy : source.copies) {
+    if (BaseName(copy, spec) != part.name) continue;
+    const at::Tensor ours = part.values.view({part.rectangle.size[0], -1});
+    const at::Tensor theirs = at::empty(ours.sizes(), at::TensorOptions().dtype(copy.dtype));
+    RETURN_IF_ERROR(source.read(copy, part.rectangle, theirs));
+    // Either may have been rounded to fewer bits.
+    const at::Tensor here = ours.cpu();
+    if (at::equal(here.to(copy.dtype), theirs) || at::equal(here, theirs.to(here.scalar_type()))) continue;
+    return Error(ExitCode::kData, source.description, ": ", copy.name,
+                 " differs from the base model's, though modules_to_save does not name it (PEFT writes it where the "
+                 "vocabulary was resized); give the base that it was trained on, or merge it with PEFT");
+  }
+  return absl::OkStatus();
+}
+
+// What a module's update needs.
+struct Update {
+  at::Tensor a, b;        // float32
+  at::Tensor lengths_to;  // DoRA's magnitudes; undefined: none
+  double scale = 1;
+};
+
+absl::StatusOr<at::Tensor> Whole(const AdapterSource& source, const std::string& name) {
+  const SourceTensor* tensor = source.Find(name);
+  if (tensor == nullptr) return Error(ExitCode::kData, source.description, ": has no ", name);
+  ASSIGN_OR_RETURN(const at::Tensor values, ReadWhole(source.read, *tensor));
+  return values.to(at::kFloat);
+}
+
+absl::StatusOr<Update> ReadUpdate(const AdapterSource& source, const std::string& module, const ModuleAdapter& adapter,
+                                  bool dora) {
+  Update update;
+  ASSIGN_OR_RETURN(update.a, Whole(source, module + ".lora_A.weight"));
+  ASSIGN_OR_RETURN(update.b, Whole(source, module + ".lora_B.weight"));
+  if (dora) {
+    ASSIGN_OR_RETURN(update.lengths_to, Whole(source, module + ".lora_magnitude_vector"));
+  }
+  update.scale = adapter.scale;
+  return update;
+}
+
+// Rows of W + s B A, scaled.
+at::Tensor Apply(const Update& update, const at::Tensor& rows, int64_t begin) {
+  const int64_t count = rows.size(0);
+  at::Tensor sum = rows + at::mm(update.b.narrow(0, begin, count), update.a) * update.scale;
+  if (!update.lengths_to.defined()) return sum;
+  const at::Tensor length = at::linalg_vector_norm(sum, 2, at::IntArrayRef{1}, /*keepdim=*/true);
+  return sum * (update.lengths_to.narrow(0, begin, count).unsqueeze(1) / length);
+}
+
+// What target_modules should say so that PEFT finds the same modules. Never an expression: PEFT would try it on what is
+// no linear layer, too.
+std::vector<std::string> TargetNames(const AdapterSpec& adapter, const std::vector<std::string>& linears) {
+  std::set<std::string> last_parts, whole;
+  for (const auto& [module, unused] : adapter.modules) {
+    whole.insert(module);
+    last_parts.insert(LastPart(module));
+  }
+  const bool all = std::all_of(linears.begin(), linears.end(), [&](const std::string& module) {
+    return whole.count(module) > 0 || last_parts.count(LastPart(module)) == 0;
+  });
+  const std::set<std::string>& names = all ? last_parts : whole;
+  return {names.begin(), names.end()};
+}
+
+}  // namespace
+
+const SourceTensor* AdapterSource::Find(const std::string& name) const {
+  const auto found =
+      std::find_if(tensors.begin(), tensors.end(), [&](const SourceTensor& tensor) { return tensor.name == name; });
+  return found == tensors.end() ? nullptr : &*found;
+}
+
+absl::StatusOr<std::shared_ptr<const AdapterSource>> OpenAdapter(const std::string& path) {
+  std::error_code error;
+  if (fs::exists(fs::path(path) / kPeftConfigName, error)) return OpenPeft(path);
+  ASSIGN_OR_RETURN(const std::string checkpoint, CheckpointOf(path));
+  if (!checkpoint.empty()) return OpenAdapterCheckpoint(checkpoint);
+  return Error(ExitCode::kConfig, "adapter ", path, ": is neither a PEFT directory (it has no ", kPeftConfigName,
+               ") nor a run_dir or checkpoint");
+}
+
+absl::StatusOr<DecoderSpec> Adapted(const AdapterSource& source, DecoderSpec spec) {
+  std::vector<std::string> problems;
+  AdapterConfig config = source.config;
+  config.set_from(source.description);  // it exists already
+  PutAdapter(config, /*seed=*/0, &spec, &problems);
+  if (!problems.empty())
+    return Error(ExitCode::kData, source.description, " does not fit the model:\n  ", absl::StrJoin(problems, "\n  "));
+  if (spec.tied_embeddings && !spec.adapter->saved_modules.empty() && !source.weights_tied)
+    return Error(
+        ExitCode::kData, source.description, ": was trained with an embedding of its own beside the model's ",
+        "tied head (modules_to_save without ensure_weight_tying); here the two are one matrix, so merge it with "
+        "PEFT first");
+  TensorMismatch mismatch;
+  std::set<std::string> known;
+  for (const ParameterSpec& parameter : AddedAndTrained(spec)) {
+    known.insert(parameter.name);
+    const SourceTensor* tensor = source.Find(parameter.name);
+    if (tensor == nullptr) {
+      mismatch.missing.push_back(parameter.name);
+    } else {
+      mismatch.CheckShape(parameter.name, tensor->shape, parameter.shape);
+    }
+  }
+  for (const SourceTensor& tensor : source.tensors) {
+    if (known.count(tensor.name) == 0) mismatch.unexpected.push_back(tensor.name);
+  }
+  const std::vector<ParameterSpec> base = DecoderParameters(spec);
+  for (const SourceTensor& copy : source.copies) {
+    const std::string name = BaseName(copy, spec);
+    const auto found =
+        std::find_if(base.begin(), base.end(), [&](const ParameterSpec& parameter) { return parameter.name == name; });
+    if (found == base.end()) {
+      mismatch.unexpected.push_back(copy.name);
+    } else {
+      mismatch.CheckShape(copy.name, copy.shape, found->shape);
+    }
+  }
+  if (mismatch.empty()) return spec;
+  return Error(ExitCode::kData, source.description,
+               ": its tensors are not those that its settings need:", mismatch.ToString());
+}
+
+absl::Status LoadAdapter(const AdapterSource& source, const DecoderSpec& spec, Model& model) {
+  for (ParameterBuffer* buffer : model.buffers()) {
+    if (!source.copies.empty() && !buffer->quantized()) {
+      for (const TensorPart& part : PartsOf(*buffer, buffer->own_weights(), "", /*unique=*/false))
+        RETURN_IF_ERROR(CheckCopies(source, spec, part));
+    }
+    if (!buffer->trainable()) continue;
+    for (const TensorPart& part : PartsOf(*buffer, buffer->own_weights(), "", /*unique=*/false)) {
+      const SourceTensor* tensor = source.Find(part.name);
+      if (tensor == nullptr) continue;  // a frozen parameter beside a trained one; Adapted() checked the rest
+      RETURN_IF_ERROR(source.read(*tensor, part.rectangle, part.values.view({part.rectangle.size[0], -1})));
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<ExportSource> Merged(const ExportSource& base, std::shared_ptr<const AdapterSource> adapter,
+                                    const DecoderSpec& plain, bool keep_dtype) {
+  ASSIGN_OR_RETURN(const DecoderSpec spec, Adapted(*adapter, plain));
+  for (const SourceTensor& tensor : base.weights.tensors) {
+    if (!HasCopy(*adapter, spec, tensor.name)) continue;
+    int64_t row = 0;
+    const auto compare = [&](const at::Tensor& piece) {
+      TensorPart part{tensor.name, tensor.shape, {}, piece};
+      const int64_t rows = piece.numel() / tensor.row_numel();
+      part.rectangle = {{row}, {rows}};
+      if (tensor.shape.size() == 2) part.rectangle = {{row, 0}, {rows, tensor.row_numel()}};
+      row += rows;
+      return CheckCopies(*adapter, spec, part);
+    };
+    RETURN_IF_ERROR(ReadPieces(base.weights, tensor, /*multiple=*/1, compare));
+  }
+  ExportSource merged = base;
+  merged.description = absl::StrCat(base.description, " + ", adapter->description);
+  merged.adapter = nullptr;
+  merged.weights.quantized.clear();
+  for (SourceTensor& tensor : merged.weights.tensors) {
+    const bool changed = spec.adapter->Find(tensor.name) != nullptr || adapter->Find(tensor.name) != nullptr;
+    if (changed && !keep_dtype) tensor.dtype = at::kFloat;
+  }
+  merged.weights.read = [base = base.weights, adapter, specification = spec.adapter](
+                            const SourceTensor& tensor, const Rectangle& r, const at::Tensor& out) -> absl::Status {
+    // A module that was trained whole.
+    if (const SourceTensor* whole = adapter->Find(tensor.name); whole != nullptr) return adapter->read(*whole, r, out);
+    const SourceTensor& stored = *std::find_if(base.tensors.begin(), base.tensors.end(),
+                                               [&](const SourceTensor& other) { return other.name == tensor.name; });
+    const ModuleAdapter* module = specification->Find(tensor.name);
+    if (module == nullptr) return base.read(stored, r, out);
+    ASSIGN_OR_RETURN(const Update update,
+                     ReadUpdate(*adapter, ModuleOf(tensor.name), *module, specification->config.use_dora()));
+    // Whole rows: DoRA scales them to a length.
+    const at::Tensor rows = at::empty({r.size[0], tensor.row_numel()}, at::TensorOptions().dtype(at::kFloat));
+    RETURN_IF_ERROR(base.read(stored, {{r.offset[0], 0}, {r.size[0], tensor.row_numel()}}, rows));
+    out.copy_(Apply(update, rows, r.offset[0]).narrow(1, r.offset[1], r.size[1]));
+    return absl::OkStatus();
+  };
+  return merged;
+}
+
+absl::Status WritePeftDirectory(const AdapterSource& source, const DecoderSpec& plain, const std::string& folder) {
+  ASSIGN_OR_RETURN(const DecoderSpec spec, Adapted(source, plain));
+  std::set<std::string> wanted;
+  for (const ParameterSpec& parameter : AddedAndTrained(spec)) wanted.insert(parameter.name);
+  std::vector<SafetensorsEntry> entries;
+  // Of a tied matrix PEFT wants both uses.
+  const std::string embedding = absl::StrCat(kEmbeddingName, ".weight");
+  const bool twice = spec.tied_embeddings && wanted.count(embedding) > 0;
+  if (twice) wanted.insert(kHeadWeight);
+  const auto find = [&](const std::string& name) -> const SourceTensor& {
+    return *source.Find(twice && name == kHeadWeight ? embedding : name);
+  };
+  for (const std::string& name : wanted) {
+    const SourceTensor& tensor = find(name);
+    SafetensorsEntry entry;
+    entry.name = ToPeftName(name);
+    entry.dtype = SafetensorsName(tensor.dtype);
+    entry.shape = tensor.shape;
+    entries.push_back(std::move(entry));
+  }
+  const auto produce = [&](const SafetensorsEntry& entry, FileWriter& writer) -> absl::Status {
+    const SourceTensor& tensor = find(FromPeftName(entry.name));
+    ASSIGN_OR_RETURN(const at::Tensor values, ReadWhole(source.read, tensor));
+    return writer.Append(values.const_data_ptr(), values.nbytes());
+  };
+  RETURN_IF_ERROR(
+      WriteSafetensors(absl::StrCat(folder, "/", kPeftWeightsName), entries, {{"format", "pt"}}, produce).status());
+  const PeftConfig config = {source.config, source.base, source.weights_tied};
+  RETURN_IF_ERROR(WriteFileAtomically(absl::StrCat(folder, "/", kPeftConfigName),
+                                      WritePeftConfig(config, TargetNames(*spec.adapter, LinearModules(spec)))));
+  RETURN_IF_ERROR(SyncDirectory(folder));
+  // What is on disk reads back as the same adapter.
+  ASSIGN_OR_RETURN(const auto again, OpenPeft(folder));
+  return Adapted(*again, plain).status();
+}
+
+std::vector<std::string> VllmRefusals(const AdapterSpec& spec) {
+  std::vector<std::string> refusals;
+  const AdapterConfig& c = spec.config;
+  if (c.use_dora()) refusals.push_back("use_dora: vLLM has no DoRA; merge the adapter");
+  if (c.modules_to_save_size() > 0) refusals.push_back("modules_to_save: vLLM refuses adapters that have it; merge it");
+  if (c.rank_pattern_size() > 0 || c.alpha_pattern_size() > 0)
+    refusals.push_back("rank_pattern and alpha_pattern: vLLM does not read them; use one rank and alpha, or merge");
+  constexpr int64_t kRanks[] = {8, 16, 32, 64, 128, 256, 320, 512};
+  int64_t rank = 0;
+  for (const auto& [module, adapter] : spec.modules) rank = std::max(rank, adapter.rank);
+  const auto limit = std::find_if(std::begin(kRanks), std::end(kRanks), [&](int64_t r) { return r >= rank; });
+  if (limit == std::end(kRanks)) refusals.push_back(absl::StrCat("r: ", rank, " exceeds vLLM's largest rank of 512"));
+  if (limit != std::end(kRanks) && *limit > 16)
+    refusals.push_back(absl::StrCat("r: ", rank, " needs vLLM's flag --max-lora-rank ", *limit));
+  return refusals;
+}
+
+}  // namespace trireme

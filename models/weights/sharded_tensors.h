@@ -1,0 +1,80 @@
+// models/weights/sharded_tensors.h
+// Tensors of which each rank holds rectangles, in folders of safetensors files that PyTorch's
+// torch.distributed.checkpoint reads (HuggingFaceStorageReader): metadata DCP_SHARDING_INFO gives every key's offsets;
+// a key stands once per file, so the up to three rectangles a rank owns of a tensor go into up to three files.
+#ifndef TRIREME_MODELS_WEIGHTS_SHARDED_TENSORS_H_
+#define TRIREME_MODELS_WEIGHTS_SHARDED_TENSORS_H_
+
+#include <ATen/core/Tensor.h>
+
+#include <map>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "models/formats/base/safetensors.h"
+#include "parallel/sharding/parameter_buffer.h"
+#include "parallel/sharding/rectangle.h"
+#include "models/weights/checkpoint.pb.h"
+
+namespace trireme {
+
+// "F32", "BF16", "F16" as safetensors files name them, and back; nullopt for the other types.
+const char* SafetensorsName(at::ScalarType dtype);
+std::optional<at::ScalarType> FloatTypeOf(const std::string& safetensors_dtype);
+
+// One rectangle on this rank: `values` is a flat view of its elements, on any device.
+struct TensorPart {
+  std::string name;
+  std::vector<int64_t> shape;  // of the whole tensor
+  Rectangle rectangle;
+  at::Tensor values;  // [rectangle.numel()], float32 or bfloat16
+};
+
+// Elements [begin, end) of the flattened rectangle() of a parameter, which stand in `values` [end - begin].
+std::vector<TensorPart> PartsOfElements(const ParameterBuffer& buffer, int parameter, int64_t begin, int64_t end,
+                                        const at::Tensor& values);
+
+// The rectangles of a buffer's own tensor (own weights or optimizer state), named NAME or NAME.suffix. unique: only
+// what this rank saves. None where `own` is undefined: a quantized buffer has no weights that could be written as they
+// are.
+std::vector<TensorPart> PartsOf(const ParameterBuffer& buffer, const at::Tensor& own, const std::string& suffix,
+                                bool unique);
+
+// Writes this rank's parts into `folder` (which exists) as shard-RRRRR-K.safetensors. Returns the files, paths relative
+// to folder's parent. Not collective.
+absl::StatusOr<std::vector<CheckpointFile>> WriteParts(const std::string& folder, int rank,
+                                                       const std::vector<TensorPart>& parts);
+
+// A folder of such files (or of plain safetensors files: each key is then whole), opened for reading.
+class ShardedTensorReader {
+ public:
+  static absl::StatusOr<ShardedTensorReader> Open(const std::string& folder);
+
+  // Fills part.values from the rectangles that overlap it, reading only those bytes. Missing elements, another shape or
+  // dtype are errors.
+  absl::Status Read(const TensorPart& part) const;
+
+  // Of tensors, by Read() so far.
+  int64_t bytes_read() const { return bytes_read_; }
+
+  // Global shapes by name: max(offset + size) over the files.
+  const std::map<std::string, std::vector<int64_t>>& shapes() const { return shapes_; }
+
+ private:
+  struct Source {
+    const SafetensorsFile* file;
+    const SafetensorsEntry* entry;
+    Rectangle rectangle;
+  };
+  std::string folder_;
+  std::vector<std::unique_ptr<SafetensorsFile>> files_;
+  std::map<std::string, std::vector<Source>> sources_;
+  std::map<std::string, std::vector<int64_t>> shapes_;
+  mutable int64_t bytes_read_ = 0;
+};
+
+}  // namespace trireme
+
+#endif  // TRIREME_MODELS_WEIGHTS_SHARDED_TENSORS_H_

@@ -1,0 +1,35 @@
+// parallel/comm/agreement.h
+// When one rank fails, all ranks must know, and one of them says why.
+#ifndef TRIREME_PARALLEL_COMM_AGREEMENT_H_
+#define TRIREME_PARALLEL_COMM_AGREEMENT_H_
+
+#include <string>
+
+#include "launch/base/status.h"
+#include "parallel/comm/process_group.h"
+
+namespace trireme {
+
+// Collective. OK when all ranks are OK; otherwise the error of the lowest failing rank, on every rank, marked as
+// agreed.
+absl::Status Agree(ProcessGroup& world, const absl::Status& local);
+
+// Marks an error that every rank computed alike, without communication.
+absl::Status MarkAgreed(const absl::Status& status);
+bool IsAgreed(const absl::Status& status);
+
+// Collective. Every rank's bytes, in rank order.
+std::vector<std::string> GatherBytes(ProcessGroup& world, const std::string& bytes);
+
+// Collective. Rank 0's bytes on every rank.
+std::string BroadcastBytes(ProcessGroup& world, const std::string& bytes);
+
+// Ends all ranks with an agreed error: rank 0 prints it, then all exit with its code. Collective.
+[[noreturn]] void FailTogether(ProcessGroup& world, const absl::Status& status);
+
+// Agree(), and FailTogether() where a rank failed.
+void FailUnlessAgreed(ProcessGroup& world, const absl::Status& local);
+
+}  // namespace trireme
+
+#endif  // TRIREME_PARALLEL_COMM_AGREEMENT_H_

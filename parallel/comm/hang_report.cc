@@ -1,0 +1,228 @@
+#include "parallel/comm/hang_report.h"
+
+#include <absl/strings/str_join.h>
+
+#include <algorithm>
+#include <nlohmann/json.hpp>
+#include <tuple>
+
+#include "launch/base/log.h"
+
+namespace trireme {
+namespace {
+
+using Json = nlohmann::ordered_json;
+using Operation = RankReport::Operation;
+
+// "rank 1" or "ranks 0, 2, 3"; long lists are cut.
+std::string Ranks(const std::vector<int>& ranks) {
+  constexpr size_t kShown = 16;
+  std::string text = absl::StrCat(ranks.size() == 1 ? "rank " : "ranks ",
+                                  absl::StrJoin(ranks.begin(), ranks.begin() + std::min(ranks.size(), kShown), ", "));
+  if (ranks.size() > kShown) absl::StrAppend(&text, " and ", ranks.size() - kShown, " more");
+  return text;
+}
+
+std::string Verb(const std::vector<int>& ranks, const char* one, const char* several) {
+  return ranks.size() == 1 ? one : several;
+}
+
+std::string Name(const Operation& operation) {
+  return absl::StrCat(operation.operation, " #", operation.sequence, " of group ", operation.group);
+}
+
+// Identifies an operation over ranks: two groups may share their name, but then not their members.
+using Place = std::tuple<std::string, std::vector<int>, int64_t>;
+
+std::vector<int> MembersOf(const RankReport& report, const std::string& group) {
+  const auto members = report.members.find(group);
+  return members == report.members.end() ? std::vector<int>() : members->second;
+}
+
+Place PlaceOf(const RankReport& report, const Operation& operation) {
+  return {operation.group, MembersOf(report, operation.group), operation.sequence};
+}
+
+// Whether `report`'s rank should have come to the operation that `waiting` waits in and did not.
+bool Missed(const RankReport& report, const RankReport& waiting, const Operation& operation) {
+  const std::vector<int> members = MembersOf(waiting, operation.group);
+  if (!members.empty() && std::find(members.begin(), members.end(), report.rank) == members.end()) return false;
+  const auto entered = report.entered.find(operation.group);
+  return entered == report.entered.end() ? !members.empty() : entered->second < operation.sequence;
+}
+
+struct Sorted {
+  std::vector<int> missing, idle, waiting;
+  std::map<Place, std::vector<int>> places;  // of the oldest operation each rank waits in
+};
+
+Sorted Sort(const std::map<int, RankReport>& reports, int world_size) {
+  Sorted sorted;
+  for (int rank = 0; rank < world_size; ++rank) {
+    const auto report = reports.find(rank);
+    if (report == reports.end()) {
+      sorted.missing.push_back(rank);
+    } else if (report->second.blocking.empty()) {
+      sorted.idle.push_back(rank);
+    } else {
+      sorted.waiting.push_back(rank);
+      sorted.places[PlaceOf(report->second, report->second.blocking[0])].push_back(rank);
+    }
+  }
+  return sorted;
+}
+
+// "ranks 0, 2 wait in all_gather #17 of group data_shard; rank 3 waits in ...".
+std::string WhoWaitsWhere(const std::map<int, RankReport>& reports, const Sorted& sorted) {
+  std::vector<std::string> parts;
+  for (const auto& [place, ranks] : sorted.places) {
+    const Operation& operation = reports.at(ranks[0]).blocking[0];
+    parts.push_back(absl::StrCat(Ranks(ranks), Verb(ranks, " waits", " wait"), " in ", Name(operation), " (",
+                                 HumanBytes(operation.bytes), ")"));
+  }
+  return absl::StrJoin(parts, "; ");
+}
+
+// The verdict on one rank that is in no communication.
+std::string VerdictOnIdle(const RankReport& idle, const std::map<int, RankReport>& reports, const Sorted& sorted) {
+  const std::string silent =
+      absl::StrCat("it has been silent for ", HumanSeconds(idle.silent_seconds), " in ", idle.phase);
+  for (const auto& [place, ranks] : sorted.places) {
+    const RankReport& waiting = reports.at(ranks[0]);
+    const Operation& operation = waiting.blocking[0];
+    if (!Missed(idle, waiting, operation)) continue;
+    return absl::StrCat("rank ", idle.rank, " never entered ", Name(operation), " (", silent, "); ", Ranks(ranks),
+                        Verb(ranks, " waits", " wait"), " there");
+  }
+  return absl::StrCat("rank ", idle.rank, " is in no communication (", silent, ")");
+}
+
+// Ranks that came to the same place of a group with different calls; empty if there are none.
+std::string DifferentCalls(const std::map<int, RankReport>& reports, const Sorted& sorted) {
+  for (const auto& [place, ranks] : sorted.places) {
+    const Operation& first = reports.at(ranks[0]).blocking[0];
+    std::map<std::string, std::vector<int>> calls;
+    for (int rank : ranks) {
+      const Operation& operation = reports.at(rank).blocking[0];
+      // What two pipeline ranks exchange may differ in size.
+      const bool size_counts = operation.operation != "exchange" || first.operation != "exchange";
+      calls[size_counts ? absl::StrCat(operation.operation, " of ", operation.bytes, " B") : operation.operation]
+          .push_back(rank);
+    }
+    if (calls.size() < 2) continue;
+    std::vector<std::string> parts;
+    for (const auto& [call, callers] : calls) parts.push_back(absl::StrCat(Ranks(callers), ": ", call));
+    return absl::StrCat("ranks called different collectives as #", first.sequence, " of group ", first.group, ": ",
+                        absl::StrJoin(parts, "; "));
+  }
+  return "";
+}
+
+}  // namespace
+
+RankReport MakeRankReport(int rank, const std::string& host, const std::string& alarm, const OperationLog& log) {
+  const OperationSnapshot snapshot = log.Snapshot();
+  RankReport report;
+  report.rank = rank;
+  report.alarm = alarm;
+  report.host = host;
+  report.phase = snapshot.phase;
+  report.silent_seconds = snapshot.silent_seconds;
+  for (const OperationRecord& record : snapshot.blocking) {
+    report.blocking.push_back({record.group, record.operation, record.sequence, record.bytes,
+                               snapshot.now - (record.waiting > 0 ? record.waiting : record.started)});
+  }
+  report.entered = snapshot.entered;
+  report.members = snapshot.members;
+  report.description = log.Describe(16);
+  return report;
+}
+
+std::string ToJson(const RankReport& report) {
+  Json blocking = Json::array();
+  for (const Operation& operation : report.blocking) {
+    blocking.push_back({{"group", operation.group},
+                        {"operation", operation.operation},
+                        {"sequence", operation.sequence},
+                        {"bytes", operation.bytes},
+                        {"seconds", operation.seconds}});
+  }
+  const Json json = {{"rank", report.rank},
+                     {"alarm", report.alarm},
+                     {"host", report.host},
+                     {"phase", report.phase},
+                     {"silent_seconds", report.silent_seconds},
+                     {"blocking", blocking},
+                     {"entered", report.entered},
+                     {"members", report.members},
+                     {"description", report.description}};
+  return json.dump(1, ' ', false, Json::error_handler_t::replace) + "\n";
+}
+
+absl::StatusOr<RankReport> RankReportFromJson(const std::string& text) {
+  const Json json = Json::parse(text, nullptr, /*allow_exceptions=*/false);
+  try {
+    RankReport report;
+    json.at("rank").get_to(report.rank);
+    json.at("alarm").get_to(report.alarm);
+    json.at("host").get_to(report.host);
+    json.at("phase").get_to(report.phase);
+    json.at("silent_seconds").get_to(report.silent_seconds);
+    for (const Json& entry : json.at("blocking")) {
+      report.blocking.push_back({entry.at("group").get<std::string>(), entry.at("operation").get<std::string>(),
+                                 entry.at("sequence").get<int64_t>(), entry.at("bytes").get<int64_t>(),
+                                 entry.at("seconds").get<double>()});
+    }
+    json.at("entered").get_to(report.entered);
+    json.at("members").get_to(report.members);
+    json.at("description").get_to(report.description);
+    return report;
+  } catch (const Json::exception& error) {
+    return Error(ExitCode::kData, "hang report: not a rank's report: ", error.what());
+  }
+}
+
+std::string Verdict(const std::map<int, RankReport>& reports, int world_size) {
+  const Sorted sorted = Sort(reports, world_size);
+  const std::string waits = WhoWaitsWhere(reports, sorted);
+  if (!sorted.missing.empty()) {
+    return absl::StrCat(Ranks(sorted.missing), Verb(sorted.missing, " does", " do"),
+                        " not answer: stopped, killed, or on a lost machine", waits.empty() ? "" : "; ", waits);
+  }
+  if (sorted.waiting.empty()) {
+    std::vector<std::string> parts;
+    for (int rank : sorted.idle) parts.push_back(absl::StrCat("rank ", rank, " in ", reports.at(rank).phase));
+    parts.resize(std::min<size_t>(parts.size(), 16));
+    return absl::StrCat("no rank waits for another; all are silent in their own work: ", absl::StrJoin(parts, ", "));
+  }
+  if (!sorted.idle.empty()) {
+    std::vector<std::string> parts;
+    for (int rank : sorted.idle) parts.push_back(VerdictOnIdle(reports.at(rank), reports, sorted));
+    parts.resize(std::min<size_t>(parts.size(), 4));
+    return absl::StrJoin(parts, "; ");
+  }
+  const std::string different = DifferentCalls(reports, sorted);
+  if (!different.empty()) return different;
+  if (sorted.places.size() > 1) return absl::StrCat("ranks wait for each other in different collectives: ", waits);
+  return absl::StrCat("all ranks entered the same operation but it does not end (network?): ", waits);
+}
+
+std::string HangReport(const std::map<int, RankReport>& reports, int world_size) {
+  std::string text = absl::StrCat("hang: ", Verdict(reports, world_size), "\n");
+  const Sorted sorted = Sort(reports, world_size);
+  const std::string waits = WhoWaitsWhere(reports, sorted);
+  if (!waits.empty()) absl::StrAppend(&text, "waiting: ", waits, "\n");
+  if (!sorted.idle.empty()) absl::StrAppend(&text, "in no communication: ", Ranks(sorted.idle), "\n");
+  if (!sorted.missing.empty()) absl::StrAppend(&text, "no answer: ", Ranks(sorted.missing), "\n");
+  std::map<Place, int> told;
+  int described = 0;
+  for (const auto& [rank, report] : reports) {
+    // Of many ranks in the same place two are enough.
+    if (!report.blocking.empty() && ++told[PlaceOf(report, report.blocking[0])] > 2) continue;
+    if (++described > 16) break;
+    absl::StrAppend(&text, "rank ", rank, " on ", report.host, ": ", report.description);
+  }
+  return text;
+}
+
+}  // namespace trireme

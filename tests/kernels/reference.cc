@@ -1,0 +1,87 @@
+#include "tests/kernels/reference.h"
+
+#include <ATen/TensorOperators.h>
+#include <ATen/core/Reduction.h>
+#include <ATen/ops/amax.h>
+#include <ATen/ops/bucketize.h>
+#include <ATen/ops/cat.h>
+#include <ATen/ops/clamp.h>
+#include <ATen/ops/clamp_min.h>
+#include <ATen/ops/cross_entropy_loss.h>
+#include <ATen/ops/erfc.h>
+#include <ATen/ops/from_blob.h>
+#include <ATen/ops/logsumexp.h>
+#include <ATen/ops/matmul.h>
+#include <ATen/ops/rsqrt.h>
+#include <ATen/ops/sigmoid.h>
+#include <ATen/ops/silu.h>
+
+#include <cmath>
+
+namespace trireme::reference {
+
+at::Tensor RmsNorm(const at::Tensor& x, const at::Tensor& weight, double eps) {
+  return x * at::rsqrt(x.pow(2).mean(-1, /*keepdim=*/true) + eps) * weight;
+}
+
+at::Tensor LayerNorm(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias, double eps) {
+  const at::Tensor centered = x - x.mean(-1, /*keepdim=*/true);
+  return centered * at::rsqrt(centered.pow(2).mean(-1, /*keepdim=*/true) + eps) * weight + bias;
+}
+
+at::Tensor GeluOf(const at::Tensor& x, Gelu kind) {
+  // Without the cancellation far below zero: (1 + erf(y)) / 2 = erfc(-y) / 2, (1 + tanh(u)) / 2 = sigmoid(2u).
+  if (kind == Gelu::kErf) return x * at::erfc(x * -M_SQRT1_2) / 2;
+  return x * at::sigmoid(2 * std::sqrt(2 / M_PI) * (x + 0.044715 * x.pow(3)));
+}
+
+at::Tensor Gated(const at::Tensor& gate_up, Activation activation) {
+  const std::vector<at::Tensor> halves = gate_up.chunk(2, 1);
+  const at::Tensor& gate = halves[0];
+  if (activation == Activation::kSilu) return at::silu(gate) * halves[1];
+  // g (1 + tanh(u)) / 2 without its cancellation far below zero.
+  const at::Tensor u = std::sqrt(2 / M_PI) * (gate + 0.044715 * gate.pow(3));
+  return gate * at::sigmoid(2 * u) * halves[1];
+}
+
+at::Tensor Rope(const at::Tensor& heads, const at::Tensor& positions, const RopeTable& table) {
+  const auto wide = [&](const at::Tensor& half) {  // [T, 1, head_dim]
+    const at::Tensor rows = half.to(at::kDouble).index_select(0, positions);
+    return at::cat({rows, rows}, 1).unsqueeze(1);
+  };
+  const std::vector<at::Tensor> halves = heads.chunk(2, 2);
+  return heads * wide(table.cosine) + at::cat({-halves[1], halves[0]}, 2) * wide(table.sine);
+}
+
+HeadSums LossHead(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& targets) {
+  const at::Tensor logits = at::matmul(x, weight.t());
+  constexpr int64_t kIgnored = -1;
+  const at::Tensor counted = targets.ge(0).to(at::kDouble);
+  return {at::cross_entropy_loss(logits, targets.clamp_min(kIgnored), {}, at::Reduction::Sum, kIgnored),
+          (at::logsumexp(logits, 1).pow(2) * counted).sum()};
+}
+
+namespace {
+
+at::Tensor Nf4Codes() {
+  return at::from_blob(const_cast<float*>(kNf4Codes), {16}, at::TensorOptions().dtype(at::kFloat)).clone();
+}
+
+}  // namespace
+
+Nf4 QuantizeNf4(const at::Tensor& x) {
+  const at::Tensor blocks = x.to(at::kFloat).view({-1, kNf4Block});
+  Nf4 nf4;
+  nf4.absmax = blocks.abs().amax(1);
+  const at::Tensor scaled = at::clamp(blocks * (1.0 / at::clamp_min(nf4.absmax, 1e-38)).view({-1, 1}), -1, 1);
+  const at::Tensor codes = Nf4Codes();
+  nf4.codes = at::bucketize(scaled, (codes.narrow(0, 0, 15) + codes.narrow(0, 1, 15)) / 2).view({-1}).to(at::kByte);
+  return nf4;
+}
+
+at::Tensor DequantizeNf4(const Nf4& nf4) {
+  return (Nf4Codes().index_select(0, nf4.codes.to(at::kLong)).view({-1, kNf4Block}) * nf4.absmax.view({-1, 1}))
+      .view({-1});
+}
+
+}  // namespace trireme::reference

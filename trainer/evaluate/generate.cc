@@ -1,0 +1,162 @@
+#include "trainer/evaluate/generate.h"
+
+#include <ATen/ops/zeros.h>
+#include <absl/strings/str_format.h>
+#include <absl/strings/str_join.h>
+
+#include <algorithm>
+#include <cmath>
+#include <iostream>
+#include <nlohmann/json.hpp>
+#include <set>
+
+#include "launch/base/log.h"
+#include "models/formats/base/json_file.h"
+#include "parallel/comm/agreement.h"
+#include "models/source/prompt.h"
+
+namespace trireme {
+namespace {
+
+// The choice of the one rank that makes it, told to all.
+GeneratedToken Choose(Mesh& mesh, const at::Tensor& logits, const SamplingOptions& sampling, uint64_t step) {
+  const auto first = [&](Axis axis) { return mesh.coordinate(axis) == 0; };
+  at::Tensor choice = at::zeros({2}, at::TensorOptions().dtype(at::kDouble));
+  if (logits.defined() && first(Axis::kDataReplicate) && first(Axis::kDataShard) && first(Axis::kContext) &&
+      first(Axis::kTensor)) {
+    const float* row = logits.const_data_ptr<float>();
+    const int64_t id = SampleToken(row, logits.size(1), sampling, step);
+    choice.mutable_data_ptr<double>()[0] = static_cast<double>(id);
+    choice.mutable_data_ptr<double>()[1] = LogProbability(row, logits.size(1), id);
+  }
+  mesh.control().AllReduce(choice, ReduceOp::kSum).Wait();
+  return {static_cast<int64_t>(choice.const_data_ptr<double>()[0]), choice.const_data_ptr<double>()[1]};
+}
+
+absl::StatusOr<std::vector<int64_t>> PromptIds(const GenerateOptions& options, const Session& session) {
+  std::vector<int64_t> ids = options.prompt_ids;
+  if (options.prompt.has_value()) {
+    RETURN_IF_ERROR(session.text.status());
+    std::string text = *options.prompt;
+    if (options.chat) {
+      ASSIGN_OR_RETURN(text, ChatPrompt(session.text->chat_template, options.system, text));
+    } else {
+      ids = session.text->prefix_ids;
+    }
+    std::vector<int32_t> encoded;
+    session.text->tokenizer->Encode(text, &encoded);
+    ids.insert(ids.end(), encoded.begin(), encoded.end());
+  }
+  if (ids.empty())
+    return Error(ExitCode::kConfig, "generate: the prompt has no tokens; give --prompt some text to go on from");
+  const int64_t vocab = session.recipe.model.vocab_size, positions = session.recipe.model.max_positions;
+  for (const int64_t id : ids) {
+    if (id < 0 || id >= vocab)
+      return Error(ExitCode::kConfig, "generate: token id ", id, " is outside the model's vocabulary of ", vocab);
+  }
+  if (static_cast<int64_t>(ids.size()) >= positions)
+    return Error(ExitCode::kConfig, "generate: the prompt has ", ids.size(), " tokens, the model is meant for ",
+                 positions, " in all; shorten it");
+  return ids;
+}
+
+std::set<int64_t> EndIds(const GenerateOptions& options, const Session& session) {
+  if (options.ignore_eos) return {};
+  std::set<int64_t> ids(session.source.ids.eos.begin(), session.source.ids.eos.end());
+  // What Transformers' generate() heeds, where a model directory has it.
+  for (const std::string& folder : session.source.tokenizer_folders) {
+    const absl::StatusOr<nlohmann::json> file = ReadJsonObject(folder + "/generation_config.json");
+    if (!file.ok()) continue;
+    const nlohmann::json eos = file->value("eos_token_id", nlohmann::json());
+    if (eos.is_number_integer()) ids.insert(eos.get<int64_t>());
+    for (const nlohmann::json& id : eos.is_array() ? eos : nlohmann::json::array()) {
+      if (id.is_number_integer()) ids.insert(id.get<int64_t>());
+    }
+  }
+  if (!session.text.ok()) return ids;
+  if (ids.empty()) ids.insert(session.text->tokenizer->end_of_document());
+  if (options.chat) ids.insert(session.text->tokenizer->TokenId("<|im_end|>"));
+  ids.erase(-1);
+  return ids;
+}
+
+absl::Status Run(const GenerateOptions& options, Session& session) {
+  absl::StatusOr<std::vector<int64_t>> prompt = PromptIds(options, session);
+  if (!prompt.ok()) return MarkAgreed(prompt.status());
+  const bool as_text = !options.print_ids && !options.json;
+  if (as_text && !session.text.ok()) return MarkAgreed(session.text.status());
+  const std::set<int64_t> ends = EndIds(options, session);
+  const auto prompt_tokens = static_cast<int64_t>(prompt->size());
+  // The last token is never read again, so it needs no place.
+  const int64_t length = std::min(prompt_tokens + options.max_tokens, session.recipe.model.max_positions);
+  KvCache cache = KvCache::Contiguous(length, session.mesh.device());
+  std::optional<TextStream> stream;
+  if (session.text.ok()) stream.emplace(*session.text->tokenizer);
+  const bool speaks = session.process.rank() == 0;
+  std::vector<int64_t> ids;
+  std::vector<double> log_probabilities;
+  std::string text;
+  bool ended = false;
+  const double start = MonotonicSeconds();
+  double first_token = start;
+  bool finite = true;
+  const auto next = [&](const GeneratedToken& token) {
+    if (ids.empty()) first_token = MonotonicSeconds();
+    session.mesh.log().Beat("generating");
+    finite = std::isfinite(token.log_probability);
+    ended = ends.count(token.id) > 0;
+    if (ended || !finite) return false;
+    ids.push_back(token.id);
+    log_probabilities.push_back(token.log_probability);
+    const std::string piece = stream.has_value() ? stream->Push(token.id) : "";
+    text += piece;
+    if (speaks && as_text) std::cout << piece << std::flush;
+    if (speaks && options.print_ids) std::cout << (ids.size() > 1 ? "," : "") << token.id << std::flush;
+    return true;
+  };
+  GenerateTokens(session.model, session.mesh, cache, *prompt, options.max_tokens, options.sampling, next);
+  if (!finite)
+    return MarkAgreed(Error(ExitCode::kNonFinite, "generate: after ", prompt_tokens + static_cast<int64_t>(ids.size()),
+                            " tokens the model's answer is not a finite number; are its weights?"));
+  const double end = MonotonicSeconds();
+  if (!speaks) return absl::OkStatus();
+  const std::string rest = stream.has_value() ? stream->Finish() : "";
+  const double decoded = std::max<double>(0, static_cast<double>(ids.size()) - (ended ? 0 : 1));
+  const double rate = end > first_token ? decoded / (end - first_token) : 0;
+  if (as_text) std::cout << rest << std::endl;
+  if (options.print_ids) std::cout << std::endl;
+  if (options.json) {
+    nlohmann::ordered_json line = {{"prompt_ids", *prompt},
+                                   {"ids", ids},
+                                   {"log_probabilities", log_probabilities},
+                                   {"finish", ended ? "end" : "length"},
+                                   {"prompt_seconds", first_token - start},
+                                   {"tokens_per_second", rate}};
+    if (stream.has_value()) line["text"] = text + rest;
+    std::cout << line.dump() << std::endl;
+  }
+  Info(absl::StrFormat("prompt: %d tokens in %s; %d tokens after it%s, %.1f tokens/s", prompt_tokens,
+                       HumanSeconds(first_token - start), ids.size(), ended ? " up to the model's own end" : "", rate));
+  if (!ended && static_cast<int64_t>(ids.size()) < options.max_tokens)
+    Info("stopped at the ", session.recipe.model.max_positions, " tokens that the model is meant for");
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+void GenerateTokens(Model& model, Mesh& mesh, KvCache& cache, const std::vector<int64_t>& prompt, int64_t max_tokens,
+                    const SamplingOptions& sampling, const std::function<bool(const GeneratedToken&)>& next) {
+  std::vector<int64_t> fresh = prompt;
+  for (int64_t step = 0; step < max_tokens; ++step) {
+    if (cache.length(0) + static_cast<int64_t>(fresh.size()) > cache.capacity(0)) return;
+    const GeneratedToken token = Choose(mesh, model.Logits({fresh}, cache), sampling, static_cast<uint64_t>(step));
+    if (!next(token)) return;
+    fresh = {token.id};
+  }
+}
+
+absl::Status Generate(const GenerateOptions& options, const Extensions& extensions) {
+  return WithSession(options.session, extensions, [&](Session& session) { return Run(options, session); });
+}
+
+}  // namespace trireme

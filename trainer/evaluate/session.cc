@@ -1,0 +1,143 @@
+#include "trainer/evaluate/session.h"
+
+#include <algorithm>
+#include <filesystem>
+
+#include "configs/config_loader.h"
+#include "data/tokenizer/tokenizer.h"
+#include "launch/base/log.h"
+#include "models/spec/parameters.h"
+#include "parallel/comm/mpi_group.h"
+#include "models/weights/adapter_source.h"
+#include "parallel/comm/agreement.h"
+#include "trainer/loop/train.h"
+
+namespace trireme {
+namespace {
+
+constexpr int64_t kDefaultSequenceLength = 1024;
+
+// What can be done before the ranks depend on each other.
+struct Plan {
+  ExportSource source;
+  Recipe recipe;
+  Corpora corpora;
+  at::Device device = at::kCPU;
+  absl::StatusOr<ModelText> text = absl::UnknownError("");
+};
+
+absl::StatusOr<ModelText> OpenText(const ExportSource& source) {
+  for (const std::string& folder : source.tokenizer_folders) {
+    if (!FindTokenizer(folder).empty()) return OpenModelText(folder, "", TemplateDate::kToday);
+  }
+  if (source.tokenizer_gguf != nullptr && source.tokenizer_gguf->Find("tokenizer.ggml.model") != nullptr)
+    return OpenModelText(source.tokenizer_gguf->path(), "", TemplateDate::kToday);
+  return Error(ExitCode::kData, source.description,
+               ": brings neither tokenizer.json nor tokenizer.model, so text means nothing to it; give and print token "
+               "ids (--prompt-ids, "
+               "--print-ids)");
+}
+
+// A model in use trains nothing; a recipe wants to know all the same.
+void FillTraining(int world, RunConfig* config) {
+  const ParallelConfig& p = config->parallel();
+  const int64_t others = std::max<int64_t>(1, int64_t{p.tensor()} * p.pipeline() * p.context());
+  const int64_t data_ranks = std::max<int64_t>(1, world / others), microbatches = 2 * std::max(1, p.pipeline());
+  config->set_global_batch_size(static_cast<int32_t>(config->micro_batch_size() * data_ranks * microbatches));
+  config->mutable_optimizer()->mutable_sgd();
+  config->mutable_train_for()->set_steps(1);
+  if (config->data().has_sequence_length()) return;
+  // The ranks that share a sequence take equal parts.
+  const int64_t part = std::max<int64_t>(1, int64_t{2} * p.context() * p.tensor());
+  const int64_t wished = std::min<int64_t>(config->model().max_position_embeddings(), kDefaultSequenceLength);
+  config->mutable_data()->set_sequence_length(static_cast<int32_t>(std::max(part, wished / part * part)));
+}
+
+absl::StatusOr<Plan> MakePlan(const SessionOptions& options, const Extensions& extensions, const Process& process) {
+  Plan plan;
+  ASSIGN_OR_RETURN(RunConfig config, LoadConfig({}, options.overrides));
+  if (config.has_model() || config.has_data())
+    return Error(ExitCode::kConfig,
+                 "--set: model and data are SOURCE's and --data's; parallel, precision, kernels and "
+                 "launch can be set");
+  ASSIGN_OR_RETURN(plan.source, OpenExportSource(options.source, extensions.families, nullptr));
+  if (!options.adapter.empty()) {
+    ASSIGN_OR_RETURN(plan.source.adapter, OpenAdapter(options.adapter));
+  }
+  plan.text = OpenText(plan.source);
+  *config.mutable_model() = plan.source.model;
+  config.mutable_model()->clear_from();
+  config.mutable_model()->clear_config();
+  if (plan.source.adapter != nullptr) {
+    ASSIGN_OR_RETURN(const DecoderSpec plain, SpecifyModel(config.model(), extensions.families));
+    ASSIGN_OR_RETURN(const DecoderSpec adapted, Adapted(*plan.source.adapter, plain));
+    *config.mutable_adapter() = ExactConfig(*adapted.adapter);
+    config.mutable_adapter()->clear_from();
+  }
+  *config.mutable_data() = options.data;
+  config.set_micro_batch_size(options.micro_batch_size);
+  FillTraining(process.size(), &config);
+  if (config.data().has_conversations()) {
+    RETURN_IF_ERROR(plan.text.status());
+    config.mutable_data()->mutable_conversations()->set_tokenizer(plan.text->origin);
+  }
+  if (config.data().source_size() > 0 || config.data().has_conversations()) {
+    ASSIGN_OR_RETURN(plan.corpora, OpenCorpora(config));
+  }
+  std::vector<std::string> attention;
+  for (const AttentionBackend& backend : extensions.attention_backends) attention.push_back(backend.name);
+  ASSIGN_OR_RETURN(plan.recipe, MakeRecipe(config, process.size(), extensions.families, attention, plan.corpora.facts));
+  ASSIGN_OR_RETURN(plan.device, SetUpDevice(config.launch(), process));
+  return plan;
+}
+
+absl::Status LoadWeights(const ExportSource& source, const DecoderSpec& spec, Mesh& mesh, Model& model) {
+  const auto of_model = [](const ParameterBuffer& buffer) { return !buffer.specs()[0].added; };
+  RETURN_IF_ERROR(FillWeights(source.weights, mesh, model, of_model));
+  return source.adapter == nullptr ? absl::OkStatus() : LoadAdapter(*source.adapter, spec, model);
+}
+
+absl::Status RunOn(const Plan& plan, const Extensions& extensions, const Process& process, Mesh& mesh,
+                   const std::function<absl::Status(Session&)>& run) {
+  absl::StatusOr<std::unique_ptr<Model>> model = Model::Create(plan.recipe, mesh, extensions);
+  RETURN_IF_ERROR(Agree(mesh.control(), model.status()));
+  const double start = MonotonicSeconds();
+  RETURN_IF_ERROR(Agree(mesh.control(), LoadWeights(plan.source, plan.recipe.model, mesh, **model)));
+  for (ParameterBuffer* buffer : (*model)->buffers()) buffer->Publish(/*converted=*/false);
+  Info(plan.source.description,
+       plan.source.adapter != nullptr ? absl::StrCat(" with ", plan.source.adapter->description) : "", ": ",
+       HumanCount(static_cast<double>(NumParameters(plan.recipe.model))), " parameters on ",
+       plan.recipe.mesh.ToString(), ", loaded in ", HumanSeconds(MonotonicSeconds() - start));
+  Session session{process, plan.source, plan.recipe, plan.corpora, mesh, **model, plan.text};
+  return run(session);
+}
+
+}  // namespace
+
+absl::Status WithSession(const SessionOptions& options, const Extensions& extensions,
+                         const std::function<absl::Status(Session&)>& run) {
+  return WithSessions({options}, extensions, run);
+}
+
+absl::Status WithSessions(const std::vector<SessionOptions>& options, const Extensions& extensions,
+                          const std::function<absl::Status(Session&)>& run) {
+  absl::StatusOr<std::unique_ptr<Process>> started =
+      Process::Start(options.front().expected_ranks, Process::Signals::kDefault);
+  RETURN_IF_ERROR(started.status());
+  const Process& process = **started;
+  OperationLog start_log;
+  const std::shared_ptr<ProcessGroup> everyone = MakeWorldGroup(&start_log);
+  for (const SessionOptions& one : options) {
+    const absl::StatusOr<Plan> plan = MakePlan(one, extensions, process);
+    FailUnlessAgreed(*everyone, plan.status());
+    absl::StatusOr<std::unique_ptr<Mesh>> mesh = Mesh::Create(process, plan->recipe.mesh, plan->device);
+    FailUnlessAgreed(*everyone, mesh.status());
+    const absl::Status status = RunOn(*plan, extensions, process, **mesh, run);
+    if (status.ok()) continue;
+    if (IsAgreed(status)) FailTogether(*everyone, status);
+    FailProcess(status);
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace trireme

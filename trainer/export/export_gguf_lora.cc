@@ -1,0 +1,95 @@
+#include "trainer/export/export_gguf_lora.h"
+
+#include <ATen/TensorOperators.h>
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/index_select.h>
+
+#include "models/formats/gguf/gguf_config.h"
+#include "models/formats/gguf/gguf_writer.h"
+#include "trainer/export/export_gguf.h"
+
+namespace trireme {
+namespace {
+
+// One of the two matrices of a module.
+struct Factor {
+  std::string parameter;  // "....lora_A.weight"
+  bool is_b = false;
+  std::string module;  // "model.layers.0.self_attn.q_proj"
+  double scale = 1;    // of this module, over the file's alpha / rank
+};
+
+absl::StatusOr<at::Tensor> Values(const AdapterSource& adapter, const Factor& factor, const GgufModelFacts& facts) {
+  const SourceTensor& tensor = *adapter.Find(factor.parameter);
+  ASSIGN_OR_RETURN(const at::Tensor stored, ReadWhole(adapter.read, tensor));
+  at::Tensor values = stored.to(at::kFloat);
+  if (!factor.is_b) return values;
+  if (factor.scale != 1) values = values * factor.scale;
+  if (!GgufReordersRows(*facts.architecture, factor.module + ".weight")) return values;
+  at::Tensor order = at::empty({tensor.rows()}, at::TensorOptions().dtype(at::kLong));
+  for (int64_t row = 0; row < tensor.rows(); ++row)
+    order.mutable_data_ptr<int64_t>()[row] = LlamaCanonicalRow(row, facts.head_dim);
+  return at::index_select(values, 0, order);
+}
+
+}  // namespace
+
+absl::Status CheckGgufLora(const ModelConfig& model, const AdapterConfig& adapter) {
+  if (adapter.use_dora() || adapter.modules_to_save_size() > 0) {
+    return Error(ExitCode::kConfig, adapter.use_dora() ? "DoRA's magnitudes" : "modules that are trained whole",
+                 " have no place in llama.cpp's adapters; merge them (format GGUF)");
+  }
+  return GgufFactsOf(model, "").status();
+}
+
+absl::Status WriteGgufLora(const ExportSource& source, const DecoderSpec& plain, const std::string& name,
+                           const std::string& folder) {
+  const AdapterSource& adapter = *source.adapter;
+  ASSIGN_OR_RETURN(const DecoderSpec spec, Adapted(adapter, plain));
+  RETURN_IF_ERROR(Annotate(CheckGgufLora(source.model, adapter.config), absl::StrCat("export: ", adapter.description)));
+  ASSIGN_OR_RETURN(const GgufModelFacts facts, GgufFactsOf(source.model, name));
+  // One alpha stands for the file, each module's rank for itself: what differs goes into B.
+  const double alpha = adapter.config.lora_alpha();
+  std::vector<GgufTensor> tensors;
+  std::vector<Factor> factors;
+  for (const auto& [module, settings] : spec.adapter->modules) {
+    const std::optional<std::string> base = ToGgufName(*facts.architecture, module + ".weight");
+    if (!base.has_value())
+      return Error(ExitCode::kConfig, "export: ", module, " has no name in GGUF files; use --format gguf --merge");
+    for (const bool is_b : {false, true}) {
+      Factor factor;
+      factor.module = module;
+      factor.is_b = is_b;
+      factor.parameter = module + (is_b ? ".lora_B.weight" : ".lora_A.weight");
+      factor.scale = settings.scale / (alpha / static_cast<double>(settings.rank));
+      GgufTensor tensor;
+      tensor.name = *base + (is_b ? ".lora_b" : ".lora_a");
+      tensor.shape = adapter.Find(factor.parameter)->shape;
+      tensors.push_back(std::move(tensor));
+      factors.push_back(std::move(factor));
+    }
+  }
+  const GgufMetadata metadata = {{"general.architecture", std::string(facts.architecture->name)},
+                                 {"general.type", std::string("adapter")},
+                                 {"adapter.type", std::string("lora")},
+                                 {"general.name", name},
+                                 {"general.file_type", static_cast<uint32_t>(0)},
+                                 {"general.quantization_version", static_cast<uint32_t>(2)},
+                                 {"adapter.lora.alpha", static_cast<float>(alpha)}};
+  const std::string path = absl::StrCat(folder, "/", kGgufModelName);
+  ASSIGN_OR_RETURN(const std::unique_ptr<GgufWriter> writer, GgufWriter::Create(path, metadata, tensors));
+  for (const Factor& factor : factors) {
+    ASSIGN_OR_RETURN(const at::Tensor values, Values(adapter, factor, facts));
+    const at::Tensor contiguous = values.contiguous();
+    RETURN_IF_ERROR(writer->Append(contiguous.const_data_ptr<float>(), contiguous.numel()));
+  }
+  RETURN_IF_ERROR(writer->Close().status());
+  // What is on disk reads back as it was meant.
+  ASSIGN_OR_RETURN(const std::unique_ptr<GgufFile> file, GgufFile::Open(path));
+  return file->metadata() == metadata && file->tensors().size() == tensors.size()
+             ? absl::OkStatus()
+             : Error(ExitCode::kStorage, "export: ", path, " does not read back as it was written");
+}
+
+}  // namespace trireme

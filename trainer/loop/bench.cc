@@ -1,0 +1,113 @@
+#include "trainer/loop/bench.h"
+
+#include <algorithm>
+#include <iostream>
+#include <nlohmann/json.hpp>
+
+#include "configs/config_loader.h"
+#include "kernels/base/device.h"
+#include "kernels/matrix/gemm.h"
+#include "kernels/base/philox.h"
+#include "kernels/base/thread_pool.h"
+#include "launch/base/log.h"
+#include "models/spec/parameters.h"
+#include "parallel/comm/mpi_group.h"
+#include "parallel/comm/agreement.h"
+#include "models/engine/engine.h"
+#include "trainer/loop/optimizer.h"
+#include "trainer/loop/train.h"
+
+namespace trireme {
+namespace {
+
+// A step of random tokens: every sequence one segment.
+StepBatch SyntheticBatch(const Recipe& recipe, int64_t step, int data_rank) {
+  const int64_t length = recipe.config.data().sequence_length();
+  const auto vocab = static_cast<uint64_t>(recipe.model.vocab_size);
+  const RandomKey key = MakeRandomKey(recipe.config.seed(), RandomPurpose::kSynthetic, static_cast<uint64_t>(data_rank),
+                                      static_cast<uint64_t>(step));
+  StepBatch batch;
+  uint64_t counter = 0;
+  for (int64_t m = 0; m < recipe.num_microbatches; ++m) {
+    Microbatch& microbatch = batch.microbatches.emplace_back();
+    for (int64_t s = 0; s < recipe.config.micro_batch_size(); ++s) {
+      Sample sample;
+      for (int64_t i = 0; i <= length; ++i)
+        sample.tokens.push_back(static_cast<int64_t>(Philox(key, counter++, 0).word[0] % vocab));
+      AppendSequence(sample, /*document_mask=*/false, &microbatch);
+    }
+  }
+  return batch;
+}
+
+absl::StatusOr<Recipe> PlanBench(const BenchOptions& options, const Extensions& extensions, int ranks) {
+  ASSIGN_OR_RETURN(RunConfig config, LoadConfig(options.configs, options.overrides));
+  if (!config.train_for().has_steps()) config.mutable_train_for()->set_steps(options.warmup + options.steps);
+  if (!config.model().has_vocab_size())
+    return Error(ExitCode::kConfig,
+                 "model.vocab_size: not set; bench reads no corpus, so give it here: --set model.vocab_size=4096");
+  std::vector<std::string> attention;
+  for (const AttentionBackend& backend : extensions.attention_backends) attention.push_back(backend.name);
+  return MakeRecipe(config, ranks, extensions.families, attention, CorpusFacts());
+}
+
+}  // namespace
+
+absl::Status Bench(const BenchOptions& options, const Extensions& extensions) {
+  absl::StatusOr<std::unique_ptr<Process>> started = Process::Start(options.expected_ranks, Process::Signals::kDefault);
+  RETURN_IF_ERROR(started.status());
+  const Process& process = **started;
+  OperationLog start_log;
+  const std::shared_ptr<ProcessGroup> everyone = MakeWorldGroup(&start_log);
+  const absl::StatusOr<Recipe> recipe = PlanBench(options, extensions, process.size());
+  FailUnlessAgreed(*everyone, recipe.status());
+  const absl::StatusOr<at::Device> device = SetUpDevice(recipe->config.launch(), process);
+  FailUnlessAgreed(*everyone, device.status());
+  const int64_t idle_bytes = PeakMemoryBytes(*device);
+  absl::StatusOr<std::unique_ptr<Mesh>> created = Mesh::Create(process, recipe->mesh, *device);
+  FailUnlessAgreed(*everyone, created.status());
+  const std::unique_ptr<Mesh> mesh = *std::move(created);
+  const absl::StatusOr<std::unique_ptr<Model>> model = Model::Create(*recipe, *mesh, extensions);
+  FailUnlessAgreed(*everyone, model.status());
+  Optimizer optimizer(recipe->config.optimizer(), (*model)->buffers(), recipe->config.seed());
+  (*model)->Initialize();
+
+  std::vector<double> times;
+  double loss_mean = 0;
+  for (int64_t step = 1; step <= options.warmup + options.steps; ++step) {
+    const StepBatch batch = SyntheticBatch(*recipe, step, mesh->data_rank());
+    mesh->control().Barrier();
+    const double start = MonotonicSeconds();
+    ASSIGN_OR_RETURN(const Loss loss, (*model)->ForwardBackward(batch));
+    const GradNorm norm = (*model)->ClipGradNorm(recipe->config.lr_schedule().clip_grad_norm());
+    optimizer.Step(step, recipe->LearningRate(step), norm.clip_factor);
+    Synchronize(*device);
+    if (step > options.warmup) times.push_back(MonotonicSeconds() - start);
+    loss_mean = loss.mean;
+  }
+  const int64_t peak_bytes = PeakMemoryBytes(*device);
+  const at::ScalarType dtype =
+      recipe->config.precision().compute() == PrecisionConfig::BF16 ? at::kBFloat16 : at::kFloat;
+  const double peak_flops = SumOverRanks(*everyone, PeakFlops(*device, dtype));
+  if (process.rank() != 0) return absl::OkStatus();
+  std::sort(times.begin(), times.end());
+  const double median = times[times.size() / 2];
+  const double rate = static_cast<double>(recipe->tokens_per_step) / median;
+  nlohmann::ordered_json line = {{"tokens_per_second", rate},
+                                 {"step_ms", {{"median", median * 1e3}, {"min", times[0] * 1e3}}},
+                                 {"peak_memory_bytes", peak_bytes},
+                                 {"idle_memory_bytes", idle_bytes}};
+  if (peak_flops > 0)
+    line["model_flops_utilization"] =
+        recipe->model.TrainingFlopsPerToken(recipe->config.data().sequence_length()) * rate / peak_flops;
+  line["loss"] = loss_mean;
+  line["ranks"] = process.size();
+  line["threads_per_rank"] = CpuThreads();
+  line["device"] = DeviceName(*device);
+  line["attention"] = (*model)->attention().name;
+  line["parameters"] = NumParameters(recipe->model);
+  std::cout << line.dump() << std::endl;
+  return absl::OkStatus();
+}
+
+}  // namespace trireme

@@ -1,0 +1,303 @@
+#include "trainer/loop/checkpointer.h"
+
+#include <absl/strings/match.h>
+#include <absl/strings/numbers.h>
+#include <absl/strings/str_format.h>
+#include <absl/strings/str_join.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <chrono>
+#include <filesystem>
+#include <set>
+
+#include "launch/base/file.h"
+#include "launch/base/log.h"
+#include "models/spec/parameters.h"
+#include "parallel/comm/agreement.h"
+#include "models/weights/sharded_tensors.h"
+#include "trainer/version.h"
+
+namespace trireme {
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr int kFormatVersion = 1;
+constexpr uint64_t kMaxManifestBytes = uint64_t{256} << 20;
+
+// "step-00000100" -> 100; -1 for anything else.
+int64_t StepOf(const std::string& name) {
+  int64_t step = -1;
+  if (!absl::StartsWith(name, "step-") || name.size() < 6 ||
+      !std::all_of(name.begin() + 5, name.end(), [](char c) { return c >= '0' && c <= '9'; }))
+    return -1;
+  return absl::SimpleAtoi(name.substr(5), &step) ? step : -1;
+}
+
+bool IsPlainRelative(const std::string& path) {
+  const fs::path parsed(path);
+  if (parsed.is_absolute() || parsed.empty()) return false;
+  return std::none_of(parsed.begin(), parsed.end(), [](const fs::path& part) { return part == ".."; });
+}
+
+// Of conditions that every rank sees alike.
+template <typename... Args>
+absl::Status AgreedError(ExitCode code, const Args&... args) {
+  return MarkAgreed(Error(code, args...));
+}
+
+}  // namespace
+
+absl::StatusOr<CheckpointManifest> ReadCheckpointManifest(const std::string& folder, bool verify, int rank, int ranks) {
+  const auto bad = [&](const auto&... why) {
+    return Error(ExitCode::kCheckpoint, "checkpoint ", folder, ": ", why...);
+  };
+  absl::StatusOr<std::string> bytes = ReadFile(folder + "/manifest.pb", kMaxManifestBytes);
+  if (!bytes.ok()) return bad(bytes.status().message());
+  CheckpointManifest manifest;
+  if (!manifest.ParseFromString(*bytes)) return bad("manifest.pb is damaged");
+  if (manifest.version() > kFormatVersion)
+    return bad("has format version ", manifest.version(), ", this program knows up to ", kFormatVersion,
+               "; use a newer one");
+  for (int i = 0; i < manifest.file_size(); ++i) {
+    const CheckpointFile& file = manifest.file(i);
+    if (!IsPlainRelative(file.path())) return bad("manifest.pb names a file outside the folder: ", file.path());
+    const std::string path = absl::StrCat(folder, "/", file.path());
+    struct stat info;
+    if (::stat(path.c_str(), &info) != 0) return bad(file.path(), " is missing");
+    if (info.st_size != file.bytes())
+      return bad(file.path(), " has ", info.st_size, " bytes, the manifest says ", file.bytes());
+    if (verify && i % ranks == rank) {
+      ASSIGN_OR_RETURN(const Digest digest, HashFile(path));
+      if (digest != file.digest())
+        return bad(file.path(), " has another content than when it was saved (hash ", digest, ", expected ",
+                   file.digest(), ")");
+    }
+  }
+  return manifest;
+}
+
+Checkpointer::Checkpointer(const Recipe& recipe, Mesh& mesh, Model& model, Optimizer& optimizer,
+                           std::vector<std::string> corpus_digests, std::string base_digest)
+    : recipe_(recipe),
+      mesh_(mesh),
+      model_(model),
+      optimizer_(optimizer),
+      corpus_digests_(std::move(corpus_digests)),
+      base_digest_(std::move(base_digest)),
+      root_(recipe.config.run_dir() + "/checkpoints") {}
+
+std::string Checkpointer::FolderFor(const std::string& run_dir, int64_t step) {
+  return absl::StrFormat("%s/checkpoints/step-%08d", run_dir, step);
+}
+
+absl::Status Checkpointer::Save(const TrainProgress& progress) {
+  ProcessGroup& world = mesh_.control();
+  mesh_.log().Beat(absl::StrCat("saving step ", progress.step()));
+  const std::string folder = FolderFor(recipe_.config.run_dir(), progress.step());
+  const int64_t now = std::chrono::system_clock::now().time_since_epoch().count();
+  const std::string temporary =
+      absl::StrCat(folder, ".tmp-", BroadcastBytes(world, absl::StrFormat("%x-%x", now, ::getpid())));
+  const absl::Status status = Write(temporary, progress);
+  if (!status.ok()) {
+    if (world.rank() == 0) RemoveAll(temporary).IgnoreError();
+    world.Barrier();
+    return MarkAgreed(Annotate(status, absl::StrCat("saving step ", progress.step())));
+  }
+  absl::Status renamed = absl::OkStatus();
+  if (world.rank() == 0) {
+    // A checkpoint of this step can only stand there from a run that is being repeated: the new one takes its place.
+    if (fs::exists(folder)) renamed = RemoveAll(folder);
+    if (renamed.ok()) renamed = RenameDurably(temporary, folder);
+    if (renamed.ok()) renamed = WriteFileAtomically(root_ + "/LATEST", fs::path(folder).filename().string() + "\n");
+    if (renamed.ok()) Sweep(progress, folder);
+  }
+  return Agree(world, renamed);
+}
+
+absl::Status Checkpointer::Write(const std::string& folder, const TrainProgress& progress) {
+  ProcessGroup& world = mesh_.control();
+  absl::Status status = absl::OkStatus();
+  if (world.rank() == 0) {
+    for (const char* part : {"/weights", "/optimizer"}) {
+      if (status.ok()) status = MakeDirectories(folder + part);
+    }
+  }
+  RETURN_IF_ERROR(Agree(world, status));
+
+  // One copy of each element: the first replica saves.
+  std::vector<TensorPart> weights, states;
+  if (mesh_.coordinate(Axis::kDataReplicate) == 0) {
+    for (ParameterBuffer* buffer : model_.buffers()) {
+      if (!buffer->trainable()) continue;  // stands in the base model's files
+      for (TensorPart& part : PartsOf(*buffer, buffer->own_weights(), "", /*unique=*/true))
+        weights.push_back(std::move(part));
+    }
+    for (const Optimizer::State& state : optimizer_.states()) {
+      for (TensorPart& part : PartsOf(*state.buffer, state.tensor, state.name, /*unique=*/true))
+        states.push_back(std::move(part));
+    }
+  }
+  CheckpointManifest own;
+  const auto write = [&](const char* part, const std::vector<TensorPart>& parts) -> absl::Status {
+    ASSIGN_OR_RETURN(std::vector<CheckpointFile> files, WriteParts(folder + part, world.rank(), parts));
+    for (CheckpointFile& file : files) *own.add_file() = std::move(file);
+    return absl::OkStatus();
+  };
+  status = write("/weights", weights);
+  mesh_.log().Beat(absl::StrCat("saving step ", progress.step()));
+  if (status.ok()) status = write("/optimizer", states);
+  RETURN_IF_ERROR(Agree(world, status));
+
+  // The manifest, once every rank's files are durable.
+  const std::vector<std::string> parts = GatherBytes(world, own.SerializeAsString());
+  if (world.rank() == 0) {
+    CheckpointManifest manifest;
+    manifest.set_version(kFormatVersion);
+    *manifest.mutable_progress() = progress;
+    *manifest.mutable_config() = recipe_.config;
+    for (int size : recipe_.mesh.size) manifest.add_mesh(size);
+    for (const std::string& digest : corpus_digests_) manifest.add_corpus_digest(digest);
+    if (!base_digest_.empty()) manifest.set_base_digest(base_digest_);
+    manifest.set_written_by(absl::StrCat("trireme ", kVersion));
+    for (const std::string& bytes : parts) {
+      CheckpointManifest part;
+      TRIREME_CHECK(part.ParseFromString(bytes));
+      manifest.mutable_file()->MergeFrom(part.file());
+    }
+    status = WriteFileAtomically(folder + "/manifest.pb", manifest.SerializeAsString());
+    if (status.ok()) status = SyncDirectory(folder);
+  }
+  return Agree(world, status);
+}
+
+std::vector<std::string> Checkpointer::Candidates() const {
+  std::vector<std::pair<int64_t, std::string>> found;
+  std::error_code error;
+  for (const auto& entry : fs::directory_iterator(root_, error)) {
+    const int64_t step = StepOf(entry.path().filename().string());
+    if (step >= 0) found.emplace_back(step, entry.path().string());
+  }
+  std::sort(found.rbegin(), found.rend());
+  std::vector<std::string> folders;
+  for (const auto& [step, folder] : found) folders.push_back(folder);
+  return folders;
+}
+
+void Checkpointer::Sweep(const TrainProgress& progress, const std::string& saved) const {
+  const CheckpointConfig& config = recipe_.config.checkpoint();
+  std::error_code error;
+  std::vector<std::string> leftovers;
+  for (const auto& entry : fs::directory_iterator(root_, error)) {
+    if (absl::StrContains(entry.path().filename().string(), ".tmp-")) leftovers.push_back(entry.path().string());
+  }
+  const std::string best =
+      config.keep_best() && progress.has_best_step() ? FolderFor(recipe_.config.run_dir(), progress.best_step()) : "";
+  int kept = 0;
+  for (const std::string& folder : Candidates()) {
+    if (config.keep_last() <= 0 || folder == best) continue;
+    const bool enough = kept >= config.keep_last();
+    // What is damaged saves nobody: it takes no other's place.
+    const bool whole = ReadCheckpointManifest(folder, /*verify=*/false, 0, 1).ok();
+    if (whole) ++kept;
+    if (enough && folder != saved) leftovers.push_back(folder);
+  }
+  for (const std::string& folder : leftovers) {
+    // Renamed first, so that a folder half removed is never taken for a checkpoint.
+    const std::string doomed = absl::StrContains(folder, ".tmp-") ? folder : folder + ".tmp-removed";
+    if (doomed != folder) fs::rename(folder, doomed, error);
+    const absl::Status removed = RemoveAll(doomed);
+    if (!removed.ok()) Warning("old checkpoint: ", removed.message());
+  }
+}
+
+absl::StatusOr<CheckpointManifest> Checkpointer::Inspect(const std::string& folder, bool verify) {
+  ProcessGroup& world = mesh_.control();
+  absl::StatusOr<CheckpointManifest> manifest = ReadCheckpointManifest(folder, verify, world.rank(), world.size());
+  RETURN_IF_ERROR(Agree(world, manifest.status()));
+  return manifest;
+}
+
+absl::StatusOr<bool> Checkpointer::Resume(bool allow_change, TrainProgress* progress) {
+  ProcessGroup& world = mesh_.control();
+  mesh_.log().Beat("resuming");
+  const RunConfig::Resume policy = recipe_.config.resume();
+  // Rank 0 looks; the others take its word, since a shared file system may show them another moment.
+  std::vector<std::string> candidates;
+  const std::string joined = BroadcastBytes(world, absl::StrJoin(Candidates(), "\n"));
+  for (size_t begin = 0; begin < joined.size();) {
+    const size_t end = std::min(joined.find('\n', begin), joined.size());
+    candidates.push_back(joined.substr(begin, end - begin));
+    begin = end + 1;
+  }
+  if (policy == RunConfig::NEVER && !candidates.empty()) {
+    return AgreedError(ExitCode::kCheckpoint, "resume: NEVER, but ", root_, " already holds ", candidates.size(),
+                       " checkpoints (newest ", candidates[0], "); choose another run_dir, or resume: AUTO");
+  }
+  for (const std::string& folder : candidates) {
+    absl::StatusOr<CheckpointManifest> manifest = Inspect(folder, recipe_.config.checkpoint().verify());
+    if (!manifest.ok()) {
+      if (world.rank() == 0) Warning(manifest.status().message(), "; trying an older one");
+      continue;
+    }
+    std::vector<std::string> changes = NumericChanges(manifest->config(), recipe_.config);
+    const std::vector<std::string> digests(manifest->corpus_digest().begin(), manifest->corpus_digest().end());
+    if (digests != corpus_digests_)
+      changes.push_back(absl::StrCat("data.", recipe_.config.data().has_conversations() ? "conversations" : "source",
+                                     ": the content differs from what the run was trained on"));
+    if (manifest->has_base_digest() && manifest->base_digest() != base_digest_)
+      changes.push_back("model.from: the files there are not those that the adapter was trained on");
+    if (!changes.empty()) {
+      const std::string list = absl::StrJoin(changes, "\n  ");
+      if (!allow_change) {
+        return AgreedError(ExitCode::kCheckpoint, "resume: the config differs from that of ", folder,
+                           " in what alters numbers:\n  ", list,
+                           "\nundo the change, choose another run_dir, or pass --allow-change");
+      }
+      if (world.rank() == 0) Warning("resuming although the config changed (--allow-change):\n  ", list);
+    }
+    RETURN_IF_ERROR(Agree(world, Load(folder, *manifest)));
+    for (ParameterBuffer* buffer : model_.buffers()) buffer->Publish(/*converted=*/false);
+    *progress = manifest->progress();
+    Info("resumed from ", folder);
+    return true;
+  }
+  if (!candidates.empty()) {
+    return AgreedError(ExitCode::kCheckpoint, "resume: none of the ", candidates.size(), " checkpoints in ", root_,
+                       " is whole; repair one, or remove them to start over");
+  }
+  if (policy == RunConfig::REQUIRED)
+    return AgreedError(ExitCode::kCheckpoint, "resume: REQUIRED, but ", root_, " holds no checkpoint");
+  return false;
+}
+
+absl::Status Checkpointer::Load(const std::string& folder, const CheckpointManifest&) {
+  ASSIGN_OR_RETURN(const ShardedTensorReader weights, ShardedTensorReader::Open(folder + "/weights"));
+  std::set<std::string> known;
+  for (const auto& parameters : {DecoderParameters(recipe_.model), AdapterParameters(recipe_.model)}) {
+    for (const ParameterSpec& parameter : parameters) known.insert(parameter.name);
+  }
+  for (const auto& [name, shape] : weights.shapes()) {
+    if (known.count(name) == 0)
+      return Error(ExitCode::kCheckpoint, "checkpoint ", folder, ": holds ", name,
+                   ", which the model of this config does not have; it would be lost");
+  }
+  for (ParameterBuffer* buffer : model_.buffers()) {
+    if (!buffer->trainable()) continue;
+    for (const TensorPart& part : PartsOf(*buffer, buffer->own_weights(), "", /*unique=*/false))
+      RETURN_IF_ERROR(weights.Read(part));
+    mesh_.log().Beat("loading weights");
+  }
+  if (optimizer_.states().empty()) return absl::OkStatus();
+  ASSIGN_OR_RETURN(const ShardedTensorReader states, ShardedTensorReader::Open(folder + "/optimizer"));
+  for (const Optimizer::State& state : optimizer_.states()) {
+    for (const TensorPart& part : PartsOf(*state.buffer, state.tensor, state.name, /*unique=*/false))
+      RETURN_IF_ERROR(states.Read(part));
+    mesh_.log().Beat("loading optimizer");
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace trireme

@@ -1,0 +1,61 @@
+// trainer/loop/checkpointer.h
+// Saves and restores a run, whole or not at all.
+#ifndef TRIREME_TRAINER_LOOP_CHECKPOINTER_H_
+#define TRIREME_TRAINER_LOOP_CHECKPOINTER_H_
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "parallel/comm/mesh.h"
+#include "models/weights/checkpoint.pb.h"
+#include "models/engine/engine.h"
+#include "trainer/loop/optimizer.h"
+
+namespace trireme {
+
+// run_dir/checkpoints/step-00000100/{weights,optimizer}/*.safetensors and manifest.pb. Written under
+// step-00000100.tmp-ID, every file fsynced, the manifest last; then renamed, the parent fsynced, and LATEST moved once
+// all ranks acknowledged. A crash at any point leaves the older ones. Of a model with an adapter only what is trained
+// is saved.
+class Checkpointer {
+ public:
+  // All must outlive it. corpus_digests identify the data, base_digest (IdentifyModel) the model that an adapter is
+  // trained on; "": there is none. Not collective.
+  Checkpointer(const Recipe& recipe, Mesh& mesh, Model& model, Optimizer& optimizer,
+               std::vector<std::string> corpus_digests, std::string base_digest = "");
+
+  // Collective. Afterwards removes checkpoints beyond keep_last (never the best one when keep_best is set, never the
+  // one just saved) and temporaries of dead runs. Errors are agreed: the same on all ranks; nothing half-written is
+  // left behind.
+  absl::Status Save(const TrainProgress& progress);
+
+  // Collective. The newest checkpoint that is whole; older ones are fallen back to with a warning saying why. False
+  // when there is none. allow_change: go on although the config differs in fields that alter numbers.
+  absl::StatusOr<bool> Resume(bool allow_change, TrainProgress* progress);
+
+  static std::string FolderFor(const std::string& run_dir, int64_t step);
+
+ private:
+  absl::Status Write(const std::string& folder, const TrainProgress& progress);
+  absl::StatusOr<CheckpointManifest> Inspect(const std::string& folder, bool verify);
+  absl::Status Load(const std::string& folder, const CheckpointManifest& manifest);
+  std::vector<std::string> Candidates() const;  // newest first
+  void Sweep(const TrainProgress& progress, const std::string& saved) const;
+
+  const Recipe& recipe_;
+  Mesh& mesh_;
+  Model& model_;
+  Optimizer& optimizer_;
+  std::vector<std::string> corpus_digests_;
+  std::string base_digest_;
+  std::string root_;  // run_dir/checkpoints
+};
+
+// Reads and checks the manifest of a checkpoint folder: it parses, and every file is there with its size; verify: and
+// its digest, for files whose index modulo `ranks` is `rank`. Errors are kCheckpoint.
+absl::StatusOr<CheckpointManifest> ReadCheckpointManifest(const std::string& folder, bool verify, int rank, int ranks);
+
+}  // namespace trireme
+
+#endif  // TRIREME_TRAINER_LOOP_CHECKPOINTER_H_

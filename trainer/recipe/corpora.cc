@@ -1,0 +1,136 @@
+#include "trainer/recipe/corpora.h"
+
+#include <absl/strings/str_join.h>
+
+#include <algorithm>
+#include <utility>
+
+#include "launch/base/log.h"
+#include "models/source/model_text.h"
+
+namespace trireme {
+namespace {
+
+absl::StatusOr<Corpora> CorporaOfConversations(const RunConfig& config) {
+  ASSIGN_OR_RETURN(const OpenedConversations opened, OpenConversationData(config));
+  const ConversationSplit &train = opened.set.train, &validation = opened.set.validation;
+  Info("data: ", Describe(train));
+  if (train.counts.without_end > 0) {
+    Warning("data.conversations: ", train.counts.without_end, " of ", train.counts.kept,
+            " samples end without a trained end of turn: nothing in them teaches the model to stop");
+  }
+  Corpora corpora;
+  corpora.train = MakePackedSampler(train.sequences, config.seed(), /*shuffle=*/true);
+  if (validation.sequences != nullptr) {
+    Info("validation data: ", Describe(validation));
+    corpora.validation = MakePackedSampler(validation.sequences, config.seed(), /*shuffle=*/false);
+  }
+  corpora.digests = {train.sequences->Digest()};
+  corpora.facts.vocab_size = opened.tokenizer->vocab_size();
+  corpora.facts.num_windows = corpora.train->num_windows();
+  return corpora;
+}
+
+}  // namespace
+
+absl::StatusOr<OpenedConversations> OpenConversationData(const RunConfig& config) {
+  const ConversationData& data = config.data().conversations();
+  const std::string model = data.has_tokenizer() ? data.tokenizer() : config.model().from();
+  if (model.empty()) {
+    return Error(ExitCode::kConfig,
+                 "data.conversations.tokenizer: not set, and there is no model.from; name a folder "
+                 "with tokenizer.json");
+  }
+  ASSIGN_OR_RETURN(const ModelText text, OpenModelText(model, data.chat_template(), TemplateDate::kOneDay));
+  SampleTokenizerOptions options;
+  options.tokenizer = text.tokenizer;
+  if (text.chat_template.ok()) {
+    options.chat_template = *text.chat_template;
+  } else {
+    options.no_template_reason = text.chat_template.status();
+  }
+  options.prefix_ids = text.prefix_ids;
+  options.end_id = text.end_id;
+  options.train_on = data.train_on();
+  ASSIGN_OR_RETURN(ConversationSet set,
+                   OpenConversations(data, config.data().sequence_length(), SampleTokenizer(std::move(options))));
+  return OpenedConversations{text.tokenizer, std::move(set)};
+}
+
+absl::Status CheckEvaluation(const RunConfig& config, const Corpora& corpora) {
+  if (config.evaluation().every_steps() <= 0 || corpora.validation != nullptr) return absl::OkStatus();
+  const std::string why = absl::StrCat("evaluation.every_steps: ", config.evaluation().every_steps(),
+                                       ", but the data has no validation split of more than one sequence");
+  if (config.checkpoint().keep_best())
+    return Error(ExitCode::kConfig, why,
+                 ", so nothing says which checkpoint is best; prepare the data with one, or "
+                 "leave checkpoint.keep_best out");
+  Warning(why, "; nothing will be evaluated");
+  return absl::OkStatus();
+}
+
+absl::StatusOr<Corpora> OpenCorpora(const RunConfig& config) {
+  const DataConfig& data = config.data();
+  if (data.source_size() > 0 && data.has_conversations())
+    return Error(ExitCode::kConfig, "data: source and conversations are both set; a run trains on one of them");
+  if (data.source_size() == 0 && !data.has_conversations())
+    return Error(
+        ExitCode::kConfig,
+        "data.source: none given; write data { source { path: \"DIR\" } } with a folder from `trireme prepare`, or "
+        "data { conversations { path: \"FILE.jsonl\" } }");
+  if (data.sequence_length() < 1)
+    return Error(ExitCode::kConfig, "data.sequence_length: not set; give tokens per sequence");
+  if (data.has_conversations()) return CorporaOfConversations(config);
+  Corpora corpora;
+  std::vector<std::shared_ptr<const TokenStream>> train, validation;
+  std::vector<double> train_weights, validation_weights;
+  std::string tokenizer_digest, first_path;
+  std::vector<Corpus> opened;
+  std::vector<std::string> problems;  // all at once
+  for (const DataSource& source : data.source()) {
+    CorpusOptions options;
+    options.verify_checksums = data.verify_checksums();
+    options.vocab_size = config.model().vocab_size();
+    absl::StatusOr<Corpus> corpus = OpenCorpus(source.path(), options);
+    if (corpus.ok()) {
+      opened.push_back(*std::move(corpus));
+    } else {
+      problems.emplace_back(corpus.status().message());
+    }
+  }
+  if (!problems.empty()) return Error(ExitCode::kData, absl::StrJoin(problems, "\n  "));
+  for (int i = 0; i < data.source_size(); ++i) {
+    const DataSource& source = data.source(i);
+    const Corpus& corpus = opened[static_cast<size_t>(i)];
+    if (corpus.manifest.has_value()) {
+      const CorpusManifest& manifest = *corpus.manifest;
+      if (first_path.empty()) {
+        first_path = source.path();
+        tokenizer_digest = manifest.tokenizer_digest();
+      } else if (manifest.tokenizer_digest() != tokenizer_digest) {
+        return Error(ExitCode::kData, "data.source: ", first_path, " and ", source.path(),
+                     " were made with different tokenizers; prepare them with the same one");
+      }
+      corpora.facts.vocab_size = std::max<int64_t>(corpora.facts.vocab_size, manifest.vocab_size());
+      if (data.source_size() == 1) corpora.unigram_entropy = manifest.unigram_entropy();
+    }
+    corpora.digests.push_back(corpus.digest);
+    train.push_back(corpus.train);
+    train_weights.push_back(source.weight());
+    // A validation split shorter than one window has nothing to evaluate.
+    if (corpus.validation != nullptr && corpus.validation->num_tokens() > data.sequence_length()) {
+      validation.push_back(corpus.validation);
+      validation_weights.push_back(source.weight());
+    }
+  }
+  ASSIGN_OR_RETURN(corpora.train,
+                   Sampler::Create(train, train_weights, data.sequence_length(), config.seed(), /*shuffle=*/true));
+  if (!validation.empty()) {
+    ASSIGN_OR_RETURN(corpora.validation, Sampler::Create(validation, validation_weights, data.sequence_length(),
+                                                         config.seed(), /*shuffle=*/false));
+  }
+  corpora.facts.num_windows = corpora.train->num_windows();
+  return corpora;
+}
+
+}  // namespace trireme

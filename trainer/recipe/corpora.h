@@ -1,0 +1,42 @@
+// trainer/recipe/corpora.h
+// A run's data, opened and checked: corpora that were prepared, or samples to fine-tune on.
+#ifndef TRIREME_TRAINER_RECIPE_CORPORA_H_
+#define TRIREME_TRAINER_RECIPE_CORPORA_H_
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "data/chat/conversations.h"
+#include "data/corpus/corpus.h"
+#include "data/sampling/sampler.h"
+#include "trainer/recipe/recipe.h"
+
+namespace trireme {
+
+struct Corpora {
+  std::shared_ptr<const Sampler> train;
+  std::shared_ptr<const Sampler> validation;  // null when no source has a validation split
+  std::vector<std::string> digests;           // of each source
+  CorpusFacts facts;
+  double unigram_entropy = 0;  // of the only source, 0 otherwise. Unit: nat per token
+};
+
+// Opens every source of config.data, which must share one tokenizer, or config.data.conversations. Errors are kData or
+// kConfig.
+absl::StatusOr<Corpora> OpenCorpora(const RunConfig& config);
+
+// That an evaluation which the config asks for has something to evaluate on: a warning, with checkpoint.keep_best an
+// error (kConfig).
+absl::Status CheckEvaluation(const RunConfig& config, const Corpora& corpora);
+
+// What config.data.conversations stands for, with the tokenizer it is read by (of its own field, else of model.from).
+struct OpenedConversations {
+  std::shared_ptr<const Tokenizer> tokenizer;
+  ConversationSet set;
+};
+absl::StatusOr<OpenedConversations> OpenConversationData(const RunConfig& config);
+
+}  // namespace trireme
+
+#endif  // TRIREME_TRAINER_RECIPE_CORPORA_H_

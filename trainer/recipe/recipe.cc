@@ -1,0 +1,339 @@
+#include "trainer/recipe/recipe.h"
+
+#include <absl/strings/str_join.h>
+
+#include <algorithm>
+#include <cmath>
+
+#include "configs/config_loader.h"
+#include "launch/base/log.h"
+#include "models/formats/hf/peft.h"
+#include "models/spec/parameters.h"
+#include "parallel/layers/kept_results.h"
+#include "models/engine/import.h"
+#include "models/engine/layout.h"
+
+namespace trireme {
+namespace {
+
+using Problems = std::vector<std::string>;
+
+void CheckParallel(const RunConfig& config, int world, Recipe* recipe, Problems* problems) {
+  const ParallelConfig& p = config.parallel();
+  const auto degree = [&](const char* field, int value) {
+    if (value < 1) problems->push_back(absl::StrCat("parallel.", field, ": is ", value, "; give 1 or more"));
+    return std::max(1, value);
+  };
+  recipe->mesh[Axis::kTensor] = degree("tensor", p.tensor());
+  recipe->mesh[Axis::kPipeline] = degree("pipeline", p.pipeline());
+  recipe->mesh[Axis::kContext] = degree("context", p.context());
+  recipe->mesh[Axis::kDataReplicate] = degree("data_replicate", p.data_replicate());
+  const int others = recipe->mesh.world();
+  int shard = p.data_shard();
+  if (shard < 0) {
+    problems->push_back(
+        absl::StrCat("parallel.data_shard: is ", shard, "; give 0 for all ranks that the other axes leave"));
+    shard = 0;
+  }
+  if (shard == 0) {
+    shard = std::max(1, world / others);
+    if (world % others != 0) {
+      problems->push_back(absl::StrCat("parallel: the other axes take ", others, " ranks, which does not divide the ",
+                                       world, " ranks of this job"));
+    }
+  } else if (shard * others != world) {
+    problems->push_back(absl::StrCat("parallel: data_shard ", shard, " x the other axes' ", others, " = ",
+                                     shard * others, " ranks, but the job has ", world, "; start it with `mpirun -np ",
+                                     shard * others, "` or set data_shard: 0"));
+  }
+  recipe->mesh[Axis::kDataShard] = shard;
+  recipe->config.mutable_parallel()->set_data_shard(shard);
+}
+
+void CheckBatch(const RunConfig& config, Recipe* recipe, Problems* problems) {
+  const int64_t data_ranks = recipe->mesh[Axis::kDataReplicate] * recipe->mesh[Axis::kDataShard];
+  const int64_t length = config.data().sequence_length(), global = config.global_batch_size(),
+                micro = config.micro_batch_size();
+  if (length < 1)
+    problems->push_back(
+        absl::StrCat("data.sequence_length: ", config.data().has_sequence_length() ? "must be positive" : "not set",
+                     "; give tokens per sequence"));
+  if (micro < 1) problems->push_back(absl::StrCat("micro_batch_size: is ", micro, "; give 1 or more sequences"));
+  constexpr int64_t kMaxTokens = int64_t{1} << 30;  // token numbers within a microbatch are of 32 bits
+  if (micro >= 1 && length >= 1 && micro * length > kMaxTokens)
+    problems->push_back(absl::StrCat("micro_batch_size x data.sequence_length: ", micro, " x ", length,
+                                     " tokens are more than the ", kMaxTokens, " that a microbatch can have"));
+  if (global < 1) {
+    problems->push_back("global_batch_size: not set or not positive; give sequences per step over all ranks");
+  } else if (micro >= 1) {
+    recipe->num_microbatches = global / (micro * data_ranks);
+  }
+  recipe->tokens_per_step = std::max<int64_t>(1, global * length);
+}
+
+// The mesh against the model, once both are known: what does not fit, the closest mesh that does, and the stages.
+void CheckLayout(const RunConfig& config, int world, Recipe* recipe, Problems* problems) {
+  std::vector<std::string> found = LayoutProblems(config, recipe->model, recipe->mesh);
+  if (!found.empty()) {
+    const std::string proposal = ProposeLayout(config, recipe->model, recipe->mesh, world);
+    if (!proposal.empty())
+      absl::StrAppend(&found.back(), "\n    the closest layout of ", world, " ranks that fits: ", proposal);
+    problems->insert(problems->end(), found.begin(), found.end());
+    return;
+  }
+  if (recipe->num_microbatches < 1) return;
+  absl::StatusOr<Schedule> schedule = MakePipelineSchedule(config.parallel(), recipe->mesh[Axis::kPipeline],
+                                                           static_cast<int>(recipe->num_microbatches));
+  if (!schedule.ok()) {
+    problems->push_back(std::string(schedule.status().message()));
+    return;
+  }
+  recipe->schedule = *std::move(schedule);
+  absl::StatusOr<std::vector<int>> units =
+      StageUnits(config.parallel(), recipe->model, config.data().sequence_length(), recipe->schedule.num_stages());
+  if (units.ok()) {
+    recipe->stage_units = *std::move(units);
+  } else {
+    problems->push_back(std::string(units.status().message()));
+  }
+}
+
+void CheckTraining(const RunConfig& config, const CorpusFacts& facts, Recipe* recipe, Problems* problems) {
+  const OptimizerConfig& optimizer = config.optimizer();
+  const auto in_range = [&](const char* field, double value, double low, double high) {
+    if (!(value >= low && value < high))
+      problems->push_back(absl::StrCat(field, ": is ", value, "; must be in [", low, ", ", high, ")"));
+  };
+  switch (optimizer.rule_case()) {
+    case OptimizerConfig::kAdamw:
+      in_range("optimizer.adamw.beta1", optimizer.adamw().beta1(), 0, 1);
+      in_range("optimizer.adamw.beta2", optimizer.adamw().beta2(), 0, 1);
+      if (!(optimizer.adamw().eps() > 0))
+        problems->push_back(absl::StrCat("optimizer.adamw.eps: is ", optimizer.adamw().eps(), "; must be positive"));
+      in_range("optimizer.adamw.learning_rate", optimizer.adamw().learning_rate(), 0, 1e6);
+      in_range("optimizer.adamw.weight_decay", optimizer.adamw().weight_decay(), 0, 1e6);
+      break;
+    case OptimizerConfig::kSgd:
+      in_range("optimizer.sgd.momentum", optimizer.sgd().momentum(), 0, 1);
+      in_range("optimizer.sgd.learning_rate", optimizer.sgd().learning_rate(), 0, 1e6);
+      in_range("optimizer.sgd.weight_decay", optimizer.sgd().weight_decay(), 0, 1e6);
+      break;
+    case OptimizerConfig::RULE_NOT_SET:
+      problems->push_back("optimizer: no rule; write optimizer { adamw { learning_rate: 3e-4 } }");
+  }
+  const PrecisionConfig& precision = config.precision();
+  if (!precision.master_weights() && precision.compute() != PrecisionConfig::BF16) {
+    problems->push_back(
+        "precision.master_weights: off needs precision.compute: BF16; FP32 weights are their own master");
+  }
+  if (!precision.master_weights() && optimizer.has_sgd()) {
+    problems->push_back("precision.master_weights: off needs optimizer.adamw; sgd has no stochastic rounding");
+  }
+  const LrScheduleConfig& schedule = config.lr_schedule();
+  if (schedule.warmup_steps() < 0)
+    problems->push_back(absl::StrCat("lr_schedule.warmup_steps: is ", schedule.warmup_steps(), "; give 0 or more"));
+  if (!(schedule.clip_grad_norm() >= 0))
+    problems->push_back(
+        absl::StrCat("lr_schedule.clip_grad_norm: is ", schedule.clip_grad_norm(), "; give 0 for no clipping"));
+  const auto ratio = [&](const char* field, double value) {
+    if (!(value >= 0 && value <= 1))
+      problems->push_back(absl::StrCat("lr_schedule.", field, ".min_ratio: is ", value, "; must be in [0, 1]"));
+  };
+  if (schedule.has_cosine()) ratio("cosine", schedule.cosine().min_ratio());
+  if (schedule.has_linear()) ratio("linear", schedule.linear().min_ratio());
+  if (schedule.has_wsd()) ratio("wsd", schedule.wsd().min_ratio());
+  if (schedule.has_wsd() && schedule.wsd().decay_steps() < 1)
+    problems->push_back("lr_schedule.wsd.decay_steps: not set; give the length of the final descent in steps");
+
+  const TrainFor& amount = config.train_for();
+  const auto steps_for = [&](double tokens) {
+    return static_cast<int64_t>(std::ceil(tokens / recipe->tokens_per_step));
+  };
+  switch (amount.amount_case()) {
+    case TrainFor::kSteps:
+      recipe->total_steps = amount.steps();
+      break;
+    case TrainFor::kTokens:
+      recipe->total_steps = steps_for(static_cast<double>(amount.tokens()));
+      break;
+    case TrainFor::kEpochs:
+      if (!(amount.epochs() > 0 && amount.epochs() <= 1e6)) {
+        problems->push_back(absl::StrCat("train_for.epochs: is ", amount.epochs(), "; must be in (0, 1e6]"));
+        return;
+      }
+      if (facts.num_windows == 0) return;  // No corpus to pass over: that is another problem's to say.
+      recipe->total_steps =
+          steps_for(amount.epochs() * static_cast<double>(facts.num_windows) * config.data().sequence_length());
+      break;
+    case TrainFor::AMOUNT_NOT_SET:
+      problems->push_back("train_for: not set; write train_for { steps: 1000 }, { tokens: ... } or { epochs: ... }");
+      return;
+  }
+  if (recipe->total_steps < 1)
+    problems->push_back(absl::StrCat("train_for: comes to ", recipe->total_steps, " steps; give a positive amount"));
+  if (schedule.has_wsd() && schedule.warmup_steps() + schedule.wsd().decay_steps() > recipe->total_steps) {
+    problems->push_back(absl::StrCat("lr_schedule: warmup_steps ", schedule.warmup_steps(), " + wsd.decay_steps ",
+                                     schedule.wsd().decay_steps(), " exceed the run's ", recipe->total_steps,
+                                     " steps"));
+  }
+}
+
+void CheckRest(const RunConfig& config, const std::vector<std::string>& attention_names, Problems* problems) {
+  const auto not_negative = [&](const char* field, double value) {
+    if (!(value >= 0)) problems->push_back(absl::StrCat(field, ": is ", value, "; must not be negative"));
+  };
+  not_negative("loss.z_loss", config.loss().z_loss());
+  not_negative("evaluation.every_steps", config.evaluation().every_steps());
+  not_negative("evaluation.max_sequences", config.evaluation().max_sequences());
+  not_negative("checkpoint.every_steps", config.checkpoint().every_steps());
+  not_negative("checkpoint.keep_last", config.checkpoint().keep_last());
+  not_negative("launch.watchdog_seconds", config.launch().watchdog_seconds());
+  not_negative("parallel.pipeline_stages_per_rank", config.parallel().pipeline_stages_per_rank());
+  for (const int64_t step : config.trace().steps()) {
+    if (step < 1) problems->push_back(absl::StrCat("trace.steps: ", step, " is no step; they count from 1"));
+  }
+  not_negative("non_finite.max_consecutive_skips", config.non_finite().max_consecutive_skips());
+  for (const std::string& name : config.recompute().keep()) {
+    if (name != kKeepAttention && name != kKeepQkv && name != kKeepGateUp)
+      problems->push_back(absl::StrCat("recompute.keep: nothing is called \"", name, "\"; there are: ", kKeepAttention,
+                                       ", ", kKeepQkv, ", ", kKeepGateUp));
+  }
+  if (config.recompute().keep_size() > 0 && config.recompute().policy() != RecomputeConfig::SELECTIVE)
+    problems->push_back("recompute.keep: needs recompute.policy: SELECTIVE");
+  if (config.kernels().loss_chunk_tokens() < 1) problems->push_back("kernels.loss_chunk_tokens: must be positive");
+  if (config.data().prefetch_steps() < 1) problems->push_back("data.prefetch_steps: must be positive");
+  if (config.logging().every_steps() < 1) problems->push_back("logging.every_steps: must be positive");
+  if (config.checkpoint().keep_best() && config.evaluation().every_steps() == 0) {
+    problems->push_back("checkpoint.keep_best: needs evaluation.every_steps, or nothing says which is best");
+  }
+  const std::string& attention = config.kernels().attention();
+  if (attention != "auto" &&
+      std::find(attention_names.begin(), attention_names.end(), attention) == attention_names.end()) {
+    problems->push_back(absl::StrCat("kernels.attention: no implementation is called \"", attention,
+                                     "\"; there are: auto, ", absl::StrJoin(attention_names, ", ")));
+  }
+}
+
+}  // namespace
+
+absl::StatusOr<Recipe> MakeRecipe(const RunConfig& config, int world_size, const std::vector<ModelFamily>& families,
+                                  const std::vector<std::string>& attention_names, const CorpusFacts& facts) {
+  // The rest of the config may be right: it is the job that was started wrongly.
+  if (config.launch().expected_ranks() > 0 && config.launch().expected_ranks() != world_size) {
+    return Error(ExitCode::kWorldSize, "launch.expected_ranks: ", config.launch().expected_ranks(),
+                 ", but the job has ", world_size, world_size == 1 ? " rank" : " ranks", "; start it with `mpirun -np ",
+                 config.launch().expected_ranks(), "`, or change the field");
+  }
+  Problems problems;
+  Recipe recipe;
+  recipe.config = config;
+  ModelConfig* model = recipe.config.mutable_model();
+  if (const std::string ignored = ResolveModelConfig(families, model, &problems); !ignored.empty()) Info(ignored);
+  if (!model->has_vocab_size() && facts.vocab_size > 0) model->set_vocab_size(static_cast<int32_t>(facts.vocab_size));
+  // Samples in one sequence know nothing of each other.
+  if (config.data().has_conversations()) recipe.config.mutable_data()->set_document_mask(true);
+  if (!model->has_max_position_embeddings()) model->set_max_position_embeddings(config.data().sequence_length());
+  CheckParallel(config, world_size, &recipe, &problems);
+  CheckBatch(config, &recipe, &problems);
+  absl::StatusOr<ModelFamily> family = FindFamily(families, model->family());
+  if (family.ok()) {
+    recipe.model = family->specify(*model, &problems);
+    recipe.weights = family->weights;
+    if (config.data().sequence_length() > recipe.model.max_positions) {
+      problems.push_back(absl::StrCat("data.sequence_length: ", config.data().sequence_length(),
+                                      " exceeds model.max_position_embeddings ", recipe.model.max_positions));
+    }
+    if (facts.vocab_size > recipe.model.vocab_size) {
+      problems.push_back(absl::StrCat("model.vocab_size: ", recipe.model.vocab_size,
+                                      " is smaller than the corpus's tokenizer, which has ", facts.vocab_size,
+                                      " ids; raise it or leave it out"));
+    }
+  } else {
+    problems.push_back(std::string(family.status().message()));
+  }
+  if (config.has_adapter()) ResolveAdapterConfig(recipe.config.mutable_adapter(), &problems);
+  if (family.ok() && config.has_adapter()) PutAdapter(recipe.config.adapter(), config.seed(), &recipe.model, &problems);
+  if (model->has_quantization() && model->has_from() && !config.has_adapter())
+    problems.push_back(
+        "model.quantization: quantized weights cannot be trained; set adapter { }, or give the model unquantized");
+  if (config.adapter().init_lora_weights() == AdapterConfig::PISSA && recipe.config.model().has_quantization())
+    problems.push_back(
+        "adapter.init_lora_weights: PISSA takes its start from the exact weights; leave it or model.quantization out");
+  if (family.ok() && config.global_batch_size() >= 1 && config.micro_batch_size() >= 1 &&
+      config.data().sequence_length() >= 1) {
+    CheckLayout(config, world_size, &recipe, &problems);
+  }
+  CheckTraining(config, facts, &recipe, &problems);
+  CheckRest(config, attention_names, &problems);
+  if (problems.empty()) return recipe;
+  return Error(ExitCode::kConfig,
+               problems.size() == 1 ? "the config does not fit:\n  "
+                                    : absl::StrCat("the config has ", problems.size(), " problems:\n  "),
+               absl::StrJoin(problems, "\n  "));
+}
+
+double Recipe::peak_learning_rate() const {
+  return config.optimizer().has_adamw() ? config.optimizer().adamw().learning_rate()
+                                        : config.optimizer().sgd().learning_rate();
+}
+
+double Recipe::LearningRate(int64_t step) const {
+  const LrScheduleConfig& schedule = config.lr_schedule();
+  const double peak = peak_learning_rate();
+  const int64_t warmup = schedule.warmup_steps();
+  if (step <= warmup) return peak * static_cast<double>(step) / static_cast<double>(warmup);
+  // How much of the way from the end of warm-up to the last step is behind us.
+  const double progress =
+      total_steps > warmup ? static_cast<double>(step - warmup) / static_cast<double>(total_steps - warmup) : 1.0;
+  const auto between = [peak](double min_ratio, double remaining) {
+    return peak * (min_ratio + (1 - min_ratio) * remaining);
+  };
+  switch (schedule.shape_case()) {
+    case LrScheduleConfig::kCosine:
+      return between(schedule.cosine().min_ratio(), 0.5 * (1 + std::cos(M_PI * progress)));
+    case LrScheduleConfig::kLinear:
+      return between(schedule.linear().min_ratio(), 1 - progress);
+    case LrScheduleConfig::kWsd: {
+      const int64_t decay = schedule.wsd().decay_steps(), decay_begin = total_steps - decay;
+      return step <= decay_begin ? peak
+                                 : between(schedule.wsd().min_ratio(), static_cast<double>(total_steps - step) / decay);
+    }
+    default:
+      return peak;
+  }
+}
+
+std::vector<std::string> NumericChanges(const RunConfig& saved, const RunConfig& now) {
+  RunConfig a = saved, b = now;
+  for (RunConfig* config : {&a, &b}) {
+    // How the work is laid out, watched, saved and reported does not change what is computed (beyond round-off).
+    config->clear_parallel();
+    config->clear_micro_batch_size();
+    config->clear_evaluation();
+    config->clear_checkpoint();
+    config->clear_resume();
+    config->clear_run_dir();
+    config->clear_launch();
+    config->clear_logging();
+    config->clear_kernels();
+    config->clear_recompute();
+    config->clear_trace();
+    config->clear_export_();
+    // What these files say stands in the other fields.
+    config->mutable_model()->clear_from();
+    config->mutable_model()->clear_config();
+    if (config->has_adapter()) config->mutable_adapter()->clear_from();
+    config->clear_non_finite();
+    config->mutable_data()->clear_prefetch_steps();
+    config->mutable_data()->clear_verify_checksums();
+    // Where the corpora lie does not matter; their content is compared by digest.
+    for (DataSource& source : *config->mutable_data()->mutable_source()) source.clear_path();
+    config->mutable_data()->clear_conversations();  // All of it shows in the digest.
+    // Without decay the length of the run is not in the numbers.
+    if (!config->lr_schedule().has_cosine() && !config->lr_schedule().has_linear() && !config->lr_schedule().has_wsd())
+      config->clear_train_for();
+  }
+  return DiffConfigs(a, b);
+}
+
+}  // namespace trireme

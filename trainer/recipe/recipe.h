@@ -1,0 +1,52 @@
+// trainer/recipe/recipe.h
+// A RunConfig proven consistent with a model, a corpus and a number of ranks. Immutable; lower layers see its sections
+// only.
+#ifndef TRIREME_TRAINER_RECIPE_RECIPE_H_
+#define TRIREME_TRAINER_RECIPE_RECIPE_H_
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "configs/run_config.pb.h"
+#include "launch/base/status.h"
+#include "models/spec/decoder_spec.h"
+#include "models/spec/family.h"
+#include "parallel/comm/mesh.h"
+#include "parallel/pipeline/schedule.h"
+
+namespace trireme {
+
+// What the corpora say; zeros when there is none (bench).
+struct CorpusFacts {
+  int64_t vocab_size = 0;
+  int64_t num_windows = 0;  // of data.sequence_length, over all sources
+};
+
+struct Recipe {
+  RunConfig config;  // with everything that was left open filled in
+  DecoderSpec model;
+  WeightNames weights;  // of the family's checkpoints
+  MeshShape mesh;
+  int64_t num_microbatches = 0;  // per data-parallel rank and step
+  Schedule schedule;             // over pipeline ranks, computations only
+  std::vector<int> stage_units;  // how many units (embedding, blocks, head) each stage has
+  int64_t tokens_per_step = 0;   // over all ranks
+  int64_t total_steps = 0;
+
+  double peak_learning_rate() const;
+  // Of step `step`, counted from 1.
+  double LearningRate(int64_t step) const;
+};
+
+// Checks everything at once; the error lists every problem, one a line. `attention_names`: implementations that exist.
+absl::StatusOr<Recipe> MakeRecipe(const RunConfig& config, int world_size, const std::vector<ModelFamily>& families,
+                                  const std::vector<std::string>& attention_names, const CorpusFacts& facts);
+
+// Differences between the config of a checkpoint and this one that would change numbers; layout, logging, saving and
+// the like do not.
+std::vector<std::string> NumericChanges(const RunConfig& saved, const RunConfig& now);
+
+}  // namespace trireme
+
+#endif  // TRIREME_TRAINER_RECIPE_RECIPE_H_
