@@ -15,6 +15,7 @@ SAID = re.compile(r"^ *([\w.]+): (?:(\w+), (repeated|no default|default .*)|(\w+
 
 
 def generator():
+    sys.dont_write_bytecode = True  # docs/ is text that tutorials train on.
     spec = importlib.util.spec_from_file_location("generate_config_reference", ROOT / "docs" / "generate_config_reference.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
