@@ -21,7 +21,7 @@ import time
 
 from pages import ROOT, Page, pages
 
-ORDER = ["pretrain_own_text", "fine_tune", "export_and_use", "many_nodes", "first_gpu_run"]
+ORDER = ["quickstart", "pretrain_own_text", "fine_tune", "export_and_use", "many_nodes", "first_gpu_run"]
 NEEDS = {"gpu", "cluster", "network", "software"}
 # Readers have two cores for two ranks or more; a machine that tests several things at a time need not.
 ENVIRONMENT = dict(
