@@ -1,11 +1,12 @@
 """Checks that what the pages point to is there.
 
     links_test.py              every relative link with its anchor, every source path in `code` and every file name in `code`
-    links_test.py --fix        writes the new paths of files that were moved into the pages, where one file has the name
+    links_test.py --fix        writes the new paths of files that were moved into the pages, where git or the name tells which it is
     links_test.py --self-test  the same rules on made-up pages, some of them wrong
 """
 
 import re
+import subprocess
 import sys
 
 from pages import CODE_SPAN, LINK, ROOT, Page, pages, source_files
@@ -48,8 +49,23 @@ def problems_of(page, names, words=()):
     return found
 
 
-def moved(path, names):
-    """Where the file of this path is now, if that is certain."""
+def renames(log):
+    """{old path: new path} of what `git log --name-status` prints, newest first."""
+    found = {}
+    for old, new in re.findall(r"^R\d*\t([^\t\n]+)\t([^\t\n]+)$", log, re.MULTILINE):
+        found.setdefault(old, found.get(new, new))
+    return found
+
+
+def renames_of_this_tree():
+    done = subprocess.run(["git", "log", "-m", "-M", "--diff-filter=R", "--name-status", "--format="], cwd=ROOT, capture_output=True, text=True)
+    return renames(done.stdout) if done.returncode == 0 else {}
+
+
+def moved(path, names, renamed):
+    """Where the file of this path is now, if that is certain: git says so, or one file alone has the name."""
+    if path in renamed and (ROOT / renamed[path]).exists():
+        return renamed[path]
     now = names.get(path.rsplit("/", 1)[-1], [])
     return now[0] if len(now) == 1 else None
 
@@ -74,8 +90,10 @@ def self_test():
     assert [line for line, _, _ in found] == [9, 10, 11, 12, 13], found
     steps = Page(ROOT / "docs" / "add_a_thing.md", "`KnownName` `Known::Name()` `plain`\n`UnknownName`\n")
     assert [line for line, _, _ in problems_of(steps, names, {"KnownName", "Name"})] == [2]
-    assert moved("trainer/elsewhere/exit_code.h", names) == "launch/exit_code.h"
-    assert moved("tests/docs/nowhere.py", names) is None
+    assert moved("trainer/elsewhere/exit_code.h", names, {}) == "launch/exit_code.h"
+    assert moved("tests/docs/nowhere.py", names, {}) is None
+    renamed = renames("R100\tlaunch/b.h\tREADME.md\nM\tother\nR090\tlaunch/a.h\tlaunch/b.h\n")
+    assert renamed == {"launch/b.h": "README.md", "launch/a.h": "README.md"} and moved("launch/a.h", names, renamed) == "README.md"
     print("the rules find what is wrong in made-up pages")
 
 
@@ -88,11 +106,13 @@ def main():
     words = set()
     for path in source_files(".h", ".cc", ".cu", ".proto", ".py", ".cmake", ".txt", ".sh"):
         words |= set(re.findall(r"\w+", path.read_text(encoding="utf-8", errors="replace")))
-    count, wrong = 0, 0
+    renamed, count, wrong = None, 0, 0
     for page in pages():
         text = page.text
         for line, what, missing in problems_of(page, names, words):
-            now = moved(missing, names) if missing else None
+            if missing and renamed is None:
+                renamed = renames_of_this_tree()
+            now = moved(missing, names, renamed) if missing else None
             if now and "--fix" in sys.argv:
                 text = text.replace(f"`{missing}", f"`{now}")
                 print(f"{page.name}:{line}: `{missing}` is now `{now}`")
