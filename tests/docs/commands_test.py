@@ -5,7 +5,8 @@
 A block ```sh of README.md or docs/tutorials/ runs in a scratch copy of docs/, configs/ and launch/, the blocks of a page one after another in one shell
 that stops at the first error; tutorials share the folder, in the order of ORDER, since one goes on where another ended. A word behind `sh` says what a block
 needs that is not here (```sh gpu, cluster, network, software): such a block, and every block of the other pages, is only checked: each `trireme VERB` must exist with
-the options that are used, and a config of this tree that it trains or plans must be valid on the ranks that the command names.
+the options that are used, and a config of this tree that it trains or plans must be valid on the ranks that the command names. Blocks ```python of the tutorials
+run in .venv where it has Transformers.
 """
 
 import json
@@ -121,9 +122,17 @@ def scratch_copy(folder, trireme):
         (folder / ".venv").symlink_to(ROOT / ".venv")
 
 
+def has_transformers():
+    python = ROOT / ".venv" / "bin" / "python"
+    return python.exists() and subprocess.run([python, "-c", "import transformers"], capture_output=True, env=ENVIRONMENT).returncode == 0
+
+
 def run_page(page, blocks, folder):
     """What went wrong, or None."""
-    script = "set -eo pipefail\n" + "".join(f"echo '== {block.where()}'\n{block.text}" for block in blocks)
+    script = "set -eo pipefail\n"
+    for block in blocks:
+        text = block.text if block.language == "sh" else f".venv/bin/python - <<'END_OF_BLOCK'\n{block.text}END_OF_BLOCK\n"
+        script += f"echo '== {block.where()}'\n{text}"
     started = time.monotonic()
     try:
         done = subprocess.run(["bash", "-c", script], cwd=folder, env=ENVIRONMENT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", timeout=SECONDS)
@@ -185,6 +194,10 @@ def main():
             scratch_copy(folder, trireme)
             for page in group:
                 blocks = [block for block in page.blocks("sh") if not block.tags]
+                if page.blocks("python") and not has_transformers():
+                    print(f"{page.name}: its Python is SKIPPED: no .venv with Transformers")
+                else:
+                    blocks = sorted([*blocks, *page.blocks("python")], key=lambda block: block.line)
                 problem = run_page(page, blocks, folder) if blocks else None
                 if problem:
                     problems.append(problem)
