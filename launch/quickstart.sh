@@ -87,7 +87,7 @@ train_most() {
   train --stop-at $((total_steps - 20)) || code=$?
   # 75: stopped and saved, as asked.
   if [ $code -ne 0 ] && [ $code -ne 75 ]; then
-    echo "error: training ended with exit code $code (see README.md, exit codes)" >&2
+    echo "error: training ended with exit code $code (see docs/troubleshooting.md)" >&2
     exit $code
   fi
 }
