@@ -63,8 +63,8 @@ class ChatTemplate {
   absl::StatusOr<std::string> Render(const Conversation& conversation, bool add_generation_prompt) const;
 
   // The text without a generation prompt, and where in it the assistant speaks: the template's {% generation %} blocks
-  // where it has them; else found by rendering (data/chat/chat_spans.h says how) and verified. A conversation for which no
-  // sound answer is found is an error (kData) that says which message; nothing is guessed. A conversation without
+  // where it has them; else found by rendering (data/chat/chat_spans.h says how) and verified. A conversation for which
+  // no sound answer is found is an error (kData) that says which message; nothing is guessed. A conversation without
   // assistant messages has no spans.
   absl::StatusOr<RenderedChat> RenderForTraining(const Conversation& conversation) const;
 

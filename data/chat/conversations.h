@@ -8,8 +8,8 @@
 #include <string>
 
 #include "configs/run_config.pb.h"
-#include "data/sampling/packed_sequences.h"
 #include "data/chat/sample_tokenizer.h"
+#include "data/sampling/packed_sequences.h"
 #include "launch/base/status.h"
 
 namespace trireme {
@@ -37,8 +37,9 @@ struct ConversationSet {
 };
 
 // Reads config.path, and config.validation_path or else validation_fraction of the former. A pure function of files and
-// settings. Refused: what a file or a sample is refused for (data/chat/conversation.h, data/chat/sample_tokenizer.h), and a
-// training split in which no token carries loss (kData); settings out of range (kConfig). What is left out is counted.
+// settings. Refused: what a file or a sample is refused for (data/chat/conversation.h, data/chat/sample_tokenizer.h),
+// and a training split in which no token carries loss (kData); settings out of range (kConfig). What is left out is
+// counted.
 absl::StatusOr<ConversationSet> OpenConversations(const ConversationData& config, int64_t sequence_length,
                                                   const SampleTokenizer& tokenizer);
 

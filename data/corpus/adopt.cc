@@ -12,8 +12,8 @@
 #include "data/corpus/foreign_files.h"
 #include "data/corpus/indexed_file.h"
 #include "data/corpus/manifest.h"
-#include "data/tokenizer/tokenizer.h"
 #include "data/corpus/unigram_counts.h"
+#include "data/tokenizer/tokenizer.h"
 #include "launch/base/file.h"
 #include "launch/base/log.h"
 

@@ -10,8 +10,8 @@
 #include <utility>
 #include <vector>
 
-#include "data/jinja/syntax/ast.h"
 #include "data/jinja/builtins.h"
+#include "data/jinja/syntax/ast.h"
 #include "data/jinja/template.h"
 
 namespace trireme::jinja {

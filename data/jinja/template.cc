@@ -1,8 +1,8 @@
 #include "data/jinja/template.h"
 
 #include "data/jinja/evaluator.h"
-#include "data/jinja/syntax/parser.h"
 #include "data/jinja/scopes.h"
+#include "data/jinja/syntax/parser.h"
 #include "data/unicode/unicode.h"
 
 namespace trireme::jinja {

@@ -11,11 +11,11 @@
 
 #include "data/corpus/manifest.h"
 #include "data/corpus/output_folder.h"
-#include "data/sampling/permutation.h"
 #include "data/corpus/split_writer.h"
-#include "data/prepare/tokenize_pipeline.h"
-#include "data/tokenizer/tokenizer.h"
 #include "data/corpus/unigram_counts.h"
+#include "data/prepare/tokenize_pipeline.h"
+#include "data/sampling/permutation.h"
+#include "data/tokenizer/tokenizer.h"
 #include "launch/base/file.h"
 #include "launch/base/log.h"
 

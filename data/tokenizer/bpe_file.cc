@@ -8,8 +8,8 @@
 #include <unordered_set>
 #include <utility>
 
-#include "data/tokenizer/bpe_bytes.h"
 #include "data/pretokenizer/pretokenizer_metaspace.h"
+#include "data/tokenizer/bpe_bytes.h"
 #include "data/unicode/unicode.h"
 
 namespace trireme {

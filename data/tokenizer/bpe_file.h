@@ -11,11 +11,11 @@
 #include <string>
 #include <vector>
 
+#include "data/pretokenizer/normalizer.h"
+#include "data/pretokenizer/pretokenizer.h"
 #include "data/tokenizer/bpe_added_tokens.h"
 #include "data/tokenizer/bpe_decoder.h"
 #include "data/tokenizer/bpe_model.h"
-#include "data/pretokenizer/normalizer.h"
-#include "data/pretokenizer/pretokenizer.h"
 
 namespace trireme {
 

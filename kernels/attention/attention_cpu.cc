@@ -7,9 +7,9 @@
 #include <vector>
 
 #include "kernels/attention/attention.h"
+#include "kernels/base/ops.h"
 #include "kernels/cpu/dispatch_dtype.h"
 #include "kernels/matrix/gemm.h"
-#include "kernels/base/ops.h"
 
 namespace trireme {
 namespace {

@@ -5,8 +5,8 @@
 
 #include <ATen/core/Tensor.h>
 
-#include "kernels/cpu/loops.h"
 #include "kernels/base/thread_pool.h"
+#include "kernels/cpu/loops.h"
 #include "launch/base/status.h"
 
 namespace trireme {

@@ -1,8 +1,8 @@
 // kernels/cuda/launchers.h
 // CUDA kernels behind plain C++: raw device pointers, sizes and a stream. Nothing here allocates, synchronizes or
 // checks shapes (ops.cc does); a launch that fails ends the process. All results are the same in every run on the same
-// GPU: no floating-point atomics. Arithmetic is that of kernels/base/element_math.h in float32, rounded once to the storage
-// type.
+// GPU: no floating-point atomics. Arithmetic is that of kernels/base/element_math.h in float32, rounded once to the
+// storage type.
 #ifndef TRIREME_KERNELS_CUDA_LAUNCHERS_H_
 #define TRIREME_KERNELS_CUDA_LAUNCHERS_H_
 

@@ -1,6 +1,6 @@
 // kernels/cuda/ops.h
-// The operations of kernels/base/ops.h on CUDA tensors of float32 and bfloat16, on the current stream; the contracts are
-// those there. ops.cc calls the launchers; no_cuda.cc stands in where the build has no CUDA.
+// The operations of kernels/base/ops.h on CUDA tensors of float32 and bfloat16, on the current stream; the contracts
+// are those there. ops.cc calls the launchers; no_cuda.cc stands in where the build has no CUDA.
 #ifndef TRIREME_KERNELS_CUDA_OPS_H_
 #define TRIREME_KERNELS_CUDA_OPS_H_
 

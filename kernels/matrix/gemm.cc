@@ -4,8 +4,8 @@
 #include <cstdlib>
 #include <vector>
 
-#include "kernels/matrix/gemm_backend.h"
 #include "kernels/base/thread_pool.h"
+#include "kernels/matrix/gemm_backend.h"
 #include "launch/base/log.h"
 #include "launch/base/status.h"
 

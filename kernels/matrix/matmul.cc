@@ -2,9 +2,9 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/mm.h>
 
+#include "kernels/base/ops.h"
 #include "kernels/cpu/dispatch_dtype.h"
 #include "kernels/matrix/gemm.h"
-#include "kernels/base/ops.h"
 
 namespace trireme {
 namespace {

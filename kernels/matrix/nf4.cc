@@ -8,8 +8,8 @@
 #include <atomic>
 #include <cmath>
 
-#include "kernels/cuda/ops.h"
 #include "kernels/cpu/dispatch_dtype.h"
+#include "kernels/cuda/ops.h"
 
 namespace trireme {
 namespace {

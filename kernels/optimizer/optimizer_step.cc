@@ -1,8 +1,8 @@
 #include <vector>
 
-#include "kernels/cuda/ops.h"
-#include "kernels/cpu/dispatch_dtype.h"
 #include "kernels/base/ops.h"
+#include "kernels/cpu/dispatch_dtype.h"
+#include "kernels/cuda/ops.h"
 
 namespace trireme {
 namespace {

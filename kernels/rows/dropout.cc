@@ -2,9 +2,9 @@
 
 #include <ATen/ops/empty.h>
 
-#include "kernels/cuda/ops.h"
-#include "kernels/cpu/dispatch_dtype.h"
 #include "kernels/base/ops.h"
+#include "kernels/cpu/dispatch_dtype.h"
+#include "kernels/cuda/ops.h"
 
 namespace trireme {
 

@@ -1,6 +1,6 @@
 // kernels/rows/gelu.h
-// GELU (arXiv 1606.08415) of an MLP without a gate. Tensors and dtypes as in kernels/base/ops.h; libtorch's arithmetic on
-// CPU and GPU.
+// GELU (arXiv 1606.08415) of an MLP without a gate. Tensors and dtypes as in kernels/base/ops.h; libtorch's arithmetic
+// on CPU and GPU.
 #ifndef TRIREME_KERNELS_ROWS_GELU_H_
 #define TRIREME_KERNELS_ROWS_GELU_H_
 

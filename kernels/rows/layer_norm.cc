@@ -9,8 +9,8 @@
 #include <array>
 #include <tuple>
 
-#include "kernels/cpu/dispatch_dtype.h"
 #include "kernels/base/ops.h"
+#include "kernels/cpu/dispatch_dtype.h"
 
 namespace trireme {
 namespace {

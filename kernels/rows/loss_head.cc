@@ -5,9 +5,9 @@
 #include <algorithm>
 #include <vector>
 
-#include "kernels/cuda/ops.h"
-#include "kernels/cpu/dispatch_dtype.h"
 #include "kernels/base/ops.h"
+#include "kernels/cpu/dispatch_dtype.h"
+#include "kernels/cuda/ops.h"
 
 namespace trireme {
 namespace {

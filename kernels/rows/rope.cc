@@ -1,6 +1,6 @@
-#include "kernels/cuda/ops.h"
-#include "kernels/cpu/dispatch_dtype.h"
 #include "kernels/base/ops.h"
+#include "kernels/cpu/dispatch_dtype.h"
+#include "kernels/cuda/ops.h"
 
 namespace trireme {
 

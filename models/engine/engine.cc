@@ -13,8 +13,8 @@
 #include "kernels/base/ops.h"
 #include "launch/base/log.h"
 #include "models/blocks/decoder.h"
-#include "parallel/pipeline/lower.h"
 #include "parallel/comm/agreement.h"
+#include "parallel/pipeline/lower.h"
 
 namespace trireme {
 namespace {

@@ -9,10 +9,10 @@
 #include <vector>
 
 #include "data/sampling/loader.h"
+#include "models/engine/extensions.h"
 #include "parallel/comm/mesh.h"
 #include "parallel/pipeline/executor.h"
 #include "trainer/loop/check_against.h"
-#include "models/engine/extensions.h"
 #include "trainer/recipe/recipe.h"
 
 namespace trireme {

@@ -12,8 +12,8 @@
 #include "models/formats/hf/hf_directory.h"
 #include "models/spec/parameters.h"
 #include "models/weights/adapter_source.h"
-#include "parallel/comm/agreement.h"
 #include "models/weights/weight_source.h"
+#include "parallel/comm/agreement.h"
 
 namespace trireme {
 namespace {

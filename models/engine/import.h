@@ -9,9 +9,9 @@
 #include <vector>
 
 #include "launch/base/file.h"
-#include "parallel/comm/mesh.h"
 #include "models/engine/engine.h"
 #include "models/weights/sharded_tensors.h"
+#include "parallel/comm/mesh.h"
 
 namespace trireme {
 

@@ -10,9 +10,9 @@
 #include <vector>
 
 #include "kernels/matrix/quantized_matrix.h"
-#include "models/spec/family.h"
 #include "models/formats/gguf/gguf.h"
 #include "models/formats/hf/hf_config.h"
+#include "models/spec/family.h"
 #include "models/weights/weight_source.h"
 
 namespace trireme {

@@ -6,11 +6,11 @@
 
 #include "launch/base/file.h"
 #include "launch/base/log.h"
+#include "models/formats/base/json_file.h"
 #include "models/formats/gguf/gguf_config.h"
 #include "models/formats/gguf/gguf_tokenizer_json.h"
 #include "models/formats/hf/hf_config.h"
 #include "models/formats/hf/hf_directory.h"
-#include "models/formats/base/json_file.h"
 #include "models/source/prompt.h"
 
 namespace trireme {

@@ -11,9 +11,9 @@
 #include <vector>
 
 #include "configs/run_config.pb.h"
-#include "kernels/rows/gelu.h"
 #include "kernels/base/ops.h"
 #include "kernels/matrix/quantized_matrix.h"
+#include "kernels/rows/gelu.h"
 #include "launch/base/status.h"
 #include "models/spec/adapter_spec.h"
 
@@ -56,8 +56,8 @@ struct DecoderSpec {
   double embedding_scale = 1;                  // embeddings are multiplied by it, rounded to their type
   int64_t rotary_dim = 0;                      // dimensions of a head that positions rotate (RotaryOrder); 0: all
 
-  // Blocks with LayerNorms that have biases, and an MLP of two projections with biases (models/blocks/gpt_block.h). Of the
-  // above they take neither qk_norm, norm_offset, post_norms nor activation.
+  // Blocks with LayerNorms that have biases, and an MLP of two projections with biases (models/blocks/gpt_block.h). Of
+  // the above they take neither qk_norm, norm_offset, post_norms nor activation.
   bool gpt_block = false;
   Gelu gelu = Gelu::kErf;          // of the MLP
   bool parallel_residual = false;  // attention and MLP read the same input and are added together

@@ -6,8 +6,8 @@
 #include <string>
 #include <vector>
 
-#include "models/spec/decoder_spec.h"
 #include "models/formats/hf/hf_model_type.h"
+#include "models/spec/decoder_spec.h"
 #include "models/spec/weight_table.h"
 
 namespace trireme {

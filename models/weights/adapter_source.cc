@@ -23,9 +23,9 @@
 #include "launch/base/log.h"
 #include "models/formats/hf/peft.h"
 #include "models/spec/parameters.h"
-#include "trainer/loop/checkpointer.h"
 #include "models/weights/sharded_tensors.h"
 #include "models/weights/tensor_mismatch.h"
+#include "trainer/loop/checkpointer.h"
 
 namespace trireme {
 namespace {

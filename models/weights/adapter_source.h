@@ -7,8 +7,8 @@
 #include <string>
 #include <vector>
 
-#include "models/source/model_source.h"
 #include "models/engine/engine.h"
+#include "models/source/model_source.h"
 
 namespace trireme {
 

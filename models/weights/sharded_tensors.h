@@ -14,9 +14,9 @@
 #include <vector>
 
 #include "models/formats/base/safetensors.h"
+#include "models/weights/checkpoint.pb.h"
 #include "parallel/sharding/parameter_buffer.h"
 #include "parallel/sharding/rectangle.h"
-#include "models/weights/checkpoint.pb.h"
 
 namespace trireme {
 

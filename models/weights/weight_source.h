@@ -13,14 +13,14 @@
 #include <vector>
 
 #include "kernels/matrix/quantized_matrix.h"
-#include "models/spec/decoder_spec.h"
+#include "models/engine/engine.h"
 #include "models/formats/gguf/gguf.h"
 #include "models/formats/gguf/gguf_model.h"
+#include "models/spec/decoder_spec.h"
 #include "models/spec/weight_table.h"
+#include "models/weights/sharded_tensors.h"
 #include "parallel/comm/mesh.h"
 #include "parallel/sharding/rectangle.h"
-#include "models/engine/engine.h"
-#include "models/weights/sharded_tensors.h"
 
 namespace trireme {
 

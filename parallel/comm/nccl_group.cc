@@ -21,8 +21,8 @@
 #include <random>
 #include <thread>
 
-#include "kernels/cuda/launchers.h"
 #include "kernels/base/philox.h"
+#include "kernels/cuda/launchers.h"
 #include "launch/base/log.h"
 #include "launch/base/process.h"
 #include "launch/base/status.h"

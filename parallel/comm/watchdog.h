@@ -11,8 +11,8 @@
 #include <string>
 #include <thread>
 
-#include "parallel/comm/operation_log.h"
 #include "parallel/comm/hang_report.h"
+#include "parallel/comm/operation_log.h"
 
 namespace trireme {
 

@@ -21,7 +21,8 @@ enum class ContextMethod {
 };
 
 // One call of an attention backend on some of this rank's queries and some rows of a block of keys. Segments, mask and
-// sizes are as in kernels/attention/attention.h. No query stands in it twice, every query sees a key and every key is seen.
+// sizes are as in kernels/attention/attention.h. No query stands in it twice, every query sees a key and every key is
+// seen.
 struct AttentionCall {
   std::vector<int64_t> query_index;  // rows of this rank; empty: all of them, in order
   std::vector<int64_t> key_index;  // rows of the block; empty: all of them, in order. A key stands in it at most twice.

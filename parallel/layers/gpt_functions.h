@@ -5,8 +5,8 @@
 
 #include <ATen/core/Tensor.h>
 
-#include "kernels/rows/gelu.h"
 #include "kernels/base/weight.h"
+#include "kernels/rows/gelu.h"
 #include "parallel/comm/process_group.h"
 #include "parallel/layers/kept_results.h"
 

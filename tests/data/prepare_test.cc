@@ -16,8 +16,8 @@
 #include <thread>
 
 #include "data/corpus/adopt.h"
-#include "data/prepare/inspect.h"
 #include "data/corpus/manifest.h"
+#include "data/prepare/inspect.h"
 #include "tests/data/test_corpus.h"
 
 namespace trireme {

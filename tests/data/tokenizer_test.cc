@@ -10,10 +10,10 @@
 #include <random>
 #include <thread>
 
-#include "data/tokenizer/bpe_model.h"
-#include "data/tokenizer/bpe_trainer.h"
 #include "data/pretokenizer/pretokenizer_patterns.h"
 #include "data/pretokenizer/pretokenizer_regex.h"
+#include "data/tokenizer/bpe_model.h"
+#include "data/tokenizer/bpe_trainer.h"
 #include "data/unicode/unicode.h"
 #include "data/unicode/unicode_nfc.h"
 

@@ -4,9 +4,9 @@
 
 #include <limits>
 
-#include "kernels/matrix/gemm.h"
 #include "kernels/base/ops.h"
 #include "kernels/base/thread_pool.h"
+#include "kernels/matrix/gemm.h"
 #include "tests/kernels/test_tensors.h"
 
 namespace trireme {

@@ -1,14 +1,14 @@
 // tests/kernels/reference.h
-// What the operations of kernels/base/ops.h mean, in plain libtorch and float64: slow, obvious, differentiable by autograd.
-// Linked by tests only.
+// What the operations of kernels/base/ops.h mean, in plain libtorch and float64: slow, obvious, differentiable by
+// autograd. Linked by tests only.
 #ifndef TRIREME_TESTS_KERNELS_REFERENCE_H_
 #define TRIREME_TESTS_KERNELS_REFERENCE_H_
 
 #include <ATen/core/Tensor.h>
 
-#include "kernels/rows/gelu.h"
 #include "kernels/base/nf4_math.h"
 #include "kernels/base/ops.h"
+#include "kernels/rows/gelu.h"
 
 namespace trireme::reference {
 

@@ -20,15 +20,15 @@
 #include "data/sampling/loader.h"
 #include "launch/base/file.h"
 #include "models/blocks/decoder.h"
-#include "models/formats/base/safetensors.h"
-#include "parallel/comm/mpi_group.h"
-#include "parallel/comm/agreement.h"
-#include "trainer/loop/checkpointer.h"
-#include "trainer/recipe/corpora.h"
 #include "models/engine/engine.h"
-#include "trainer/loop/optimizer.h"
+#include "models/formats/base/safetensors.h"
 #include "models/weights/sharded_tensors.h"
+#include "parallel/comm/agreement.h"
+#include "parallel/comm/mpi_group.h"
+#include "trainer/loop/checkpointer.h"
+#include "trainer/loop/optimizer.h"
 #include "trainer/loop/train.h"
+#include "trainer/recipe/corpora.h"
 
 namespace trireme {
 namespace {

@@ -8,10 +8,10 @@
 #include <filesystem>
 
 #include "launch/base/file.h"
+#include "parallel/comm/agreement.h"
 #include "parallel/comm/mpi_group.h"
 #include "tests/parallel/multi_rank.h"
 #include "tests/parallel/tiny_run.h"
-#include "parallel/comm/agreement.h"
 #include "trainer/loop/checkpointer.h"
 
 namespace trireme {

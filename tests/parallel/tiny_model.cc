@@ -6,8 +6,8 @@
 #include <algorithm>
 #include <vector>
 
-#include "parallel/comm/mpi_group.h"
 #include "models/engine/engine.h"
+#include "parallel/comm/mpi_group.h"
 
 namespace trireme {
 namespace {

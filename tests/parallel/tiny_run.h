@@ -9,10 +9,10 @@
 #include <string>
 #include <vector>
 
-#include "trainer/loop/checkpointer.h"
 #include "models/engine/engine.h"
-#include "trainer/loop/optimizer.h"
 #include "models/weights/sharded_tensors.h"
+#include "trainer/loop/checkpointer.h"
+#include "trainer/loop/optimizer.h"
 
 namespace trireme {
 

@@ -10,8 +10,8 @@
 #include "configs/config_loader.h"
 #include "data/prepare/inspect_conversations.h"
 #include "trainer/commands.h"
-#include "trainer/recipe/corpora.h"
 #include "trainer/export/inspect_model.h"
+#include "trainer/recipe/corpora.h"
 
 namespace trireme {
 namespace {

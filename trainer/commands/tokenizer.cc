@@ -8,8 +8,8 @@
 #include <string>
 #include <vector>
 
-#include "data/tokenizer/bpe_trainer.h"
 #include "data/text/text_reader.h"
+#include "data/tokenizer/bpe_trainer.h"
 #include "launch/base/file.h"
 #include "launch/base/log.h"
 #include "trainer/commands.h"

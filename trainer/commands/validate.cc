@@ -6,12 +6,12 @@
 #include "configs/config_loader.h"
 #include "kernels/base/device.h"
 #include "launch/base/log.h"
+#include "models/engine/memory_estimate.h"
 #include "models/spec/parameters.h"
 #include "models/weights/adapter_source.h"
 #include "trainer/commands.h"
-#include "trainer/recipe/corpora.h"
 #include "trainer/export/export.h"
-#include "models/engine/memory_estimate.h"
+#include "trainer/recipe/corpora.h"
 #include "trainer/recipe/recipe.h"
 
 namespace trireme {

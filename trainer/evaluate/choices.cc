@@ -8,9 +8,9 @@
 
 #include "launch/base/file.h"
 #include "launch/base/log.h"
+#include "models/source/prompt.h"
 #include "parallel/comm/agreement.h"
 #include "trainer/evaluate/evaluate.h"
-#include "models/source/prompt.h"
 
 namespace trireme {
 namespace {

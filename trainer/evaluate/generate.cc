@@ -12,8 +12,8 @@
 
 #include "launch/base/log.h"
 #include "models/formats/base/json_file.h"
-#include "parallel/comm/agreement.h"
 #include "models/source/prompt.h"
+#include "parallel/comm/agreement.h"
 
 namespace trireme {
 namespace {

@@ -7,9 +7,9 @@
 #include "data/tokenizer/tokenizer.h"
 #include "launch/base/log.h"
 #include "models/spec/parameters.h"
-#include "parallel/comm/mpi_group.h"
 #include "models/weights/adapter_source.h"
 #include "parallel/comm/agreement.h"
+#include "parallel/comm/mpi_group.h"
 #include "trainer/loop/train.h"
 
 namespace trireme {

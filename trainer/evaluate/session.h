@@ -8,10 +8,10 @@
 #include <string>
 #include <vector>
 
-#include "trainer/recipe/corpora.h"
-#include "models/source/model_source.h"
 #include "models/engine/engine.h"
+#include "models/source/model_source.h"
 #include "models/source/model_text.h"
+#include "trainer/recipe/corpora.h"
 
 namespace trireme {
 

@@ -12,14 +12,14 @@
 #include "launch/base/file.h"
 #include "launch/base/log.h"
 #include "models/formats/hf/peft.h"
+#include "models/source/model_source.h"
 #include "models/weights/adapter_source.h"
+#include "models/weights/requantized.h"
 #include "parallel/comm/agreement.h"
-#include "trainer/loop/checkpointer.h"
 #include "trainer/export/export_gguf.h"
 #include "trainer/export/export_gguf_lora.h"
 #include "trainer/export/export_hf.h"
-#include "models/source/model_source.h"
-#include "models/weights/requantized.h"
+#include "trainer/loop/checkpointer.h"
 
 namespace trireme {
 namespace {

@@ -4,8 +4,8 @@
 
 #include <string>
 
-#include "trainer/export/export.h"
 #include "models/source/model_source.h"
+#include "trainer/export/export.h"
 
 namespace trireme {
 

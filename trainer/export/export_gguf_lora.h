@@ -5,8 +5,8 @@
 
 #include <string>
 
-#include "models/weights/adapter_source.h"
 #include "models/source/model_source.h"
+#include "models/weights/adapter_source.h"
 
 namespace trireme {
 

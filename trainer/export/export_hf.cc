@@ -15,8 +15,8 @@
 #include "models/formats/hf/hf_directory.h"
 #include "models/formats/hf/hf_model_type.h"
 #include "models/spec/parameters.h"
-#include "trainer/export/export_tokenizer.h"
 #include "models/weights/sharded_tensors.h"
+#include "trainer/export/export_tokenizer.h"
 
 namespace trireme {
 namespace {

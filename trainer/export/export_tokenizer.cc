@@ -10,9 +10,9 @@
 #include "data/tokenizer/tokenizer.h"
 #include "launch/base/file.h"
 #include "launch/base/log.h"
+#include "models/formats/base/json_file.h"
 #include "models/formats/gguf/gguf_tokenizer.h"
 #include "models/formats/gguf/gguf_tokenizer_json.h"
-#include "models/formats/base/json_file.h"
 #include "models/source/model_text.h"
 
 namespace trireme {

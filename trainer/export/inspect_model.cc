@@ -11,13 +11,13 @@
 #include "data/tokenizer/tokenizer.h"
 #include "launch/base/file.h"
 #include "launch/base/log.h"
+#include "models/formats/base/json_file.h"
 #include "models/formats/gguf/gguf_config.h"
 #include "models/formats/gguf/gguf_tokenizer_json.h"
 #include "models/formats/hf/hf_directory.h"
-#include "models/formats/base/json_file.h"
-#include "trainer/loop/checkpointer.h"
 #include "models/source/model_source.h"
 #include "models/weights/sharded_tensors.h"
+#include "trainer/loop/checkpointer.h"
 
 namespace trireme {
 namespace {

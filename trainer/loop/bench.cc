@@ -6,14 +6,14 @@
 
 #include "configs/config_loader.h"
 #include "kernels/base/device.h"
-#include "kernels/matrix/gemm.h"
 #include "kernels/base/philox.h"
 #include "kernels/base/thread_pool.h"
+#include "kernels/matrix/gemm.h"
 #include "launch/base/log.h"
-#include "models/spec/parameters.h"
-#include "parallel/comm/mpi_group.h"
-#include "parallel/comm/agreement.h"
 #include "models/engine/engine.h"
+#include "models/spec/parameters.h"
+#include "parallel/comm/agreement.h"
+#include "parallel/comm/mpi_group.h"
 #include "trainer/loop/optimizer.h"
 #include "trainer/loop/train.h"
 

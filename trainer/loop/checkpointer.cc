@@ -15,8 +15,8 @@
 #include "launch/base/file.h"
 #include "launch/base/log.h"
 #include "models/spec/parameters.h"
-#include "parallel/comm/agreement.h"
 #include "models/weights/sharded_tensors.h"
+#include "parallel/comm/agreement.h"
 #include "trainer/version.h"
 
 namespace trireme {

@@ -7,9 +7,9 @@
 #include <string>
 #include <vector>
 
-#include "parallel/comm/mesh.h"
-#include "models/weights/checkpoint.pb.h"
 #include "models/engine/engine.h"
+#include "models/weights/checkpoint.pb.h"
+#include "parallel/comm/mesh.h"
 #include "trainer/loop/optimizer.h"
 
 namespace trireme {

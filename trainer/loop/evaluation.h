@@ -7,8 +7,8 @@
 
 #include "data/sampling/loader.h"
 #include "data/sampling/sampler.h"
-#include "parallel/comm/mesh.h"
 #include "models/engine/engine.h"
+#include "parallel/comm/mesh.h"
 
 namespace trireme {
 

@@ -7,8 +7,8 @@
 #include <vector>
 
 #include "launch/base/process.h"
-#include "parallel/comm/mesh.h"
 #include "models/engine/extensions.h"
+#include "parallel/comm/mesh.h"
 #include "trainer/recipe/recipe.h"
 
 namespace trireme {

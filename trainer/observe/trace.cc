@@ -6,8 +6,8 @@
 
 #include "launch/base/file.h"
 #include "launch/base/log.h"
-#include "parallel/pipeline/simulate.h"
 #include "parallel/comm/agreement.h"
+#include "parallel/pipeline/simulate.h"
 
 namespace trireme {
 namespace {

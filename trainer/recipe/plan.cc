@@ -9,10 +9,10 @@
 
 #include "launch/base/file.h"
 #include "launch/base/log.h"
+#include "models/engine/layout.h"
 #include "models/spec/parameters.h"
 #include "parallel/pipeline/balance.h"
 #include "parallel/pipeline/validate.h"
-#include "models/engine/layout.h"
 
 namespace trireme {
 namespace {

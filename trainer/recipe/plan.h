@@ -6,8 +6,8 @@
 #include <string>
 #include <vector>
 
-#include "parallel/pipeline/simulate.h"
 #include "models/engine/memory_estimate.h"
+#include "parallel/pipeline/simulate.h"
 #include "trainer/recipe/recipe.h"
 
 namespace trireme {

@@ -7,11 +7,11 @@
 
 #include "configs/config_loader.h"
 #include "launch/base/log.h"
+#include "models/engine/import.h"
+#include "models/engine/layout.h"
 #include "models/formats/hf/peft.h"
 #include "models/spec/parameters.h"
 #include "parallel/layers/kept_results.h"
-#include "models/engine/import.h"
-#include "models/engine/layout.h"
 
 namespace trireme {
 namespace {

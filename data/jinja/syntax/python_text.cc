@@ -7,8 +7,8 @@
 #include <cmath>
 #include <limits>
 
-#include "data/unicode/unicode_ranges.h"
 #include "data/unicode/unicode.h"
+#include "data/unicode/unicode_ranges.h"
 
 namespace trireme::jinja {
 namespace {

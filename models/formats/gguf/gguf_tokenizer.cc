@@ -5,8 +5,8 @@
 #include <unordered_set>
 #include <utility>
 
-#include "data/tokenizer/bpe_file.h"
 #include "data/pretokenizer/pretokenizer_patterns.h"
+#include "data/tokenizer/bpe_file.h"
 #include "data/tokenizer/sentencepiece_file.h"
 #include "models/formats/gguf/gguf_tokenizer_scores.h"
 

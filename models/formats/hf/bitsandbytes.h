@@ -12,8 +12,8 @@
 
 #include "configs/run_config.pb.h"
 #include "kernels/matrix/quantized_matrix.h"
-#include "models/formats/hf/hf_directory.h"
 #include "models/formats/base/json_file.h"
+#include "models/formats/hf/hf_directory.h"
 
 namespace trireme {
 

@@ -7,9 +7,9 @@
 #include <functional>
 #include <nlohmann/json.hpp>
 
+#include "data/pretokenizer/pretokenizer_patterns.h"
 #include "data/tokenizer/bpe_bytes.h"
 #include "data/tokenizer/bpe_decoder.h"
-#include "data/pretokenizer/pretokenizer_patterns.h"
 #include "data/tokenizer/sentencepiece.pb.h"
 #include "models/formats/gguf/gguf_tokenizer_json.h"
 #include "models/formats/gguf/gguf_writer.h"

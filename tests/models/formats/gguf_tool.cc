@@ -6,11 +6,11 @@
 #include <nlohmann/json.hpp>
 #include <type_traits>
 
+#include "models/formats/base/safetensors.h"
 #include "models/formats/gguf/gguf.h"
 #include "models/formats/gguf/gguf_model.h"
 #include "models/formats/gguf/gguf_tokenizer.h"
 #include "models/formats/gguf/gguf_writer.h"
-#include "models/formats/base/safetensors.h"
 
 namespace trireme {
 namespace {

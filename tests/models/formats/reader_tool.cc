@@ -4,8 +4,8 @@
 #include <iostream>
 #include <nlohmann/json.hpp>
 
-#include "models/formats/gguf/gguf.h"
 #include "models/formats/base/safetensors.h"
+#include "models/formats/gguf/gguf.h"
 
 namespace trireme {
 namespace {

@@ -13,8 +13,8 @@
 
 #include "launch/base/log.h"
 #include "launch/base/process.h"
-#include "parallel/comm/mesh.h"
 #include "parallel/comm/agreement.h"
+#include "parallel/comm/mesh.h"
 #include "parallel/comm/watchdog.h"
 
 namespace trireme {
