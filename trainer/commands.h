@@ -22,6 +22,7 @@ void AddExportCommand(CLI::App& app, const Extensions& extensions, absl::Status*
 void AddGenerateCommand(CLI::App& app, const Extensions& extensions, absl::Status* result);
 void AddEvaluateCommand(CLI::App& app, const Extensions& extensions, absl::Status* result);
 void AddConfigCommand(CLI::App& app, absl::Status* result);
+void AddCompletionCommand(CLI::App& app);
 void AddBenchCommand(CLI::App& app, const Extensions& extensions, absl::Status* result);
 
 // Checks that an option is a number from `least` to `most`; `what` says so, as in "a number from 0 on".

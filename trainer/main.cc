@@ -43,7 +43,7 @@ CLI::Validator NumberFrom(double least, double most, const std::string& what) {
 
 int Main(int argc, char** argv, const Extensions& extensions) {
   CLI::App app("Trireme trains transformer language models. Start multi-rank jobs with mpirun.", "trireme");
-  app.set_version_flag("--version", kVersion);
+  app.set_version_flag("--version", absl::StrCat("trireme ", kVersion));
   app.require_subcommand(1);
   absl::Status result = absl::OkStatus();
   AddTrainCommand(app, extensions, &result);
@@ -57,6 +57,7 @@ int Main(int argc, char** argv, const Extensions& extensions) {
   AddGenerateCommand(app, extensions, &result);
   AddEvaluateCommand(app, extensions, &result);
   AddConfigCommand(app, &result);
+  AddCompletionCommand(app);
   // A write beyond the limit of file sizes is an error of that write.
   std::signal(SIGXFSZ, SIG_IGN);
   // Large corpora and models have many files.

@@ -289,8 +289,8 @@ absl::Status Run(const TrainOptions& options, const Extensions& extensions, cons
   const double peak_flops = SumOverRanks(world, own_peak);
   ReleaseCachedCpuMemory();
   ResetPeakTensorBytes(mesh.device());
-  Info(absl::StrFormat("training %s parameters for %d steps of %s tokens on %d x %s (%s), attention %s, %s",
-                       Trained(recipe.model), recipe.total_steps,
+  Info(absl::StrFormat("trireme %s: training %s parameters for %d steps of %s tokens on %d x %s (%s), attention %s, %s",
+                       kVersion, Trained(recipe.model), recipe.total_steps,
                        HumanCount(static_cast<double>(recipe.tokens_per_step)), process.size(),
                        DeviceName(mesh.device()), recipe.mesh.ToString(), (*model)->attention().name,
                        mesh.device().is_cuda() ? "NCCL" : absl::StrCat(CpuThreads(), " threads each, ", BlasName())));
