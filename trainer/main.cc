@@ -4,6 +4,7 @@
 #include <sys/resource.h>
 
 #include <algorithm>
+#include <clocale>
 #include <csignal>
 #include <cstdio>
 #include <exception>
@@ -42,6 +43,8 @@ CLI::Validator NumberFrom(double least, double most, const std::string& what) {
 }
 
 int Main(int argc, char** argv, const Extensions& extensions) {
+  // Numbers have a point, whatever the locale that the program around this took.
+  std::setlocale(LC_ALL, "C");
   CLI::App app("Trireme trains transformer language models. Start multi-rank jobs with mpirun.", "trireme");
   app.set_version_flag("--version", absl::StrCat("trireme ", kVersion));
   app.require_subcommand(1);

@@ -83,6 +83,11 @@ class Activate(unittest.TestCase):
         ran = self.run_in(["bash", "--norc", "-i"], ". launch/activate; complete -p trireme")
         self.assertIn("complete -F _trireme trireme", ran.stdout, ran.stderr)
 
+    @unittest.skipUnless(shutil.which("zsh"), "no zsh here")
+    def test_interactive_zsh_completes(self):
+        ran = self.run_in(["zsh", "-f", "-i"], "autoload -Uz compinit; compinit -u -D; . launch/activate; print -r -- ${_comps[trireme]}")
+        self.assertEqual(ran.stdout.strip().split("\n")[-1], "_trireme", ran.stderr)
+
     def test_without_a_build_it_says_so(self):
         ran = self.run_in(["bash"], ". launch/activate", TRIREME_BUILD="no-build")
         self.assertIn("launch/build.sh", ran.stderr)
