@@ -55,7 +55,7 @@ endforeach()
 set(CMAKE_BUILD_RPATH ${TRIREME_TORCH_DIR}/lib ${cuda_runtime_folders})
 
 # OpenBLAS from its wheel: its symbols carry a prefix, so it cannot interpose on the BLAS inside libtorch.
-file(GLOB openblas_library ${torch_site_packages}/scipy_openblas32/lib/libscipy_openblas*.so ${venv_site_packages}/scipy_openblas32/lib/libscipy_openblas*.so)
+file(GLOB openblas_library ${TRIREME_TORCH_DIR}/lib/libscipy_openblas*.so ${torch_site_packages}/scipy_openblas32/lib/libscipy_openblas*.so ${venv_site_packages}/scipy_openblas32/lib/libscipy_openblas*.so)
 if(openblas_library)
   list(GET openblas_library 0 openblas_library)
   add_library(openblas SHARED IMPORTED)

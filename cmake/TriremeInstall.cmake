@@ -1,7 +1,9 @@
-# cmake --install BUILD --prefix DIR: bin/trireme, the headers, the static libraries and a CMake package, with which a project outside the tree
-# adds families and attention backends (tests/package/app):
+# cmake --install BUILD --prefix DIR: bin/trireme with the libraries it loads, public headers, static libraries and a CMake package, with which a
+# project outside the tree adds families and attention backends (tests/package/app):
 #   find_package(trireme REQUIRED)
 #   target_link_libraries(app PRIVATE trireme::trireme)    # and call trireme::Main(argc, argv, extensions)
+# DIR may be moved, and needs the checkout no more; what comes from the system's packages (MPI, protobuf, abseil) stays outside.
+option(TRIREME_INSTALL_LIBTORCH "cmake --install copies libtorch and what it needs (500 MB; with CUDA 3 GB); OFF: it is used where the build found it" ON)
 include(CMakePackageConfigHelpers)
 include(GNUInstallDirs)
 
@@ -32,16 +34,29 @@ trireme_collect(trireme)
 list(FILTER trireme_external EXCLUDE REGEX "^::@|NOTFOUND")
 list(REMOVE_DUPLICATES trireme_external)
 
-# The program finds libtorch where the build found it.
-set_target_properties(trireme PROPERTIES INSTALL_RPATH "${CMAKE_BUILD_RPATH}")
+set(libtorch_folder ${CMAKE_INSTALL_LIBDIR}/trireme/libtorch)  # with lib/ and include/, as TRIREME_TORCH_DIR is
+if(TRIREME_INSTALL_LIBTORCH)
+  file(RELATIVE_PATH libraries_from_program /${CMAKE_INSTALL_BINDIR} /${libtorch_folder}/lib)
+  set_target_properties(trireme PROPERTIES INSTALL_RPATH "$ORIGIN/${libraries_from_program}")
+  install(CODE "set(trireme_program \"$<TARGET_FILE:trireme>\")\nset(trireme_library_folder \"${libtorch_folder}/lib\")")
+  install(SCRIPT cmake/InstallLibraries.cmake)
+  foreach(folder ATen c10 torch caffe2)
+    install(DIRECTORY ${TRIREME_TORCH_DIR}/include/${folder} DESTINATION ${libtorch_folder}/include)
+  endforeach()
+else()
+  set_target_properties(trireme PROPERTIES INSTALL_RPATH "${CMAKE_BUILD_RPATH}")
+endif()
 install(TARGETS trireme RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR})
 install(TARGETS ${trireme_archives} ARCHIVE DESTINATION ${CMAKE_INSTALL_LIBDIR}/trireme)
 
+# Where the contract with projects outside begins; what these include is installed too.
+set(TRIREME_PUBLIC_HEADERS trainer/main.h models/engine/extensions.h models/spec/family.h kernels/attention/attention.h)
 set(include_folder ${CMAKE_INSTALL_INCLUDEDIR}/trireme)
-foreach(layer launch configs kernels data parallel models trainer)
-  install(DIRECTORY ${CMAKE_SOURCE_DIR}/${layer} DESTINATION ${include_folder} FILES_MATCHING PATTERN "*.h" PATTERN recipes EXCLUDE)
-  install(DIRECTORY ${CMAKE_BINARY_DIR}/${layer} DESTINATION ${include_folder} FILES_MATCHING PATTERN "*.pb.h" PATTERN CMakeFiles EXCLUDE)
-endforeach()
+install(CODE "set(trireme_public_headers ${TRIREME_PUBLIC_HEADERS})
+set(trireme_source_folder \"${CMAKE_SOURCE_DIR}\")
+set(trireme_binary_folder \"${CMAKE_BINARY_DIR}\")
+set(trireme_include_folder \"${include_folder}\")")
+install(SCRIPT cmake/InstallHeaders.cmake)
 install(DIRECTORY ${CMAKE_SOURCE_DIR}/configs/recipes DESTINATION ${CMAKE_INSTALL_DATADIR}/trireme)
 
 set(trireme_archive_files "")
@@ -50,7 +65,19 @@ foreach(archive IN LISTS trireme_archives)
 endforeach()
 set(package_folder ${CMAKE_INSTALL_LIBDIR}/cmake/trireme)
 configure_package_config_file(cmake/TriremeConfig.cmake.in ${CMAKE_BINARY_DIR}/trireme-config.cmake
-  INSTALL_DESTINATION ${package_folder} PATH_VARS CMAKE_INSTALL_LIBDIR include_folder)
+  INSTALL_DESTINATION ${package_folder} PATH_VARS CMAKE_INSTALL_LIBDIR include_folder libtorch_folder)
 write_basic_package_version_file(${CMAKE_BINARY_DIR}/trireme-config-version.cmake COMPATIBILITY SameMinorVersion)
 install(FILES ${CMAKE_BINARY_DIR}/trireme-config.cmake ${CMAKE_BINARY_DIR}/trireme-config-version.cmake cmake/Dependencies.cmake
   DESTINATION ${package_folder})
+
+# What the program itself prints.
+install(CODE "
+  foreach(shell_and_file IN ITEMS bash:bash-completion/completions/trireme zsh:zsh/site-functions/_trireme)
+    string(REGEX MATCH \"^[^:]+\" shell \${shell_and_file})
+    string(REGEX REPLACE \"^[^:]+:\" \"\" name \${shell_and_file})
+    set(file \"${CMAKE_BINARY_DIR}/completion/\${name}\")
+    get_filename_component(folder \${name} DIRECTORY)
+    file(MAKE_DIRECTORY \"${CMAKE_BINARY_DIR}/completion/\${folder}\")
+    execute_process(COMMAND \"$<TARGET_FILE:trireme>\" completion \${shell} OUTPUT_FILE \"\${file}\" COMMAND_ERROR_IS_FATAL ANY)
+    file(INSTALL \"\${file}\" DESTINATION \"\${CMAKE_INSTALL_PREFIX}/${CMAKE_INSTALL_DATADIR}/\${folder}\")
+  endforeach()")

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # launch/build.sh [PRESET [TARGET]] [-DNAME=VALUE ...]
-# Configures and builds one preset of CMakePresets.json: cpu (default; build/), cuda (build-cuda/), asan (build-asan/), fuzz (build-fuzz/). Needs launch/setup.sh.
+# Configures and builds one preset of CMakePresets.json: cpu (default; build/), cuda, asan, asan-full, tsan, fuzz (build-PRESET/). Needs launch/setup.sh.
 set -euo pipefail
 source "$(dirname "$0")/env.sh"
 
 preset=cpu
-if [[ "${1:-}" =~ ^(cpu|cuda|asan|fuzz)$ ]]; then
+if [[ "${1:-}" =~ ^(cpu|cuda|asan|asan-full|tsan|fuzz)$ ]]; then
   preset=$1
   shift
 fi
@@ -22,4 +22,4 @@ folder=build
 if [ $# -gt 0 ] || [ ! -f "$folder/build.ninja" ]; then cmake --preset "$preset" "$@"; fi
 cmake --build --preset "$preset" --target "$target"
 # A toolkit need not have all that libtorch loads on a GPU (cuDNN, for one).
-if [ "$preset" = cuda ] && [ -x $folder/bin/trireme ] && ldd $folder/bin/trireme | grep -q 'not found'; then launch/setup.sh --cuda; fi
+if [ "$preset" = cuda ] && [ -x "$folder/bin/trireme" ] && ldd "$folder/bin/trireme" | grep -q 'not found'; then launch/setup.sh --cuda; fi

@@ -2,12 +2,16 @@
 # launch/env.sh
 # What the scripts of this folder share; sourced, never run. Leaves the shell in the root of the checkout.
 
-cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit
+unset CDPATH
+cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." || exit
 
 # A CUDA toolkit is often installed without being on PATH.
 if ! command -v nvcc >/dev/null && [ -x /usr/local/cuda/bin/nvcc ]; then
   PATH=$PATH:/usr/local/cuda/bin
 fi
+
+# sort, awk and the like read and print numbers by the locale.
+export LC_ALL=C.UTF-8
 
 # Open MPI: root may run jobs, a job that ends gets 5 s (Open MPI waits twice this long whenever it takes a job down, so no more), and shared memory works in containers that forbid ptrace.
 export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1

@@ -19,16 +19,11 @@ packages=(
   libopenmpi-dev openmpi-bin libprotobuf-dev protobuf-compiler
   libabsl-dev libcli11-dev libgtest-dev libpcre2-dev libxxhash-dev libzstd-dev nlohmann-json3-dev zlib1g-dev
 )
-[ -z "$tests" ] || packages+=(clang clang-format libclang-rt-14-dev libbenchmark-dev procps)
+[ -z "$tests" ] || packages+=(clang clang-format clang-tidy libclang-rt-14-dev libbenchmark-dev procps)
 
-# libtorch is the SDK inside PyTorch's wheel; its libraries need the CUDA runtime and CUPTI even where no GPU is.
-torch_wheels=(torch==2.11.0 nvidia-cuda-runtime==13.0.96 nvidia-cuda-cupti==13.0.85 scipy-openblas32==0.3.34.481.3)
-
-# What a CUDA 13 toolkit would bring to `import torch`, for machines without one.
-cuda_wheels=(
-  nvidia-cublas==13.1.0.3 nvidia-cuda-nvrtc==13.0.88 nvidia-cudnn-cu13==9.19.0.56 nvidia-cufft==12.0.0.61 nvidia-curand==10.4.0.35
-  nvidia-cusolver==12.0.4.66 nvidia-cusparse==12.6.3.3 nvidia-nccl-cu13==2.28.9 nvidia-nvjitlink==13.0.88 nvidia-nvtx==13.0.85
-)
+# Each names its wheels and their hashes.
+torch_wheels=launch/libtorch_wheels.txt
+cuda_wheels=launch/cuda_wheels.txt
 test_wheels=launch/python_tests.txt
 
 install_packages() {
@@ -45,13 +40,14 @@ install_packages() {
   as_root "${apt[@]}" install -y --no-install-recommends "${missing[@]}" >/dev/null
 }
 
-# install_wheels STAMP FUNCTION LIST...: calls FUNCTION unless it completed before with the same LIST.
+# install_wheels STAMP FUNCTION LIST...: calls FUNCTION unless it completed before with the same files LIST.
 install_wheels() {
   local stamp=.venv/$1 function=$2
   shift 2
-  if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$*" ]; then return 0; fi
+  if [ -f "$stamp" ] && cat "$@" | cmp -s - "$stamp"; then return 0; fi
+  rm -f "$stamp"
   "$function"
-  echo "$*" >"$stamp"
+  cat "$@" >"$stamp"
 }
 
 make_environment() {
@@ -61,29 +57,32 @@ make_environment() {
   python3 -m venv .venv
 }
 
-# The lists are complete, so nothing is resolved.
-pip_install() { .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-input --no-deps "$@"; }
+# pip_install LIST: the lists are complete, so nothing is resolved; a wheel with another hash is refused.
+pip_install() {
+  .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-input --no-deps --require-hashes --only-binary :all: -r "$1" ||
+    fail "setup.sh: pip could not install $1. No network: set pip's index (PIP_INDEX_URL) or proxy. A hash that differs, or no matching wheel: the list is for Linux on x86-64 and Python 3.11 to 3.13 (here: $(uname -m), $(.venv/bin/python -V)); elsewhere pass -DTRIREME_TORCH_DIR=DIR to launch/build.sh"
+}
 
 install_torch() {
   make_environment
   say "setup: installing libtorch and OpenBLAS from their wheels (about 550 MB)"
-  pip_install "${torch_wheels[@]}"
+  pip_install "$torch_wheels"
 }
 
 install_cuda_wheels() {
   say "setup: installing the CUDA libraries that libtorch loads (about 1.3 GB)"
-  pip_install "${cuda_wheels[@]}"
+  pip_install "$cuda_wheels"
 }
 
 install_test_wheels() {
   say "setup: installing what the tests compare with (about 550 MB)"
-  pip_install -r "$test_wheels"
+  pip_install "$test_wheels"
   .venv/bin/python -c 'import torch' 2>/dev/null && return
   install_cuda_wheels
   .venv/bin/python -c 'import torch' || fail "setup.sh: PyTorch does not import; remove .venv and run this again"
 }
 
 install_packages
-install_wheels torch.stamp install_torch "${torch_wheels[@]}"
-[ -z "$cuda" ] || install_wheels cuda.stamp install_cuda_wheels "${cuda_wheels[@]}"
-[ -z "$tests" ] || install_wheels tests.stamp install_test_wheels "$(cat "$test_wheels")" "${cuda_wheels[@]}"
+install_wheels torch.stamp install_torch "$torch_wheels"
+[ -z "$cuda" ] || install_wheels cuda.stamp install_cuda_wheels "$cuda_wheels"
+[ -z "$tests" ] || install_wheels tests.stamp install_test_wheels "$test_wheels" "$cuda_wheels"

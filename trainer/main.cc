@@ -4,6 +4,7 @@
 #include <sys/resource.h>
 
 #include <algorithm>
+#include <clocale>
 #include <csignal>
 #include <cstdio>
 #include <exception>
@@ -13,8 +14,8 @@
 #include "configs/suggest.h"
 #include "launch/base/log.h"
 #include "launch/base/process.h"
-#include "trainer/commands.h"
-#include "trainer/version.h"
+#include "trainer/commands/commands.h"
+#include "launch/base/version.h"
 
 namespace trireme {
 namespace {
@@ -42,8 +43,10 @@ CLI::Validator NumberFrom(double least, double most, const std::string& what) {
 }
 
 int Main(int argc, char** argv, const Extensions& extensions) {
+  // Numbers have a point, whatever the locale that the program around this took.
+  std::setlocale(LC_ALL, "C");
   CLI::App app("Trireme trains transformer language models. Start multi-rank jobs with mpirun.", "trireme");
-  app.set_version_flag("--version", kVersion);
+  app.set_version_flag("--version", absl::StrCat("trireme ", kVersion));
   app.require_subcommand(1);
   absl::Status result = absl::OkStatus();
   AddTrainCommand(app, extensions, &result);
@@ -57,6 +60,7 @@ int Main(int argc, char** argv, const Extensions& extensions) {
   AddGenerateCommand(app, extensions, &result);
   AddEvaluateCommand(app, extensions, &result);
   AddConfigCommand(app, &result);
+  AddCompletionCommand(app);
   // A write beyond the limit of file sizes is an error of that write.
   std::signal(SIGXFSZ, SIG_IGN);
   // Large corpora and models have many files.

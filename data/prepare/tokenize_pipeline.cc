@@ -39,7 +39,7 @@ bool TokenizePipeline::Read(std::vector<std::string>* documents, TokenBatch* bat
   std::string document;
   while (batch->text_bytes < kBatchBytes && (more = reader_->Next(&document)).ok() && *more) {
     batch->text_bytes += static_cast<int64_t>(document.size());
-    documents->push_back(std::move(document));
+    documents->push_back(std::exchange(document, std::string()));
   }
   batch->bytes_done = reader_->bytes_done();
   {

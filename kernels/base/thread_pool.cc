@@ -9,8 +9,6 @@
 #include <thread>
 #include <vector>
 
-#include "kernels/matrix/gemm.h"
-
 namespace trireme {
 namespace {
 
@@ -129,7 +127,6 @@ std::unique_ptr<Pool> pool;
 void SetCpuThreads(int threads) {
   pool = std::make_unique<Pool>(threads < 1 ? 1 : threads);
   at::set_num_threads(1);
-  BlasName();  // Chosen and set up before anything multiplies.
 }
 
 int CpuThreads() {

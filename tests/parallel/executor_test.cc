@@ -3,6 +3,7 @@
 
 #include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
+#include <absl/strings/str_cat.h>
 #include <gtest/gtest.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <unistd.h>
@@ -71,7 +72,9 @@ TEST(Executor, KeepsNoMoreMessagesThanItsPeerIsBehind) {
 // A table from a file, in PyTorch's dialect: here 1F1B with two stages' B cut into I and W by hand.
 TEST(Executor, RunsATableFromAFile) {
   REQUIRE_RANKS(TestProcess().size() == 2, "the table has two rows");
-  const std::string path = (std::filesystem::temp_directory_path() / "trireme-executor-test.csv").string();
+  // Both ranks have one parent.
+  const std::string path =
+      (std::filesystem::temp_directory_path() / absl::StrCat("trireme-executor-test-", getppid(), ".csv")).string();
   if (TestProcess().rank() == 0) {
     EXPECT_TRUE(WriteFileAtomically(path, "0F0,0F1,,0I0,0W0,0I1,0W1\n,1F0,1I0,1F1,1W0,1B1,\n").ok());
   }

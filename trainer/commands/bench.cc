@@ -2,7 +2,7 @@
 
 #include <memory>
 
-#include "trainer/commands.h"
+#include "trainer/commands/commands.h"
 
 namespace trireme {
 

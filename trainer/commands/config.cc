@@ -3,7 +3,7 @@
 #include <string>
 
 #include "configs/config_loader.h"
-#include "trainer/commands.h"
+#include "trainer/commands/commands.h"
 
 namespace trireme {
 

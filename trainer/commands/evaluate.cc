@@ -3,7 +3,7 @@
 #include <memory>
 
 #include "data/chat/conversation.h"
-#include "trainer/commands.h"
+#include "trainer/commands/commands.h"
 
 namespace trireme {
 

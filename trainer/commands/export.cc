@@ -2,7 +2,7 @@
 
 #include <memory>
 
-#include "trainer/commands.h"
+#include "trainer/commands/commands.h"
 #include "trainer/evaluate/merge_divergence.h"
 
 namespace trireme {

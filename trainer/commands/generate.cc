@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <memory>
 
-#include "trainer/commands.h"
+#include "trainer/commands/commands.h"
 
 namespace trireme {
 

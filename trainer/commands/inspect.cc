@@ -9,7 +9,7 @@
 
 #include "configs/config_loader.h"
 #include "data/prepare/inspect_conversations.h"
-#include "trainer/commands.h"
+#include "trainer/commands/commands.h"
 #include "trainer/export/inspect_model.h"
 #include "trainer/recipe/corpora.h"
 

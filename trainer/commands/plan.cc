@@ -8,7 +8,7 @@
 #include "launch/base/file.h"
 #include "parallel/pipeline/csv.h"
 #include "parallel/pipeline/svg.h"
-#include "trainer/commands.h"
+#include "trainer/commands/commands.h"
 
 namespace trireme {
 namespace {

@@ -7,7 +7,7 @@
 #include <string>
 
 #include "data/corpus/adopt.h"
-#include "trainer/commands.h"
+#include "trainer/commands/commands.h"
 
 namespace trireme {
 namespace {

@@ -12,7 +12,7 @@
 #include "data/tokenizer/bpe_trainer.h"
 #include "launch/base/file.h"
 #include "launch/base/log.h"
-#include "trainer/commands.h"
+#include "trainer/commands/commands.h"
 
 namespace trireme {
 namespace {

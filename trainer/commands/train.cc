@@ -3,7 +3,7 @@
 #include <cfloat>
 #include <memory>
 
-#include "trainer/commands.h"
+#include "trainer/commands/commands.h"
 
 namespace trireme {
 

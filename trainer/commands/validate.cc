@@ -9,7 +9,7 @@
 #include "models/engine/memory_estimate.h"
 #include "models/spec/parameters.h"
 #include "models/weights/adapter_source.h"
-#include "trainer/commands.h"
+#include "trainer/commands/commands.h"
 #include "trainer/export/export.h"
 #include "trainer/recipe/corpora.h"
 #include "trainer/recipe/recipe.h"

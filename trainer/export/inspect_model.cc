@@ -106,7 +106,7 @@ absl::StatusOr<Findings> InspectCheckpoint(const std::string& folder) {
   ASSIGN_OR_RETURN(const ShardedTensorReader reader, ShardedTensorReader::Open(folder + "/weights"));
   const RunConfig& config = manifest.config();
   Findings found;
-  found.source = absl::StrCat("checkpoint ", folder, ", written by Trireme ", manifest.written_by());
+  found.source = absl::StrCat("checkpoint ", folder, ", written by ", manifest.written_by());
   found.architecture = Sizes(config.model().family(), config.model());
   found.trained = absl::StrCat("step ", manifest.progress().step(), ", ",
                                HumanCount(static_cast<double>(manifest.progress().tokens())),

@@ -17,7 +17,7 @@
 #include "models/spec/parameters.h"
 #include "models/weights/sharded_tensors.h"
 #include "parallel/comm/agreement.h"
-#include "trainer/version.h"
+#include "launch/base/version.h"
 
 namespace trireme {
 namespace {

@@ -31,7 +31,7 @@
 #include "trainer/observe/metrics.h"
 #include "trainer/observe/trace.h"
 #include "trainer/recipe/corpora.h"
-#include "trainer/version.h"
+#include "launch/base/version.h"
 
 namespace trireme {
 namespace {
@@ -289,8 +289,8 @@ absl::Status Run(const TrainOptions& options, const Extensions& extensions, cons
   const double peak_flops = SumOverRanks(world, own_peak);
   ReleaseCachedCpuMemory();
   ResetPeakTensorBytes(mesh.device());
-  Info(absl::StrFormat("training %s parameters for %d steps of %s tokens on %d x %s (%s), attention %s, %s",
-                       Trained(recipe.model), recipe.total_steps,
+  Info(absl::StrFormat("trireme %s: training %s parameters for %d steps of %s tokens on %d x %s (%s), attention %s, %s",
+                       kVersion, Trained(recipe.model), recipe.total_steps,
                        HumanCount(static_cast<double>(recipe.tokens_per_step)), process.size(),
                        DeviceName(mesh.device()), recipe.mesh.ToString(), (*model)->attention().name,
                        mesh.device().is_cuda() ? "NCCL" : absl::StrCat(CpuThreads(), " threads each, ", BlasName())));
@@ -377,6 +377,7 @@ absl::StatusOr<Plan> MakePlan(const TrainOptions& options, const Extensions& ext
 absl::StatusOr<at::Device> SetUpDevice(const LaunchConfig& config, const Process& process) {
   InstallCpuAllocator();
   SetCpuThreads(process.recommended_threads());
+  BlasName();  // Chosen and set up before anything multiplies.
   if (config.device() == LaunchConfig::CPU) return at::Device(at::kCPU);
   ASSIGN_OR_RETURN(const int gpus, CudaDeviceCount());
   if (gpus == 0 && config.device() == LaunchConfig::AUTO) return at::Device(at::kCPU);

@@ -91,7 +91,7 @@ std::string ConsoleLine(const TrainRecord& record, int64_t total_steps) {
   if (record.z_loss.has_value()) absl::StrAppendFormat(&line, " z %.3g", *record.z_loss);
   absl::StrAppendFormat(&line, " grad %.3g lr %.2e %s tok/s", record.grad_norm, record.learning_rate,
                         HumanCount(record.tokens_per_second));
-  absl::StrAppendFormat(&line, record.step_ms < 100 ? " %.1f ms" : " %.0f ms", record.step_ms);
+  absl::StrAppendFormat(&line, " %.*f ms", record.step_ms < 100 ? 1 : 0, record.step_ms);
   absl::StrAppendFormat(&line, " data %.1f%%", record.step_ms > 0 ? 100 * record.data_wait_ms / record.step_ms : 0.0);
   absl::StrAppend(&line, " mem ", HumanBytes(record.peak_memory_bytes));
   if (record.mfu.has_value()) absl::StrAppendFormat(&line, " mfu %.1f%%", 100 * *record.mfu);

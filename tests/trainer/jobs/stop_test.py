@@ -1,4 +1,5 @@
 # Asked to stop: the run finishes its step, saves, says so by its exit code, and goes on later as if nothing had happened.
+import json
 import os
 import signal
 import time
@@ -17,6 +18,14 @@ def adapter(base):
 
 
 class Stops(job.JobTest):
+    def test_log_checkpoint_and_metrics_say_which_program_wrote_them(self):
+        version = job.run(self.folder, job.TRIREME, "--version").output.strip()
+        self.assertRegex(version, r"^trireme \d+\.\d+\.\d+ \(")
+        result = job.train(self.folder, 1, "--stop-at", "2")
+        self.assertSays(result, version + ": training", times=1)
+        self.assertSays(job.run(self.folder, job.TRIREME, "inspect", "run"), "written by " + version)
+        self.assertEqual("trireme " + json.loads((self.run_dir / "metrics.jsonl").read_text().splitlines()[0])["version"], version)
+
     def stop_and_resume(self, send):
         started = job.start_train(self.folder, 2)
         started.wait_for(lambda: self.run_dir.exists() and job.steps(self.run_dir), "the first checkpoint")

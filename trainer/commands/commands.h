@@ -1,8 +1,8 @@
-// trainer/commands.h
+// trainer/commands/commands.h
 // The verbs of the `trireme` command line. Each Add...Command adds one CLI11 subcommand to `app`; when the user chose
 // it, its callback runs the verb and stores the outcome in `*result` (Main() prints the error and exits with its code).
-#ifndef TRIREME_TRAINER_COMMANDS_H_
-#define TRIREME_TRAINER_COMMANDS_H_
+#ifndef TRIREME_TRAINER_COMMANDS_COMMANDS_H_
+#define TRIREME_TRAINER_COMMANDS_COMMANDS_H_
 
 #include <CLI/CLI.hpp>
 
@@ -22,6 +22,7 @@ void AddExportCommand(CLI::App& app, const Extensions& extensions, absl::Status*
 void AddGenerateCommand(CLI::App& app, const Extensions& extensions, absl::Status* result);
 void AddEvaluateCommand(CLI::App& app, const Extensions& extensions, absl::Status* result);
 void AddConfigCommand(CLI::App& app, absl::Status* result);
+void AddCompletionCommand(CLI::App& app);
 void AddBenchCommand(CLI::App& app, const Extensions& extensions, absl::Status* result);
 
 // Checks that an option is a number from `least` to `most`; `what` says so, as in "a number from 0 on".
@@ -32,4 +33,4 @@ void AddSessionOptions(CLI::App& command, SessionOptions* options);
 
 }  // namespace trireme
 
-#endif  // TRIREME_TRAINER_COMMANDS_H_
+#endif  // TRIREME_TRAINER_COMMANDS_COMMANDS_H_
