@@ -11,37 +11,37 @@ namespace trireme {
 namespace {
 
 // Transformers' rope type "llama3": long wavelengths are stretched by `factor`, short ones kept, a linear ramp between.
-float Llama3(float frequency, const RopeScaling& s) {
+float Llama3(float frequency, const RotaryScaling& s) {
   const double wavelength = 2 * M_PI / frequency;
-  const double low = s.original_max_position_embeddings() / s.low_freq_factor();
-  const double high = s.original_max_position_embeddings() / s.high_freq_factor();
-  if (wavelength > low) return static_cast<float>(frequency / s.factor());
+  const double low = s.original_max_position_embeddings / s.low_freq_factor;
+  const double high = s.original_max_position_embeddings / s.high_freq_factor;
+  if (wavelength > low) return static_cast<float>(frequency / s.factor);
   if (wavelength < high) return frequency;
-  const double smooth = (s.original_max_position_embeddings() / wavelength - s.low_freq_factor()) /
-                        (s.high_freq_factor() - s.low_freq_factor());
-  return static_cast<float>((1 - smooth) * frequency / s.factor() + smooth * frequency);
+  const double smooth =
+      (s.original_max_position_embeddings / wavelength - s.low_freq_factor) / (s.high_freq_factor - s.low_freq_factor);
+  return static_cast<float>((1 - smooth) * frequency / s.factor + smooth * frequency);
 }
 
 // YaRN, as Transformers computes it in float32: a linear ramp over the dimensions between two numbers of rotations.
-void Yarn(double theta, const RopeScaling& s, std::vector<float>* frequencies) {
+void Yarn(double theta, const RotaryScaling& s, std::vector<float>* frequencies) {
   const auto half = static_cast<double>(frequencies->size()), dim = 2 * half;
   const auto dimension_of = [&](double rotations) {
-    return dim * std::log(s.original_max_position_embeddings() / (rotations * 2 * M_PI)) / (2 * std::log(theta));
+    return dim * std::log(s.original_max_position_embeddings / (rotations * 2 * M_PI)) / (2 * std::log(theta));
   };
-  const double low = std::max(std::floor(dimension_of(s.beta_fast())), 0.0);
-  double high = std::min(std::ceil(dimension_of(s.beta_slow())), dim - 1);
+  const double low = std::max(std::floor(dimension_of(s.beta_fast)), 0.0);
+  double high = std::min(std::ceil(dimension_of(s.beta_slow)), dim - 1);
   if (low == high) high += 0.001;
   for (size_t i = 0; i < frequencies->size(); ++i) {
     const auto ramp = static_cast<float>((static_cast<double>(i) - low) / (high - low));
     const float kept = 1 - std::clamp(ramp, 0.0f, 1.0f), frequency = (*frequencies)[i];
-    (*frequencies)[i] = frequency / static_cast<float>(s.factor()) * (1 - kept) + frequency * kept;
+    (*frequencies)[i] = frequency / static_cast<float>(s.factor) * (1 - kept) + frequency * kept;
   }
 }
 
-double RotationScale(const RopeScaling& s) {
-  if (s.rope_type() != RopeScaling::YARN) return 1;
-  if (s.has_attention_factor()) return s.attention_factor();
-  return s.factor() <= 1 ? 1 : 0.1 * std::log(s.factor()) + 1;
+double RotationScale(const RotaryScaling& s) {
+  if (s.kind != RotaryScaling::kYarn) return 1;
+  if (s.attention_factor.has_value()) return *s.attention_factor;
+  return s.factor <= 1 ? 1 : 0.1 * std::log(s.factor) + 1;
 }
 
 }  // namespace
@@ -50,17 +50,17 @@ RopeTable MakeRopeTable(const DecoderSpec& spec, int64_t positions, at::ScalarTy
                         bool local) {
   const int64_t half = spec.head_dim / 2, rotary_dim = spec.rotary_dim > 0 ? spec.rotary_dim : spec.head_dim;
   const double theta = local ? spec.local_rope_theta : spec.rope_theta;
-  const std::optional<RopeScaling> scaling = local ? std::nullopt : spec.rope_scaling;
+  const std::optional<RotaryScaling> scaling = local ? std::nullopt : spec.rope_scaling;
   std::vector<float> frequencies(static_cast<size_t>(rotary_dim / 2));
   for (int64_t i = 0; i < rotary_dim / 2; ++i) {
     const float exponent = static_cast<float>(2 * i) / static_cast<float>(rotary_dim);
     float& frequency = frequencies[static_cast<size_t>(i)];
     frequency = 1.0f / std::pow(static_cast<float>(theta), exponent);
-    if (scaling.has_value() && scaling->rope_type() == RopeScaling::LLAMA3) frequency = Llama3(frequency, *scaling);
-    if (scaling.has_value() && scaling->rope_type() == RopeScaling::LINEAR)
-      frequency /= static_cast<float>(scaling->factor());
+    if (scaling.has_value() && scaling->kind == RotaryScaling::kLlama3) frequency = Llama3(frequency, *scaling);
+    if (scaling.has_value() && scaling->kind == RotaryScaling::kLinear)
+      frequency /= static_cast<float>(scaling->factor);
   }
-  if (scaling.has_value() && scaling->rope_type() == RopeScaling::YARN) Yarn(theta, *scaling, &frequencies);
+  if (scaling.has_value() && scaling->kind == RotaryScaling::kYarn) Yarn(theta, *scaling, &frequencies);
   const double scale = scaling.has_value() ? RotationScale(*scaling) : 1;
 
   // Pairs beyond rotary_dim stand still.

@@ -10,6 +10,7 @@
 #include <cmath>
 #include <memory>
 
+#include "configs/run_config.pb.h"
 #include "configs/suggest.h"
 
 namespace trireme {
@@ -180,8 +181,7 @@ bool FullyMatches(const std::string& expression, const std::string& text, std::s
   return result >= 0;
 }
 
-AdapterConfig ExactConfig(const AdapterSpec& spec) {
-  AdapterConfig config = spec.config;
+AdapterConfig ExactConfig(AdapterConfig config, const AdapterSpec& spec) {
   config.clear_target_modules_regex();
   config.clear_exclude_modules();
   config.clear_target_modules();
@@ -203,7 +203,12 @@ const ModuleAdapter* AdapterSpec::Find(const std::string& parameter) const {
 AdapterSpec ResolveAdapter(const AdapterConfig& c, const std::vector<std::string>& linears,
                            const std::vector<std::string>& others, std::vector<std::string>* problems) {
   AdapterSpec spec;
-  spec.config = c;
+  spec.start = c.init_lora_weights() == AdapterConfig::PISSA      ? AdapterSpec::kPissa
+               : c.init_lora_weights() == AdapterConfig::GAUSSIAN ? AdapterSpec::kGaussian
+                                                                  : AdapterSpec::kUniform;
+  spec.dora = c.use_dora();
+  spec.dropout = c.lora_dropout();
+  spec.b_rate = c.loraplus_lr_ratio();
   const size_t problems_before = problems->size();
   CheckNumbers(c, problems);
   std::vector<std::string> targets = Targets(c, linears, others, problems);

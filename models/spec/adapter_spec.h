@@ -10,9 +10,9 @@
 #include <string>
 #include <vector>
 
-#include "configs/run_config.pb.h"
-
 namespace trireme {
+
+class AdapterConfig;  // configs/run_config.proto
 
 constexpr char kHeadModule[] = "lm_head";
 
@@ -33,8 +33,12 @@ struct ModuleAdapter {
 struct AdapterSpec {
   std::map<std::string, ModuleAdapter> modules;  // by the module's full name: "model.layers.0.self_attn.q_proj"
   std::set<std::string> saved_modules;           // trained whole: "model.embed_tokens", "lm_head"
-  AdapterConfig config;
-  uint64_t seed = 0;  // of dropout
+  // What A and B are as training begins: B zero and A uniform as PEFT has it, or normal; or the principal factors.
+  enum Start { kUniform, kGaussian, kPissa } start = kUniform;
+  bool dora = false;   // magnitudes are trained apart (arXiv 2402.09353)
+  double dropout = 0;  // of what goes into A
+  double b_rate = 1;   // multiplies the learning rate of B (LoRA+, arXiv 2402.12354)
+  uint64_t seed = 0;   // of dropout
 
   // Of the module that has the parameter NAME.weight; null: none.
   const ModuleAdapter* Find(const std::string& parameter) const;
@@ -46,8 +50,8 @@ struct AdapterSpec {
 AdapterSpec ResolveAdapter(const AdapterConfig& config, const std::vector<std::string>& linears,
                            const std::vector<std::string>& others, std::vector<std::string>* problems);
 
-// The config of the same adapter by nothing but its modules' own names.
-AdapterConfig ExactConfig(const AdapterSpec& spec);
+// `config`, whose adapter `spec` is, by nothing but its modules' own names.
+AdapterConfig ExactConfig(AdapterConfig config, const AdapterSpec& spec);
 
 // Whether the expression matches all of `text`; a problem when it is no expression.
 bool FullyMatches(const std::string& expression, const std::string& text, std::string* problem);

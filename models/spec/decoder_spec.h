@@ -10,7 +10,6 @@
 #include <string>
 #include <vector>
 
-#include "configs/run_config.pb.h"
 #include "kernels/base/ops.h"
 #include "kernels/matrix/quantized_matrix.h"
 #include "kernels/rows/gelu.h"
@@ -26,6 +25,17 @@ struct LayerPattern {
   bool local = false;  // by local_rope_theta, without rescaling
 };
 
+// How the frequencies of rotation are changed for contexts longer than those they were made for; numbers as in
+// ModelConfig.rope_scaling.
+struct RotaryScaling {
+  enum Kind { kLlama3, kLinear, kYarn } kind = kLinear;
+  double factor = 1;
+  double low_freq_factor = 1, high_freq_factor = 4;  // kLlama3
+  int64_t original_max_position_embeddings = 8192;   // kLlama3, kYarn
+  double beta_fast = 32, beta_slow = 1;              // kYarn
+  std::optional<double> attention_factor;            // kYarn; none: 0.1 ln(factor) + 1
+};
+
 struct DecoderSpec {
   int64_t num_layers = 0;
   int64_t hidden_size = 0;
@@ -37,7 +47,7 @@ struct DecoderSpec {
   int64_t max_positions = 0;
   double rope_theta = 10000;
   double local_rope_theta = 10000;
-  std::optional<RopeScaling> rope_scaling;
+  std::optional<RotaryScaling> rope_scaling;
   double rms_norm_eps = 1e-5;  // of LayerNorms too
   bool tied_embeddings = false;
   double initializer_range = 0.02;

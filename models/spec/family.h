@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "configs/run_config.pb.h"
 #include "models/formats/hf/hf_model_type.h"
 #include "models/spec/decoder_spec.h"
 #include "models/spec/weight_table.h"

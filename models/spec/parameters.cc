@@ -196,7 +196,6 @@ void CheckUnquantized(const DecoderSpec& spec, std::vector<std::string>* problem
 UnitAdapters MakeUnitAdapters(const DecoderSpec& s, const std::vector<ParameterSpec>& base) {
   UnitAdapters adapters;
   if (s.adapter == nullptr) return adapters;
-  const AdapterConfig& config = s.adapter->config;
   const auto add = [&](ParameterSpec spec) {
     spec.added = true;
     adapters.parameters.push_back(std::move(spec));
@@ -212,7 +211,7 @@ UnitAdapters MakeUnitAdapters(const DecoderSpec& s, const std::vector<ParameterS
       ParameterSpec a =
           Matrix(ModuleOf(base[i].name) + ".lora_A.weight", module->rank, base[i].shape[1], 0, Placement::kReplicated);
       if (base[i].placement == Placement::kColumns) a.placement = Placement::kColumns;
-      const bool gaussian = config.init_lora_weights() == AdapterConfig::GAUSSIAN;
+      const bool gaussian = s.adapter->start == AdapterSpec::kGaussian;
       a.initialization = gaussian ? Initialization::kNormal : Initialization::kUniform;
       a.standard_deviation =
           gaussian ? 1.0 / static_cast<double>(module->rank) : 1.0 / std::sqrt(static_cast<double>(base[i].shape[1]));
@@ -234,15 +233,15 @@ UnitAdapters MakeUnitAdapters(const DecoderSpec& s, const std::vector<ParameterS
       ParameterSpec b = Matrix(module + ".lora_B.weight", weight.shape[0], member.rank, 0, placement);
       b.initialization = Initialization::kZeros;
       b.heads = rows ? weight.heads : 0;
-      b.rate = config.loraplus_lr_ratio();
+      b.rate = s.adapter->b_rate;
       member.b = add(std::move(b));
-      if (!config.use_dora()) continue;
+      if (!s.adapter->dora) continue;
       ParameterSpec magnitude =
           Vector(module + ".lora_magnitude_vector", weight.shape[0], Initialization::kOnes, placement);
       magnitude.heads = rows ? weight.heads : 0;
       member.magnitude = add(std::move(magnitude));
     }
-    if (config.init_lora_weights() == AdapterConfig::PISSA) {
+    if (s.adapter->start == AdapterSpec::kPissa) {
       const auto initial = [&](int index) {
         ParameterSpec copy = adapters.parameters[index];
         copy.name = InitialFactor(copy.name);

@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "configs/run_config.pb.h"
 #include "models/spec/decoder_spec.h"
 #include "parallel/sharding/parameter_buffer.h"
 

@@ -35,6 +35,21 @@ void CheckNumbers(const ModelConfig& c, std::vector<std::string>* problems) {
 }
 
 // Which layers have the window, and which rotate.
+RotaryScaling RotaryScalingOf(const RopeScaling& s) {
+  RotaryScaling scaling;
+  scaling.kind = s.rope_type() == RopeScaling::LLAMA3 ? RotaryScaling::kLlama3
+                 : s.rope_type() == RopeScaling::YARN ? RotaryScaling::kYarn
+                                                      : RotaryScaling::kLinear;
+  scaling.factor = s.factor();
+  scaling.low_freq_factor = s.low_freq_factor();
+  scaling.high_freq_factor = s.high_freq_factor();
+  scaling.original_max_position_embeddings = s.original_max_position_embeddings();
+  scaling.beta_fast = s.beta_fast();
+  scaling.beta_slow = s.beta_slow();
+  if (s.has_attention_factor()) scaling.attention_factor = s.attention_factor();
+  return scaling;
+}
+
 void SpecifyLayers(const ModelConfig& c, DecoderSpec* spec, std::vector<std::string>* problems) {
   if (c.layer_types().empty() && c.no_rope_layers().empty()) return;
   const auto right_size = [&](const char* field, int size) {
@@ -120,7 +135,7 @@ DecoderSpec SpecifyDecoder(const ModelConfig& c, std::vector<std::string>* probl
                                      " does not divide num_attention_heads ", spec.num_heads));
   }
   if (c.has_rope_scaling()) {
-    spec.rope_scaling = c.rope_scaling();
+    spec.rope_scaling = RotaryScalingOf(c.rope_scaling());
     if (!c.rope_scaling().has_rope_type())
       problems->push_back("model.rope_scaling.rope_type: not set; give LLAMA3, LINEAR or YARN, or remove rope_scaling");
   }

@@ -347,8 +347,7 @@ absl::StatusOr<ExportSource> Merged(const ExportSource& base, std::shared_ptr<co
                                                [&](const SourceTensor& other) { return other.name == tensor.name; });
     const ModuleAdapter* module = specification->Find(tensor.name);
     if (module == nullptr) return base.read(stored, r, out);
-    ASSIGN_OR_RETURN(const Update update,
-                     ReadUpdate(*adapter, ModuleOf(tensor.name), *module, specification->config.use_dora()));
+    ASSIGN_OR_RETURN(const Update update, ReadUpdate(*adapter, ModuleOf(tensor.name), *module, specification->dora));
     // Whole rows: DoRA scales them to a length.
     const at::Tensor rows = at::empty({r.size[0], tensor.row_numel()}, at::TensorOptions().dtype(at::kFloat));
     RETURN_IF_ERROR(base.read(stored, {{r.offset[0], 0}, {r.size[0], tensor.row_numel()}}, rows));
@@ -396,10 +395,13 @@ absl::Status WritePeftDirectory(const AdapterSource& source, const DecoderSpec& 
 
 std::vector<std::string> VllmRefusals(const AdapterSpec& spec) {
   std::vector<std::string> refusals;
-  const AdapterConfig& c = spec.config;
-  if (c.use_dora()) refusals.push_back("use_dora: vLLM has no DoRA; merge the adapter");
-  if (c.modules_to_save_size() > 0) refusals.push_back("modules_to_save: vLLM refuses adapters that have it; merge it");
-  if (c.rank_pattern_size() > 0 || c.alpha_pattern_size() > 0)
+  if (spec.dora) refusals.push_back("use_dora: vLLM has no DoRA; merge the adapter");
+  if (!spec.saved_modules.empty()) refusals.push_back("modules_to_save: vLLM refuses adapters that have it; merge it");
+  const auto differs = [&spec](const auto& entry) {
+    const ModuleAdapter& first = spec.modules.begin()->second;
+    return entry.second.rank != first.rank || entry.second.alpha != first.alpha;
+  };
+  if (std::any_of(spec.modules.begin(), spec.modules.end(), differs))
     refusals.push_back("rank_pattern and alpha_pattern: vLLM does not read them; use one rank and alpha, or merge");
   constexpr int64_t kRanks[] = {8, 16, 32, 64, 128, 256, 320, 512};
   int64_t rank = 0;

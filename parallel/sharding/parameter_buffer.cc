@@ -59,6 +59,11 @@ std::shared_ptr<ProcessGroup> OrAlone(std::shared_ptr<ProcessGroup> group) {
 
 }  // namespace
 
+const char* ShardLevelName(ShardLevel level) {
+  constexpr const char* kNames[] = {"NONE", "OPTIMIZER", "GRADIENTS", "PARAMETERS"};
+  return kNames[static_cast<int>(level)];
+}
+
 absl::Status CheckQuantizable(const ParameterSpec& spec, QuantizationFormat format, int tensor_ranks) {
   for (int rank = 0; rank < tensor_ranks; ++rank) {
     const absl::Status status = QuantizedStorage::Check(format, spec.shape, Place(spec, tensor_ranks, rank).rectangle);
@@ -190,7 +195,7 @@ ParameterBuffer::ParameterBuffer(std::vector<ParameterSpec> specs, BufferOptions
     gathered_numel_ = storage_->piece_bytes() * storage_->pieces();
   }
   const bool one_dtype = options_.compute == at::kFloat || !options_.master_weights || !trainable();
-  const bool keeps_gathered = owns_all() || options_.shard != ParallelConfig::PARAMETERS;
+  const bool keeps_gathered = owns_all() || options_.shard != ShardLevel::kParameters;
   if (keeps_gathered) {
     gathered_ = at::zeros({gathered_numel_}, compute);
     own_compute_ = gathered_.narrow(0, own_offset, own_numel);
@@ -266,7 +271,7 @@ void ParameterBuffer::FinishUnshard() {
 }
 
 void ParameterBuffer::Reshard() {
-  if (owns_all() || options_.shard != ParallelConfig::PARAMETERS || !unsharded_) return;
+  if (owns_all() || options_.shard != ShardLevel::kParameters || !unsharded_) return;
   if (options_.poison_resharded)
     quantized() ? gathered_.fill_(0xFF) : gathered_.fill_(std::numeric_limits<double>::quiet_NaN());
   gathered_.reset();

@@ -11,7 +11,6 @@
 #include <string>
 #include <vector>
 
-#include "configs/run_config.pb.h"
 #include "kernels/base/weight.h"
 #include "parallel/comm/process_group.h"
 #include "parallel/sharding/quantized_storage.h"
@@ -56,9 +55,14 @@ struct Segment {
   int64_t parameter_begin = 0;  // index of that element in the flattened rectangle() of the parameter
 };
 
+// What is cut over the shard group: nothing (DDP), optimizer state (ZeRO-1), gradients too (ZeRO-2), parameters too
+// (ZeRO-3, FSDP).
+enum class ShardLevel { kNone, kOptimizer, kGradients, kParameters };
+const char* ShardLevelName(ShardLevel level);  // as parallel.shard spells it: "NONE", ...
+
 struct BufferOptions {
   std::string name;  // of the unit: "model.layers.3"
-  ParallelConfig::Shard shard = ParallelConfig::PARAMETERS;
+  ShardLevel shard = ShardLevel::kParameters;
   bool reduce_every_microbatch = true;
   at::ScalarType compute = at::kFloat;         // of gathered values
   bool master_weights = true;                  // keep float32 beside a bfloat16 compute type
@@ -173,7 +177,7 @@ class ParameterBuffer {
   void SumOverReplicas(ProcessGroup& group, const std::vector<const Segment*>& segments);
   ProcessGroup* ReplicasOf(int parameter) const;  // tensor ranks with the same rectangle; null: none
   bool sharded() const { return options_.gather_group->size() > 1; }
-  bool owns_all() const { return options_.shard == ParallelConfig::NONE || !sharded(); }
+  bool owns_all() const { return options_.shard == ShardLevel::kNone || !sharded(); }
 
   std::vector<ParameterSpec> specs_;
   std::vector<Rectangle> rectangles_;

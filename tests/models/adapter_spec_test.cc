@@ -71,7 +71,7 @@ TEST(AdapterSpecTest, AnAdapterThatExistsMayNameMore) {
   ASSERT_TRUE(google::protobuf::TextFormat::ParseFromString(
       "r: 4 lora_alpha: 8 target_modules_regex: '.*proj' rank_pattern { key: 'q_.*' value: 2 } from: 'DIR'", &config));
   Names problems;
-  AdapterConfig exact = ExactConfig(ResolveAdapter(config, kLinears, kWhole, &problems));
+  AdapterConfig exact = ExactConfig(config, ResolveAdapter(config, kLinears, kWhole, &problems));
   exact.clear_from();
   const AdapterSpec again = ResolveAdapter(exact, kLinears, kWhole, &problems);
   EXPECT_EQ(problems, Names{});

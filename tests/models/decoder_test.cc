@@ -211,13 +211,11 @@ TEST(RopeTableTest, Llama3Scaling) {
   DecoderSpec spec = TinyDecoderSpec();
   spec.head_dim = 128;
   spec.rope_theta = 500000;
-  RopeScaling scaling;
-  scaling.set_rope_type(RopeScaling::LLAMA3);
-  scaling.set_factor(8);
-  scaling.set_low_freq_factor(1);
-  scaling.set_high_freq_factor(4);
-  scaling.set_original_max_position_embeddings(8192);
-  spec.rope_scaling = scaling;
+  spec.rope_scaling = RotaryScaling{.kind = RotaryScaling::kLlama3,
+                                    .factor = 8,
+                                    .low_freq_factor = 1,
+                                    .high_freq_factor = 4,
+                                    .original_max_position_embeddings = 8192};
   const RopeTable table = MakeRopeTable(spec, 1001, at::kDouble, at::kCPU);
   int kept = 0, between = 0, stretched = 0;
   for (int64_t i = 0; i < 64; ++i) {

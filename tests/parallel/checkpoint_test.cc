@@ -26,8 +26,8 @@ std::vector<std::string> TiedRun(const std::string& run_dir, const std::string& 
           absl::StrCat("parallel { ", parallel, " }")};
 }
 
-std::string Sharded(ParallelConfig::Shard level, int replicas = 1) {
-  return absl::StrCat("shard: ", ParallelConfig::Shard_Name(level), " data_replicate: ", replicas);
+std::string Sharded(ShardLevel level, int replicas = 1) {
+  return absl::StrCat("shard: ", ShardLevelName(level), " data_replicate: ", replicas);
 }
 
 // A folder that all ranks see; rank 0 makes and removes it.
@@ -63,11 +63,10 @@ void ExpectSame(const std::map<std::string, std::string>& got, const std::map<st
 TEST(Checkpoint, ResumingOnTheSameLayoutGivesTheSameBits) {
   OperationLog log;
   const std::shared_ptr<ProcessGroup> world = MakeWorldGroup(&log);
-  for (const ParallelConfig::Shard level :
-       {ParallelConfig::NONE, ParallelConfig::GRADIENTS, ParallelConfig::PARAMETERS}) {
+  for (const ShardLevel level : {ShardLevel::kNone, ShardLevel::kGradients, ShardLevel::kParameters}) {
     for (const int replicas : {1, 2}) {
       if (TestProcess().size() % replicas != 0) continue;
-      SCOPED_TRACE(absl::StrCat(ParallelConfig::Shard_Name(level), " replicas=", replicas));
+      SCOPED_TRACE(absl::StrCat(ShardLevelName(level), " replicas=", replicas));
       const SharedFolder folder(*world);
       TinyRun through(TiedRun(folder.path(), Sharded(level, replicas)));
       through.Initialize();
@@ -90,16 +89,15 @@ TEST(Checkpoint, ALayoutMayChangeAtAnyResume) {
   OperationLog log;
   const std::shared_ptr<ProcessGroup> world = MakeWorldGroup(&log);
   const SharedFolder folder(*world);
-  TinyRun saved(TiedRun(folder.path(), Sharded(ParallelConfig::PARAMETERS)));
+  TinyRun saved(TiedRun(folder.path(), Sharded(ShardLevel::kParameters)));
   saved.Initialize();
   for (int i = 0; i < 2; ++i) saved.Step();
   EXPECT_TRUE(saved.Save().ok());
   const std::map<std::string, std::string> expected = saved.Bytes();
-  for (const ParallelConfig::Shard level :
-       {ParallelConfig::NONE, ParallelConfig::OPTIMIZER, ParallelConfig::PARAMETERS}) {
+  for (const ShardLevel level : {ShardLevel::kNone, ShardLevel::kOptimizer, ShardLevel::kParameters}) {
     for (const int replicas : {1, 2}) {
       if (TestProcess().size() % replicas != 0) continue;
-      SCOPED_TRACE(absl::StrCat(ParallelConfig::Shard_Name(level), " replicas=", replicas));
+      SCOPED_TRACE(absl::StrCat(ShardLevelName(level), " replicas=", replicas));
       TinyRun loaded(TiedRun(folder.path(), Sharded(level, replicas)));
       const absl::StatusOr<bool> found = loaded.Resume();
       EXPECT_TRUE(found.ok() && *found) << found.status();

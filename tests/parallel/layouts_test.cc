@@ -17,8 +17,8 @@ namespace {
 
 using Tensors = std::map<std::string, at::Tensor>;
 
-constexpr ParallelConfig::Shard kLevels[] = {ParallelConfig::NONE, ParallelConfig::OPTIMIZER, ParallelConfig::GRADIENTS,
-                                             ParallelConfig::PARAMETERS};
+constexpr ShardLevel kLevels[] = {ShardLevel::kNone, ShardLevel::kOptimizer, ShardLevel::kGradients,
+                                  ShardLevel::kParameters};
 constexpr int kSteps = 5;
 
 double Norm(const at::Tensor& a) {
@@ -146,7 +146,7 @@ TEST_F(Layouts, ShardingLevelsGiveTheSameBits) {
         layout.accumulation = 2;
         layout.reduce_last = reduce_last;
         layout.tied = tied;
-        layout.shard = ParallelConfig::NONE;
+        layout.shard = ShardLevel::kNone;
         TinyTrainer reference(layout, mesh.get());
         std::vector<double> losses;
         std::vector<Tensors> gradients;
@@ -155,7 +155,7 @@ TEST_F(Layouts, ShardingLevelsGiveTheSameBits) {
           gradients.push_back(reference.Gradients());
           reference.Update(step);
         }
-        for (const ParallelConfig::Shard level : kLevels) {
+        for (const ShardLevel level : kLevels) {
           layout.shard = level;
           SCOPED_TRACE(absl::StrCat(layout.ToString(), " replicas=", replicas));
           TinyTrainer trainer(layout, mesh.get());
@@ -194,7 +194,7 @@ TEST_F(Layouts, InitialWeightsDoNotDependOnTheLayout) {
     const Tensors expected = TinyTrainer(layout, nullptr).Weights();
     EXPECT_EQ(expected.size(), tied ? 20u : 21u);
     for (const auto& [replicas, mesh] : meshes_) {
-      for (const ParallelConfig::Shard level : kLevels) {
+      for (const ShardLevel level : kLevels) {
         layout.shard = level;
         for (const auto& [name, weight] : TinyTrainer(layout, mesh.get()).Weights()) {
           EXPECT_TRUE(SameBits(weight, expected.at(name))) << name << " under " << layout.ToString();
@@ -223,7 +223,7 @@ TEST_F(Layouts, Bfloat16IsAtMostTwiceAsFarFromFloat32AsOnOneRank) {
     const double alone_loss = LargestDeviation(alone.losses, reference.losses);
     EXPECT_GT(alone_loss, 0) << "bfloat16 should differ from float32";
     for (const auto& [replicas, mesh] : meshes_) {
-      for (const ParallelConfig::Shard level : {ParallelConfig::NONE, ParallelConfig::PARAMETERS}) {
+      for (const ShardLevel level : {ShardLevel::kNone, ShardLevel::kParameters}) {
         bf16.shard = level;
         bf16.accumulation = 2;
         SCOPED_TRACE(absl::StrCat(bf16.ToString(), " replicas=", replicas));
@@ -270,7 +270,7 @@ TEST_F(Layouts, CallsAndBytesOfAStepEqualTheFormula) {
   REQUIRE_RANKS(TestProcess().size() > 1, "one rank sends nothing");
   for (const auto& [replicas, mesh] : meshes_) {
     const int shards = TestProcess().size() / replicas;
-    for (const ParallelConfig::Shard level : kLevels) {
+    for (const ShardLevel level : kLevels) {
       for (const bool reduce_last : {false, true}) {
         for (const bool tied : {false, true}) {
           Layout layout;
@@ -302,19 +302,19 @@ TEST_F(Layouts, CallsAndBytesOfAStepEqualTheFormula) {
             // Once forward and once backward; the head keeps what it gathered in between, and the embedding's backward
             // reads nothing. A tied matrix is also gathered for the head.
             const int64_t gathers = last ? 1 : first ? (tied ? 2 : 1) : 2;
-            if (level == ParallelConfig::PARAMETERS) {
+            if (level == ShardLevel::kParameters) {
               expect("data_shard+context", "all_gather", gathers * layout.accumulation, part);
-            } else if (level != ParallelConfig::NONE) {
+            } else if (level != ShardLevel::kNone) {
               expect("data_shard+context", "all_gather", 1, part);  // after the update
             }
-            if (level == ParallelConfig::NONE) {
+            if (level == ShardLevel::kNone) {
               expect("data_shard+context", "all_reduce", reductions, AllReduceBytes(sizes[i], shards));
             } else {
               expect("data_shard+context", "reduce_scatter", reductions, part);
             }
           }
           for (const int64_t size : sizes) {
-            const int64_t own = level == ParallelConfig::NONE ? size : size / shards;
+            const int64_t own = level == ShardLevel::kNone ? size : size / shards;
             expect("data_replicate", "all_reduce", replicas > 1 ? 1 : 0, AllReduceBytes(own, replicas));
           }
           // The test's own sum of losses.

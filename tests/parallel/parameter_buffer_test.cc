@@ -102,7 +102,7 @@ TEST(ParameterBufferLayout, NothingToFuseWith) {
 // Each element of each parameter belongs to exactly one rank, at the place that the whole layout gives it.
 TEST(ParameterBufferLayout, ShardsPartitionTheParameters) {
   ParameterBuffer whole(Specs(), SelfOptions());
-  for (const auto level : {ParallelConfig::PARAMETERS, ParallelConfig::GRADIENTS, ParallelConfig::OPTIMIZER}) {
+  for (const auto level : {ShardLevel::kParameters, ShardLevel::kGradients, ShardLevel::kOptimizer}) {
     for (const int ranks : {2, 3, 7}) {
       BufferOptions options = SelfOptions();
       options.shard = level;
@@ -129,7 +129,7 @@ TEST(ParameterBufferLayout, ShardsPartitionTheParameters) {
 
 TEST(ParameterBufferLayout, LevelNoneOwnsAllAndCountsItsPart) {
   BufferOptions options = SelfOptions();
-  options.shard = ParallelConfig::NONE;
+  options.shard = ShardLevel::kNone;
   PlayedRanks played(3, options);
   std::map<std::pair<int, int64_t>, int> owners;
   for (const auto& buffer : played.buffers) {
@@ -187,7 +187,7 @@ TEST(ParameterBufferValues, GatheredIsTheWhole) {
   ParameterBuffer whole(Specs(), SelfOptions());
   whole.Initialize(11);
   for (const auto level :
-       {ParallelConfig::NONE, ParallelConfig::OPTIMIZER, ParallelConfig::GRADIENTS, ParallelConfig::PARAMETERS}) {
+       {ShardLevel::kNone, ShardLevel::kOptimizer, ShardLevel::kGradients, ShardLevel::kParameters}) {
     BufferOptions options = SelfOptions();
     options.shard = level;
     PlayedRanks played(3, options);
@@ -197,7 +197,7 @@ TEST(ParameterBufferValues, GatheredIsTheWhole) {
       buffer->FinishUnshard();
       for (const int index : {0, 1, 4}) {
         EXPECT_TRUE(buffer->weight(index).full().data.equal(whole.weight(index).full().data))
-            << ParallelConfig::Shard_Name(level) << " " << index;
+            << ShardLevelName(level) << " " << index;
       }
       buffer->Reshard();
       buffer->FinishUnshard();  // Alone it starts the gather too.
@@ -250,7 +250,7 @@ TEST(ParameterBufferValues, WithoutMasterThereIsOneCopy) {
 
 TEST(ParameterBufferValues, PublishReachesKeptSlabs) {
   BufferOptions options = SelfOptions();
-  options.shard = ParallelConfig::GRADIENTS;
+  options.shard = ShardLevel::kGradients;
   PlayedRanks played(2, options);
   played.Initialize(3);
   for (auto& buffer : played.buffers) buffer->own_weights().fill_(buffer.get() == played.buffers[0].get() ? 1 : 2);
@@ -280,14 +280,14 @@ TEST(ParameterBufferGradients, AddUpOverMicrobatchesAndStartAnew) {
 
 TEST(ParameterBufferGradients, EveryLevelGivesTheSameSum) {
   for (const auto level :
-       {ParallelConfig::NONE, ParallelConfig::OPTIMIZER, ParallelConfig::GRADIENTS, ParallelConfig::PARAMETERS}) {
+       {ShardLevel::kNone, ShardLevel::kOptimizer, ShardLevel::kGradients, ShardLevel::kParameters}) {
     for (const bool every : {true, false}) {
       BufferOptions options = SelfOptions();
       options.shard = level;
       options.reduce_every_microbatch = every;
       PlayedRanks played(2, options);
       for (int rank = 0; rank < 2; ++rank) {
-        SCOPED_TRACE(absl::StrCat(ParallelConfig::Shard_Name(level), ", every ", every, ", rank ", rank));
+        SCOPED_TRACE(absl::StrCat(ShardLevelName(level), ", every ", every, ", rank ", rank));
         ParameterBuffer& buffer = *played.buffers[rank];
         buffer.BeginStep();
         for (int microbatch = 0; microbatch < 3; ++microbatch) {

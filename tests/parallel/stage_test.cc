@@ -120,9 +120,9 @@ TEST(StageNumbers, ShardingChangesNoBit) {
     const auto whole = MakeStage(spec, OneRankOptions(), {});
     const double loss = ForwardBackward(*whole, batch);
     for (const auto level :
-         {ParallelConfig::NONE, ParallelConfig::OPTIMIZER, ParallelConfig::GRADIENTS, ParallelConfig::PARAMETERS}) {
+         {ShardLevel::kNone, ShardLevel::kOptimizer, ShardLevel::kGradients, ShardLevel::kParameters}) {
       for (const bool recompute : {false, true}) {
-        SCOPED_TRACE(absl::StrCat(ParallelConfig::Shard_Name(level), ", recompute ", recompute, ", tied ", tied));
+        SCOPED_TRACE(absl::StrCat(ShardLevelName(level), ", recompute ", recompute, ", tied ", tied));
         BufferOptions options = OneRankOptions();
         options.shard = level;
         options.poison_resharded = true;

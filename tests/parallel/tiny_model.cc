@@ -24,7 +24,7 @@ void Merge(std::map<std::string, at::Tensor> from, std::map<std::string, at::Ten
 }  // namespace
 
 std::string Layout::ToString() const {
-  return absl::StrCat(ParallelConfig::Shard_Name(shard), " accumulation=", accumulation, recompute ? " recompute" : "",
+  return absl::StrCat(ShardLevelName(shard), " accumulation=", accumulation, recompute ? " recompute" : "",
                       reduce_last ? " reduce_last" : " reduce_every", tied ? " tied" : " untied",
                       document_mask ? " document_mask" : "", compute == at::kBFloat16 ? " bf16" : "",
                       master_weights ? "" : " no_master", adamw ? " adamw" : " sgd");

@@ -19,7 +19,7 @@ namespace trireme {
 
 // What must not change numbers, and what defines them (the last five).
 struct Layout {
-  ParallelConfig::Shard shard = ParallelConfig::PARAMETERS;
+  ShardLevel shard = ShardLevel::kParameters;
   int accumulation = 1;  // microbatches per rank and step
   bool recompute = false;
   bool reduce_last = false;  // sum gradients over ranks after the last microbatch only

@@ -136,7 +136,7 @@ TEST_F(ShardedTensors, LevelNoneSavesEachElementOnce) {
   std::vector<std::unique_ptr<ParameterBuffer>> ranks;
   for (int rank = 0; rank < 2; ++rank) {
     BufferOptions options;
-    options.shard = ParallelConfig::NONE;
+    options.shard = ShardLevel::kNone;
     options.gather_group = options.reduce_group = std::make_shared<PlayedGroup>(rank, 2);
     options.replicate_group = MakeSelfGroup("self");
     ranks.push_back(std::make_unique<ParameterBuffer>(Specs(), options));

@@ -71,7 +71,7 @@ absl::StatusOr<Plan> MakePlan(const SessionOptions& options, const Extensions& e
   if (plan.source.adapter != nullptr) {
     ASSIGN_OR_RETURN(const DecoderSpec plain, SpecifyModel(config.model(), extensions.families));
     ASSIGN_OR_RETURN(const DecoderSpec adapted, Adapted(*plan.source.adapter, plain));
-    *config.mutable_adapter() = ExactConfig(*adapted.adapter);
+    *config.mutable_adapter() = ExactConfig(plan.source.adapter->config, *adapted.adapter);
     config.mutable_adapter()->clear_from();
   }
   *config.mutable_data() = options.data;

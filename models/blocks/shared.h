@@ -1,0 +1,35 @@
+// models/blocks/shared.h
+// What the units of one decoder share on a rank.
+#ifndef TRIREME_MODELS_BLOCKS_SHARED_H_
+#define TRIREME_MODELS_BLOCKS_SHARED_H_
+
+#include <memory>
+
+#include "kernels/attention/attention.h"
+#include "kernels/base/ops.h"
+#include "models/spec/decoder_spec.h"
+#include "models/spec/parameters.h"
+#include "parallel/comm/process_group.h"
+#include "parallel/layers/adapter.h"
+#include "parallel/sharding/unit.h"
+
+namespace trireme {
+
+struct DecoderShared {
+  DecoderSpec spec;
+  AttentionBackend attention;
+  RopeTable rope, local_rope;  // undefined where no layer of this decoder rotates by it
+  std::shared_ptr<ProcessGroup> tensor;
+};
+
+// A group's adapter on this rank. rectangles: this rank's, of the unit's own parameters. added: the buffer of its
+// adapters, which outlives the result.
+Adapter MakeAdapter(const std::vector<Rectangle>& rectangles, ParameterBuffer& added, const GroupAdapter& group,
+                    const AdapterSpec& spec);
+
+// The numbers by which adapters drop elements of their input in training; undefined where nothing is dropped.
+at::Tensor DroppedTokens(const UnitContext& context);
+
+}  // namespace trireme
+
+#endif  // TRIREME_MODELS_BLOCKS_SHARED_H_
