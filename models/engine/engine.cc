@@ -23,6 +23,20 @@ at::ScalarType DtypeOf(PrecisionConfig::Format format) {
   return format == PrecisionConfig::BF16 ? at::kBFloat16 : at::kFloat;
 }
 
+ShardLevel LevelOf(ParallelConfig::Shard shard) {
+  switch (shard) {
+    case ParallelConfig::NONE:
+      return ShardLevel::kNone;
+    case ParallelConfig::OPTIMIZER:
+      return ShardLevel::kOptimizer;
+    case ParallelConfig::GRADIENTS:
+      return ShardLevel::kGradients;
+    case ParallelConfig::PARAMETERS:
+      return ShardLevel::kParameters;
+  }
+  TRIREME_CHECK(false, "no such sharding level");
+}
+
 ContextMethod MethodOf(const ParallelConfig& config) {
   return config.context_method() == ParallelConfig::RING ? ContextMethod::kRing : ContextMethod::kGather;
 }
@@ -84,7 +98,7 @@ absl::StatusOr<std::unique_ptr<Model>> Model::Create(const Recipe& recipe, Mesh&
   model->device_ = mesh.device();
   if (config.kernels().deterministic()) UseDeterministicKernels();
   BufferOptions options;
-  options.shard = config.parallel().shard();
+  options.shard = LevelOf(config.parallel().shard());
   options.reduce_every_microbatch = config.parallel().reduce_gradients() == ParallelConfig::EVERY_MICROBATCH;
   options.compute = DtypeOf(config.precision().compute());
   options.master_weights = config.precision().master_weights();
@@ -170,7 +184,7 @@ void Model::BuildStages(BufferOptions options) {
 
   ExecutorOptions executor;
   LowerOptions lowering;
-  lowering.reshard = options.shard == ParallelConfig::PARAMETERS;
+  lowering.reshard = options.shard == ShardLevel::kParameters;
   lowering.reduce_every_microbatch = options.reduce_every_microbatch;
   executor.schedule = Lower(schedule, lowering);
   executor.rank = own;

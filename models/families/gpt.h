@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "configs/run_config.pb.h"
 #include "models/spec/decoder_spec.h"
 
 namespace trireme {
