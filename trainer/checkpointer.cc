@@ -261,6 +261,7 @@ absl::StatusOr<bool> Checkpointer::Resume(bool allow_change, TrainProgress* prog
     RETURN_IF_ERROR(Agree(world, Load(folder, *manifest)));
     for (ParameterBuffer* buffer : model_.buffers()) buffer->Publish(/*converted=*/false);
     *progress = manifest->progress();
+    model_.RestoreUpdates(progress->step(), progress->consecutive_skips());
     Info("resumed from ", folder);
     return true;
   }
