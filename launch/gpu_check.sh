@@ -1,8 +1,11 @@
 #!/usr/bin/env bash
-# launch/gpu_check.sh [BUILD_FOLDER]
-# Proves the GPU parts on this machine: builds them (build-cuda/, or takes the build in BUILD_FOLDER), runs the tests that need a GPU, also under
-# compute-sanitizer where there is one, compares sharding levels and every axis over NCCL on 1, 2 and 4 ranks with the CPU's losses, also with
-# communication streams delayed at random, and measures the training step. Ends in a table; exit code 1 when anything failed, 0 and "skipped: no GPU" on a machine without.
+# launch/gpu_check.sh [--first] [BUILD_FOLDER]
+# Proves the GPU parts on this machine: builds them (build-cuda/, or takes the build in BUILD_FOLDER), then, in two parts:
+# - first, in at most 8 minutes (--first: only this): every kernel against the CPU, one GPU and one mesh against the CPU's losses, and the speed of the training
+#   step: half a billion parameters, the shapes of 7 billion, QLoRA on 8 billion;
+# - then the other tests that need a GPU, also under compute-sanitizer where there is one, sharding levels and every axis over NCCL on 1, 2 and 4 ranks, also
+#   with communication streams delayed at random, and the other benchmarks.
+# Each ends in a table; exit code 1 when anything failed, 0 and "skipped: no GPU" on a machine without.
 # shellcheck disable=SC2317  # part calls the functions.
 set -euo pipefail
 source "$(dirname "$0")/env.sh"
@@ -13,6 +16,11 @@ if ! nvidia-smi -L 2>/dev/null | grep -q '^GPU '; then
   exit 0
 fi
 
+only_first=false
+if [ "${1:-}" = --first ]; then
+  only_first=true
+  shift
+fi
 build=${1:-build-cuda}
 gpus=$(nvidia-smi -L | grep -c '^GPU ')
 [ -z "${CUDA_VISIBLE_DEVICES:-}" ] || gpus=$(tr ',' '\n' <<<"$CUDA_VISIBLE_DEVICES" | grep -c .)
@@ -22,7 +30,9 @@ trap 'rm -rf "$out"' EXIT
 export GTEST_COLOR=no  # mpirun gives its ranks a terminal.
 results=()
 failed=0
-rank_seconds=180  # A job that takes longer hangs.
+rank_seconds=180   # A job that takes longer hangs.
+first_seconds=480  # All of the first part, without the build.
+first_began=0      # 0: not in it
 
 # part NAME COMMAND...: runs it, shows the end of its output if it fails, and remembers the result. Exit code 77: skipped, the last line says why.
 # set -e has no effect inside COMMAND: functions chain their steps.
@@ -30,6 +40,14 @@ part() {
   local name=$1 log=$out/log begin=$SECONDS code=0
   shift
   say "gpu_check: $name"
+  if [ "$first_began" -gt 0 ]; then
+    local left=$((first_seconds - (SECONDS - first_began)))
+    if [ "$left" -lt 20 ]; then
+      results+=("$(printf '%-46s %-8s %5d s  %s' "$name" skipped 0 "the first part's time is used up")")
+      return
+    fi
+    rank_seconds=$((left < 180 ? left : 180))
+  fi
   "$@" >"$log" 2>&1 || code=$?
   local line
   line=$(tail -n 1 "$log")
@@ -57,6 +75,11 @@ ranks() {
 
 build_all() {
   launch/build.sh cuda && echo "$build"
+}
+
+# limited COMMAND...: ends it when it takes too long.
+limited() {
+  timeout --kill-after=5 "$rank_seconds" "$@"
 }
 
 # Fails also when GoogleTest skipped: there is a GPU.
@@ -131,19 +154,33 @@ bf16_layout() {
     same_losses bf16_1 cpu 1e-2 && same_losses bf16_2 bf16_1 5e-3
 }
 
+# bench RECIPE STEPS
 bench() {
-  ranks 1 "$build/bin/trireme" bench "configs/recipes/$1.textproto" --set launch.device=CUDA --set precision.compute=BF16 --steps 20 2>&1
+  ranks 1 "$build/bin/trireme" bench "configs/recipes/$1.textproto" --set launch.device=CUDA --set precision.compute=BF16 --steps "$2" 2>&1
+}
+
+table() {
+  say "gpu_check: $(nvidia-smi --query-gpu=name,driver_version --format=csv,noheader | head -n 1), $gpus visible"
+  printf '   %s\n' "${results[@]}"
 }
 
 [ $# -gt 0 ] || part "build" build_all
 [ -x "$build/bin/cuda_kernels_test" ] || fail "gpu_check.sh: no $build/bin/cuda_kernels_test; build with launch/build.sh cuda"
 missing=$(ldd "$build/bin/trireme" | sed -n 's/ => not found//p' | xargs)
 [ -z "$missing" ] || fail "gpu_check.sh: $build/bin/trireme needs $missing; launch/setup.sh --cuda installs them"
-part "kernels against the CPU" without_skips "$build/bin/cuda_kernels_test"
+first_began=$((SECONDS > 0 ? SECONDS : 1))
+part "kernels against the CPU" without_skips limited "$build/bin/cuda_kernels_test"
+part "one GPU has the CPU's losses (fp32)" one_gpu_as_cpu
+part "4 ranks, tensor: 2 data_shard: 2" axes 4 "tensor: 2 data_shard: 2 shard: PARAMETERS"
+for recipe in bench_0_5b bench_7b_shapes bench_qlora_8b; do part "bench $recipe, bf16, 1 GPU" bench $recipe 10; done
+first_began=0
+rank_seconds=180
+table
+[ $only_first = false ] || exit $failed
+
 for n in 1 2 4; do
   part "NCCL operations and random delays, $n ranks" without_skips ranks "$n" "$build/bin/nccl_test"
 done
-part "one GPU has the CPU's losses (fp32)" one_gpu_as_cpu
 for n in 2 4; do
   for level in NONE OPTIMIZER GRADIENTS PARAMETERS; do part "$n ranks, shard: $level (fp32)" layout $n $level; done
 done
@@ -151,15 +188,12 @@ part "2 ranks, communication delayed" delayed_layout
 for mesh in "tensor: 2" "pipeline: 2" "pipeline: 2 pipeline_schedule: \"ZB-H1\"" "context: 2" "context: 2 context_method: RING"; do
   part "2 ranks, $mesh" axes 2 "$mesh"
 done
-for mesh in "tensor: 2 pipeline: 2" "tensor: 4" "pipeline: 2 pipeline_schedule: \"ZB-V\" context: 2" "tensor: 2 context: 2 context_method: RING" \
-  "tensor: 2 data_shard: 2 shard: PARAMETERS"; do
+for mesh in "tensor: 2 pipeline: 2" "tensor: 4" "pipeline: 2 pipeline_schedule: \"ZB-V\" context: 2" "tensor: 2 context: 2 context_method: RING"; do
   part "4 ranks, $mesh" axes 4 "$mesh"
 done
 part "bfloat16, 1 and 2 ranks" bf16_layout
-for recipe in bench_shape_a bench_smollm2_135m bench_qlora_8b; do part "bench $recipe, bf16, 1 GPU" bench $recipe; done
+for recipe in bench_shape_a bench_smollm2_135m; do part "bench $recipe, bf16, 1 GPU" bench $recipe 20; done
 part "kernels, compute-sanitizer memcheck" sanitized memcheck
 part "kernels, compute-sanitizer racecheck" sanitized racecheck
-
-say "gpu_check: $(nvidia-smi --query-gpu=name,driver_version --format=csv,noheader | head -n 1), $gpus visible"
-printf '   %s\n' "${results[@]}"
+table
 exit $failed

@@ -2,9 +2,7 @@
 
 namespace trireme {
 
-std::vector<AttentionBackend> BuiltInAttentionBackends() {
-  return {CpuAttention(), FlashAttention(), CudnnAttention(), MathAttention()};
-}
+std::vector<AttentionBackend> BuiltInAttentionBackends() { return {CpuAttention(), FlashAttention(), MathAttention()}; }
 
 absl::StatusOr<AttentionBackend> ChooseAttention(const std::vector<AttentionBackend>& backends, const std::string& name,
                                                  const AttentionArguments& example) {

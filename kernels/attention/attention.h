@@ -56,9 +56,8 @@ struct AttentionBackend {
 const AttentionBackend& MathAttention();
 // Own blocked implementation for CPUs.
 const AttentionBackend& CpuAttention();
-// libtorch's variable-length kernels on NVIDIA GPUs; their supports() says so where the build has no CUDA.
+// libtorch's variable-length kernels on NVIDIA GPUs; its supports() says so where the build has no CUDA.
 const AttentionBackend& FlashAttention();
-const AttentionBackend& CudnnAttention();
 
 // The built-in ones in the order "auto" tries them.
 std::vector<AttentionBackend> BuiltInAttentionBackends();

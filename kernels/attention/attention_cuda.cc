@@ -1,5 +1,5 @@
-// The flash attention kernels inside libtorch, in their variable-length form (arXiv 2307.08691), and the record of
-// cuDNN's. Backward is deterministic when libtorch's global setting asks for it.
+// The flash attention kernels inside libtorch, in their variable-length form (arXiv 2307.08691). Backward is
+// deterministic when libtorch's global setting asks for it.
 #include <ATen/core/Tensor.h>
 #include <ATen/cuda/CUDAContextLight.h>
 #include <ATen/ops/_flash_attention_backward.h>
@@ -82,23 +82,10 @@ void FlashBackward(const AttentionArguments& a, const AttentionOutput& output, c
   gradients.dv.copy_(dv);
 }
 
-absl::Status CudnnSupports(const AttentionArguments&) {
-  return absl::UnimplementedError("libtorch's packed cuDNN path is not proven on a GPU yet; choose \"flash\"");
-}
-AttentionOutput CudnnForward(const AttentionArguments&) { TRIREME_CHECK(false, "supports() refuses"); }
-void CudnnBackward(const AttentionArguments&, const AttentionOutput&, const at::Tensor&, AttentionGradients&) {
-  TRIREME_CHECK(false, "supports() refuses");
-}
-
 }  // namespace
 
 const AttentionBackend& FlashAttention() {
   static const AttentionBackend backend = {"flash", &FlashSupports, &FlashForward, &FlashBackward};
-  return backend;
-}
-
-const AttentionBackend& CudnnAttention() {
-  static const AttentionBackend backend = {"cudnn", &CudnnSupports, &CudnnForward, &CudnnBackward};
   return backend;
 }
 

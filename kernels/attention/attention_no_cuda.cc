@@ -1,4 +1,4 @@
-// The GPU implementations of a build without CUDA: they say so.
+// The GPU implementation of a build without CUDA: it says so.
 #include "kernels/attention/attention.h"
 
 namespace trireme {
@@ -18,11 +18,6 @@ void Backward(const AttentionArguments&, const AttentionOutput&, const at::Tenso
 
 const AttentionBackend& FlashAttention() {
   static const AttentionBackend backend = {"flash", &Supports, &Forward, &Backward};
-  return backend;
-}
-
-const AttentionBackend& CudnnAttention() {
-  static const AttentionBackend backend = {"cudnn", &Supports, &Forward, &Backward};
   return backend;
 }
 

@@ -33,7 +33,14 @@ int64_t PeakResidentBytes() {
   return static_cast<int64_t>(usage.ru_maxrss) * 1024;
 }
 
-at::Tensor CopyBetweenHostAndDevice(const at::Tensor& tensor, at::Device to) {
+TransferCounts& Transfers() {
+  static TransferCounts counts;
+  return counts;
+}
+
+int64_t StepsAhead(at::Device device) { return device.is_cuda() ? 1 : 0; }
+
+at::Tensor CopyOnCurrentStream(const at::Tensor& tensor, at::Device to) {
   at::TensorOptions options = tensor.options().device(to);
   if (to.is_cpu() && tensor.is_cuda()) options = options.pinned_memory(true);
   at::Tensor copy = at::empty(tensor.sizes(), options);

@@ -5,6 +5,8 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <atomic>
+#include <memory>
 #include <string>
 
 #include "launch/base/status.h"
@@ -37,9 +39,43 @@ int64_t TotalMemoryBytes(at::Device device);
 // Waits until everything issued to the device is done.
 void Synchronize(at::Device device);
 
-// A copy of `tensor` on `to`, one of the two being the host, in the order of the current stream: the caller may drop
-// the original at once. On the host it lies in pinned memory where it comes from a GPU.
-at::Tensor CopyBetweenHostAndDevice(const at::Tensor& tensor, at::Device to);
+// How often this process moved something to a device, or waited for something from it. On a CPU what would move there
+// is counted, though it stays where it is.
+struct TransferCounts {
+  std::atomic<int64_t> uploads = 0, host_reads = 0;
+};
+TransferCounts& Transfers();
+
+// How many steps may be under way before the host looks at the results of the first: a GPU then never waits for it.
+int64_t StepsAhead(at::Device device);
+
+// A tensor on its way to the host, behind what the current stream holds; on a CPU the tensor itself.
+class HostCopy {
+ public:
+  explicit HostCopy(const at::Tensor& tensor);
+  const at::Tensor& Wait() const;  // The values are there. Counts as a host read.
+
+ private:
+  at::Tensor host_;
+  std::shared_ptr<void> arrived_;  // a GPU's event
+};
+
+// Copies between a GPU and the host that run beside what computes, on a stream of their own.
+class TransferQueue {
+ public:
+  explicit TransferQueue(at::Device device);
+
+  // A copy of `tensor` on `to`, one of the two being the host (pinned memory where the device is a GPU). It begins
+  // after what the current stream holds; the caller may drop the original at once. Copies run one after another.
+  at::Tensor Copy(const at::Tensor& tensor, at::Device to);
+
+  // Makes the current stream wait for all copies so far: only then may their results be used.
+  void Join();
+
+ private:
+  at::Device device_;
+  std::shared_ptr<void> stream_;
+};
 
 // Makes libtorch's kernels on GPUs choose deterministic variants (kernels.deterministic), for the whole process. CPU
 // kernels always are.

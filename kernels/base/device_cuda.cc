@@ -1,7 +1,11 @@
 #include <ATen/Context.h>
+#include <ATen/core/grad_mode.h>
+#include <ATen/ops/empty.h>
 #include <absl/strings/escaping.h>
 #include <c10/cuda/CUDACachingAllocator.h>
 #include <c10/cuda/CUDAFunctions.h>
+#include <c10/cuda/CUDAGuard.h>
+#include <c10/cuda/CUDAStream.h>
 #include <cuda_runtime_api.h>
 
 #include <cstdlib>
@@ -13,6 +17,23 @@
 #include "kernels/base/device_internal.h"
 
 namespace trireme {
+namespace {
+
+void CheckCuda(cudaError_t error, const char* call) {
+  TRIREME_CHECK(error == cudaSuccess, call, ": ", cudaGetErrorString(error));
+}
+
+// An event at what the current stream of `device` holds now.
+std::shared_ptr<void> RecordEvent(cudaStream_t stream) {
+  cudaEvent_t event;
+  CheckCuda(cudaEventCreateWithFlags(&event, cudaEventDisableTiming), "cudaEventCreate");
+  CheckCuda(cudaEventRecord(event, stream), "cudaEventRecord");
+  return std::shared_ptr<void>(event, [](void* made) { cudaEventDestroy(static_cast<cudaEvent_t>(made)); });
+}
+
+cudaStream_t CurrentStream(at::Device device) { return c10::cuda::getCurrentCUDAStream(device.index()).stream(); }
+
+}  // namespace
 
 absl::StatusOr<int> CudaDeviceCount() {
   // Read when the driver starts: each communicator has a stream, and streams that share a queue wait for each other.
@@ -87,6 +108,55 @@ int64_t TotalMemoryBytes(at::Device device) {
 
 void Synchronize(at::Device device) {
   if (device.is_cuda()) c10::cuda::device_synchronize();
+}
+
+HostCopy::HostCopy(const at::Tensor& tensor) {
+  if (!tensor.is_cuda()) {
+    host_ = tensor;
+    return;
+  }
+  host_ = CopyOnCurrentStream(tensor, at::kCPU);
+  arrived_ = RecordEvent(CurrentStream(tensor.device()));
+}
+
+const at::Tensor& HostCopy::Wait() const {
+  ++Transfers().host_reads;
+  if (arrived_ != nullptr)
+    CheckCuda(cudaEventSynchronize(static_cast<cudaEvent_t>(arrived_.get())), "cudaEventSynchronize");
+  return host_;
+}
+
+TransferQueue::TransferQueue(at::Device device) : device_(device) {
+  if (!device.is_cuda()) return;
+  const c10::cuda::CUDAGuard guard(device);
+  cudaStream_t stream;
+  CheckCuda(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "cudaStreamCreate");
+  // libtorch's allocators may still ask for the stream when the process ends: it is left to the driver.
+  stream_ = std::shared_ptr<void>(stream, [](void*) {});
+}
+
+at::Tensor TransferQueue::Copy(const at::Tensor& tensor, at::Device to) {
+  if (!device_.is_cuda()) return CopyOnCurrentStream(tensor, to);
+  auto* const stream = static_cast<cudaStream_t>(stream_.get());
+  at::TensorOptions options = tensor.options().device(to);
+  if (to.is_cpu()) options = options.pinned_memory(true);
+  // The memory is the current stream's: the copy must come after its earlier use, and its later use after the copy.
+  at::Tensor copy = at::empty(tensor.sizes(), options);
+  const std::shared_ptr<void> begin = RecordEvent(CurrentStream(device_));
+  CheckCuda(cudaStreamWaitEvent(stream, static_cast<cudaEvent_t>(begin.get()), 0), "cudaStreamWaitEvent");
+  const c10::cuda::CUDAStream own = c10::cuda::getStreamFromExternal(stream, device_.index());
+  const c10::cuda::CUDAStreamGuard on_stream(own);
+  const at::NoGradGuard no_grad;
+  copy.copy_(tensor, /*non_blocking=*/true);
+  const at::Tensor& on_device = to.is_cpu() ? tensor : copy;
+  c10::cuda::CUDACachingAllocator::recordStream(on_device.storage().data_ptr(), own);
+  return copy;
+}
+
+void TransferQueue::Join() {
+  if (!device_.is_cuda()) return;
+  const std::shared_ptr<void> end = RecordEvent(static_cast<cudaStream_t>(stream_.get()));
+  CheckCuda(cudaStreamWaitEvent(CurrentStream(device_), static_cast<cudaEvent_t>(end.get()), 0), "cudaStreamWaitEvent");
 }
 
 void UseDeterministicKernels() {

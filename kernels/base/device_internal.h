@@ -3,6 +3,8 @@
 #ifndef TRIREME_KERNELS_BASE_DEVICE_INTERNAL_H_
 #define TRIREME_KERNELS_BASE_DEVICE_INTERNAL_H_
 
+#include <ATen/core/Tensor.h>
+
 #include <cstdint>
 #include <string>
 
@@ -11,7 +13,8 @@ namespace trireme {
 std::string CpuName();
 int64_t PeakResidentBytes();
 int64_t HostMemoryBytes();
-double MeasuredCpuFlops();  // float32 matrix product, all threads
+at::Tensor CopyOnCurrentStream(const at::Tensor& tensor, at::Device to);  // To the host: into pinned memory.
+double MeasuredCpuFlops();                                                // float32 matrix product, all threads
 
 }  // namespace trireme
 

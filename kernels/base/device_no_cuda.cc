@@ -19,6 +19,17 @@ int64_t PeakTensorBytes(at::Device) { return GetCpuMemory().peak_total_bytes; }
 void ResetPeakTensorBytes(at::Device) { ResetCpuMemoryPeak(); }
 int64_t TotalMemoryBytes(at::Device) { return HostMemoryBytes(); }
 void Synchronize(at::Device) {}
+
+HostCopy::HostCopy(const at::Tensor& tensor) : host_(tensor) {}
+const at::Tensor& HostCopy::Wait() const {
+  ++Transfers().host_reads;
+  return host_;
+}
+
+TransferQueue::TransferQueue(at::Device device) : device_(device) {}
+at::Tensor TransferQueue::Copy(const at::Tensor& tensor, at::Device to) { return CopyOnCurrentStream(tensor, to); }
+void TransferQueue::Join() {}
+
 void UseDeterministicKernels() {}
 double PeakFlops(at::Device, at::ScalarType) { return MeasuredCpuFlops(); }
 

@@ -13,6 +13,7 @@
 
 #include "kernels/base/element_math.h"
 #include "kernels/base/philox.h"
+#include "kernels/base/update_decision.h"
 
 namespace trireme {
 
@@ -100,22 +101,31 @@ struct LossHeadResult {
 LossHeadResult LossHead(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& targets,
                         const LossHeadOptions& options, at::Tensor* d_weight, LossHeadAdapter* adapter = nullptr);
 
-// ---- Optimizers on flat shards (optimizer_step.cc). All float32 [n] unless said; on the tensors' device ----
+// ---- What a step decides (update_decision.cc), on the tensors' device, without waiting for it ----
+// decision [kDecisionNumbers] = Decide() of the sums, in the order of the ranks named, of parts [ranks, 3]: sum of the
+// loss, sum of lse^2 (of the ranks in loss_ranks), sum of the gradient's squares (of those in norm_ranks). All float64,
+// ranks int64. previous: the decision before; it may be `decision`.
+void DecideUpdate(const DecisionRule& rule, const at::Tensor& parts, const at::Tensor& loss_ranks,
+                  const at::Tensor& norm_ranks, const at::Tensor& previous, at::Tensor decision);
+const UpdateDecision& DecisionIn(const at::Tensor& tensor);  // on the CPU, valid while the tensor is
+
+// ---- Optimizers on flat shards (optimizer_step.cc). All float32 [n] unless said; on the tensors' device. One launch
+// each, whatever the shape. `decision` may say that nothing is to change. ----
 // copy: bfloat16 [n] to receive the rounded weights, or undefined.
-void AdamWUpdate(const AdamWStep& step, float keep, at::Tensor p, const at::Tensor& g, at::Tensor m, at::Tensor v,
-                 at::Tensor copy);
-// bfloat16 weights without master: stochastic rounding with 16 bits per element from `key` at element index first_index
-// + i (the global index).
-void AdamWUpdateBf16(const AdamWStep& step, float keep, at::Tensor p, const at::Tensor& g, at::Tensor m, at::Tensor v,
-                     RandomKey key, int64_t first_index);
+void AdamWUpdate(const AdamWRule& rule, const at::Tensor& decision, at::Tensor p, const at::Tensor& g, at::Tensor m,
+                 at::Tensor v, at::Tensor copy);
+// bfloat16 weights without master: stochastic rounding with 16 bits per element i from `key` at element index.Of(i).
+void AdamWUpdateBf16(const AdamWRule& rule, const at::Tensor& decision, at::Tensor p, const at::Tensor& g, at::Tensor m,
+                     at::Tensor v, RandomKey key, const WholeIndex& index);
 // velocity and copy may be undefined.
-void SgdUpdate(float gradient_scale, float lr, float momentum, float keep, at::Tensor p, const at::Tensor& g,
-               at::Tensor velocity, at::Tensor copy);
+void SgdUpdate(const SgdRule& rule, const at::Tensor& decision, at::Tensor p, const at::Tensor& g, at::Tensor velocity,
+               at::Tensor copy);
 
 // ---- Flat helpers (flat.cc) ----
-// Of each float32 [n]; fp64 partial sums in an order that depends on n only. Waits for a GPU once.
-std::vector<double> SquaredNorms(const std::vector<at::Tensor>& tensors);
-double SquaredNorm(const at::Tensor& x);
+// squares [tensors] float64 = each float32 tensor's sum of squares, by partial sums in an order that depends on its
+// size only; total [1] = their sum in order.
+void SquaredNorms(const std::vector<at::Tensor>& tensors, at::Tensor squares, at::Tensor total);
+double SquaredNorm(const at::Tensor& x);                     // Waits for a GPU.
 void AddInto(at::Tensor& a, const at::Tensor& b);            // a += b, same shape; a may be the wider type
 void CopyConverted(const at::Tensor& from, at::Tensor& to);  // same shape, converting float32 <-> bfloat16
 // out [n] = sum over r, in order, of parts [ranks, n] (float32 or bfloat16; summed in float32). CPU only.

@@ -11,6 +11,7 @@
 #include "kernels/base/element_math.h"
 #include "kernels/base/nf4_math.h"
 #include "kernels/base/philox.h"
+#include "kernels/base/update_decision.h"
 
 namespace trireme::cuda {
 
@@ -80,15 +81,22 @@ void LaunchAddLossSums(int64_t rows, const int64_t* targets, const float* lse, c
                        Stream stream);
 
 // ---- Optimizers and norm on flat arrays (optimizer.cu) ----
-void LaunchAdamW(const AdamWStep& step, float keep, int64_t n, float* p, const float* g, float* m, float* v, Bf16* copy,
-                 Stream stream);
-void LaunchAdamWBf16(const AdamWStep& step, float keep, int64_t n, Bf16* p, const float* g, float* m, float* v,
-                     RandomKey key, int64_t first_index, Stream stream);
-void LaunchSgd(float gradient_scale, float lr, float momentum, float keep, int64_t n, float* p, const float* g,
+// `decision` lies in device memory.
+void LaunchAdamW(const AdamWRule& rule, const UpdateDecision* decision, int64_t n, float* p, const float* g, float* m,
+                 float* v, Bf16* copy, Stream stream);
+void LaunchAdamWBf16(const AdamWRule& rule, const UpdateDecision* decision, int64_t n, Bf16* p, const float* g,
+                     float* m, float* v, RandomKey key, const WholeIndex& index, Stream stream);
+void LaunchSgd(const SgdRule& rule, const UpdateDecision* decision, int64_t n, float* p, const float* g,
                float* velocity, Bf16* copy, Stream stream);
 int64_t SquaredNormParts(int64_t n);  // Scratch for LaunchSquaredNorm is [parts] float64.
 // *sum = sum of x^2 in an order that depends on n only.
 void LaunchSquaredNorm(int64_t n, const float* x, double* scratch, double* sum, Stream stream);
+
+// ---- What a step decides (update_decision.cu): as in kernels/base/ops.h ----
+void LaunchAddUp(int64_t n, const double* values, double* sum, Stream stream);
+void LaunchDecide(const DecisionRule& rule, const double* parts, int64_t num_loss_ranks, const int64_t* loss_ranks,
+                  int64_t num_norm_ranks, const int64_t* norm_ranks, const UpdateDecision* previous,
+                  UpdateDecision* decision, Stream stream);
 
 // ---- For tests (spin.cu) ----
 // Occupies the stream for about `nanoseconds`.

@@ -27,17 +27,22 @@ LossHeadResult LossHead(const at::Tensor&, const at::Tensor&, const at::Tensor&,
                         LossHeadAdapter*) {
   Absent("LossHead");
 }
-void AdamWUpdate(const AdamWStep&, float, at::Tensor, const at::Tensor&, at::Tensor, at::Tensor, at::Tensor) {
+void DecideUpdate(const DecisionRule&, const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&,
+                  at::Tensor&) {
+  Absent("DecideUpdate");
+}
+void AdamWUpdate(const AdamWRule&, const at::Tensor&, at::Tensor, const at::Tensor&, at::Tensor, at::Tensor,
+                 at::Tensor) {
   Absent("AdamWUpdate");
 }
-void AdamWUpdateBf16(const AdamWStep&, float, at::Tensor, const at::Tensor&, at::Tensor, at::Tensor, RandomKey,
-                     int64_t) {
+void AdamWUpdateBf16(const AdamWRule&, const at::Tensor&, at::Tensor, const at::Tensor&, at::Tensor, at::Tensor,
+                     RandomKey, const WholeIndex&) {
   Absent("AdamWUpdateBf16");
 }
-void SgdUpdate(float, float, float, float, at::Tensor, const at::Tensor&, at::Tensor, at::Tensor) {
+void SgdUpdate(const SgdRule&, const at::Tensor&, at::Tensor, const at::Tensor&, at::Tensor, at::Tensor) {
   Absent("SgdUpdate");
 }
-std::vector<double> SquaredNorms(const std::vector<at::Tensor>&) { Absent("SquaredNorms"); }
+void SquaredNorms(const std::vector<at::Tensor>&, at::Tensor, at::Tensor) { Absent("SquaredNorms"); }
 void AddInto(at::Tensor&, const at::Tensor&) { Absent("AddInto"); }
 void DequantizeNf4(const Nf4Blocks&, at::Tensor&) { Absent("DequantizeNf4"); }
 void DequantizeInt8Rows(const Int8Rows&, at::Tensor&) { Absent("DequantizeInt8Rows"); }

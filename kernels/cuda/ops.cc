@@ -230,38 +230,50 @@ LossHeadResult LossHead(const at::Tensor& x, const at::Tensor& weight, const at:
   return result;
 }
 
-void AdamWUpdate(const AdamWStep& step, float keep, at::Tensor p, const at::Tensor& g, at::Tensor m, at::Tensor v,
-                 at::Tensor copy) {
-  const Target target(p);
-  LaunchAdamW(step, keep, p.numel(), Floats(p), Floats(g), Floats(m), Floats(v), Bf16s(copy), target.stream);
+static const UpdateDecision* DecisionAt(const at::Tensor& decision) {
+  TRIREME_CHECK(decision.scalar_type() == at::kDouble && decision.numel() == kDecisionNumbers);
+  return static_cast<const UpdateDecision*>(decision.const_data_ptr());
 }
 
-void AdamWUpdateBf16(const AdamWStep& step, float keep, at::Tensor p, const at::Tensor& g, at::Tensor m, at::Tensor v,
-                     RandomKey key, int64_t first_index) {
-  const Target target(p);
-  LaunchAdamWBf16(step, keep, p.numel(), Bf16s(p), Floats(g), Floats(m), Floats(v), key, first_index, target.stream);
+void DecideUpdate(const DecisionRule& rule, const at::Tensor& parts, const at::Tensor& loss_ranks,
+                  const at::Tensor& norm_ranks, const at::Tensor& previous, at::Tensor& decision) {
+  const Target target(parts);
+  LaunchDecide(rule, parts.const_data_ptr<double>(), loss_ranks.numel(), loss_ranks.const_data_ptr<int64_t>(),
+               norm_ranks.numel(), norm_ranks.const_data_ptr<int64_t>(), DecisionAt(previous),
+               static_cast<UpdateDecision*>(decision.mutable_data_ptr()), target.stream);
 }
 
-void SgdUpdate(float gradient_scale, float lr, float momentum, float keep, at::Tensor p, const at::Tensor& g,
-               at::Tensor velocity, at::Tensor copy) {
+void AdamWUpdate(const AdamWRule& rule, const at::Tensor& decision, at::Tensor p, const at::Tensor& g, at::Tensor m,
+                 at::Tensor v, at::Tensor copy) {
   const Target target(p);
-  LaunchSgd(gradient_scale, lr, momentum, keep, p.numel(), Floats(p), Floats(g), Floats(velocity), Bf16s(copy),
-            target.stream);
+  LaunchAdamW(rule, DecisionAt(decision), p.numel(), Floats(p), Floats(g), Floats(m), Floats(v), Bf16s(copy),
+              target.stream);
 }
 
-std::vector<double> SquaredNorms(const std::vector<at::Tensor>& tensors) {
-  const Target target(tensors[0]);
+void AdamWUpdateBf16(const AdamWRule& rule, const at::Tensor& decision, at::Tensor p, const at::Tensor& g, at::Tensor m,
+                     at::Tensor v, RandomKey key, const WholeIndex& index) {
+  const Target target(p);
+  LaunchAdamWBf16(rule, DecisionAt(decision), p.numel(), Bf16s(p), Floats(g), Floats(m), Floats(v), key, index,
+                  target.stream);
+}
+
+void SgdUpdate(const SgdRule& rule, const at::Tensor& decision, at::Tensor p, const at::Tensor& g, at::Tensor velocity,
+               at::Tensor copy) {
+  const Target target(p);
+  LaunchSgd(rule, DecisionAt(decision), p.numel(), Floats(p), Floats(g), Floats(velocity), Bf16s(copy), target.stream);
+}
+
+void SquaredNorms(const std::vector<at::Tensor>& tensors, at::Tensor squares, at::Tensor total) {
+  const Target target(total);
   int64_t parts = 0;
   for (const at::Tensor& x : tensors) parts = std::max(parts, SquaredNormParts(x.numel()));
-  const at::TensorOptions doubles = tensors[0].options().dtype(at::kDouble);
-  const auto count = static_cast<int64_t>(tensors.size());
-  at::Tensor scratch = at::empty({parts}, doubles), sums = at::empty({count}, doubles);
-  for (int64_t i = 0; i < count; ++i) {
-    const at::Tensor& x = tensors[static_cast<size_t>(i)];
-    LaunchSquaredNorm(x.numel(), Floats(x), scratch.data_ptr<double>(), sums.data_ptr<double>() + i, target.stream);
+  at::Tensor scratch = at::empty({parts}, total.options());
+  double* sums = squares.mutable_data_ptr<double>();
+  for (size_t i = 0; i < tensors.size(); ++i) {
+    LaunchSquaredNorm(tensors[i].numel(), Floats(tensors[i]), scratch.mutable_data_ptr<double>(), sums + i,
+                      target.stream);
   }
-  const at::Tensor host = sums.cpu();
-  return std::vector<double>(host.const_data_ptr<double>(), host.const_data_ptr<double>() + count);
+  LaunchAddUp(static_cast<int64_t>(tensors.size()), sums, total.mutable_data_ptr<double>(), target.stream);
 }
 
 void AddInto(at::Tensor& a, const at::Tensor& b) {

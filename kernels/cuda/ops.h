@@ -31,14 +31,16 @@ void AddEmbeddingGradient(const at::Tensor& tokens, const at::Tensor& dy, at::Te
 LossHeadResult LossHead(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& targets,
                         const LossHeadOptions& options, at::Tensor* d_weight, LossHeadAdapter* adapter);
 
-void AdamWUpdate(const AdamWStep& step, float keep, at::Tensor p, const at::Tensor& g, at::Tensor m, at::Tensor v,
-                 at::Tensor copy);
-void AdamWUpdateBf16(const AdamWStep& step, float keep, at::Tensor p, const at::Tensor& g, at::Tensor m, at::Tensor v,
-                     RandomKey key, int64_t first_index);
-void SgdUpdate(float gradient_scale, float lr, float momentum, float keep, at::Tensor p, const at::Tensor& g,
-               at::Tensor velocity, at::Tensor copy);
+void DecideUpdate(const DecisionRule& rule, const at::Tensor& parts, const at::Tensor& loss_ranks,
+                  const at::Tensor& norm_ranks, const at::Tensor& previous, at::Tensor& decision);
+void AdamWUpdate(const AdamWRule& rule, const at::Tensor& decision, at::Tensor p, const at::Tensor& g, at::Tensor m,
+                 at::Tensor v, at::Tensor copy);
+void AdamWUpdateBf16(const AdamWRule& rule, const at::Tensor& decision, at::Tensor p, const at::Tensor& g, at::Tensor m,
+                     at::Tensor v, RandomKey key, const WholeIndex& index);
+void SgdUpdate(const SgdRule& rule, const at::Tensor& decision, at::Tensor p, const at::Tensor& g, at::Tensor velocity,
+               at::Tensor copy);
 
-std::vector<double> SquaredNorms(const std::vector<at::Tensor>& tensors);  // At least one. Waits for the stream.
+void SquaredNorms(const std::vector<at::Tensor>& tensors, at::Tensor squares, at::Tensor total);
 void AddInto(at::Tensor& a, const at::Tensor& b);
 
 void DequantizeNf4(const Nf4Blocks& blocks, at::Tensor& out);

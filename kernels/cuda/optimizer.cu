@@ -28,8 +28,11 @@ __device__ inline bool OwnsWholePack(int64_t n, int64_t* begin) {
 }
 
 template <bool kVector>
-__global__ void AdamWKernel(AdamWStep s, float keep, int64_t n, float* p, const float* g, float* m, float* v,
-                            Bf16* copy) {
+__global__ void AdamWKernel(AdamWRule rule, const UpdateDecision* decision, int64_t n, float* p, const float* g,
+                            float* m, float* v, Bf16* copy) {
+  if (decision->apply == 0) return;
+  const AdamWStep s = StepOf(rule, *decision);
+  const float keep = rule.keep;
   int64_t i;
   if (kVector && OwnsWholePack<4>(n, &i)) {
     Pack<float, 4> weights = LoadPack<float, 4>(p + i), first = LoadPack<float, 4>(m + i),
@@ -57,13 +60,16 @@ __device__ inline uint32_t RandomBits(const Random4& random, int lane) {
   return random.word[lane / 2] >> (16 * (lane % 2));
 }
 
-// kVector: first_index is a multiple of 8, so that a pack of 8 needs one Philox call.
+// kVector: packs of 8 stand at multiples of 8 in the whole matrix, so that each needs one Philox call.
 template <bool kVector>
-__global__ void AdamWBf16Kernel(AdamWStep s, float keep, int64_t n, Bf16* p, const float* g, float* m, float* v,
-                                RandomKey key, int64_t first_index) {
+__global__ void AdamWBf16Kernel(AdamWRule rule, const UpdateDecision* decision, int64_t n, Bf16* p, const float* g,
+                                float* m, float* v, RandomKey key, WholeIndex index) {
+  if (decision->apply == 0) return;
+  const AdamWStep s = StepOf(rule, *decision);
+  const float keep = rule.keep;
   int64_t i;
   if (kVector && OwnsWholePack<8>(n, &i)) {
-    const Random4 random = Philox(key, static_cast<uint64_t>((first_index + i) / kRandomsPerCall), 0);
+    const Random4 random = Philox(key, static_cast<uint64_t>(index.Of(i) / kRandomsPerCall), 0);
     Pack<Bf16, 8> weights = LoadPack<Bf16, 8>(p + i);
     for (int part = 0; part < 8; part += 4) {
       const int64_t at = i + part;
@@ -82,22 +88,24 @@ __global__ void AdamWBf16Kernel(AdamWStep s, float keep, int64_t n, Bf16* p, con
     return;
   }
   ForOwnElements<kVector ? 8 : 1>(n, [&](int64_t k) {
-    const int64_t element = first_index + k;
+    const int64_t element = index.Of(k);
     const Random4 random = Philox(key, static_cast<uint64_t>(element / kRandomsPerCall), 0);
     const float updated = AdamWElement(s, keep, ToFloat(p[k]), g[k], &m[k], &v[k]);
     p[k] = StochasticRoundToBf16(updated, RandomBits(random, static_cast<int>(element % kRandomsPerCall)));
   });
 }
 
-__global__ void SgdKernel(float scale, float lr, float momentum, float keep, int64_t n, float* p, const float* g,
+__global__ void SgdKernel(SgdRule rule, const UpdateDecision* decision, int64_t n, float* p, const float* g,
                           float* velocity, Bf16* copy) {
+  if (decision->apply == 0) return;
+  const float scale = static_cast<float>(decision->clip_factor);
   ForOwnElements<1>(n, [&](int64_t i) {
     float step = g[i] * scale;
     if (velocity != nullptr) {
-      step += momentum * velocity[i];
+      step += rule.momentum * velocity[i];
       velocity[i] = step;
     }
-    p[i] = p[i] * keep - lr * step;
+    p[i] = p[i] * rule.keep - rule.rate * step;
     if (copy != nullptr) Store(&copy[i], p[i]);
   });
 }
@@ -130,34 +138,32 @@ __global__ void SumPartsKernel(int64_t parts, const double* partial, double* sum
 
 }  // namespace
 
-void LaunchAdamW(const AdamWStep& step, float keep, int64_t n, float* p, const float* g, float* m, float* v, Bf16* copy,
-                 Stream stream) {
+void LaunchAdamW(const AdamWRule& rule, const UpdateDecision* decision, int64_t n, float* p, const float* g, float* m,
+                 float* v, Bf16* copy, Stream stream) {
   if (n == 0) return;
   if (Aligned(0, p, g, m, v, copy)) {
-    AdamWKernel<true><<<Blocks(n, 4), kThreads, 0, StreamOf(stream)>>>(step, keep, n, p, g, m, v, copy);
+    AdamWKernel<true><<<Blocks(n, 4), kThreads, 0, StreamOf(stream)>>>(rule, decision, n, p, g, m, v, copy);
   } else {
-    AdamWKernel<false><<<Blocks(n, 1), kThreads, 0, StreamOf(stream)>>>(step, keep, n, p, g, m, v, copy);
+    AdamWKernel<false><<<Blocks(n, 1), kThreads, 0, StreamOf(stream)>>>(rule, decision, n, p, g, m, v, copy);
   }
   CheckLaunch("adamw");
 }
 
-void LaunchAdamWBf16(const AdamWStep& step, float keep, int64_t n, Bf16* p, const float* g, float* m, float* v,
-                     RandomKey key, int64_t first_index, Stream stream) {
+void LaunchAdamWBf16(const AdamWRule& rule, const UpdateDecision* decision, int64_t n, Bf16* p, const float* g,
+                     float* m, float* v, RandomKey key, const WholeIndex& index, Stream stream) {
   if (n == 0) return;
-  if (Aligned(0, p, g, m, v) && first_index % kRandomsPerCall == 0) {
-    AdamWBf16Kernel<true><<<Blocks(n, 8), kThreads, 0, StreamOf(stream)>>>(step, keep, n, p, g, m, v, key, first_index);
+  if (Aligned(0, p, g, m, v) && index.KeepsPacks(kRandomsPerCall)) {
+    AdamWBf16Kernel<true><<<Blocks(n, 8), kThreads, 0, StreamOf(stream)>>>(rule, decision, n, p, g, m, v, key, index);
   } else {
-    AdamWBf16Kernel<false>
-        <<<Blocks(n, 1), kThreads, 0, StreamOf(stream)>>>(step, keep, n, p, g, m, v, key, first_index);
+    AdamWBf16Kernel<false><<<Blocks(n, 1), kThreads, 0, StreamOf(stream)>>>(rule, decision, n, p, g, m, v, key, index);
   }
   CheckLaunch("adamw_bf16");
 }
 
-void LaunchSgd(float gradient_scale, float lr, float momentum, float keep, int64_t n, float* p, const float* g,
+void LaunchSgd(const SgdRule& rule, const UpdateDecision* decision, int64_t n, float* p, const float* g,
                float* velocity, Bf16* copy, Stream stream) {
   if (n == 0) return;
-  SgdKernel<<<Blocks(n, 1), kThreads, 0, StreamOf(stream)>>>(gradient_scale, lr, momentum, keep, n, p, g, velocity,
-                                                             copy);
+  SgdKernel<<<Blocks(n, 1), kThreads, 0, StreamOf(stream)>>>(rule, decision, n, p, g, velocity, copy);
   CheckLaunch("sgd");
 }
 

@@ -1,6 +1,9 @@
+#include <ATen/ops/empty.h>
+
 #include <cstring>
 #include <vector>
 
+#include "kernels/base/device.h"
 #include "kernels/base/ops.h"
 #include "kernels/cpu/dispatch_dtype.h"
 #include "kernels/cuda/ops.h"
@@ -13,7 +16,11 @@ constexpr int64_t kGrain = 65536;  // Elements per task, and per partial sum.
 }  // namespace
 
 double SquaredNorm(const at::Tensor& x) {
-  if (x.is_cuda()) return cuda::SquaredNorms({x})[0];
+  if (x.is_cuda()) {
+    at::Tensor sums = at::empty({2}, x.options().dtype(at::kDouble));
+    cuda::SquaredNorms({x}, sums.narrow(0, 0, 1), sums.narrow(0, 1, 1));
+    return HostCopy(sums).Wait().const_data_ptr<double>()[0];
+  }
   const int64_t n = x.numel();
   const float* data = Data<float>(x);
   std::vector<double> partial((n + kGrain - 1) / kGrain);
@@ -25,11 +32,11 @@ double SquaredNorm(const at::Tensor& x) {
   return sum;
 }
 
-std::vector<double> SquaredNorms(const std::vector<at::Tensor>& tensors) {
-  if (!tensors.empty() && tensors[0].is_cuda()) return cuda::SquaredNorms(tensors);
-  std::vector<double> squares;
-  for (const at::Tensor& x : tensors) squares.push_back(SquaredNorm(x));
-  return squares;
+void SquaredNorms(const std::vector<at::Tensor>& tensors, at::Tensor squares, at::Tensor total) {
+  if (total.is_cuda()) return cuda::SquaredNorms(tensors, squares, total);
+  double sum = 0;
+  for (size_t i = 0; i < tensors.size(); ++i) sum += squares.mutable_data_ptr<double>()[i] = SquaredNorm(tensors[i]);
+  *total.mutable_data_ptr<double>() = sum;
 }
 
 void AddInto(at::Tensor& a, const at::Tensor& b) {

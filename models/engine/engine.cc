@@ -1,7 +1,6 @@
 #include "models/engine/engine.h"
 
 #include <ATen/ops/empty.h>
-#include <ATen/ops/from_blob.h>
 #include <ATen/ops/zeros.h>
 
 #include <algorithm>
@@ -13,6 +12,7 @@
 #include "kernels/base/ops.h"
 #include "launch/base/log.h"
 #include "models/blocks/decoder.h"
+#include "models/engine/memory_estimate.h"
 #include "parallel/comm/agreement.h"
 #include "parallel/pipeline/lower.h"
 
@@ -48,14 +48,6 @@ std::vector<double> GatherDoubles(ProcessGroup& group, double value) {
   group.AllGather(all, mine).Wait();
   const double* data = all.const_data_ptr<double>();
   return std::vector<double>(data, data + group.size());
-}
-
-template <typename T>
-at::Tensor CopyOf(const std::vector<T>& values, at::Device device) {
-  at::Tensor tensor =
-      at::empty({static_cast<int64_t>(values.size())}, at::TensorOptions().dtype(c10::CppTypeToScalarType<T>::value));
-  std::copy(values.begin(), values.end(), tensor.template mutable_data_ptr<T>());
-  return tensor.to(device);
 }
 
 // All pairs share the pipeline group on CPUs, where sends wait for nobody.
@@ -163,7 +155,7 @@ void Model::BuildStages(BufferOptions options) {
             device_.is_cuda() ? "without recompute.policy BLOCK or SELECTIVE" : "on a CPU, whose memory is the host's");
   }
   stage_options.z_loss = config.loss().z_loss();
-  stage_options.loss_chunk_tokens = config.kernels().loss_chunk_tokens();
+  stage_options.loss_chunk_tokens = LossChunkTokens(recipe_, device_.type());
   stage_options.device = device_;
 
   std::map<int, std::unique_ptr<Stage>> stages;
@@ -180,6 +172,11 @@ void Model::BuildStages(BufferOptions options) {
     StageOptions own_options = stage_options;
     if (s > 0 && range.embedding != nullptr) own_options.reduced_earlier = {range.embedding};
     stages[s] = std::make_unique<Stage>(std::move(part.units), std::move(part.buffers), std::move(own_options));
+  }
+  for (size_t i = 0; i < buffers_.size(); ++i) {
+    for (const Segment& segment : buffers_[i]->unique_segments()) {
+      if (buffers_[i]->specs()[segment.parameter].trainable) buffer_of_gradient_.push_back(static_cast<int>(i));
+    }
   }
 
   ExecutorOptions executor;
@@ -209,65 +206,82 @@ void Model::InitializeDerived() {
   for (auto& [index, stage] : executor_->stages()) stage->InitializeDerived();
 }
 
-MicrobatchTensors Model::ToDevice(const Microbatch& m) const {
+MicrobatchTensors Model::ToDevice(Microbatch m, UploadBlock& upload) const {
   const int ranks = mesh_.shape()[Axis::kContext], rank = mesh_.coordinate(Axis::kContext);
   MicrobatchTensors batch;
-  batch.cu_seqlens = CopyOf(m.cu_seqlens, device_);
   batch.max_seqlen = m.max_seqlen;
-  const int64_t length = recipe_.config.data().sequence_length();
+  const int64_t length = recipe_.config.data().sequence_length(), tokens = static_cast<int64_t>(m.tokens.size());
   // Where fine-tuning learns answers only, most of the head's products would be for nothing.
   const auto with_target = [&](const std::vector<int64_t>& targets) {
     std::vector<int64_t> found;
     for (size_t i = 0; i < targets.size(); ++i) {
       if (targets[i] >= 0) found.push_back(static_cast<int64_t>(i));
     }
-    return found.size() == targets.size() ? at::Tensor() : CopyOf(found, device_);
+    return found.size() == targets.size() ? at::Tensor() : upload.Add(std::move(found));
   };
-  std::vector<int64_t> numbers;
-  if (recipe_.config.adapter().lora_dropout() > 0) {
-    numbers.resize(m.tokens.size());
-    std::iota(numbers.begin(), numbers.end(), m.first_sample * length);
-  }
   std::vector<int64_t> own;
-  if (ranks > 1) own = LocalTokens(static_cast<int64_t>(m.tokens.size()), length, ranks, rank);
-  const auto part = [&](const std::vector<int64_t>& whole) {
+  if (ranks > 1) own = LocalTokens(tokens, length, ranks, rank);
+  const auto part = [&](std::vector<int64_t> whole) {
     if (ranks == 1) return whole;
     std::vector<int64_t> values;
     for (int64_t index : own) values.push_back(whole[index]);
     return values;
   };
-  batch.tokens = CopyOf(part(m.tokens), device_);
-  const std::vector<int64_t> targets = part(m.targets);
-  batch.targets = CopyOf(targets, device_);
+  batch.tokens = upload.Add(part(std::move(m.tokens)));
+  std::vector<int64_t> targets = part(std::move(m.targets));
   batch.with_target = with_target(targets);
-  batch.positions = CopyOf(part(m.positions), device_);
-  if (!numbers.empty()) batch.numbers = CopyOf(part(numbers), device_);
-  if (ranks == 1) return batch;
-  const ContextMethod method = MethodOf(recipe_.config.parallel());
-  for (const int64_t window : recipe_.model.windows()) {
-    batch.contexts[window] = std::make_shared<ContextAttention>(
-        context_group_.get(), PlanContext(method, m.cu_seqlens, length, window, ranks, rank), device_);
+  batch.targets = upload.Add(std::move(targets));
+  batch.positions = upload.Add(part(std::move(m.positions)));
+  if (recipe_.config.adapter().lora_dropout() > 0) {
+    std::vector<int64_t> numbers(tokens);
+    std::iota(numbers.begin(), numbers.end(), m.first_sample * length);
+    batch.numbers = upload.Add(part(std::move(numbers)));
   }
+  if (ranks > 1) {
+    const ContextMethod method = MethodOf(recipe_.config.parallel());
+    for (const int64_t window : recipe_.model.windows()) {
+      batch.contexts[window] = std::make_shared<ContextAttention>(
+          context_group_.get(), PlanContext(method, m.cu_seqlens, length, window, ranks, rank), upload);
+    }
+  }
+  batch.cu_seqlens = upload.Add(std::move(m.cu_seqlens));
   return batch;
 }
 
-absl::StatusOr<Loss> Model::ForwardBackward(const StepBatch& batch) {
-  double local_targets = 0;
-  for (const Microbatch& microbatch : batch.microbatches) local_targets += static_cast<double>(microbatch.num_targets);
-  const double targets = SumOverRanks(*mesh_.host_group({Axis::kDataReplicate, Axis::kDataShard}), local_targets);
-  if (targets == 0)
-    return Error(ExitCode::kData,
-                 "data: no token of this step's global batch has a target; is every document one token long?");
+DeviceBatch Model::Upload(StepBatch batch) const {
+  DeviceBatch uploaded;
+  UploadBlock upload(device_);
+  for (Microbatch& microbatch : batch.microbatches) {
+    uploaded.own_targets += static_cast<double>(microbatch.num_targets);
+    uploaded.microbatches.push_back(ToDevice(std::move(microbatch), upload));
+  }
+  upload.Start();
+  return uploaded;
+}
 
-  std::vector<MicrobatchTensors> microbatches;
-  for (const Microbatch& microbatch : batch.microbatches) microbatches.push_back(ToDevice(microbatch));
-  at::Tensor sums = at::zeros({2}, at::TensorOptions().dtype(at::kDouble).device(device_));
+absl::Status CheckTargets(double targets) {
+  if (targets > 0) return absl::OkStatus();
+  return Error(ExitCode::kData,
+               "data: no token of this step's global batch has a target; is every document one token long?");
+}
+
+void Model::ForwardBackward(const DeviceBatch& batch, double targets) {
+  targets_ = targets;
+  decision_.Begin(static_cast<int64_t>(buffer_of_gradient_.size()));
+  at::Tensor sums = decision_.loss_sums();
   for (auto& [index, stage] : executor_->stages()) stage->BeginStep();
-  executor_->Step(microbatches, 1.0 / targets, sums);
-  for (auto& [index, stage] : executor_->stages()) stage->FinishGradients(static_cast<int>(microbatches.size()));
-  const at::Tensor host = sums.cpu();
-  const double* local = host.const_data_ptr<double>();
-  last_local_loss_sum_ = local[0];
+  executor_->Step(batch.microbatches, 1.0 / targets, sums);
+  for (auto& [index, stage] : executor_->stages()) stage->FinishGradients(static_cast<int>(batch.microbatches.size()));
+}
+
+absl::StatusOr<Loss> Model::ForwardBackward(const StepBatch& batch) {
+  const DeviceBatch uploaded = Upload(batch);
+  const double targets =
+      SumOverRanks(*mesh_.host_group({Axis::kDataReplicate, Axis::kDataShard}), uploaded.own_targets);
+  RETURN_IF_ERROR(CheckTargets(targets));
+  ForwardBackward(uploaded, targets);
+  const at::Tensor sums = HostCopy(decision_.loss_sums()).Wait();
+  const double* local = sums.const_data_ptr<double>();
   Loss loss;
   loss.mean = SumOverRanks(loss_group(), local[0]) / targets;
   loss.targets = static_cast<int64_t>(targets);
@@ -276,20 +290,14 @@ absl::StatusOr<Loss> Model::ForwardBackward(const StepBatch& batch) {
   return loss;
 }
 
-GradNorm Model::ClipGradNorm(double max_norm) {
+PendingResults Model::Decide(double max_norm) {
   std::vector<at::Tensor> gradients;
   for (const ParameterBuffer* buffer : buffers_) {
     if (!buffer->own_gradient().defined()) continue;
     const std::vector<at::Tensor> own = buffer->UniqueGradients();
     gradients.insert(gradients.end(), own.begin(), own.end());
   }
-  double local = 0;
-  for (double square : SquaredNorms(gradients)) local += square;
-  GradNorm norm;
-  norm.total = std::sqrt(
-      SumOverRanks(*mesh_.host_group({Axis::kPipeline, Axis::kDataShard, Axis::kContext, Axis::kTensor}), local));
-  if (max_norm > 0) norm.clip_factor = std::min(1.0, max_norm / (norm.total + 1e-6));
-  return norm;
+  return decision_.Decide(gradients, targets_, max_norm);
 }
 
 GradientNorms Model::ParameterGradientNorms() {
@@ -321,17 +329,12 @@ GradientNorms Model::ParameterGradientNorms() {
 
 Model::EvaluationSums Model::Evaluate(const std::vector<Microbatch>& microbatches) {
   at::Tensor sums = at::zeros({2}, at::TensorOptions().dtype(at::kDouble).device(device_));
-  double targets = 0;
-  std::vector<MicrobatchTensors> batches;
-  for (const Microbatch& microbatch : microbatches) {
-    batches.push_back(ToDevice(microbatch));
-    targets += static_cast<double>(microbatch.num_targets);
-  }
-  executor_->Evaluate(batches, sums);
+  const DeviceBatch batch = Upload({microbatches});
+  executor_->Evaluate(batch.microbatches, sums);
   EvaluationSums result;
-  result.loss_sum = SumOverRanks(loss_group(), sums.cpu().const_data_ptr<double>()[0]);
-  result.targets =
-      static_cast<int64_t>(SumOverRanks(*mesh_.host_group({Axis::kDataReplicate, Axis::kDataShard}), targets));
+  result.loss_sum = SumOverRanks(loss_group(), HostCopy(sums).Wait().const_data_ptr<double>()[0]);
+  result.targets = static_cast<int64_t>(
+      SumOverRanks(*mesh_.host_group({Axis::kDataReplicate, Axis::kDataShard}), batch.own_targets));
   return result;
 }
 
@@ -355,9 +358,11 @@ at::Tensor Model::Logits(const std::vector<std::vector<int64_t>>& new_tokens, Kv
   positions.resize(tokens.size(), 0);
   cache.Begin(counts, padding);
   MicrobatchTensors batch;
-  batch.tokens = CopyOf(tokens, device_);
-  batch.positions = CopyOf(positions, device_);
-  batch.wanted = CopyOf(wanted, device_);
+  UploadBlock upload(device_);
+  batch.tokens = upload.Add(std::move(tokens));
+  batch.positions = upload.Add(std::move(positions));
+  batch.wanted = upload.Add(std::move(wanted));
+  upload.Start();
   batch.cu_seqlens = cache.cu_seqlens();
   batch.max_seqlen = cache.max_new_tokens();
   const at::Tensor logits = executor_->Generate(batch, cache);
@@ -374,29 +379,29 @@ double Model::SequenceLoss(const std::vector<int64_t>& tokens, const std::vector
   std::vector<int32_t> ends = {0, count};
   if (all > count) ends.push_back(all);
   MicrobatchTensors batch;
-  batch.tokens = CopyOf(padded_tokens, device_);
-  batch.targets = CopyOf(padded_targets, device_);
-  batch.positions = CopyOf(positions, device_);
-  batch.cu_seqlens = CopyOf(ends, device_);
+  UploadBlock upload(device_);
+  batch.tokens = upload.Add(std::move(padded_tokens));
+  batch.targets = upload.Add(std::move(padded_targets));
+  batch.positions = upload.Add(std::move(positions));
+  batch.cu_seqlens = upload.Add(std::move(ends));
+  upload.Start();
   batch.max_seqlen = std::max(count, all - count);
   at::Tensor sums = at::zeros({2}, at::TensorOptions().dtype(at::kDouble).device(device_));
   executor_->Evaluate({batch}, sums);
-  return sums.cpu().const_data_ptr<double>()[0];
+  return HostCopy(sums).Wait().const_data_ptr<double>()[0];
 }
 
-std::string Model::DescribeNonFinite(double local_loss_sum) {
+std::string Model::DescribeNonFinite(const StepResults& results) {
   // Gradients flow backward: of several units with non-finite gradients the last one in the model had them first.
-  const std::vector<ParameterBuffer*>& all = buffers_;
   double bad = -1;
-  for (size_t i = 0; i < all.size(); ++i) {
-    if (all[i]->own_gradient().defined() && !std::isfinite(SquaredNorm(all[i]->own_gradient())))
-      bad = static_cast<double>(i);
+  for (size_t i = 0; i < results.own_squares.size(); ++i) {
+    if (!std::isfinite(results.own_squares[i])) bad = static_cast<double>(buffer_of_gradient_[i]);
   }
-  const std::vector<double> losses = GatherDoubles(mesh_.control(), local_loss_sum);
+  const std::vector<double> losses = GatherDoubles(mesh_.control(), results.own_loss_sum);
   const std::vector<double> units = GatherDoubles(mesh_.control(), bad);
   // Pipeline ranks hold different units: each names its own.
   const std::vector<std::string> names =
-      GatherBytes(mesh_.control(), bad < 0 ? "" : all[static_cast<size_t>(bad)]->name());
+      GatherBytes(mesh_.control(), bad < 0 ? "" : buffers_[static_cast<size_t>(bad)]->name());
   std::string text;
   for (size_t rank = 0; rank < units.size(); ++rank) {
     const bool bad_loss = !std::isfinite(losses[rank]);

@@ -9,7 +9,9 @@
 #include <vector>
 
 #include "data/sampling/loader.h"
+#include "kernels/base/upload.h"
 #include "models/engine/extensions.h"
+#include "models/engine/step_decision.h"
 #include "parallel/comm/mesh.h"
 #include "parallel/pipeline/executor.h"
 #include "trainer/loop/check_against.h"
@@ -17,16 +19,14 @@
 
 namespace trireme {
 
-struct Loss {
-  double mean = 0;      // cross-entropy per target, over the global batch. Unit: nat
-  double z_loss = 0;    // coefficient x mean of lse^2
-  int64_t targets = 0;  // in the global batch
+// One step's microbatches on the device.
+struct DeviceBatch {
+  std::vector<MicrobatchTensors> microbatches;
+  double own_targets = 0;  // of this rank's microbatches that carry loss
 };
 
-struct GradNorm {
-  double total = 0;        // L2 norm over every element once; all ranks hold the same bits
-  double clip_factor = 1;  // min(1, max_norm / (total + 1e-6))
-};
+// kData where no target in the global batch carries loss.
+absl::Status CheckTargets(double targets);
 
 class Model {
  public:
@@ -38,12 +38,21 @@ class Model {
   // Then, or once weights were loaded: fills those that follow from others (DoRA's magnitudes). Collective.
   void InitializeDerived();
 
-  // Gradients of the mean loss over the global batch, accumulated over all microbatches and summed over data ranks.
-  // Collective. Fails when no target in the global batch carries loss.
-  absl::StatusOr<Loss> ForwardBackward(const StepBatch& batch);
+  // ---- A training step, none of whose parts waits for the device ----
+  // One copy, in the order of the current stream: made while the step before runs.
+  DeviceBatch Upload(StepBatch batch) const;
+  // Gradients of the mean loss over the global batch, which has this many targets, accumulated over all microbatches
+  // and summed over data ranks. Collective.
+  void ForwardBackward(const DeviceBatch& batch, double targets);
+  // Loss, gradient norm and what they decide about the update. max_norm 0: no clipping. Collective.
+  PendingResults Decide(double max_norm);
+  const at::Tensor& decision() const { return decision_.decision(); }  // for the optimizer
+  // Where a run goes on.
+  void RestoreUpdates(int64_t updates, int64_t skips) { decision_.Restore(updates, skips); }
 
-  // Collective. max_norm 0: no clipping.
-  GradNorm ClipGradNorm(double max_norm);
+  // ---- The same, waiting for the results. Collective. ----
+  absl::StatusOr<Loss> ForwardBackward(const StepBatch& batch);  // CheckTargets()
+  GradNorm ClipGradNorm(double max_norm) { return Decide(max_norm).Wait().norm; }
 
   // Of every parameter in the model's order, before clipping; the same on all ranks. Collective.
   GradientNorms ParameterGradientNorms();
@@ -66,16 +75,16 @@ class Model {
   double SequenceLoss(const std::vector<int64_t>& tokens, const std::vector<int64_t>& targets);
 
   // For a non-finite loss or norm: which rank and unit have it. Collective; the same text on all ranks.
-  std::string DescribeNonFinite(double local_loss_sum);
+  std::string DescribeNonFinite(const StepResults& results);
 
   PipelineExecutor& executor() { return *executor_; }
   const std::vector<ParameterBuffer*>& buffers() { return buffers_; }
   const AttentionBackend& attention() const { return attention_; }
-  double last_local_loss_sum() const { return last_local_loss_sum_; }
 
  private:
-  Model(const Recipe& recipe, Mesh& mesh) : recipe_(recipe), mesh_(mesh) {}
-  MicrobatchTensors ToDevice(const Microbatch& microbatch) const;
+  Model(const Recipe& recipe, Mesh& mesh) : recipe_(recipe), mesh_(mesh), decision_(recipe.config, mesh) {}
+  // The tensors hold what they should once `upload` was started.
+  MicrobatchTensors ToDevice(Microbatch microbatch, UploadBlock& upload) const;
   // Tokens that must be added to `tokens` for the tensor ranks to share them evenly.
   int64_t Padding(int64_t tokens) const;
   // Ranks whose losses and gradients are parts of one sum: all but the tensor ranks, which hold the same losses.
@@ -89,7 +98,9 @@ class Model {
   std::shared_ptr<ProcessGroup> context_group_;
   std::unique_ptr<PipelineExecutor> executor_;
   std::vector<ParameterBuffer*> buffers_;
-  double last_local_loss_sum_ = 0;
+  std::vector<int> buffer_of_gradient_;  // of each gradient tensor that this rank counts
+  StepDecision decision_;
+  double targets_ = 0;  // of the step under way
 };
 
 // Adds up doubles over a group in rank order: the same bits on every rank.

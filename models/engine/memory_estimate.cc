@@ -187,7 +187,7 @@ RankMemory EstimateMemory(const Recipe& recipe, int pipeline_rank, c10::DeviceTy
       6 * hidden + CpuBlockBytes(tokens * (m.num_heads + 2 * m.num_kv_heads) * m.head_dim * compute) +
       (later ? 2 : 1) * CpuBlockBytes(tokens * 2 * m.intermediate_size / recipe.mesh[Axis::kTensor] * compute);
   if (has_head) {
-    const int64_t chunk = std::min<int64_t>(tokens, config.kernels().loss_chunk_tokens());
+    const int64_t chunk = std::min(tokens, LossChunkTokens(recipe, device));
     const int64_t ids = (m.vocab_size + recipe.mesh[Axis::kTensor] - 1) / recipe.mesh[Axis::kTensor];
     // Logits; the input, normed, and its gradient, of all tokens and of the chunk.
     memory.activations +=
@@ -196,6 +196,13 @@ RankMemory EstimateMemory(const Recipe& recipe, int pipeline_rank, c10::DeviceTy
     if (compute == 2 && device == c10::DeviceType::CPU) memory.activations += CpuBlockBytes(ids * m.hidden_size * 4);
   }
   return memory;
+}
+
+int64_t LossChunkTokens(const Recipe& recipe, c10::DeviceType device) {
+  constexpr int64_t kOnGpus = 4096;
+  const KernelConfig& kernels = recipe.config.kernels();
+  if (kernels.has_loss_chunk_tokens() || device == c10::DeviceType::CPU) return kernels.loss_chunk_tokens();
+  return std::min(kOnGpus, TokensPerRank(recipe));
 }
 
 }  // namespace trireme

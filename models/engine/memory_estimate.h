@@ -27,6 +27,9 @@ std::string ToString(const RankMemory& memory);  // "1.1 GB: weights 557.6 MB, .
 // communicators, the loader.
 RankMemory EstimateMemory(const Recipe& recipe, int pipeline_rank, c10::DeviceType device);
 
+// Tokens whose logits exist at once in the loss head: kernels.loss_chunk_tokens, or what suits the device.
+int64_t LossChunkTokens(const Recipe& recipe, c10::DeviceType device);
+
 // Bytes that one microbatch keeps on a rank from forward to backward in a block; with a head: in the loss head.
 int64_t BlockActivationBytes(const Recipe& recipe);
 

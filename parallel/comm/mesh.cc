@@ -112,6 +112,16 @@ std::vector<int> Mesh::MembersOf(unsigned set) const {
   return members;
 }
 
+std::vector<int64_t> Mesh::RanksAlong(std::initializer_list<Axis> axes) const {
+  std::vector<int64_t> ranks;
+  for (int rank = 0; rank < shape_.world(); ++rank) {
+    std::array<int, kNumAxes> others = CoordinatesOf(shape_, rank);
+    for (const Axis axis : axes) others[static_cast<int>(axis)] = 0;
+    if (others == std::array<int, kNumAxes>{}) ranks.push_back(rank);
+  }
+  return ranks;
+}
+
 std::shared_ptr<ProcessGroup> Mesh::group(std::initializer_list<Axis> axes) { return Get(axes, Kind::kDevice); }
 
 std::shared_ptr<ProcessGroup> Mesh::host_group(std::initializer_list<Axis> axes) {

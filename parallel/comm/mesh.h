@@ -68,6 +68,9 @@ class Mesh {
   // All ranks, for control messages on CPU tensors: MPI on GPU runs too.
   ProcessGroup& control() { return *control_; }
 
+  // The ranks of the job that are first on every axis but these, in order.
+  std::vector<int64_t> RanksAlong(std::initializer_list<Axis> axes) const;
+
   // Rank among the data-parallel ranks (replicate x shard) and their number: who reads which samples.
   int data_rank() const;
   int num_data_ranks() const;

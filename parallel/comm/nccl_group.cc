@@ -90,10 +90,10 @@ ncclDataType_t NcclType(at::ScalarType dtype) {
 
 class NcclGroup final : public ProcessGroup {
  public:
-  NcclGroup(const std::string& name, MPI_Comm communicator, int local_rank, OperationLog* log)
+  NcclGroup(const std::string& name, MPI_Comm communicator, int device_index, OperationLog* log)
       : name_(name),
         log_(log),
-        device_(static_cast<c10::DeviceIndex>(local_rank % std::max<int>(1, c10::cuda::device_count()))) {
+        device_(static_cast<c10::DeviceIndex>(device_index % std::max<int>(1, c10::cuda::device_count()))) {
     MPI_Comm_rank(communicator, &rank_);
     MPI_Comm_size(communicator, &size_);
     const c10::cuda::CUDAGuard guard(device_);
@@ -382,9 +382,9 @@ class NcclGroup final : public ProcessGroup {
 
 }  // namespace
 
-std::shared_ptr<ProcessGroup> MakeNcclGroup(const std::string& name, MPI_Comm communicator, int local_rank,
+std::shared_ptr<ProcessGroup> MakeNcclGroup(const std::string& name, MPI_Comm communicator, int device_index,
                                             OperationLog* log) {
-  return std::make_shared<NcclGroup>(name, communicator, local_rank, log);
+  return std::make_shared<NcclGroup>(name, communicator, device_index, log);
 }
 
 }  // namespace trireme

@@ -14,14 +14,6 @@
 namespace trireme {
 namespace {
 
-template <typename T>
-at::Tensor OnDevice(const std::vector<T>& values, at::Device device) {
-  const auto dtype = at::TensorOptions().dtype(c10::CppTypeToScalarType<T>::value);
-  at::Tensor tensor = at::empty({static_cast<int64_t>(values.size())}, dtype);
-  std::copy(values.begin(), values.end(), tensor.template mutable_data_ptr<T>());
-  return tensor.to(device);
-}
-
 // Keys and values travel as one tensor [tokens, 2, kv_heads, d].
 at::Tensor Packed(const AttentionArguments& local) { return at::stack({local.k, local.v}, 1); }
 
@@ -153,13 +145,13 @@ at::Tensor RingBackward(const ContextAttention& context, BackwardPass* pass) {
 
 }  // namespace
 
-RowSelection::RowSelection(const std::vector<int64_t>& index, at::Device device) {
+RowSelection::RowSelection(const std::vector<int64_t>& index, UploadBlock& upload) {
   if (index.empty()) return;
   begin_ = index.front();
   size_ = static_cast<int64_t>(index.size());
   for (int64_t i = 0; i < size_; ++i) {
     if (index[i] == begin_ + i) continue;
-    index_ = OnDevice(index, device);
+    index_ = upload.Add(index);
     return;
   }
 }
@@ -186,16 +178,16 @@ void RowSelection::AddTo(const at::Tensor& rows, at::Tensor whole) const {
   }
 }
 
-ContextAttention::ContextAttention(ProcessGroup* group, const ContextPlan& plan, at::Device device)
+ContextAttention::ContextAttention(ProcessGroup* group, const ContextPlan& plan, UploadBlock& upload)
     : group(group), method(plan.method) {
   TRIREME_CHECK(plan.blocks.size() == (method == ContextMethod::kGather ? 1 : static_cast<size_t>(group->size())),
                 "a plan of ", plan.blocks.size(), " blocks for ", group->size(), " ranks");
   for (const std::vector<AttentionCall>& calls : plan.blocks) {
     std::vector<DeviceAttentionCall>& block = blocks.emplace_back();
     for (const AttentionCall& call : calls) {
-      block.push_back({RowSelection(call.query_index, device), RowSelection(call.key_index, device),
-                       OnDevice(call.cu_seqlens_q, device), OnDevice(call.cu_seqlens_k, device),
-                       call.diagonal.empty() ? at::Tensor() : OnDevice(call.diagonal, device), call.max_q, call.max_k,
+      block.push_back({RowSelection(call.query_index, upload), RowSelection(call.key_index, upload),
+                       upload.Add(call.cu_seqlens_q), upload.Add(call.cu_seqlens_k),
+                       call.diagonal.empty() ? at::Tensor() : upload.Add(call.diagonal), call.max_q, call.max_k,
                        call.causal, call.window});
     }
   }

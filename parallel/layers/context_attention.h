@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "kernels/attention/attention.h"
+#include "kernels/base/upload.h"
 #include "parallel/comm/process_group.h"
 #include "parallel/layers/context_split.h"
 
@@ -17,8 +18,8 @@ namespace trireme {
 // Some rows of tensors: all, a range (seen in place), or any (copied).
 class RowSelection {
  public:
-  // index: empty for all.
-  RowSelection(const std::vector<int64_t>& index, at::Device device);
+  // index: empty for all. Usable once `upload` was started.
+  RowSelection(const std::vector<int64_t>& index, UploadBlock& upload);
   at::Tensor Of(const at::Tensor& whole, int64_t dim = 0) const;
   void Write(const at::Tensor& rows, at::Tensor whole, int64_t dim = 0) const;  // Rows that stand in it once.
   void AddTo(const at::Tensor& rows, at::Tensor whole) const;
@@ -40,7 +41,8 @@ struct DeviceAttentionCall {
 // One microbatch's plan, made once and used by all layers with the same window. `group`: the ranks that share the
 // sequences, in the plan's order; it must outlive this.
 struct ContextAttention {
-  ContextAttention(ProcessGroup* group, const ContextPlan& plan, at::Device device);
+  // Usable once `upload` was started.
+  ContextAttention(ProcessGroup* group, const ContextPlan& plan, UploadBlock& upload);
 
   ProcessGroup* group;
   ContextMethod method;

@@ -92,6 +92,7 @@ class ParameterBuffer::GroupWeight final : public Weight {
 
   Gathered full() const override {
     TRIREME_CHECK(buffer_->unsharded_, "parameter ", name_, " is used while its unit is resharded");
+    buffer_->publish_work_.Wait();
     if (buffer_->quantized()) return {Dequantized(), first_row_};
     return {View(buffer_->gathered_), first_row_};
   }
@@ -237,22 +238,17 @@ std::vector<at::Tensor> ParameterBuffer::UniqueGradients() const {
   return gradients;
 }
 
-std::vector<Segment> ParameterBuffer::WholeRuns(const Segment& s) const {
+WholeIndex ParameterBuffer::WholeIndexOf(const Segment& s) const {
   const Rectangle& r = rectangles_[s.parameter];
   const std::vector<int64_t>& shape = specs_[s.parameter].shape;
-  if (shape.size() < 2 || r.size[1] == shape[1]) {
-    Segment whole = s;
-    whole.parameter_begin += shape.size() < 2 ? r.offset[0] : r.offset[0] * shape[1];
-    return {whole};
-  }
-  std::vector<Segment> runs;
-  for (int64_t done = 0; done < s.numel;) {
-    const int64_t index = s.parameter_begin + done, row = index / r.size[1], column = index % r.size[1];
-    const int64_t n = std::min(s.numel - done, r.size[1] - column);
-    runs.push_back({s.parameter, s.own_begin + done, n, (r.offset[0] + row) * shape[1] + r.offset[1] + column});
-    done += n;
-  }
-  return runs;
+  WholeIndex index;
+  index.begin = s.parameter_begin;
+  index.origin = r.offset[0];
+  if (shape.size() < 2) return index;
+  index.origin = r.offset[0] * shape[1] + r.offset[1];
+  index.width = r.size[1];
+  index.stride = shape[1];
+  return index;
 }
 
 void ParameterBuffer::StartUnshard() {
@@ -280,6 +276,7 @@ void ParameterBuffer::Reshard() {
 
 void ParameterBuffer::BeginStep() {
   gradient_empty_ = true;
+  replicates_summed_ = false;
   // With one shard rank the gradient is accumulated in place: keep the memory.
   if (sharded()) {
     gradient_.reset();
@@ -312,6 +309,7 @@ void ParameterBuffer::StartReduce(bool last_microbatch) {
   if (!gradient_.defined() || gradient_empty_) return;
   if (!sharded()) {
     own_gradient_ = gradient_;
+    if (last_microbatch) StartReplicateSum();
     return;
   }
   if (!last_microbatch && !options_.reduce_every_microbatch) return;
@@ -334,6 +332,7 @@ void ParameterBuffer::StartReduce(bool last_microbatch) {
   }
   gradient_.reset();
   reducing_ = true;
+  last_reduction_ = last_microbatch;
 }
 
 void ParameterBuffer::FinishReduce() {
@@ -351,6 +350,13 @@ void ParameterBuffer::FinishReduce() {
     AddInto(own_gradient_, reduced_);
   }
   reduced_.reset();
+  if (last_reduction_) StartReplicateSum();
+}
+
+// Begins while other buffers' gradients are still computed.
+void ParameterBuffer::StartReplicateSum() {
+  if (std::exchange(replicates_summed_, true)) return;
+  replicate_work_ = options_.replicate_group->AllReduce(own_gradient_, ReduceOp::kSum);
 }
 
 void ParameterBuffer::FinishGradients(int num_microbatches) {
@@ -363,7 +369,8 @@ void ParameterBuffer::FinishGradients(int num_microbatches) {
                   " microbatches with ", options_.uses, " uses each");
   }
   if (!own_gradient_.defined()) return;
-  options_.replicate_group->AllReduce(own_gradient_, ReduceOp::kSum).Wait();
+  StartReplicateSum();
+  replicate_work_.Wait();
   options_.tied_group->AllReduce(own_gradient_, ReduceOp::kSum).Wait();
   std::map<ProcessGroup*, std::vector<const Segment*>> replicated;
   for (const Segment& s : segments_) {
@@ -397,7 +404,8 @@ void ParameterBuffer::SumOverReplicas(ProcessGroup& group, const std::vector<con
 void ParameterBuffer::Publish(bool converted) {
   if (!converted && !quantized() && own_weights_.data_ptr() != own_compute_.data_ptr())
     CopyConverted(own_weights_, own_compute_);
-  if (gathered_.defined() && !owns_all()) options_.gather_group->AllGather(gathered_, own_compute_).Wait();
+  publish_work_.Wait();
+  if (gathered_.defined() && !owns_all()) publish_work_ = options_.gather_group->AllGather(gathered_, own_compute_);
 }
 
 void ParameterBuffer::Set(int parameter, const at::Tensor& values) {
@@ -415,13 +423,10 @@ void ParameterBuffer::InitialValues(uint64_t seed, const Segment& segment, float
     return;
   }
   const RandomKey key = MakeRandomKey(seed, RandomPurpose::kInitialization, StableId(spec.name.c_str()), 0);
-  const std::vector<Segment> runs = WholeRuns(segment);
+  const WholeIndex whole = WholeIndexOf(segment);
   ParallelRanges(segment.numel, 16384, [&](int64_t begin, int64_t end) {
-    size_t run = 0;
     for (int64_t i = begin; i < end; ++i) {
-      while (segment.own_begin + i >= runs[run].own_begin + runs[run].numel) ++run;
-      const uint64_t element =
-          static_cast<uint64_t>(runs[run].parameter_begin + segment.own_begin + i - runs[run].own_begin);
+      const auto element = static_cast<uint64_t>(whole.Of(i));
       const Random4 random = Philox(key, element / 2, 0);
       if (spec.initialization == Initialization::kUniform) {
         out[i] = static_cast<float>(spec.standard_deviation * (2 * ((random.word[element % 2] + 0.5) * 0x1p-32) - 1));

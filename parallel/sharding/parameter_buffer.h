@@ -11,6 +11,7 @@
 #include <string>
 #include <vector>
 
+#include "kernels/base/update_decision.h"
 #include "kernels/base/weight.h"
 #include "parallel/comm/process_group.h"
 #include "parallel/sharding/quantized_storage.h"
@@ -116,10 +117,12 @@ class ParameterBuffer {
   void BeginStep();
   // Collective over the reduce group: sums this microbatch's gradient into own_gradient(), if due. Until FinishReduce
   // the sum is under way.
+  // After the last microbatch's the sum over the replicate group begins, too.
   void StartReduce(bool last_microbatch);
   void FinishReduce();
-  // Collective over the replicate, tied and tensor groups, after the last FinishReduce: copies of a parameter get the
-  // sum of their gradients. CHECKs that every trainable parameter got exactly uses x num_microbatches contributions.
+  // Collective over the replicate, tied and tensor groups, after the last FinishReduce: completes the sum over the
+  // replicate group, and copies of a parameter get the sum of their gradients. CHECKs that every trainable parameter
+  // got exactly uses x num_microbatches contributions.
   void FinishGradients(int num_microbatches);
 
   // While set, gradient tasks go there instead of running (zero-bubble schedules); null: they run at once.
@@ -143,11 +146,11 @@ class ParameterBuffer {
   const std::vector<Segment>& unique_segments() const { return unique_segments_; }
   std::vector<at::Tensor> UniqueGradients() const;  // their parts of own_gradient(), of trainable parameters
 
-  // The same elements as runs that are contiguous in the whole parameter; parameter_begin counts in the whole.
-  std::vector<Segment> WholeRuns(const Segment& segment) const;
+  // Where the segment's elements stand in the whole parameter.
+  WholeIndex WholeIndexOf(const Segment& segment) const;
 
-  // Called after own_weights() changed (an update or a load): makes compute and gathered values follow. Collective over
-  // the gather group. `converted`: own_compute() was already written.
+  // Called after own_weights() changed (an update or a load): makes compute and gathered values follow, the latter by
+  // the next Weight::full(). Collective over the gather group. `converted`: own_compute() was already written.
   void Publish(bool converted);
 
   // Sets this rank's part of a parameter from the values of its rectangle(). Publish() must follow.
@@ -174,6 +177,7 @@ class ParameterBuffer {
   void InitialValues(uint64_t seed, const Segment& segment, float* out) const;
   void AccumulateGradient(GroupWeight& weight, const GradientTask& task);
   void Contribute(GroupWeight& weight, const GradientTask& task);
+  void StartReplicateSum();
   void SumOverReplicas(ProcessGroup& group, const std::vector<const Segment*>& segments);
   ProcessGroup* ReplicasOf(int parameter) const;  // tensor ranks with the same rectangle; null: none
   bool sharded() const { return options_.gather_group->size() > 1; }
@@ -195,14 +199,14 @@ class ParameterBuffer {
   at::Tensor gathered_;                        // [numel], compute dtype, or bytes; undefined while resharded
   int64_t gathered_numel_ = 0;
   bool unsharded_ = false, unsharding_ = false;
-  Work unshard_work_;
+  Work unshard_work_, publish_work_;
 
   at::Tensor gradient_;  // [numel] float32: what weights add into; undefined while none was added
   at::Tensor own_gradient_;
   at::Tensor reduced_;  // result of the reduction under way
-  Work reduce_work_;
-  bool reducing_ = false;
-  bool gradient_empty_ = true;  // nothing was added to gradient_ yet
+  Work reduce_work_, replicate_work_;
+  bool reducing_ = false, last_reduction_ = false, replicates_summed_ = false;  // the last: at least begun
+  bool gradient_empty_ = true;                                                  // nothing was added to gradient_ yet
 };
 
 }  // namespace trireme

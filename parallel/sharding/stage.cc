@@ -14,7 +14,10 @@ namespace trireme {
 
 Stage::Stage(std::vector<std::unique_ptr<Unit>> units, std::vector<std::unique_ptr<ParameterBuffer>> buffers,
              StageOptions options)
-    : units_(std::move(units)), buffers_(std::move(buffers)), options_(std::move(options)) {
+    : units_(std::move(units)),
+      buffers_(std::move(buffers)),
+      options_(std::move(options)),
+      transfers_(options_.device) {
   std::vector<const ParameterBuffer*> seen = options_.reduced_earlier;
   for (const auto& unit : units_) {
     std::vector<ParameterBuffer*> firsts;
@@ -97,11 +100,11 @@ Carry Stage::Forward(MicrobatchState& state, Carry carry, double loss_scale, at:
   return carry;
 }
 
-void Stage::MoveKept(MicrobatchState& state, int unit, at::Device to) const {
+void Stage::MoveKept(MicrobatchState& state, int unit, at::Device to) {
   if (!state.outputs[unit].empty()) return;  // Not run again: its graph holds what it needs.
-  for (at::Tensor& tensor : state.inputs[unit]) tensor = CopyBetweenHostAndDevice(tensor, to);
+  for (at::Tensor& tensor : state.inputs[unit]) tensor = transfers_.Copy(tensor, to);
   for (auto& [name, tensors] : state.kept[unit].results()) {
-    for (at::Tensor& tensor : tensors) tensor = CopyBetweenHostAndDevice(tensor, to);
+    for (at::Tensor& tensor : tensors) tensor = transfers_.Copy(tensor, to);
   }
 }
 
@@ -116,6 +119,7 @@ Carry Stage::WalkBack(MicrobatchState& state, Carry gradients, double loss_scale
   for (int i = count - 1; i >= 0; --i) {
     const bool reads = units_[i]->backward_reads_parameters();
     if (i > 0 && units_[i - 1]->backward_reads_parameters()) StartUnshard(i - 1);
+    if (options_.offload) transfers_.Join();
     if (options_.offload && i > 0) MoveKept(state, i - 1, options_.device);
     if (reads) FinishUnshard(i);
     if (state.outputs[i].empty()) {

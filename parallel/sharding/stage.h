@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "kernels/base/device.h"
 #include "parallel/sharding/unit.h"
 
 namespace trireme {
@@ -77,7 +78,8 @@ class Stage {
   Carry WalkBack(MicrobatchState& state, Carry gradients, double loss_scale, at::Tensor& loss_sums, bool defer,
                  bool last);
   Carry WalkWithoutGraph(const UnitContext& context, Carry carry);
-  void MoveKept(MicrobatchState& state, int unit, at::Device to) const;
+  // Starts it: transfers_.Join() makes the current stream wait.
+  void MoveKept(MicrobatchState& state, int unit, at::Device to);
   void StartUnshard(int unit);
   void FinishUnshard(int unit);
   void Reshard(int unit);
@@ -90,6 +92,7 @@ class Stage {
   std::vector<std::vector<ParameterBuffer*>>
       reduced_after_;  // per unit: buffers whose last gradient comes from it (walking backward)
   StageOptions options_;
+  TransferQueue transfers_;
 };
 
 }  // namespace trireme

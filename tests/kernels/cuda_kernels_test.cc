@@ -1,5 +1,6 @@
 // Every CUDA operation against the CPU's on the same values, and against itself a second time.
 #include <ATen/TensorOperators.h>
+#include <ATen/ops/allclose.h>
 #include <ATen/ops/cat.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/equal.h>
@@ -8,11 +9,13 @@
 #include <ATen/ops/zeros.h>
 #include <gtest/gtest.h>
 
+#include <limits>
 #include <utility>
 #include <vector>
 
 #include "kernels/cuda/ops.h"
 #include "kernels/matrix/nf4.h"
+#include "tests/kernels/decisions.h"
 #include "tests/kernels/gpu_test.h"
 
 namespace trireme {
@@ -303,29 +306,33 @@ class CudaOptimizers : public CudaKernels {};
 INSTANTIATE_TEST_SUITE_P(Float, CudaOptimizers, testing::Values(at::kFloat),
                          [](const auto& info) { return DtypeName(info.param); });
 
-constexpr AdamWStep kStep = {.gradient_scale = 0.5f,
-                             .beta1 = 0.9f,
-                             .beta2 = 0.95f,
-                             .one_minus_beta1 = 0.1f,
-                             .one_minus_beta2 = 0.05f,
-                             .step_size = 1e-2f,
-                             .inverse_root_correction = 2.0f,
-                             .eps = 1e-8f};
+AdamWRule Rule(float keep) {
+  return {.rate = 1e-2,
+          .keep = keep,
+          .beta1 = 0.9f,
+          .beta2 = 0.95f,
+          .one_minus_beta1 = 0.1f,
+          .one_minus_beta2 = 0.05f,
+          .eps = 1e-8f};
+}
+
+WholeIndex From(int64_t begin) { return {.begin = begin}; }
 
 TEST_P(CudaOptimizers, AdamWAndSgd) {
+  const at::Tensor decision = DecisionTo(0.5, 3), on_gpu = OnGpu(decision);
   for (const int64_t n : {4096, 10007}) {
     const at::Tensor p = random_.Normal({n}, at::kFloat), g = random_.Normal({n}, at::kFloat),
                      m = random_.Normal({n}, at::kFloat), v = random_.Normal({n}, at::kFloat).square();
     at::Tensor p1 = p.clone(), m1 = m.clone(), v1 = v.clone(), copy1 = at::empty({n}, at::kBFloat16);
     at::Tensor p2 = OnGpu(p), m2 = OnGpu(m), v2 = OnGpu(v), copy2 = OnGpu(copy1);
-    AdamWUpdate(kStep, 0.999f, p1, g, m1, v1, copy1);
-    cuda::AdamWUpdate(kStep, 0.999f, p2, OnGpu(g), m2, v2, copy2);
+    AdamWUpdate(Rule(0.999f), decision, p1, g, m1, v1, copy1);
+    cuda::AdamWUpdate(Rule(0.999f), on_gpu, p2, OnGpu(g), m2, v2, copy2);
     EXPECT_LE(Error(p2, p1), 1e-6);
     EXPECT_LE(Error(m2, m1), 1e-6);
     EXPECT_LE(Error(v2, v1), 1e-6);
     EXPECT_TRUE(at::equal(copy2, p2.to(at::kBFloat16)));
-    SgdUpdate(0.5f, 0.1f, 0.9f, 0.99f, p1, g, m1, copy1);
-    cuda::SgdUpdate(0.5f, 0.1f, 0.9f, 0.99f, p2, OnGpu(g), m2, copy2);
+    SgdUpdate({0.1f, 0.9f, 0.99f}, decision, p1, g, m1, copy1);
+    cuda::SgdUpdate({0.1f, 0.9f, 0.99f}, on_gpu, p2, OnGpu(g), m2, copy2);
     EXPECT_LE(Error(p2, p1), 1e-6);
     EXPECT_LE(Error(m2, m1), 1e-6);
     EXPECT_TRUE(at::equal(copy2, p2.to(at::kBFloat16)));
@@ -341,11 +348,61 @@ TEST_P(CudaOptimizers, StochasticRoundingDrawsTheSameBits) {
   for (const int64_t first : {int64_t{0}, int64_t{256}, int64_t{(int64_t{1} << 36) + 8}, int64_t{3}}) {
     at::Tensor cpu = p.clone(), gpu = OnGpu(p), cpu_m = zero.clone(), cpu_v = zero.clone(), gpu_m = OnGpu(zero),
                gpu_v = OnGpu(zero);
-    AdamWUpdateBf16(kStep, 0.9987f, cpu, zero, cpu_m, cpu_v, key, first);
-    cuda::AdamWUpdateBf16(kStep, 0.9987f, gpu, OnGpu(zero), gpu_m, gpu_v, key, first);
+    AdamWUpdateBf16(Rule(0.9987f), DecisionTo(1), cpu, zero, cpu_m, cpu_v, key, From(first));
+    cuda::AdamWUpdateBf16(Rule(0.9987f), OnGpu(DecisionTo(1)), gpu, OnGpu(zero), gpu_m, gpu_v, key, From(first));
     EXPECT_TRUE(at::equal(gpu.cpu(), cpu)) << first;
     EXPECT_FALSE(at::equal(cpu, p));
   }
+}
+
+// Likewise where a rank holds columns of a matrix: in one launch, however many rows there are.
+TEST_P(CudaOptimizers, ColumnsOfAMatrixTakeOneLaunch) {
+  const RandomKey key = {5, 6};
+  struct Cut {
+    int64_t rows, width, stride, first;
+  };
+  for (const auto& [rows, width, stride, first] :
+       {Cut{3, 64, 128, 64}, Cut{200, 64, 128, 64}, Cut{77, 13, 40, 9}, Cut{77, 16, 40, 8}}) {
+    const int64_t begin = width / 8 * 8, n = rows * width - begin;
+    const WholeIndex index = {.origin = first, .begin = begin, .width = width, .stride = stride};
+    const at::Tensor p = random_.Normal({n}, at::kBFloat16), zero = at::zeros({n}, at::kFloat);
+    at::Tensor cpu = p.clone(), gpu = OnGpu(p), cpu_m = zero.clone(), cpu_v = zero.clone(), gpu_m = OnGpu(zero),
+               gpu_v = OnGpu(zero);
+    AdamWUpdateBf16(Rule(0.9987f), DecisionTo(1), cpu, zero, cpu_m, cpu_v, key, index);
+    const at::Tensor decision = OnGpu(DecisionTo(1)), gradient = OnGpu(zero);
+    const int64_t launches = Launches();
+    cuda::AdamWUpdateBf16(Rule(0.9987f), decision, gpu, gradient, gpu_m, gpu_v, key, index);
+    if (kEmulated) EXPECT_EQ(Launches() - launches, 1) << rows;
+    EXPECT_TRUE(at::equal(gpu.cpu(), cpu)) << rows;
+  }
+}
+
+TEST_P(CudaOptimizers, DecideAsTheCpuDoes) {
+  at::Tensor parts = random_.Normal({4 * 3}, at::kDouble).square();
+  const at::Tensor loss_ranks = TensorOf(std::vector<int64_t>{0, 1, 3}),
+                   norm_ranks = TensorOf(std::vector<int64_t>{1, 2});
+  const DecisionRule rule = {.max_norm = 0.5, .max_consecutive_skips = 2};
+  for (const double square : {1.0, std::numeric_limits<double>::infinity()}) {
+    parts.mutable_data_ptr<double>()[5] = square;
+    at::Tensor cpu = DecisionTo(1, 8), gpu = OnGpu(cpu);
+    DecideUpdate(rule, parts, loss_ranks, norm_ranks, cpu, cpu);
+    cuda::DecideUpdate(rule, OnGpu(parts), OnGpu(loss_ranks), OnGpu(norm_ranks), gpu, gpu);
+    EXPECT_TRUE(at::allclose(gpu.cpu(), cpu, 1e-14, 0)) << square;
+    EXPECT_EQ(DecisionIn(cpu).apply, square == 1.0 ? 1 : 0);
+  }
+}
+
+TEST_P(CudaOptimizers, SkippedUpdatesChangeNothing) {
+  UpdateDecision skip;
+  skip.apply = 0;
+  const at::Tensor decision = OnGpu(TensorOf(skip)), p = random_.Normal({1003}, at::kFloat), g = OnGpu(p);
+  at::Tensor weights = OnGpu(p), rounded = OnGpu(p.to(at::kBFloat16)), m = OnGpu(p * 0), v = OnGpu(m);
+  cuda::AdamWUpdate(Rule(0.9f), decision, weights, g, m, v, at::Tensor());
+  cuda::SgdUpdate({0.1f, 0.9f, 0.99f}, decision, weights, g, m, at::Tensor());
+  cuda::AdamWUpdateBf16(Rule(0.9f), decision, rounded, g, m, v, {1, 2}, From(0));
+  EXPECT_TRUE(at::equal(weights.cpu(), p));
+  EXPECT_TRUE(at::equal(rounded.cpu(), p.to(at::kBFloat16)));
+  EXPECT_EQ(m.abs().sum().item<float>() + v.abs().sum().item<float>(), 0);
 }
 
 TEST_P(CudaOptimizers, AdamWBf16) {
@@ -355,9 +412,10 @@ TEST_P(CudaOptimizers, AdamWBf16) {
                    m = random_.Normal({n}, at::kFloat), v = random_.Normal({n}, at::kFloat).square();
   at::Tensor p1 = p.clone(), m1 = m.clone(), v1 = v.clone(), p2 = OnGpu(p), m2 = OnGpu(m), v2 = OnGpu(v), p3 = OnGpu(p),
              m3 = OnGpu(m), v3 = OnGpu(v);
-  AdamWUpdateBf16(kStep, 0.999f, p1, g, m1, v1, key, 512);
-  cuda::AdamWUpdateBf16(kStep, 0.999f, p2, OnGpu(g), m2, v2, key, 512);
-  cuda::AdamWUpdateBf16(kStep, 0.999f, p3, OnGpu(g), m3, v3, key, 512);
+  const at::Tensor decision = DecisionTo(0.5, 3), on_gpu = OnGpu(decision);
+  AdamWUpdateBf16(Rule(0.999f), decision, p1, g, m1, v1, key, From(512));
+  cuda::AdamWUpdateBf16(Rule(0.999f), on_gpu, p2, OnGpu(g), m2, v2, key, From(512));
+  cuda::AdamWUpdateBf16(Rule(0.999f), on_gpu, p3, OnGpu(g), m3, v3, key, From(512));
   EXPECT_TRUE(at::equal(p3, p2));
   EXPECT_LE(Error(m2, m1), 1e-6);
   EXPECT_LE(Error(v2, v1), 1e-6);
@@ -366,16 +424,26 @@ TEST_P(CudaOptimizers, AdamWBf16) {
   EXPECT_LE(Error(p2, p1), 8e-3);
 }
 
+// Of each, and of all.
+std::vector<double> SquaresOnGpu(const std::vector<at::Tensor>& tensors) {
+  const auto count = static_cast<int64_t>(tensors.size());
+  const at::Tensor sums = OnGpu(at::zeros({count + 1}, at::kDouble));
+  cuda::SquaredNorms(tensors, sums.narrow(0, 0, count), sums.narrow(0, count, 1));
+  const at::Tensor host = sums.cpu();
+  return std::vector<double>(host.const_data_ptr<double>(), host.const_data_ptr<double>() + count + 1);
+}
+
 TEST_P(CudaOptimizers, SquaredNorm) {
   for (const int64_t n : {2, 1003, 300001}) {
     const at::Tensor x = random_.Normal({n}, at::kFloat);
-    const double cpu = SquaredNorm(x), gpu = cuda::SquaredNorms({OnGpu(x)})[0];
+    const double cpu = SquaredNorm(x), gpu = SquaresOnGpu({OnGpu(x)})[0];
     EXPECT_NEAR(gpu, cpu, 1e-12 * cpu) << n;
     // The second one is not aligned to 16 bytes.
     const at::Tensor rest = x.narrow(0, 1, n - 1), whole = OnGpu(x);
-    const std::vector<double> both = cuda::SquaredNorms({whole, whole.narrow(0, 1, n - 1)});
+    const std::vector<double> both = SquaresOnGpu({whole, whole.narrow(0, 1, n - 1)});
     EXPECT_EQ(both[0], gpu);
     EXPECT_NEAR(both[1], SquaredNorm(rest), 1e-12 * cpu);
+    EXPECT_EQ(both[2], both[0] + both[1]);
   }
 }
 

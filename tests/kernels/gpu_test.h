@@ -15,11 +15,18 @@
 namespace trireme {
 
 #ifdef TRIREME_EMULATED_CUDA
+}  // namespace trireme
+namespace emulated {
+extern int64_t launches;
+}
+namespace trireme {
 inline constexpr bool kEmulated = true;
 inline const at::Device kGpu(at::kCPU);
+inline int64_t Launches() { return emulated::launches; }  // so far
 #else
 inline constexpr bool kEmulated = false;
 inline const at::Device kGpu(at::kCUDA, 0);
+inline int64_t Launches() { return 0; }  // not counted
 #endif
 
 // Why there is no GPU to test on; empty when there is one.

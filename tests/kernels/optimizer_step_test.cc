@@ -9,6 +9,7 @@
 #include <cstring>
 
 #include "kernels/base/ops.h"
+#include "tests/kernels/decisions.h"
 #include "tests/kernels/test_tensors.h"
 
 namespace trireme {
@@ -16,19 +17,26 @@ namespace {
 
 constexpr double kRate = 3e-3, kBeta1 = 0.9, kBeta2 = 0.95, kEps = 1e-8, kDecay = 0.1;
 
-AdamWStep StepOf(int64_t step, double gradient_scale) {
-  AdamWStep s;
-  s.gradient_scale = static_cast<float>(gradient_scale);
-  s.beta1 = static_cast<float>(kBeta1);
-  s.beta2 = static_cast<float>(kBeta2);
-  s.one_minus_beta1 = static_cast<float>(1 - kBeta1);
-  s.one_minus_beta2 = static_cast<float>(1 - kBeta2);
-  s.step_size = static_cast<float>(kRate / (1 - std::pow(kBeta1, step)));
-  s.inverse_root_correction = static_cast<float>(1 / std::sqrt(1 - std::pow(kBeta2, step)));
-  s.eps = static_cast<float>(kEps);
-  return s;
-}
 const float kKeep = static_cast<float>(1 - kRate * kDecay);
+
+AdamWRule Rule(float keep = kKeep) {
+  AdamWRule rule;
+  rule.rate = kRate;
+  rule.keep = keep;
+  rule.beta1 = static_cast<float>(kBeta1);
+  rule.beta2 = static_cast<float>(kBeta2);
+  rule.one_minus_beta1 = static_cast<float>(1 - kBeta1);
+  rule.one_minus_beta2 = static_cast<float>(1 - kBeta2);
+  rule.eps = static_cast<float>(kEps);
+  return rule;
+}
+
+// The part [begin, ...) of a matrix that is nowhere cut.
+WholeIndex From(int64_t begin) {
+  WholeIndex index;
+  index.begin = begin;
+  return index;
+}
 
 TEST(AdamW, LikeTorchsFusedOver20Steps) {
   TestTensors random(51);
@@ -39,7 +47,7 @@ TEST(AdamW, LikeTorchsFusedOver20Steps) {
   at::Tensor torch_step = at::zeros({}, p.options());
   for (int64_t step = 1; step <= 20; ++step) {
     const at::Tensor g = random.Normal({n}, at::kFloat, 0.1);
-    AdamWUpdate(StepOf(step, 0.5), kKeep, p, g, m, v, copy);
+    AdamWUpdate(Rule(), DecisionTo(0.5, step), p, g, m, v, copy);
     torch_step += 1;
     at::_fused_adamw_({torch_p}, {g * 0.5}, {torch_m}, {torch_v}, {}, {torch_step}, kRate, kBeta1, kBeta2, kDecay, kEps,
                       /*amsgrad=*/false, /*maximize=*/false);
@@ -64,7 +72,7 @@ TEST(AdamW, LikeDoubleArithmetic) {
     const double m_hat = m_new / (1 - std::pow(kBeta1, 7)), v_hat = v_new / (1 - std::pow(kBeta2, 7));
     expected[i] = p[i].item<double>() * (1 - kRate * kDecay) - kRate * m_hat / (std::sqrt(v_hat) + kEps);
   }
-  AdamWUpdate(StepOf(7, 0.25), kKeep, p, g, m, v, at::Tensor());
+  AdamWUpdate(Rule(), DecisionTo(0.25, 7), p, g, m, v, at::Tensor());
   EXPECT_LT(RelativeError(p, TensorOf(expected)), 1e-6);
 }
 
@@ -77,7 +85,7 @@ TEST(Sgd, PlainMomentumAndDecay) {
     at::Tensor expected = p.to(at::kDouble), expected_velocity = at::zeros_like(expected);
     for (int step = 0; step < 5; ++step) {
       const at::Tensor g = random.Normal({n}, at::kFloat);
-      SgdUpdate(0.5f, 0.1f, static_cast<float>(momentum), 0.99f, p, g, velocity, copy);
+      SgdUpdate({0.1f, static_cast<float>(momentum), 0.99f}, DecisionTo(0.5), p, g, velocity, copy);
       expected_velocity = expected_velocity * momentum + g.to(at::kDouble) * 0.5;
       expected = expected * 0.99 - expected_velocity * 0.1;
     }
@@ -92,7 +100,7 @@ at::Tensor RoundedCopies(float target, int64_t n, RandomKey key, int64_t first_i
   at::Tensor g = at::zeros({n}, at::TensorOptions().dtype(at::kFloat)), m = at::zeros_like(g), v = at::zeros_like(g);
   // With no gradient the step is p * keep: keep turns the bfloat16 value into `target`.
   const float stored = p[0].item<float>();
-  AdamWUpdateBf16(StepOf(1, 1), target / stored, p, g, m, v, key, first_index);
+  AdamWUpdateBf16(Rule(target / stored), DecisionTo(1), p, g, m, v, key, From(first_index));
   return p;
 }
 
@@ -135,7 +143,7 @@ TEST(StochasticRounding, SameBitsForAnySplit) {
     int64_t begin = 0;
     for (const int64_t end : cuts) {
       const auto part = [&](const at::Tensor& x) { return x.narrow(0, begin, end - begin); };
-      AdamWUpdateBf16(StepOf(1, 1), kKeep, part(p), part(g), part(m), part(v), key, begin);
+      AdamWUpdateBf16(Rule(), DecisionTo(1), part(p), part(g), part(m), part(v), key, From(begin));
       begin = end;
     }
     return p;
@@ -144,6 +152,84 @@ TEST(StochasticRounding, SameBitsForAnySplit) {
   EXPECT_TRUE(update({1, 3, 10, 16391, 30003}).equal(whole));
   EXPECT_TRUE(update({25000}).equal(whole));
   EXPECT_FALSE(whole.equal(start));
+}
+
+// Columns of a matrix, as a tensor rank holds them, in one call: the bits belong to the elements of the whole.
+TEST(StochasticRounding, ColumnsOfAMatrixDrawTheWholesBits) {
+  TestTensors random(55);
+  const int64_t rows = 300, columns = 130;
+  const RandomKey key = {3, 4};
+  const at::Tensor start = random.Normal({rows, columns}, at::kBFloat16),
+                   g = random.Normal({rows, columns}, at::kFloat);
+  at::Tensor whole = start.clone(), whole_m = at::zeros_like(g), whole_v = at::zeros_like(g);
+  AdamWUpdateBf16(Rule(), DecisionTo(1), whole, g, whole_m, whole_v, key, From(0));
+  struct Columns {
+    int64_t first, width;
+  };
+  for (const Columns c : {Columns{0, 65}, Columns{65, 65}, Columns{8, 64}, Columns{129, 1}}) {
+    const int64_t first = c.first, width = c.width;
+    const auto cut = [&](const at::Tensor& x) { return x.narrow(1, first, width).contiguous().view({-1}); };
+    // The shard begins in the middle of a row.
+    const int64_t begin = 3 * width + width / 2, n = rows * width - begin;
+    at::Tensor p = cut(start).narrow(0, begin, n), m = at::zeros({n}, g.options()), v = at::zeros({n}, g.options());
+    WholeIndex index;
+    index.origin = first;
+    index.begin = begin;
+    index.width = width;
+    index.stride = columns;
+    AdamWUpdateBf16(Rule(), DecisionTo(1), p, cut(g).narrow(0, begin, n), m, v, key, index);
+    EXPECT_TRUE(p.equal(cut(whole).narrow(0, begin, n))) << first << ", " << width;
+  }
+}
+
+TEST(UpdateDecision, SkippedUpdatesChangeNothing) {
+  TestTensors random(56);
+  const at::Tensor start = random.Normal({1000}, at::kFloat), g = random.Normal({1000}, at::kFloat);
+  UpdateDecision skip;
+  skip.apply = 0;
+  at::Tensor p = start.clone(), m = at::zeros_like(g), v = at::zeros_like(g), velocity = at::zeros_like(g);
+  AdamWUpdate(Rule(), TensorOf(skip), p, g, m, v, at::Tensor());
+  SgdUpdate({0.1f, 0.9f, 0.99f}, TensorOf(skip), p, g, velocity, at::Tensor());
+  EXPECT_TRUE(p.equal(start));
+  at::Tensor rounded = start.to(at::kBFloat16);
+  AdamWUpdateBf16(Rule(), TensorOf(skip), rounded, g, m, v, {1, 2}, From(0));
+  EXPECT_TRUE(rounded.equal(start.to(at::kBFloat16)));
+  for (const at::Tensor& state : {m, v, velocity}) EXPECT_EQ(state.abs().sum().item<float>(), 0);
+}
+
+TEST(UpdateDecision, CountsUpdatesAndStopsForGood) {
+  DecisionRule rule;
+  rule.max_norm = 1;
+  rule.max_consecutive_skips = 1;
+  const UpdateDecision first = Decide(rule, 2, 3, 16, UpdateDecision());
+  EXPECT_EQ(first.norm, 4);
+  EXPECT_EQ(first.clip_factor, 1 / (4 + 1e-6));
+  EXPECT_EQ(first.updates, 1);
+  EXPECT_EQ(first.first_correction, 1 - 0.9);
+  const UpdateDecision skipped = Decide(rule, NAN, 3, 16, first);
+  EXPECT_EQ(skipped.apply, 0);
+  EXPECT_EQ(skipped.consecutive_skips, 1);
+  EXPECT_EQ(skipped.updates, 1) << "a skipped step is no update";
+  const UpdateDecision good = Decide(rule, 2, 3, 0.25, skipped);
+  EXPECT_EQ(good.apply, 1);
+  EXPECT_EQ(good.clip_factor, 1);
+  EXPECT_EQ(good.updates, 2);
+  UpdateDecision bad = Decide(rule, 2, 3, INFINITY, skipped);
+  EXPECT_EQ(bad.stopped, 1) << "two in a row are too many";
+  const UpdateDecision after = Decide(rule, 2, 3, 1, bad);
+  EXPECT_EQ(after.apply, 0) << "the weights stay until the host has noticed";
+  rule.max_consecutive_skips = 0;
+  EXPECT_EQ(Decide(rule, NAN, 3, 1, first).stopped, 1);
+}
+
+TEST(UpdateDecision, AddsInTheOrderOfTheRanks) {
+  const at::Tensor parts = TensorOf(std::vector<double>{1e16, 1, 1e16, 1, 2, 1, -1e16, 4, -1e16, 1, 8, 1});
+  const at::Tensor loss_ranks = TensorOf(std::vector<int64_t>{0, 2, 3}), norm_ranks = TensorOf(std::vector<int64_t>{1});
+  at::Tensor decision = TensorOf(UpdateDecision());
+  DecideUpdate({}, parts, loss_ranks, norm_ranks, decision, decision);
+  EXPECT_EQ(DecisionIn(decision).loss_sum, 1);
+  EXPECT_EQ(DecisionIn(decision).lse_square_sum, 13);
+  EXPECT_EQ(DecisionIn(decision).norm, 1);
 }
 
 }  // namespace

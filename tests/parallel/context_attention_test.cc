@@ -112,10 +112,12 @@ class ContextAttentionTest : public testing::Test {
         LocalTokens(stream.qkv.size(0), stream.sequence_length, TestProcess().size(), TestProcess().rank()));
   }
   ContextAttention Context(const Stream& stream, ContextMethod method) const {
-    return ContextAttention(group_.get(),
-                            PlanContext(method, stream.cu_seqlens, stream.sequence_length, stream.window,
-                                        TestProcess().size(), TestProcess().rank()),
-                            at::kCPU);
+    UploadBlock upload(at::kCPU);
+    const ContextPlan plan = PlanContext(method, stream.cu_seqlens, stream.sequence_length, stream.window,
+                                         TestProcess().size(), TestProcess().rank());
+    ContextAttention context(group_.get(), plan, upload);
+    upload.Start();
+    return context;
   }
   AttentionOutput Forward(const Stream& stream, ContextMethod method, const AttentionBackend& backend) {
     const ContextAttention context = Context(stream, method);

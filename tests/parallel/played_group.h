@@ -29,8 +29,11 @@ class PlayedGroup final : public ProcessGroup {
     TRIREME_CHECK(output.numel() == n * size_, "gather of the wrong size");
     for (const std::vector<ParameterBuffer*>& peers : peers_) {
       if (peers[rank_]->own_compute().data_ptr() != input.data_ptr()) continue;
-      return Work([=, size = size_] {
-        for (int64_t r = 0; r < size; ++r) output.narrow(0, r * n, n).copy_(peers[r]->own_compute().clone());
+      std::vector<at::Tensor> parts;
+      for (ParameterBuffer* peer : peers) parts.push_back(peer->own_compute());
+      return Work([=] {
+        for (size_t r = 0; r < parts.size(); ++r)
+          output.narrow(0, static_cast<int64_t>(r) * n, n).copy_(parts[r].clone());
       });
     }
     TRIREME_CHECK(false, "gather of what is no buffer's");

@@ -90,14 +90,24 @@ double TinyRun::ForwardBackward(int64_t step) {
 
 void TinyRun::Update() {
   progress_.set_step(progress_.step() + 1);
-  const GradNorm norm = model_->ClipGradNorm(recipe_.config.lr_schedule().clip_grad_norm());
-  optimizer_->Step(progress_.step(), recipe_.peak_learning_rate(), norm.clip_factor);
+  model_->Decide(recipe_.config.lr_schedule().clip_grad_norm());
+  optimizer_->Step(progress_.step(), recipe_.peak_learning_rate(), model_->decision());
 }
 
 double TinyRun::Step() {
   const double loss = ForwardBackward(progress_.step() + 1);
   Update();
   return loss;
+}
+
+PendingResults TinyRun::Issue() {
+  progress_.set_step(progress_.step() + 1);
+  const DeviceBatch batch = model_->Upload(Batch(progress_.step()));
+  // Every data rank has as many.
+  model_->ForwardBackward(batch, batch.own_targets * mesh_->num_data_ranks());
+  PendingResults results = model_->Decide(recipe_.config.lr_schedule().clip_grad_norm());
+  optimizer_->Step(progress_.step(), recipe_.peak_learning_rate(), model_->decision());
+  return results;
 }
 
 double TinyRun::Evaluate(int64_t step) {

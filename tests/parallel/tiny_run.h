@@ -32,6 +32,8 @@ class TinyRun {
   double ForwardBackward(int64_t step);  // mean loss of the global batch `step`
   void Update();
   double Step();  // both, for the next step
+  // The next step as the training loop issues it, without a look at its results.
+  PendingResults Issue();
   double Evaluate(int64_t step);
 
   absl::Status Save() { return checkpointer_->Save(progress_); }

@@ -7,6 +7,7 @@
 #include <cmath>
 
 #include "parallel/comm/mpi_group.h"
+#include "tests/kernels/decisions.h"
 #include "tests/kernels/test_tensors.h"
 #include "tests/parallel/played_group.h"
 
@@ -59,6 +60,11 @@ void Backward(ParameterBuffer& buffer, int64_t step) {
   buffer.FinishGradients(1);
 }
 
+// For update number `step`, with the default betas.
+at::Tensor Decision(double clip_factor, int64_t step) {
+  return DecisionTo(clip_factor, step, AdamW().beta1(), AdamW().beta2());
+}
+
 at::Tensor Part(const at::Tensor& tensor, const ParameterBuffer& buffer, int segment) {
   return tensor.narrow(0, buffer.segments()[segment].own_begin, buffer.segments()[segment].numel).to(at::kDouble);
 }
@@ -77,7 +83,7 @@ TEST(OptimizerTest, SgdByTheBook) {
       velocity[i] = velocity[i] * 0.9 + Part(buffer.own_gradient(), buffer, i) * 0.5;
       p[i] = p[i] * (i == 1 ? 1 - 0.01 * 0.1 : 1) - velocity[i] * 0.01;  // Norms do not decay.
     }
-    optimizer.Step(step, 0.01, /*gradient_scale=*/0.5);
+    optimizer.Step(step, 0.01, Decision(/*clip_factor=*/0.5, step));
   }
   for (int i = 0; i < 2; ++i) EXPECT_LT(RelativeError(Part(buffer.own_weights(), buffer, i), p[i]), 1e-6) << i;
 }
@@ -98,7 +104,7 @@ TEST(OptimizerTest, AdamWByTheBook) {
       const at::Tensor m_hat = m[i] / (1 - std::pow(c.beta1(), step)), v_hat = v[i] / (1 - std::pow(c.beta2(), step));
       p[i] = p[i] * (i == 1 ? 1 - 0.01 * c.weight_decay() : 1) - m_hat / (v_hat.sqrt() + c.eps()) * 0.01;
     }
-    optimizer.Step(step, 0.01, /*gradient_scale=*/0.25);
+    optimizer.Step(step, 0.01, Decision(/*clip_factor=*/0.25, step));
   }
   for (int i = 0; i < 2; ++i) EXPECT_LT(RelativeError(Part(buffer.own_weights(), buffer, i), p[i]), 1e-6) << i;
   ASSERT_EQ(optimizer.states().size(), 2u);
@@ -118,7 +124,7 @@ TEST(OptimizerTest, ComputeCopiesFollowTheMaster) {
     const at::Tensor before = buffer.own_weights().clone();
     Optimizer optimizer(config, {&buffer}, 1);
     Backward(buffer, 1);
-    optimizer.Step(1, 0.01, 1);
+    optimizer.Step(1, 0.01, Decision(1, 1));
     EXPECT_FALSE(buffer.own_weights().equal(before));
     for (int i = 0; i < 2; ++i) {
       EXPECT_TRUE(Part(buffer.own_compute(), buffer, i).equal(Part(buffer.own_weights().to(at::kBFloat16), buffer, i)));
@@ -136,9 +142,26 @@ TEST(OptimizerTest, FrozenParametersStay) {
   const at::Tensor matrix = Part(buffer.own_weights(), buffer, 1).clone();
   Optimizer optimizer(AdamWConfig(), {&buffer}, 1);
   Backward(buffer, 1);
-  optimizer.Step(1, 0.01, 1);
+  optimizer.Step(1, 0.01, Decision(1, 1));
   EXPECT_TRUE(Part(buffer.own_weights(), buffer, 1).equal(matrix)) << "not even decay";
   EXPECT_FALSE(Part(buffer.own_weights(), buffer, 0).equal(norm));
+}
+
+TEST(OptimizerTest, SkippedStepsDoNotAgeTheMoments) {
+  ParameterBuffer buffer(Specs(), SelfOptions()), other(Specs(), SelfOptions());
+  buffer.Initialize(1);
+  other.Initialize(1);
+  Optimizer optimizer(AdamWConfig(), {&buffer}, 1), without(AdamWConfig(), {&other}, 1);
+  UpdateDecision skip;
+  skip.apply = 0;
+  Backward(buffer, 1);
+  optimizer.Step(1, 0.01, TensorOf(skip));
+  for (int64_t update = 1; update <= 2; ++update) {
+    for (ParameterBuffer* each : {&buffer, &other}) Backward(*each, update + 1);
+    optimizer.Step(update + 1, 0.01, Decision(1, update));
+    without.Step(update, 0.01, Decision(1, update));
+  }
+  EXPECT_TRUE(buffer.own_weights().equal(other.own_weights()));
 }
 
 // Stochastic rounding included: its random bits belong to elements, not to ranks.
@@ -177,10 +200,10 @@ TEST(OptimizerTest, ShardsGiveTheSameBitsAsTheWhole) {
         Backward(whole, step);
         // The played sum multiplies by the number of ranks.
         whole.own_gradient().mul_(ranks);
-        whole_optimizer.Step(step, 0.01, 0.5);
+        whole_optimizer.Step(step, 0.01, Decision(0.5, step));
         for (int rank = 0; rank < ranks; ++rank) {
           Backward(*buffers[rank], step);
-          optimizers[rank]->Step(step, 0.01, 0.5);
+          optimizers[rank]->Step(step, 0.01, Decision(0.5, step));
         }
       }
       std::vector<at::Tensor> shards;

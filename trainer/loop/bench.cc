@@ -75,15 +75,17 @@ absl::Status Bench(const BenchOptions& options, const Extensions& extensions) {
   std::vector<double> times;
   double loss_mean = 0;
   for (int64_t step = 1; step <= options.warmup + options.steps; ++step) {
-    const StepBatch batch = SyntheticBatch(*recipe, step, mesh->data_rank());
+    // As in training the batch is on the device when the step begins.
+    const DeviceBatch batch = (*model)->Upload(SyntheticBatch(*recipe, step, mesh->data_rank()));
+    const double targets = batch.own_targets * mesh->num_data_ranks();
     mesh->control().Barrier();
     const double start = MonotonicSeconds();
-    ASSIGN_OR_RETURN(const Loss loss, (*model)->ForwardBackward(batch));
-    const GradNorm norm = (*model)->ClipGradNorm(recipe->config.lr_schedule().clip_grad_norm());
-    optimizer.Step(step, recipe->LearningRate(step), norm.clip_factor);
+    (*model)->ForwardBackward(batch, targets);
+    const PendingResults results = (*model)->Decide(recipe->config.lr_schedule().clip_grad_norm());
+    optimizer.Step(step, recipe->LearningRate(step), (*model)->decision());
+    loss_mean = results.Wait().loss.mean;
     Synchronize(*device);
     if (step > options.warmup) times.push_back(MonotonicSeconds() - start);
-    loss_mean = loss.mean;
   }
   const int64_t peak_bytes = PeakMemoryBytes(*device);
   const at::ScalarType dtype =

@@ -14,10 +14,10 @@
 
 #include "launch/base/file.h"
 #include "launch/base/log.h"
+#include "launch/base/version.h"
 #include "models/spec/parameters.h"
 #include "models/weights/sharded_tensors.h"
 #include "parallel/comm/agreement.h"
-#include "launch/base/version.h"
 
 namespace trireme {
 namespace {
@@ -261,6 +261,7 @@ absl::StatusOr<bool> Checkpointer::Resume(bool allow_change, TrainProgress* prog
     RETURN_IF_ERROR(Agree(world, Load(folder, *manifest)));
     for (ParameterBuffer* buffer : model_.buffers()) buffer->Publish(/*converted=*/false);
     *progress = manifest->progress();
+    model_.RestoreUpdates(progress->step(), progress->consecutive_skips());
     Info("resumed from ", folder);
     return true;
   }

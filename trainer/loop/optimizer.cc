@@ -2,8 +2,6 @@
 
 #include <ATen/ops/zeros.h>
 
-#include <cmath>
-
 #include "kernels/base/ops.h"
 
 namespace trireme {
@@ -31,30 +29,27 @@ Optimizer::Optimizer(const OptimizerConfig& config, std::vector<ParameterBuffer*
   }
 }
 
-void Optimizer::Step(int64_t step, double learning_rate, double gradient_scale) {
+void Optimizer::Step(int64_t step, double learning_rate, const at::Tensor& decision) {
   for (size_t i = 0; i < buffers_.size(); ++i) {
     if (!buffers_[i]->own_gradient().defined()) continue;  // frozen
     if (config_.has_adamw()) {
-      StepAdamW(i, step, learning_rate, gradient_scale);
+      StepAdamW(i, step, learning_rate, decision);
     } else {
-      StepSgd(i, learning_rate, gradient_scale);
+      StepSgd(i, learning_rate, decision);
     }
     buffers_[i]->Publish(/*converted=*/true);
   }
 }
 
-void Optimizer::StepAdamW(size_t index, int64_t step, double learning_rate, double gradient_scale) {
+void Optimizer::StepAdamW(size_t index, int64_t step, double learning_rate, const at::Tensor& decision) {
   const ParameterBuffer& buffer = *buffers_[index];
   const AdamW& c = config_.adamw();
-  AdamWStep s;
-  s.gradient_scale = static_cast<float>(gradient_scale);
-  s.beta1 = static_cast<float>(c.beta1());
-  s.beta2 = static_cast<float>(c.beta2());
-  s.one_minus_beta1 = static_cast<float>(1 - c.beta1());
-  s.one_minus_beta2 = static_cast<float>(1 - c.beta2());
-  const double correction = 1 - std::pow(c.beta1(), static_cast<double>(step));
-  s.inverse_root_correction = static_cast<float>(1 / std::sqrt(1 - std::pow(c.beta2(), static_cast<double>(step))));
-  s.eps = static_cast<float>(c.eps());
+  AdamWRule rule;
+  rule.beta1 = static_cast<float>(c.beta1());
+  rule.beta2 = static_cast<float>(c.beta2());
+  rule.one_minus_beta1 = static_cast<float>(1 - c.beta1());
+  rule.one_minus_beta2 = static_cast<float>(1 - c.beta2());
+  rule.eps = static_cast<float>(c.eps());
   const at::Tensor &weights = buffer.own_weights(), &gradient = buffer.own_gradient();
   const at::Tensor &m = by_buffer_[index][0], &v = by_buffer_[index][1];
   const at::Tensor copy =
@@ -62,23 +57,20 @@ void Optimizer::StepAdamW(size_t index, int64_t step, double learning_rate, doub
   for (const Segment& segment : buffer.segments()) {
     const ParameterSpec& spec = buffer.specs()[segment.parameter];
     if (!spec.trainable) continue;
-    const double rate = learning_rate * spec.rate;
-    s.step_size = static_cast<float>(rate / correction);
-    const float keep = spec.decay ? static_cast<float>(1 - rate * c.weight_decay()) : 1.0f;
+    rule.rate = learning_rate * spec.rate;
+    rule.keep = spec.decay ? static_cast<float>(1 - rule.rate * c.weight_decay()) : 1.0f;
     if (weights.scalar_type() != at::kBFloat16) {
-      AdamWUpdate(s, keep, Part(weights, segment), Part(gradient, segment), Part(m, segment), Part(v, segment),
+      AdamWUpdate(rule, decision, Part(weights, segment), Part(gradient, segment), Part(m, segment), Part(v, segment),
                   Part(copy, segment));
       continue;
     }
     const RandomKey key = MakeRandomKey(seed_, RandomPurpose::kStochasticRounding, StableId(spec.name.c_str()), step);
-    for (const Segment& run : buffer.WholeRuns(segment)) {
-      AdamWUpdateBf16(s, keep, Part(weights, run), Part(gradient, run), Part(m, run), Part(v, run), key,
-                      run.parameter_begin);
-    }
+    AdamWUpdateBf16(rule, decision, Part(weights, segment), Part(gradient, segment), Part(m, segment), Part(v, segment),
+                    key, buffer.WholeIndexOf(segment));
   }
 }
 
-void Optimizer::StepSgd(size_t index, double learning_rate, double gradient_scale) {
+void Optimizer::StepSgd(size_t index, double learning_rate, const at::Tensor& decision) {
   const ParameterBuffer& buffer = *buffers_[index];
   const Sgd& c = config_.sgd();
   const at::Tensor& weights = buffer.own_weights();
@@ -89,9 +81,11 @@ void Optimizer::StepSgd(size_t index, double learning_rate, double gradient_scal
     const ParameterSpec& spec = buffer.specs()[segment.parameter];
     if (!spec.trainable) continue;
     const double rate = learning_rate * spec.rate;
-    const float keep = spec.decay ? static_cast<float>(1 - rate * c.weight_decay()) : 1.0f;
-    SgdUpdate(static_cast<float>(gradient_scale), static_cast<float>(rate), static_cast<float>(c.momentum()), keep,
-              Part(weights, segment), Part(buffer.own_gradient(), segment), Part(velocity, segment),
+    SgdRule rule;
+    rule.rate = static_cast<float>(rate);
+    rule.momentum = static_cast<float>(c.momentum());
+    rule.keep = spec.decay ? static_cast<float>(1 - rate * c.weight_decay()) : 1.0f;
+    SgdUpdate(rule, decision, Part(weights, segment), Part(buffer.own_gradient(), segment), Part(velocity, segment),
               Part(copy, segment));
   }
 }

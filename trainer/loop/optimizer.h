@@ -19,9 +19,10 @@ class Optimizer {
   // Buffers must outlive it. State starts at zero. seed: of stochastic rounding.
   Optimizer(const OptimizerConfig& config, std::vector<ParameterBuffer*> buffers, uint64_t seed);
 
-  // Updates own weights from own gradients x gradient_scale, then publishes them. step counts from 1. Collective over
-  // the gather groups.
-  void Step(int64_t step, double learning_rate, double gradient_scale);
+  // Updates own weights from own gradients as `decision` (kernels/base/update_decision.h, on the weights' device) says,
+  // then publishes them. step: of the run, from 1, for random numbers; how many updates were taken, the decision knows.
+  // Does not wait for the device. Collective over the gather groups.
+  void Step(int64_t step, double learning_rate, const at::Tensor& decision);
 
   // State tensors shaped like a buffer's own weights, float32: "exp_avg", "exp_avg_sq"; "velocity".
   struct State {
@@ -33,8 +34,8 @@ class Optimizer {
   int64_t MemoryBytes() const;
 
  private:
-  void StepAdamW(size_t buffer_index, int64_t step, double learning_rate, double gradient_scale);
-  void StepSgd(size_t buffer_index, double learning_rate, double gradient_scale);
+  void StepAdamW(size_t buffer_index, int64_t step, double learning_rate, const at::Tensor& decision);
+  void StepSgd(size_t buffer_index, double learning_rate, const at::Tensor& decision);
 
   OptimizerConfig config_;
   std::vector<ParameterBuffer*> buffers_;

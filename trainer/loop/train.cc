@@ -1,10 +1,12 @@
 #include "trainer/loop/train.h"
 
+#include <ATen/ops/empty.h>
 #include <absl/strings/str_format.h>
 
 #include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <deque>
 #include <optional>
 #include <thread>
 
@@ -16,6 +18,7 @@
 #include "kernels/matrix/gemm.h"
 #include "launch/base/file.h"
 #include "launch/base/log.h"
+#include "launch/base/version.h"
 #include "models/engine/engine.h"
 #include "models/engine/import.h"
 #include "models/engine/memory_estimate.h"
@@ -31,10 +34,26 @@
 #include "trainer/observe/metrics.h"
 #include "trainer/observe/trace.h"
 #include "trainer/recipe/corpora.h"
-#include "launch/base/version.h"
 
 namespace trireme {
 namespace {
+
+// The batch of the step to come, uploaded while the one before it runs.
+struct NextStep {
+  absl::Status status;  // the loader's
+  DeviceBatch batch;
+  double targets = 0;  // in the global batch
+  double wait_ms = 0;  // for the loader
+};
+
+// A step that was issued, and whose results the host has not looked at.
+struct IssuedStep {
+  int64_t step = 0, tokens = 0;  // with this one
+  double learning_rate = 0;
+  double data_wait_ms = 0;  // while it ran
+  PendingResults results;
+  GradientNorms norms;  // of each parameter, where they are wanted
+};
 
 // A job once everything is set up.
 struct Job {
@@ -50,15 +69,44 @@ struct Job {
   double peak_flops;          // of all ranks together; 0: unknown
   RunComparison* comparison;  // null: none
   StepTrace trace;
-  TrainProgress progress;
+  TrainProgress progress;  // consecutive_skips is that of the last step whose results are known
+  std::deque<IssuedStep> issued = {};
+  double begin = 0, settled = 0;  // MonotonicSeconds() of the first step and of the last results or what came after
+  int64_t first_step = 0;         // done when the job began
 };
 
 bool Due(int64_t every, int64_t step, const Recipe& recipe) {
   return every > 0 && (step % every == 0 || step == recipe.total_steps);
 }
 
-// Any rank's wish counts: all ranks stop after the same step.
-bool StopRequested(Job& job) { return SumOverRanks(job.mesh.control(), job.process.stop_requested() ? 1 : 0) > 0; }
+NextStep Prepare(Job& job, Loader& loader) {
+  NextStep next;
+  if (job.progress.step() >= job.recipe.total_steps) return next;
+  absl::StatusOr<StepBatch> batch = loader.Next();
+  next.status = batch.status();
+  if (!batch.ok()) return next;
+  next.wait_ms = batch->wait_ms;
+  next.batch = job.model.Upload(*std::move(batch));
+  return next;
+}
+
+// The only control message of a step: how many targets the next one has, and whether any rank was asked to stop. All
+// ranks stop after the same step.
+bool ExchangeControl(Job& job, NextStep* next) {
+  const int ranks = job.mesh.control().size();
+  at::Tensor own = at::empty({2}, at::TensorOptions().dtype(at::kDouble));
+  at::Tensor all = at::empty({2 * ranks}, own.options());
+  own.mutable_data_ptr<double>()[0] = next->batch.own_targets;
+  own.mutable_data_ptr<double>()[1] = job.process.stop_requested() ? 1 : 0;
+  job.mesh.control().AllGather(all, own).Wait();
+  bool stop = false;
+  for (int rank = 0; rank < ranks; ++rank) {
+    next->targets += all.const_data_ptr<double>()[2 * rank];
+    stop = stop || all.const_data_ptr<double>()[2 * rank + 1] > 0;
+  }
+  next->targets /= ranks / job.mesh.num_data_ranks();  // Pipeline, context and tensor ranks share a batch.
+  return stop;
+}
 
 absl::Status Evaluate(Job& job) {
   if (job.corpora.validation == nullptr) return absl::OkStatus();
@@ -72,21 +120,16 @@ absl::Status Evaluate(Job& job) {
   return job.metrics == nullptr ? absl::OkStatus() : job.metrics->Evaluation(job.progress.step(), loss);
 }
 
-// True when this step's update must be left out. All ranks decide alike: they hold the same bits of loss and norm.
-absl::StatusOr<bool> ApplyNonFinitePolicy(Job& job, const Loss& loss, const GradNorm& norm) {
-  if (std::isfinite(loss.mean) && std::isfinite(norm.total)) {
-    job.progress.set_consecutive_skips(0);
-    return false;
-  }
-  const std::string where = job.model.DescribeNonFinite(job.model.last_local_loss_sum());
+// For a step whose update was left out. All ranks hold the same results, and fail alike.
+absl::Status ApplyNonFinitePolicy(Job& job, int64_t step, const StepResults& results) {
   const NonFiniteConfig& policy = job.recipe.config.non_finite();
-  const int skips = job.progress.consecutive_skips() + 1;
-  const std::string what = absl::StrCat("step ", job.progress.step(), ": loss ", loss.mean, ", gradient norm ",
-                                        norm.total, " (", where, ")");
-  if (policy.policy() == NonFiniteConfig::SKIP_UPDATE && skips <= policy.max_consecutive_skips()) {
-    if (job.process.rank() == 0) Warning(what, "; update skipped, ", skips, " in a row");
-    job.progress.set_consecutive_skips(skips);
-    return true;
+  job.progress.set_consecutive_skips(static_cast<int32_t>(results.consecutive_skips));
+  if (results.finite) return absl::OkStatus();
+  const std::string what = absl::StrCat("step ", step, ": loss ", results.loss.mean, ", gradient norm ",
+                                        results.norm.total, " (", job.model.DescribeNonFinite(results), ")");
+  if (policy.policy() == NonFiniteConfig::SKIP_UPDATE && results.consecutive_skips <= policy.max_consecutive_skips()) {
+    if (job.process.rank() == 0) Warning(what, "; update skipped, ", results.consecutive_skips, " in a row");
+    return absl::OkStatus();
   }
   return MarkAgreed(
       Error(ExitCode::kNonFinite, what,
@@ -96,40 +139,54 @@ absl::StatusOr<bool> ApplyNonFinitePolicy(Job& job, const Loss& loss, const Grad
                 : absl::StrCat("; ", policy.max_consecutive_skips(), " updates in a row were skipped already")));
 }
 
-absl::Status Record(Job& job, const Loss& loss, const GradNorm& norm, double learning_rate, double seconds,
-                    double wait_ms, double mean_seconds) {
-  const int64_t step = job.progress.step(), every = job.recipe.config.logging().every_steps();
+absl::Status Record(Job& job, const IssuedStep& issued, const StepResults& results, double seconds) {
+  const int64_t step = issued.step, every = job.recipe.config.logging().every_steps();
   if (job.metrics == nullptr || (step % every != 0 && step != 1 && step != job.recipe.total_steps))
     return absl::OkStatus();
   TrainRecord record;
   record.step = step;
-  record.loss = loss.mean;
-  if (job.recipe.config.loss().z_loss() > 0) record.z_loss = loss.z_loss;
-  record.grad_norm = norm.total;
-  record.learning_rate = learning_rate;
-  record.tokens = job.progress.tokens();
+  record.loss = results.loss.mean;
+  if (job.recipe.config.loss().z_loss() > 0) record.z_loss = results.loss.z_loss;
+  record.grad_norm = results.norm.total;
+  record.learning_rate = issued.learning_rate;
+  record.tokens = issued.tokens;
   record.tokens_per_second = static_cast<double>(job.recipe.tokens_per_step) / seconds;
   record.step_ms = seconds * 1e3;
-  record.data_wait_ms = wait_ms;
+  record.data_wait_ms = issued.data_wait_ms;
   record.peak_memory_bytes = PeakMemoryBytes(job.mesh.device());
-  const double with_target = static_cast<double>(loss.targets) / static_cast<double>(job.recipe.tokens_per_step);
+  const double with_target =
+      static_cast<double>(results.loss.targets) / static_cast<double>(job.recipe.tokens_per_step);
   const double flops = job.recipe.model.TrainingFlopsPerToken(job.recipe.config.data().sequence_length(), with_target);
   if (job.peak_flops > 0) record.mfu = flops * record.tokens_per_second / job.peak_flops;
+  const double mean_seconds = (MonotonicSeconds() - job.begin) / static_cast<double>(step - job.first_step);
   record.eta_seconds = static_cast<double>(job.recipe.total_steps - step) * mean_seconds;
   return job.metrics->Train(record);
 }
 
 bool WantsNorms(const Job& job) { return job.comparison != nullptr || job.recipe.config.logging().parameter_norms(); }
 
-absl::Status RecordOrCompareNorms(Job& job, const Loss& loss, const GradientNorms& norms) {
+absl::Status RecordOrCompareNorms(Job& job, int64_t step, const Loss& loss, const GradientNorms& norms) {
   if (norms.empty()) return absl::OkStatus();
-  const int64_t step = job.progress.step();
   if (job.metrics != nullptr && job.recipe.config.logging().parameter_norms())
     RETURN_IF_ERROR(job.metrics->ParameterNorms(step, loss.mean, norms));
   if (job.comparison == nullptr) return absl::OkStatus();
   // Every rank holds the same numbers and finds the same.
   const absl::Status same = job.comparison->Compare(step, loss.mean, norms);
   return same.ok() ? same : MarkAgreed(same);
+}
+
+// Looks at the results of all issued steps but the last `ahead`.
+absl::Status Settle(Job& job, int64_t ahead) {
+  while (static_cast<int64_t>(job.issued.size()) > ahead) {
+    const IssuedStep issued = std::move(job.issued.front());
+    job.issued.pop_front();
+    const StepResults results = issued.results.Wait();
+    const double seconds = MonotonicSeconds() - std::exchange(job.settled, MonotonicSeconds());
+    RETURN_IF_ERROR(ApplyNonFinitePolicy(job, issued.step, results));
+    RETURN_IF_ERROR(Record(job, issued, results, seconds));
+    RETURN_IF_ERROR(RecordOrCompareNorms(job, issued.step, results.loss, issued.norms));
+  }
+  return absl::OkStatus();
 }
 
 absl::Status Loop(Job& job) {
@@ -145,41 +202,46 @@ absl::Status Loop(Job& job) {
   loading.prefetch_steps = recipe.config.data().prefetch_steps();
   ASSIGN_OR_RETURN(const std::unique_ptr<Loader> loader, Loader::Create(job.corpora.train, loading));
 
-  const double begin = MonotonicSeconds();
-  const int64_t first_step = job.progress.step();
+  job.begin = job.settled = MonotonicSeconds();
+  job.first_step = job.progress.step();
+  NextStep next = Prepare(job, *loader);
+  ExchangeControl(job, &next);
   while (job.progress.step() < recipe.total_steps) {
-    const double start = MonotonicSeconds();
+    const NextStep current = std::exchange(next, NextStep());
     const int64_t step = job.progress.step() + 1;
     job.progress.set_step(step);
     job.mesh.log().BeginStep(step);
-    ASSIGN_OR_RETURN(const StepBatch batch, loader->Next());
+    if (!current.status.ok()) RETURN_IF_ERROR(Settle(job, 0));
+    RETURN_IF_ERROR(current.status);
+    RETURN_IF_ERROR(CheckTargets(current.targets));
     const bool traced = job.trace.wants(step);
     if (traced) job.trace.Start();
-    ASSIGN_OR_RETURN(const Loss loss, job.model.ForwardBackward(batch));
+    job.model.ForwardBackward(current.batch, current.targets);
     if (traced) RETURN_IF_ERROR(job.trace.Finish(step));
-    const GradNorm norm = job.model.ClipGradNorm(recipe.config.lr_schedule().clip_grad_norm());
-    const GradientNorms norms = WantsNorms(job) ? job.model.ParameterGradientNorms() : GradientNorms();
-    ASSIGN_OR_RETURN(const bool skip, ApplyNonFinitePolicy(job, loss, norm));
+    PendingResults results = job.model.Decide(recipe.config.lr_schedule().clip_grad_norm());
+    GradientNorms norms = WantsNorms(job) ? job.model.ParameterGradientNorms() : GradientNorms();
     const double learning_rate = recipe.LearningRate(step);
-    if (!skip) job.optimizer.Step(step, learning_rate, norm.clip_factor);
+    job.optimizer.Step(step, learning_rate, job.model.decision());
     job.progress.set_samples(job.progress.samples() + recipe.config.global_batch_size());
     job.progress.set_tokens(job.progress.tokens() + recipe.tokens_per_step);
 
-    Synchronize(job.mesh.device());
-    const double seconds = MonotonicSeconds() - start;
-    RETURN_IF_ERROR(Record(job, loss, norm, learning_rate, seconds, batch.wait_ms,
-                           (MonotonicSeconds() - begin) / static_cast<double>(step - first_step)));
-
-    RETURN_IF_ERROR(RecordOrCompareNorms(job, loss, norms));
-    if (Due(recipe.config.evaluation().every_steps(), step, recipe)) RETURN_IF_ERROR(Evaluate(job));
+    next = Prepare(job, *loader);
+    const bool stop = ExchangeControl(job, &next) || (job.options.stop_at > 0 && step >= job.options.stop_at);
+    job.issued.push_back(
+        {step, job.progress.tokens(), learning_rate, next.wait_ms, std::move(results), std::move(norms)});
+    const bool evaluate = Due(recipe.config.evaluation().every_steps(), step, recipe);
+    const bool save = Due(recipe.config.checkpoint().every_steps(), step, recipe) || stop;
+    const bool last = step == recipe.total_steps;
+    RETURN_IF_ERROR(Settle(job, evaluate || save || last ? 0 : StepsAhead(job.mesh.device())));
+    if (evaluate) RETURN_IF_ERROR(Evaluate(job));
     // The best model so far is worth a checkpoint whenever it is found.
     const bool best = recipe.config.checkpoint().keep_best() && job.progress.best_step() == step;
-    const bool stop = StopRequested(job) || (job.options.stop_at > 0 && step >= job.options.stop_at);
-    if (Due(recipe.config.checkpoint().every_steps(), step, recipe) || step == recipe.total_steps || best || stop) {
+    if (save || last || best) {
       if (job.metrics != nullptr) RETURN_IF_ERROR(job.metrics->Flush());
       RETURN_IF_ERROR(job.checkpointer.Save(job.progress));
     }
-    if (stop && step < recipe.total_steps) {
+    if (evaluate || save || last || best) job.settled = MonotonicSeconds();
+    if (stop && !last) {
       return Error(ExitCode::kPreempted, "stopped after step ", step, " of ", recipe.total_steps,
                    " and saved; start the same command again to go on");
     }

@@ -34,6 +34,7 @@ using cudaStream_t = void*;
 
 namespace emulated {
 
+extern int64_t launches;  // so far
 extern dim3 thread_index, block_index, block_size, grid_size;
 
 void* DynamicSharedBytes();

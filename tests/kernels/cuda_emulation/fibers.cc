@@ -135,7 +135,10 @@ void Exchange(const void* own, void* others, size_t size, int lane_mask) {
   std::memcpy(others, &block.fibers[thread ^ static_cast<unsigned>(lane_mask)].brought[turn], size);
 }
 
+int64_t launches = 0;
+
 void Run(dim3 grid, dim3 size, size_t dynamic_shared_bytes, const std::function<void()>& thread) {
+  ++launches;
   grid_size = grid;
   block_size = size;
   block.threads = size.x * size.y * size.z;
