@@ -32,14 +32,16 @@ class ConcatenatedStream : public TokenStream {
     return status;
   }
 
-  void DocumentStarts(int64_t begin, int64_t count, std::vector<int32_t>* out) const override {
+  absl::Status DocumentStarts(int64_t begin, int64_t count, std::vector<int32_t>* out) const override {
     out->clear();
     std::vector<int32_t> local;
+    absl::Status status;
     ForEachPart(begin, count, [&](const TokenStream& part, int64_t local_begin, int64_t local_count, int64_t offset) {
       if (offset > 0) out->push_back(static_cast<int32_t>(offset));
-      part.DocumentStarts(local_begin, local_count, &local);
+      if (status.ok()) status = part.DocumentStarts(local_begin, local_count, &local);
       for (const int32_t start : local) out->push_back(static_cast<int32_t>(start + offset));
     });
+    return status;
   }
 
  private:

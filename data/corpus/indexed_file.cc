@@ -121,7 +121,7 @@ int64_t IndexedFile::DocumentBegin(int64_t document) const {
   return Load<int64_t>(pointers_, sequence) / token_bytes_;
 }
 
-void IndexedFile::DocumentStarts(int64_t begin, int64_t count, std::vector<int32_t>* out) const {
+absl::Status IndexedFile::DocumentStarts(int64_t begin, int64_t count, std::vector<int32_t>* out) const {
   TRIREME_CHECK(count <= std::numeric_limits<int32_t>::max());
   out->clear();
   // The first document that starts behind `begin`.
@@ -136,10 +136,11 @@ void IndexedFile::DocumentStarts(int64_t begin, int64_t count, std::vector<int32
   }
   for (; low < num_documents_; ++low) {
     const int64_t offset = DocumentBegin(low) - begin;
-    if (offset >= count) return;
+    if (offset >= count) return absl::OkStatus();
     if (out->empty() || out->back() != offset)
       out->push_back(static_cast<int32_t>(offset));  // Empty documents share one start.
   }
+  return absl::OkStatus();
 }
 
 absl::StatusOr<Digest> IndexedFile::Fingerprint() const {

@@ -28,7 +28,7 @@ class IndexedFile : public TokenStream {
   absl::Status Read(int64_t begin, int64_t count, int64_t* out) const override {
     return tokens_->Read(begin, count, out);
   }
-  void DocumentStarts(int64_t begin, int64_t count, std::vector<int32_t>* out) const override;
+  absl::Status DocumentStarts(int64_t begin, int64_t count, std::vector<int32_t>* out) const override;
   std::string description() const override { return tokens_->path(); }
 
   int64_t bin_bytes() const { return tokens_->file_bytes(); }

@@ -42,13 +42,18 @@ absl::StatusOr<std::shared_ptr<const LlmcFile>> LlmcFile::Open(const std::string
                ") nor the .bin of a Megatron corpus (there is no .idx beside it)");
 }
 
-void LlmcFile::DocumentStarts(int64_t begin, int64_t count, std::vector<int32_t>* out) const {
-  out->clear();
+absl::Status LlmcFile::DocumentStarts(int64_t begin, int64_t count, std::vector<int32_t>* out) const {
   std::vector<int64_t> tokens(count);
-  if (!Read(begin, count, tokens.data()).ok()) return;
+  return ReadWithStarts(begin, count, tokens.data(), out);
+}
+
+absl::Status LlmcFile::ReadWithStarts(int64_t begin, int64_t count, int64_t* out, std::vector<int32_t>* starts) const {
+  starts->clear();
+  RETURN_IF_ERROR(Read(begin, count, out));
   for (int64_t i = 1; i < count; ++i) {
-    if (tokens[i] == first_of_document_) out->push_back(static_cast<int32_t>(i));
+    if (out[i] == first_of_document_) starts->push_back(static_cast<int32_t>(i));
   }
+  return absl::OkStatus();
 }
 
 }  // namespace trireme

@@ -24,8 +24,9 @@ class LlmcFile : public TokenStream {
   absl::Status Read(int64_t begin, int64_t count, int64_t* out) const override {
     return tokens_->Read(begin, count, out);
   }
-  // Reads the tokens; finds none where they cannot be read.
-  void DocumentStarts(int64_t begin, int64_t count, std::vector<int32_t>* out) const override;
+  // Reads the tokens.
+  absl::Status DocumentStarts(int64_t begin, int64_t count, std::vector<int32_t>* out) const override;
+  absl::Status ReadWithStarts(int64_t begin, int64_t count, int64_t* out, std::vector<int32_t>* starts) const override;
   std::string description() const override { return tokens_->path(); }
 
   absl::StatusOr<Digest> Fingerprint() const { return tokens_->Fingerprint(); }

@@ -49,7 +49,7 @@ void PrintManifest(const CorpusManifest& manifest, std::ostream& out) {
 }
 
 // Lengths, in tokens, of the documents that lie wholly in the first `limit` tokens.
-std::vector<int64_t> DocumentLengths(const TokenStream& stream, int64_t limit) {
+absl::StatusOr<std::vector<int64_t>> DocumentLengths(const TokenStream& stream, int64_t limit) {
   constexpr int64_t kChunk = 1 << 20;
   const int64_t end = std::min(stream.num_tokens(), limit);
   std::vector<int64_t> lengths;
@@ -57,7 +57,7 @@ std::vector<int64_t> DocumentLengths(const TokenStream& stream, int64_t limit) {
   int64_t document_begin = 0;
   // Chunks overlap by one token: a start is found only behind the first token of what is looked at.
   for (int64_t begin = 0; begin + 1 < end; begin += kChunk) {
-    stream.DocumentStarts(begin, std::min(kChunk + 1, end - begin), &starts);
+    RETURN_IF_ERROR(stream.DocumentStarts(begin, std::min(kChunk + 1, end - begin), &starts));
     for (const int32_t start : starts) {
       lengths.push_back(begin + start - document_begin);
       document_begin = begin + start;
@@ -67,13 +67,13 @@ std::vector<int64_t> DocumentLengths(const TokenStream& stream, int64_t limit) {
   return lengths;
 }
 
-void PrintSplit(const std::string& name, const TokenStream& stream, std::ostream& out) {
+absl::Status PrintSplit(const std::string& name, const TokenStream& stream, std::ostream& out) {
   constexpr int64_t kLimit = int64_t{1} << 30;
   out << name << ": " << stream.num_tokens() << " tokens";
   if (stream.num_documents() > 0) out << ", " << stream.num_documents() << " documents";
   out << "\n";
-  std::vector<int64_t> lengths = DocumentLengths(stream, kLimit);
-  if (lengths.empty()) return;
+  ASSIGN_OR_RETURN(std::vector<int64_t> lengths, DocumentLengths(stream, kLimit));
+  if (lengths.empty()) return absl::OkStatus();
   std::sort(lengths.begin(), lengths.end());
   const auto quantile = [&lengths](double q) {
     return lengths[static_cast<size_t>(q * static_cast<double>(lengths.size() - 1))];
@@ -85,6 +85,7 @@ void PrintSplit(const std::string& name, const TokenStream& stream, std::ostream
       lengths.front(), quantile(0.1), quantile(0.5), quantile(0.9), lengths.back());
   if (stream.num_tokens() > kLimit) out << " (of the first " << lengths.size() << " documents)";
   out << "\n";
+  return absl::OkStatus();
 }
 
 absl::Status PrintSamples(const Corpus& corpus, const InspectCorpusOptions& options, std::ostream& out) {
@@ -124,8 +125,8 @@ absl::Status InspectCorpus(const InspectCorpusOptions& options, std::ostream& ou
   ASSIGN_OR_RETURN(const Corpus corpus, OpenCorpus(options.path, open_options));
   out << "corpus " << options.path << "\ncontent digest " << corpus.digest << "\n";
   if (corpus.manifest.has_value()) PrintManifest(*corpus.manifest, out);
-  PrintSplit("train", *corpus.train, out);
-  if (corpus.validation != nullptr) PrintSplit("validation", *corpus.validation, out);
+  RETURN_IF_ERROR(PrintSplit("train", *corpus.train, out));
+  if (corpus.validation != nullptr) RETURN_IF_ERROR(PrintSplit("validation", *corpus.validation, out));
   if (options.verify_checksums && corpus.manifest.has_value()) out << "all checksums match\n";
   if (options.samples > 0) RETURN_IF_ERROR(PrintSamples(corpus, options, out));
   return absl::OkStatus();

@@ -36,8 +36,7 @@ class WindowSampler : public Sampler {
     const TokenStream& source = *sources_[draw.source];
     const int64_t begin = sample.window * sequence_length_;
     sample.tokens.resize(sequence_length_ + 1);
-    RETURN_IF_ERROR(source.Read(begin, sequence_length_ + 1, sample.tokens.data()));
-    source.DocumentStarts(begin, sequence_length_ + 1, &sample.document_starts);
+    RETURN_IF_ERROR(source.ReadWithStarts(begin, sequence_length_ + 1, sample.tokens.data(), &sample.document_starts));
     return sample;
   }
 

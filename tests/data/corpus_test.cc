@@ -77,7 +77,7 @@ TEST(Corpus, ShardsReadAsOneStream) {
       std::vector<int64_t> tokens(count);
       ASSERT_TRUE(corpus.train->Read(begin, count, tokens.data()).ok());
       std::vector<int32_t> starts, expected;
-      corpus.train->DocumentStarts(begin, count, &starts);
+      ASSERT_TRUE(corpus.train->DocumentStarts(begin, count, &starts).ok());
       for (int64_t i = 0; i < count; ++i) {
         EXPECT_EQ(tokens[i], begin + i + 1);
         const bool starts_document = begin + i == 3 || begin + i == 5 || begin + i == 6;

@@ -14,7 +14,7 @@ const Documents kDocuments = {{1, 2, 3}, {4}, {5, 6, 7, 8}, {9, 10}};
 
 std::vector<int32_t> StartsIn(const TokenStream& stream, int64_t begin, int64_t count) {
   std::vector<int32_t> starts = {-1};  // What was there must go.
-  stream.DocumentStarts(begin, count, &starts);
+  EXPECT_TRUE(stream.DocumentStarts(begin, count, &starts).ok());
   return starts;
 }
 
@@ -195,6 +195,21 @@ TEST(LlmcFile, ReadsBothVariants) {
   const auto llama3 = LlmcFile::Open(folder / "llama3.bin", 0).value();
   EXPECT_EQ(ReadAll(*llama3), (std::vector<int64_t>{128000, 1, 128000, 2}));
   EXPECT_EQ(StartsIn(*llama3, 1, 3), (std::vector<int32_t>{1}));
+}
+
+TEST(LlmcFile, AFailedReadIsNoStretchWithoutDocuments) {
+  TempFolder folder;
+  const std::string path = folder / "gpt2.bin";
+  WriteLlmc<uint16_t>(path, 20240520, 1, 5, {50256, 1, 2, 50256, 3});
+  const auto file = LlmcFile::Open(path, 0).value();
+  std::vector<int64_t> tokens(5);
+  std::vector<int32_t> starts;
+  ASSERT_TRUE(file->ReadWithStarts(0, 5, tokens.data(), &starts).ok());
+  EXPECT_EQ(tokens, (std::vector<int64_t>{50256, 1, 2, 50256, 3}));
+  EXPECT_EQ(starts, std::vector<int32_t>{3});
+  std::filesystem::resize_file(path, 1024 + 4);  // while it is open
+  EXPECT_FALSE(file->DocumentStarts(0, 5, &starts).ok());
+  EXPECT_FALSE(file->ReadWithStarts(0, 5, tokens.data(), &starts).ok());
 }
 
 TEST(LlmcFile, RefusesDamagedFiles) {

@@ -56,7 +56,7 @@ class Prepared : public testing::Test {
 std::vector<std::string> Texts(const TokenStream& stream) {
   const std::vector<int64_t> tokens = ReadAll(stream);
   std::vector<int32_t> starts;
-  stream.DocumentStarts(0, stream.num_tokens(), &starts);
+  EXPECT_TRUE(stream.DocumentStarts(0, stream.num_tokens(), &starts).ok());
   starts.push_back(static_cast<int32_t>(tokens.size()));
   std::vector<std::string> texts;
   int32_t begin = 0;

@@ -131,11 +131,12 @@ class CountingStream : public TokenStream {
     for (int64_t i = 0; i < count; ++i) out[i] = begin + i;
     return absl::OkStatus();
   }
-  void DocumentStarts(int64_t begin, int64_t count, std::vector<int32_t>* out) const override {
+  absl::Status DocumentStarts(int64_t begin, int64_t count, std::vector<int32_t>* out) const override {
     out->clear();
     for (int64_t i = 1; i < count; ++i) {
       if ((begin + i) % document_length_ == 0) out->push_back(static_cast<int32_t>(i));
     }
+    return absl::OkStatus();
   }
   std::string description() const override { return "counting stream"; }
 

@@ -25,7 +25,7 @@ void Use(const TokenStream& stream) {
   for (const int64_t begin : {int64_t{0}, stream.num_tokens() - count}) {
     if (!stream.Read(begin, count, tokens.data()).ok()) continue;
     for (const int64_t token : tokens) TRIREME_CHECK(token >= 0 && token < kVocabulary, "token ", token);
-    stream.DocumentStarts(begin, count, &starts);
+    if (!stream.DocumentStarts(begin, count, &starts).ok()) continue;
     for (const int32_t start : starts) TRIREME_CHECK(start >= 0 && start < count, "a document starts at ", start);
   }
 }
