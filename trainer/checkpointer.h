@@ -4,6 +4,7 @@
 #define TRIREME_TRAINER_CHECKPOINTER_H_
 
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -11,6 +12,7 @@
 #include "trainer/checkpoint.pb.h"
 #include "trainer/model.h"
 #include "trainer/optimizer.h"
+#include "trainer/run_text.h"
 
 namespace trireme {
 
@@ -21,9 +23,10 @@ namespace trireme {
 class Checkpointer {
  public:
   // All must outlive it. corpus_digests identify the data, base_digest (IdentifyModel) the model that an adapter is
-  // trained on; "": there is none. Not collective.
+  // trained on; "": there is none. text: what the data say about the finished model. Not collective.
   Checkpointer(const Recipe& recipe, Mesh& mesh, Model& model, Optimizer& optimizer,
-               std::vector<std::string> corpus_digests, std::string base_digest = "");
+               std::vector<std::string> corpus_digests, std::string base_digest = "",
+               std::optional<RunText> text = std::nullopt);
 
   // Collective. Afterwards removes checkpoints beyond keep_last (never the best one when keep_best is set, never the
   // one just saved) and temporaries of dead runs. Errors are agreed: the same on all ranks; nothing half-written is
@@ -49,6 +52,7 @@ class Checkpointer {
   Optimizer& optimizer_;
   std::vector<std::string> corpus_digests_;
   std::string base_digest_;
+  std::optional<RunText> text_;
   std::string root_;  // run_dir/checkpoints
 };
 

@@ -4,6 +4,7 @@
 #define TRIREME_TRAINER_CORPORA_H_
 
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -11,6 +12,7 @@
 #include "data/corpus.h"
 #include "data/sampler.h"
 #include "trainer/recipe.h"
+#include "trainer/run_text.h"
 
 namespace trireme {
 
@@ -19,12 +21,17 @@ struct Corpora {
   std::shared_ptr<const Sampler> validation;  // null when no source has a validation split
   std::vector<std::string> digests;           // of each source
   CorpusFacts facts;
-  double unigram_entropy = 0;  // of the only source, 0 otherwise. Unit: nat per token
+  double unigram_entropy = 0;   // of the only source, 0 otherwise. Unit: nat per token
+  std::optional<RunText> text;  // what the data say about the finished model
 };
 
 // Opens every source of config.data, which must share one tokenizer, or config.data.conversations. Errors are kData or
-// kConfig.
-absl::StatusOr<Corpora> OpenCorpora(const RunConfig& config);
+// kConfig. split_by: how config.data.conversations.validation_fraction chooses samples.
+absl::StatusOr<Corpora> OpenCorpora(const RunConfig& config, SplitBy split_by = SplitBy::kContent);
+
+// How the run in config.run_dir chose its validation samples when it began: so it goes on, or it would be trained on
+// other samples than before. kContent where no run began, or none that the choice matters to.
+SplitBy SplitOfRun(const RunConfig& config);
 
 // That an evaluation which the config asks for has something to evaluate on: a warning, with checkpoint.keep_best an
 // error (kConfig).
@@ -34,8 +41,9 @@ absl::Status CheckEvaluation(const RunConfig& config, const Corpora& corpora);
 struct OpenedConversations {
   std::shared_ptr<const Tokenizer> tokenizer;
   ConversationSet set;
+  RunText text;
 };
-absl::StatusOr<OpenedConversations> OpenConversationData(const RunConfig& config);
+absl::StatusOr<OpenedConversations> OpenConversationData(const RunConfig& config, SplitBy split_by = SplitBy::kContent);
 
 }  // namespace trireme
 

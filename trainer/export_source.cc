@@ -98,6 +98,7 @@ absl::StatusOr<ExportSource> OpenAdapterRun(const std::string& folder, const Run
     return Annotate(base.status(), absl::StrCat("checkpoint ", folder, ": the base model of its adapter, ",
                                                 config.model().from(), ", cannot be opened"));
   ASSIGN_OR_RETURN(base->adapter, OpenAdapter(folder));
+  RETURN_IF_ERROR(UseRunText(base->adapter->text, &*base));
   if (config.model().has_quantization()) *base->model.mutable_quantization() = config.model().quantization();
   return base;
 }
@@ -116,11 +117,9 @@ absl::StatusOr<ExportSource> OpenCheckpoint(const std::string& folder, const std
   ASSIGN_OR_RETURN(source.weights, OpenCheckpointWeights(folder + "/weights", spec, stored));
   // One tokenizer made all sources.
   for (const DataSource& data : config.data().source()) source.tokenizer_folders.push_back(data.path());
-  if (const std::string& given = config.data().conversations().tokenizer(); !given.empty() && !NamesGguf(given)) {
-    const absl::StatusOr<std::string> folder = FindHfDirectory(given);
-    if (folder.ok()) source.tokenizer_folders.push_back(*folder);
-  }
   if (source.model.has_from()) RETURN_IF_ERROR(AddOrigin(&source));
+  ASSIGN_OR_RETURN(const RunText text, RunTextOf(manifest));
+  RETURN_IF_ERROR(Annotate(UseRunText(text, &source), source.description));
   return source;
 }
 
@@ -171,6 +170,46 @@ absl::StatusOr<std::string> NewestCheckpoint(const std::string& run_dir) {
 }
 
 }  // namespace
+
+absl::Status UseRunText(const RunText& text, ExportSource* source) {
+  if (!text.chat_template.empty()) source->text.chat_template = text.chat_template;
+  source->text.ends.insert(source->text.ends.end(), text.ends.begin(), text.ends.end());
+  source->text.ends_by_template = source->text.ends_by_template || text.ends_by_template;
+  if (text.tokenizer.empty()) return absl::OkStatus();
+  const auto failed = [&](const absl::Status& why) {
+    return Annotate(why,
+                    absl::StrCat("data.conversations.tokenizer: the run was trained with that of ", text.tokenizer));
+  };
+  if (NamesGguf(text.tokenizer)) {
+    absl::StatusOr<std::unique_ptr<GgufFile>> file = GgufFile::Open(text.tokenizer);
+    if (!file.ok()) return failed(file.status());
+    source->tokenizer_gguf = *std::move(file);
+    source->tokenizer_folders.clear();
+    ASSIGN_OR_RETURN(source->ids, ReadGgufTokenIds(*source->tokenizer_gguf, source->model.vocab_size()));
+    return absl::OkStatus();
+  }
+  const absl::StatusOr<std::string> folder = FindHfDirectory(text.tokenizer);
+  if (!folder.ok()) return failed(folder.status());
+  const absl::StatusOr<Digest> digest = TokenizerDigest(*folder);
+  if (!digest.ok()) return failed(digest.status());
+  if (digest->empty() || (!text.tokenizer_digest.empty() && *digest != text.tokenizer_digest))
+    return failed(Error(ExitCode::kData, *folder, digest->empty() ? " holds no tokenizer" : " now holds another",
+                        "; put the one back that was there"));
+  Digest other;
+  for (const std::string& known : source->tokenizer_folders) {
+    if (!other.empty()) break;
+    ASSIGN_OR_RETURN(other, TokenizerDigest(known));
+  }
+  if (other != *digest) {
+    source->tokenizer_folders.clear();
+    source->tokenizer_gguf = nullptr;
+    source->ids = {};
+    const absl::StatusOr<HfTokenIds> ids = ReadHfTokenIds(*folder + "/" + kHfConfigName);
+    if (ids.ok()) source->ids = *ids;
+  }
+  source->tokenizer_folders.insert(source->tokenizer_folders.begin(), *folder);
+  return absl::OkStatus();
+}
 
 absl::StatusOr<DecoderSpec> SpecifyModel(const ModelConfig& model, const std::vector<ModelFamily>& families) {
   ASSIGN_OR_RETURN(const ModelFamily family, FindFamily(families, model.family()));

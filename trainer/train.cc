@@ -267,7 +267,8 @@ absl::Status Run(const TrainOptions& options, const Extensions& extensions, cons
   if (world.rank() == 0 && config.has_adapter() && config.model().has_from())
     base = IdentifyModel(config.model().from());
   RETURN_IF_ERROR(Agree(world, base.status()));
-  Checkpointer checkpointer(recipe, mesh, **model, optimizer, corpora.digests, BroadcastBytes(world, *base));
+  Checkpointer checkpointer(recipe, mesh, **model, optimizer, corpora.digests, BroadcastBytes(world, *base),
+                            corpora.text);
   TrainProgress progress;
   ASSIGN_OR_RETURN(const bool resumed, checkpointer.Resume(options.allow_change, &progress));
   if (progress.step() >= recipe.total_steps) {
@@ -363,10 +364,13 @@ absl::StatusOr<Plan> MakePlan(const TrainOptions& options, const Extensions& ext
   RunConfig resolved = config;
   std::vector<std::string> problems;
   ResolveModelConfig(extensions.families, resolved.mutable_model(), &problems);
-  ASSIGN_OR_RETURN(plan.corpora, OpenCorpora(resolved));
+  ASSIGN_OR_RETURN(plan.corpora, OpenCorpora(resolved, SplitOfRun(resolved)));
   std::vector<std::string> attention;
   for (const AttentionBackend& backend : extensions.attention_backends) attention.push_back(backend.name);
   ASSIGN_OR_RETURN(plan.recipe, MakeRecipe(config, process.size(), extensions.families, attention, plan.corpora.facts));
+  if (process.rank() == 0) {
+    for (const std::string& sentence : SettingsWithoutEffect(config, plan.recipe)) Warning(sentence);
+  }
   RETURN_IF_ERROR(CheckEvaluation(config, plan.corpora));
   ASSIGN_OR_RETURN(plan.device, SetUpDevice(config.launch(), process));
   return plan;

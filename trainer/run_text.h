@@ -1,0 +1,38 @@
+// trainer/run_text.h
+// What a run's data settings say about the finished model's text: its tokenizer, its chat template, and where it stops.
+#ifndef TRIREME_TRAINER_RUN_TEXT_H_
+#define TRIREME_TRAINER_RUN_TEXT_H_
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "launch/file.h"
+#include "launch/status.h"
+#include "trainer/checkpoint.pb.h"
+
+namespace trireme {
+
+// Of runs on corpora, whose tokenizer lies with the corpus, it is only `ends`: what stands after documents.
+struct RunText {
+  std::string tokenizer;          // a folder, ORG/NAME or GGUF file; "": the base model's
+  Digest tokenizer_digest;        // of the one that was used; "": not known
+  std::string chat_template;      // Jinja, in place of the tokenizer's own; "": that one
+  std::vector<int64_t> ends;      // tokens that end trained turns and texts
+  bool ends_by_template = false;  // turns were trained but `ends` is not known: the template tells
+  bool split_by_content = true;   // how validation_fraction chose samples (data/conversations.h)
+};
+
+// As checkpoints hold it.
+RunTextRecord RecordOf(const RunText& text);
+
+// Of a checkpoint; of an older one what its config says, whose files must still be there (kData otherwise).
+absl::StatusOr<RunText> RunTextOf(const CheckpointManifest& manifest);
+
+// The text of a chat template that a setting gives: a file, or Jinja itself, which is told by its braces. Errors
+// (kData): no such file, or it holds no Jinja.
+absl::StatusOr<std::string> ReadGivenTemplate(const std::string& given);
+
+}  // namespace trireme
+
+#endif  // TRIREME_TRAINER_RUN_TEXT_H_
