@@ -17,18 +17,20 @@ constexpr const char* kSpecialTokens[] = {"bos_token", "eos_token", "unk_token",
                                           "pad_token", "cls_token", "mask_token"};
 constexpr const char* kReasoning[] = {"reasoning_content", "thinking", "reasoning"};
 
-// As Transformers: a message's reasoning, under whichever name it came, has the names that templates read.
-Json AliasReasoning(const Json& message) {
+// As Transformers: keys without a value are absent, and a message's reasoning, under whichever name it came, has the
+// names that templates read.
+Json AsTemplatesSee(const Json& message) {
   if (!message.is_object()) return message;
+  Json seen = Json::object(), reasoning;
   for (const char* name : kReasoning) {
-    if (!message.contains(name) || message[name].is_null()) continue;
-    const Json reasoning = message[name];
-    Json aliased = {{"thinking", reasoning}};
-    for (const auto& [key, value] : message.items()) aliased[key] = value;
-    aliased["reasoning_content"] = reasoning;
-    return aliased;
+    if (reasoning.is_null() && message.contains(name)) reasoning = message[name];
   }
-  return message;
+  if (!reasoning.is_null()) seen["thinking"] = reasoning;
+  for (const auto& [key, value] : message.items()) {
+    if (!value.is_null()) seen[key] = value;
+  }
+  if (!reasoning.is_null()) seen["reasoning_content"] = reasoning;
+  return seen;
 }
 
 absl::StatusOr<Json> ReadObject(const std::string& path) {
@@ -99,7 +101,7 @@ struct ChatTemplate::Compiled {
   absl::StatusOr<jinja::Rendering> Render(const Conversation& conversation, const Json& messages,
                                           bool add_generation_prompt) const {
     Json variables = {{"messages", Json::array()}, {"tools", conversation.tools}, {"documents", nullptr}};
-    for (const Json& message : messages) variables["messages"].push_back(AliasReasoning(message));
+    for (const Json& message : messages) variables["messages"].push_back(AsTemplatesSee(message));
     for (const auto& [token, value] : options.special_tokens) variables[token] = value;
     for (const auto& [key, value] : conversation.variables.items()) variables[key] = value;
     variables["add_generation_prompt"] = add_generation_prompt;

@@ -9,6 +9,7 @@
 #include <system_error>
 #include <utility>
 
+#include "data/chat/content_hash.h"
 #include "launch/base/file.h"
 
 namespace trireme {
@@ -94,6 +95,12 @@ absl::StatusOr<std::string> StringField(Json& object, const char* key, const Lin
   return value->get<std::string>();
 }
 
+// Tables have a column for every key that any message has.
+void DropNulls(Json& message) {
+  for (auto member = message.begin(); member != message.end();)
+    member = member->is_null() ? message.erase(member) : std::next(member);
+}
+
 // Whether an assistant's message is learned; takes the mark out, which is not the template's business.
 absl::StatusOr<bool> TakeWeight(Json& message, const std::string& what, const Line& line) {
   const auto found = message.find("weight");
@@ -107,6 +114,7 @@ absl::StatusOr<bool> TakeWeight(Json& message, const std::string& what, const Li
 // Checks and appends one message of `list`, whose name is for errors.
 absl::Status AddMessage(Json message, const std::string& what, const Line& line, ConversationSample* sample) {
   if (!message.is_object()) return line.Error(what, " is a ", message.type_name(), ", not an object");
+  DropNulls(message);
   const Json* role = Find(message, "role");
   if (role == nullptr || !role->is_string()) return line.Error(what, " has no role (a string)");
   const std::string name = role->get<std::string>();
@@ -198,29 +206,63 @@ absl::Status AddAlpaca(Json& object, const Line& line, ConversationSample* sampl
   return add("assistant", std::move(assistant));
 }
 
+bool AreObjects(const Json& list) {
+  return list.is_array() && std::all_of(list.begin(), list.end(), [](const Json& one) { return one.is_object(); });
+}
+
+// Names of apply_chat_template()'s own parameters are no variables of a template.
+absl::Status CheckVariables(const Json& variables, const Line& line) {
+  constexpr absl::string_view kParameters[] = {"add_generation_prompt",
+                                               "chat_template",
+                                               "continue_final_message",
+                                               "conversation",
+                                               "max_length",
+                                               "messages",
+                                               "padding",
+                                               "return_assistant_tokens_mask",
+                                               "return_dict",
+                                               "return_tensors",
+                                               "sanitize_control_tokens",
+                                               "tokenize",
+                                               "tokenizer_kwargs",
+                                               "tools",
+                                               "truncation"};
+  for (const auto& [name, value] : variables.items()) {
+    if (std::find(std::begin(kParameters), std::end(kParameters), name) != std::end(kParameters))
+      return line.Error("chat_template_kwargs.", name, " is no variable of a template",
+                        name == "tools" ? "; write the field \"tools\" beside \"messages\"" : "; leave it out");
+    if (name == "documents" && !value.is_null() && !AreObjects(value))
+      return line.Error("chat_template_kwargs.documents is not a list of objects with \"title\" and \"text\"");
+  }
+  return absl::OkStatus();
+}
+
 // What the template is given besides the messages.
 absl::Status AddTools(Json& object, const Line& line, Conversation* conversation) {
   if (Json* tools = Find(object, "tools"); tools != nullptr) {
     // Data sets whose columns have one type write the list as text.
     if (tools->is_string()) {
-      const std::string text = tools->get<std::string>();
-      if (text.empty()) return absl::OkStatus();
+      std::string text = tools->get<std::string>();
+      if (text.empty()) text = "null";
       ASSIGN_OR_RETURN(Json wrapped, ParseObject(absl::StrCat("{\"tools\":", text, "}"), line));
       *tools = std::move(wrapped["tools"]);
     }
-    if (!tools->is_array()) return line.Error("field \"tools\" is a ", tools->type_name(), ", not a list");
-    if (!tools->empty()) conversation->tools = std::move(*tools);
+    if (!tools->is_null() && !AreObjects(*tools))
+      return line.Error("field \"tools\" is not a list of objects (the tools' JSON schemas)");
+    conversation->tools = std::move(*tools);
   }
   if (Json* variables = Find(object, "chat_template_kwargs"); variables != nullptr) {
     if (!variables->is_object())
       return line.Error("field \"chat_template_kwargs\" is a ", variables->type_name(), ", not an object");
+    RETURN_IF_ERROR(CheckVariables(*variables, line));
     conversation->variables = std::move(*variables);
   }
   return absl::OkStatus();
 }
 
-absl::StatusOr<SampleForm> FormOf(Json& object, const Line& line) {
-  const auto has = [&object](const char* key) { return object.contains(key); };
+// Tables have columns that only other lines fill, so a key without a value says nothing where another has one.
+absl::StatusOr<SampleForm> FormOf(Json& object, const Line& line, bool count_nulls = false) {
+  const auto has = [&](const char* key) { return count_nulls ? object.contains(key) : Find(object, key) != nullptr; };
   if (has("messages")) return SampleForm::kMessages;
   if (has("conversations")) return SampleForm::kShareGpt;
   if (has("prompt") && has("completion")) {
@@ -232,6 +274,7 @@ absl::StatusOr<SampleForm> FormOf(Json& object, const Line& line) {
   }
   if (has("instruction") && has("output")) return SampleForm::kAlpaca;
   if (has("text")) return SampleForm::kText;
+  if (!count_nulls) return FormOf(object, line, /*count_nulls=*/true);
   std::vector<std::string> names;
   for (const auto& item : object.items()) names.push_back(Shown(item.key()));
   return line.Error("no form that is known (there are the fields: ", absl::StrJoin(names, ", ").substr(0, 300),
@@ -269,7 +312,7 @@ absl::StatusOr<ConversationSample> ParseConversation(absl::string_view text, con
   ASSIGN_OR_RETURN(Json object, ParseObject(text, line));
   ConversationSample sample;
   sample.place = place;
-  sample.hash = HashBytes(text.data(), text.size());
+  sample.line_hash = HashBytes(text.data(), text.size());
   ASSIGN_OR_RETURN(sample.form, FormOf(object, line));
   switch (sample.form) {
     case SampleForm::kMessages:
@@ -299,6 +342,7 @@ absl::StatusOr<ConversationSample> ParseConversation(absl::string_view text, con
     }
   }
   if (sample.is_chat()) RETURN_IF_ERROR(AddTools(object, line, &sample.conversation));
+  sample.content_hash = ContentHash(sample);
   return sample;
 }
 

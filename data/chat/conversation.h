@@ -32,7 +32,9 @@ const char* SampleFormName(SampleForm form);
 struct ConversationSample {
   SampleForm form = SampleForm::kText;
   std::string place;  // file:line, for messages
-  std::string hash;   // of the line
+  // Of what is said (who, what, reasoning and calls of tools): the same however the line is written, and whatever else
+  // stands in it. And of the line's bytes.
+  std::string content_hash, line_hash;
 
   // Of the first four forms, in the terms of the first. Contents are strings: parts of type "text" are joined.
   Conversation conversation;

@@ -20,27 +20,16 @@ constexpr size_t kBlockSamples = 1024;  // Parsed samples in memory at a time.
 constexpr unsigned kMaxThreads = 8;
 
 // A number in [0, 1) that depends on the sample alone.
-double Fraction(const ConversationSample& sample) {
+double Fraction(const ConversationSample& sample, SplitBy split_by) {
+  const std::string& hash = split_by == SplitBy::kLine ? sample.line_hash : sample.content_hash;
   uint64_t number = 0;
-  TRIREME_CHECK(absl::SimpleHexAtoi(sample.hash.substr(0, 13), &number));  // 52 bits: exact in a double.
+  TRIREME_CHECK(absl::SimpleHexAtoi(hash.substr(0, 13), &number));  // 52 bits: exact in a double.
   return static_cast<double>(number) / static_cast<double>(uint64_t{1} << 52);
 }
 
 // Whether a token that something precedes carries loss.
 bool HasTarget(const uint8_t* learned, int64_t count) {
   return std::any_of(learned + std::min<int64_t>(1, count), learned + count, [](uint8_t one) { return one != 0; });
-}
-
-// Of the first `count` tokens.
-bool TeachesToStop(const MaskedTokens& tokens, int64_t count, const SampleTokenizer& tokenizer) {
-  for (int64_t i = count; i-- > 0;) {
-    if (tokens.learned[i] == 0) continue;
-    const int32_t id = tokens.ids[i];
-    if (tokenizer.tokenizer().IsSpecial(id) || id == tokenizer.end_id()) return true;
-    // Templates write line breaks behind the end of a turn.
-    if (tokenizer.tokenizer().TokenBytes(id).find_first_not_of(" \n") != absl::string_view::npos) return false;
-  }
-  return false;
 }
 
 class SplitBuilder {
@@ -81,19 +70,34 @@ class SplitBuilder {
     }
     counts_.dropped_over_long += !kept;
     counts_.kept += kept;
+    if (!kept) return;
     const bool cut = over_long && config_.over_long() == ConversationData::TRUNCATE;
-    if (kept && !TeachesToStop(tokens, cut ? length_ : count, tokenizer_)) ++counts_.without_end;
+    if (!AddEnds(tokens, cut ? length_ : count)) ++counts_.without_end;
   }
 
   ConversationSplit Finish() {
     sequences_->Pack(config_.packing());
     ConversationSplit split;
     split.counts = counts_;
+    split.ends = std::move(ends_);
     if (sequences_->size() > 0) split.sequences = std::move(sequences_);
     return split;
   }
 
  private:
+  // Of the first `count` tokens. False: the last that is learned is not an end, so nothing teaches to stop there.
+  bool AddEnds(const MaskedTokens& tokens, int64_t count) {
+    int32_t last = -1;
+    for (int64_t i = 0; i < count; ++i) {
+      if (tokens.learned[i] == 0 || (i + 1 < count && tokens.learned[i + 1] != 0)) continue;
+      last = LearnedEnd(tokenizer_.tokenizer(), tokens, i + 1, tokenizer_.end_id());
+      // Where a sample was cut off, what comes last ends nothing.
+      const bool is_whole = i + 1 < static_cast<int64_t>(tokens.ids.size()) ? tokens.learned[i + 1] == 0 : true;
+      if (last >= 0 && is_whole) ends_.insert(last);
+    }
+    return last >= 0;
+  }
+
   bool AddPart(const MaskedTokens& tokens, int64_t begin, int64_t end, int64_t sample) {
     if (!HasTarget(tokens.learned.data() + begin, end - begin)) {
       counts_.dropped_tokens += end - begin - (begin > 0 ? 1 : 0);
@@ -108,6 +112,7 @@ class SplitBuilder {
   const int64_t length_;
   std::shared_ptr<PackedSequences> sequences_;
   SampleCounts counts_;
+  std::set<int32_t> ends_;
 };
 
 // The tokens of each sample, empty for empty samples. The error of the first sample that has one.
@@ -191,12 +196,12 @@ std::string Dropped(const SampleCounts& counts) {
 }  // namespace
 
 absl::StatusOr<ConversationSet> OpenConversations(const ConversationData& config, int64_t sequence_length,
-                                                  const SampleTokenizer& tokenizer) {
+                                                  const SampleTokenizer& tokenizer, SplitBy split_by) {
   RETURN_IF_ERROR(CheckSettings(config, sequence_length));
   SplitBuilder train(config, sequence_length, tokenizer), validation(config, sequence_length, tokenizer);
   RETURN_IF_ERROR(ReadAll({config.path().begin(), config.path().end()}, tokenizer,
                           [&](const ConversationSample& sample) -> SplitBuilder& {
-                            return Fraction(sample) < config.validation_fraction() ? validation : train;
+                            return Fraction(sample, split_by) < config.validation_fraction() ? validation : train;
                           }));
   if (config.validation_path_size() > 0) {
     RETURN_IF_ERROR(ReadAll({config.validation_path().begin(), config.validation_path().end()}, tokenizer,

@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <set>
 #include <string>
 
 #include "configs/run_config.pb.h"
@@ -29,6 +30,7 @@ struct SampleCounts {
 struct ConversationSplit {
   std::shared_ptr<const PackedSequences> sequences;  // null when nothing was kept
   SampleCounts counts;
+  std::set<int32_t> ends;  // the tokens that end its turns and texts, and are learned there
 };
 
 struct ConversationSet {
@@ -36,12 +38,17 @@ struct ConversationSet {
   ConversationSplit validation;
 };
 
+// What validation_fraction chooses samples by. kContent: copies of a sample that are written differently stay together.
+// kLine: by the bytes of the line; for runs that began so.
+enum class SplitBy { kContent, kLine };
+
 // Reads config.path, and config.validation_path or else validation_fraction of the former. A pure function of files and
 // settings. Refused: what a file or a sample is refused for (data/chat/conversation.h, data/chat/sample_tokenizer.h),
 // and a training split in which no token carries loss (kData); settings out of range (kConfig). What is left out is
 // counted.
 absl::StatusOr<ConversationSet> OpenConversations(const ConversationData& config, int64_t sequence_length,
-                                                  const SampleTokenizer& tokenizer);
+                                                  const SampleTokenizer& tokenizer,
+                                                  SplitBy split_by = SplitBy::kContent);
 
 // "120 samples in 14 sequences of 512 tokens (97.2 % full), 3456 of 6970 tokens trained; dropped: 2 too long".
 std::string Describe(const ConversationSplit& split);

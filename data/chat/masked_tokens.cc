@@ -65,16 +65,16 @@ std::string Composed(absl::string_view text, const std::vector<ByteRange>& range
   return result;
 }
 
-bool EndsInSpecial(const Tokenizer& tokenizer, const MaskedTokens& tokens, size_t end) {
+}  // namespace
+
+int32_t LearnedEnd(const Tokenizer& tokenizer, const MaskedTokens& tokens, int64_t end, int32_t end_id) {
   while (end > 0 && tokens.learned[end - 1] != 0) {
     const int32_t id = tokens.ids[--end];
-    if (tokenizer.IsSpecial(id)) return true;
-    if (tokenizer.TokenBytes(id).find_first_not_of(kSpaces) != absl::string_view::npos) return false;
+    if (tokenizer.IsSpecial(id) || id == end_id) return id;
+    if (tokenizer.TokenBytes(id).find_first_not_of(kSpaces) != absl::string_view::npos) return -1;
   }
-  return false;
+  return -1;
 }
-
-}  // namespace
 
 absl::StatusOr<MaskedTokens> EncodeMasked(const Tokenizer& tokenizer, absl::string_view text,
                                           const std::vector<ByteRange>& ranges) {
@@ -96,7 +96,8 @@ absl::StatusOr<MaskedTokens> EncodeMasked(const Tokenizer& tokenizer, absl::stri
     // A token of no bytes stands for the space before the text at its place.
     while (i < tokens.ids.size() && std::max((*places)[i].end, (*places)[i].begin + 1) <= range.begin) ++i;
     for (; i < tokens.ids.size() && (*places)[i].begin < range.end; ++i) tokens.learned[i] = 1;
-    if (i < tokens.ids.size() && tokenizer.IsSpecial(tokens.ids[i]) && !EndsInSpecial(tokenizer, tokens, i))
+    if (i < tokens.ids.size() && tokenizer.IsSpecial(tokens.ids[i]) &&
+        LearnedEnd(tokenizer, tokens, static_cast<int64_t>(i), /*end_id=*/-1) < 0)
       tokens.learned[i++] = 1;
   }
   return tokens;

@@ -26,6 +26,10 @@ struct MaskedTokens {
 absl::StatusOr<MaskedTokens> EncodeMasked(const Tokenizer& tokenizer, absl::string_view text,
                                           const std::vector<ByteRange>& ranges);
 
+// The token that ends the learned tokens before `end`: the last of them that is not white space (templates write line
+// breaks behind the end of a turn), if it is a special one or `end_id`. -1: nothing among them says where to stop.
+int32_t LearnedEnd(const Tokenizer& tokenizer, const MaskedTokens& tokens, int64_t end, int32_t end_id);
+
 }  // namespace trireme
 
 #endif  // TRIREME_DATA_CHAT_MASKED_TOKENS_H_

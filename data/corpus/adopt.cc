@@ -14,6 +14,7 @@
 #include "data/corpus/manifest.h"
 #include "data/corpus/unigram_counts.h"
 #include "data/tokenizer/tokenizer.h"
+#include "data/tokenizer/tokenizer_folder.h"
 #include "launch/base/file.h"
 #include "launch/base/log.h"
 
@@ -122,6 +123,7 @@ absl::Status Adopt(const AdoptOptions& options) {
   // One of the other kind would be found first.
   for (std::string old; !(old = FindTokenizer(folder.string())).empty();) fs::remove(old);
   RETURN_IF_ERROR(WriteFileAtomically((folder / TokenizerName(tokenizer_file)).string(), tokenizer_file));
+  RETURN_IF_ERROR(CopyTokenizerFolder(fs::path(options.tokenizer).parent_path() / ".", folder, tokenizer_file));
   RETURN_IF_ERROR(WriteFileAtomically((folder / kManifestName).string(), FormatManifest(manifest)));
   for (const CorpusSplit& split : manifest.split()) {
     Info("adopted ", split.shard_size(), " shards as ", split.name(), ": ", split.num_documents(), " documents, ",

@@ -16,6 +16,7 @@
 #include "data/prepare/tokenize_pipeline.h"
 #include "data/sampling/permutation.h"
 #include "data/tokenizer/tokenizer.h"
+#include "data/tokenizer/tokenizer_folder.h"
 #include "launch/base/file.h"
 #include "launch/base/log.h"
 
@@ -165,6 +166,8 @@ absl::Status Prepare(const PrepareOptions& options) {
     return Error(ExitCode::kData, "prepare: ", options.tokenizer, " changed while it was in use; start again");
   }
   RETURN_IF_ERROR(WriteFileAtomically((folder / TokenizerName(tokenizer_file)).string(), tokenizer_file));
+  RETURN_IF_ERROR(
+      CopyTokenizerFolder(std::filesystem::path(tokenizer_path).parent_path() / ".", folder, tokenizer_file));
   RETURN_IF_ERROR(WriteFileAtomically((folder / kManifestName).string(), FormatManifest(manifest)));
   RETURN_IF_ERROR(output->Publish());
   PrintSummary(manifest, output->final_path());

@@ -10,6 +10,7 @@
 
 #include "data/pretokenizer/pretokenizer_metaspace.h"
 #include "data/tokenizer/bpe_bytes.h"
+#include "data/tokenizer/tokenizer_folder.h"
 #include "data/unicode/unicode.h"
 
 namespace trireme {
@@ -270,7 +271,9 @@ bool MergesStayWithinWords(const std::vector<BpeModel::Merge>& merges, const Bpe
   });
 }
 
-absl::StatusOr<BpeFile> ParseBpeFile(absl::string_view contents) {
+absl::StatusOr<BpeFile> ParseBpeFile(absl::string_view contents) { return ParseBpeFile(contents, TokenizerFolder()); }
+
+absl::StatusOr<BpeFile> ParseBpeFile(absl::string_view contents, const TokenizerFolder& folder) {
   ASSIGN_OR_RETURN(const json root, ParseJson(contents));
   RETURN_IF_ERROR(RefuseUnknownKeys(root, "",
                                     {"version", "truncation", "padding", "added_tokens", "normalizer", "pre_tokenizer",
@@ -285,6 +288,7 @@ absl::StatusOr<BpeFile> ParseBpeFile(absl::string_view contents) {
     return Bad("of decoder and pre_tokenizer only one is ByteLevel, which is not supported");
   RETURN_IF_ERROR(ReadModel(Field(root, "model"), &file));
   RETURN_IF_ERROR(ReadAddedTokens(Field(root, "added_tokens"), &file));
+  RETURN_IF_ERROR(AddTokensOfFolder(folder, &file));
   return file;
 }
 

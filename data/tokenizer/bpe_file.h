@@ -35,6 +35,9 @@ struct BpeFile {
 // Refuses (ExitCode::kData) what is malformed and what this program would not reproduce exactly. Ignores truncation,
 // padding and post_processor.
 absl::StatusOr<BpeFile> ParseBpeFile(absl::string_view contents);
+// The same with the tokens that the files beside it add.
+struct TokenizerFolder;  // data/tokenizer/tokenizer_folder.h
+absl::StatusOr<BpeFile> ParseBpeFile(absl::string_view contents, const TokenizerFolder& folder);
 
 // Whether no merge joins a U+2581 to a character before it that is none.
 bool MergesStayWithinWords(const std::vector<BpeModel::Merge>& merges, const BpeFile& file);

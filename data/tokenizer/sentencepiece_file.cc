@@ -4,6 +4,8 @@
 
 #include <algorithm>
 #include <cmath>
+#include <nlohmann/json.hpp>
+#include <set>
 #include <utility>
 
 #include "data/pretokenizer/pretokenizer_metaspace.h"
@@ -153,6 +155,53 @@ absl::StatusOr<std::vector<BpeModel::Merge>> MergesOf(const SentencePieceModel& 
   return merges;
 }
 
+// Whether the folder has a token that the model does not.
+bool AddsTokens(const TokenizerFolder& folder, const BpeFile& file) {
+  return std::any_of(folder.added.begin(), folder.added.end(),
+                     [&](const AddedToken& token) { return !file.id_of_token.contains(token.content); });
+}
+
+// Tokens that Transformers finds in the text although the model's own program does not.
+void FindSpecialTokens(const TokenizerFolder& folder, BpeFile* file) {
+  std::set<std::string> names = folder.special;
+  names.insert({"<unk>", "<s>", "</s>"});  // LlamaTokenizer's own
+  for (const std::string& name : names) {
+    const auto known = file->id_of_token.find(name);
+    if (known == file->id_of_token.end()) continue;
+    AddedToken token;
+    token.id = known->second;
+    token.content = name;
+    token.special = true;
+    file->special_ids.insert(token.id);
+    file->added_tokens.push_back(std::move(token));
+  }
+}
+
+absl::Status FollowTransformers(const SentencePieceModel& model, const TokenizerFolder& folder, BpeFile* file) {
+  const auto& normalizer = model.normalizer_spec();
+  const bool adds = AddsTokens(folder, *file);
+  const bool has_spaces =
+      std::any_of(file->added_tokens.begin(), file->added_tokens.end(),
+                  [](const AddedToken& token) { return token.content.find(kMetaspace) != std::string::npos; });
+  const bool is_llama = folder.tokenizer_class.empty() || folder.tokenizer_class == "LlamaTokenizer" ||
+                        folder.tokenizer_class == "LlamaTokenizerFast";
+  if (!is_llama || !normalizer.add_dummy_prefix() || normalizer.remove_extra_whitespaces() || has_spaces) {
+    if (!adds) return absl::OkStatus();
+    return Bad(folder.path, " adds tokens to a SentencePiece model, which is read for LlamaTokenizer only",
+               is_llama ? " and not with this model's rules for white space"
+                        : absl::StrCat(" (it is ", folder.tokenizer_class, ")"),
+               "; save the tokenizer with Transformers (save_pretrained), which writes a whole tokenizer.json");
+  }
+  const char* scheme = !folder.add_prefix_space ? "never" : folder.legacy ? "always" : "first";
+  file->normalizer = Normalizer();
+  ASSIGN_OR_RETURN(
+      file->pre_tokenizer,
+      PreTokenizer::FromJson(
+          {{"type", "Metaspace"}, {"replacement", kMetaspace}, {"prepend_scheme", scheme}, {"split", false}}));
+  FindSpecialTokens(folder, file);
+  return AddTokensOfFolder(folder, file);
+}
+
 }  // namespace
 
 bool IsSentencePieceFile(absl::string_view contents) {
@@ -162,6 +211,10 @@ bool IsSentencePieceFile(absl::string_view contents) {
 }
 
 absl::StatusOr<BpeFile> ParseSentencePieceFile(absl::string_view contents) {
+  return ParseSentencePieceFile(contents, TokenizerFolder());
+}
+
+absl::StatusOr<BpeFile> ParseSentencePieceFile(absl::string_view contents, const TokenizerFolder& folder) {
   SentencePieceModel model;
   if (!model.ParseFromArray(contents.data(), static_cast<int>(contents.size())))
     return Bad("not a SentencePiece model file");
@@ -174,6 +227,7 @@ absl::StatusOr<BpeFile> ParseSentencePieceFile(absl::string_view contents) {
   file.normalizer = Normalizer::SentencePiece(normalizer.add_dummy_prefix(), normalizer.remove_extra_whitespaces());
   file.decoder = BpeDecoder::SentencePiece(normalizer.add_dummy_prefix());
   ASSIGN_OR_RETURN(const std::vector<BpeModel::Merge> merges, MergesOf(model, file));
+  if (folder.exists) RETURN_IF_ERROR(FollowTransformers(model, folder, &file));
   if (MergesStayWithinWords(merges, file)) file.pre_tokenizer.CutBeforeMetaspaces();
   file.model = std::make_unique<BpeModel>(std::move(alphabet), merges, absl::flat_hash_map<std::string, int32_t>());
   return file;

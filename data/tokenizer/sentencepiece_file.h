@@ -6,6 +6,7 @@
 #include <absl/strings/string_view.h>
 
 #include "data/tokenizer/bpe_file.h"
+#include "data/tokenizer/tokenizer_folder.h"
 
 namespace trireme {
 
@@ -17,6 +18,11 @@ bool IsSentencePieceFile(absl::string_view contents);
 // is malformed and what this program would not reproduce exactly, which includes unigram models and character maps
 // (nmt_nfkc).
 absl::StatusOr<BpeFile> ParseSentencePieceFile(absl::string_view contents);
+
+// The same in a folder of Transformers' (`folder.exists`), whose LlamaTokenizer is followed then: tokens with a role
+// and added ones are found in the text, and the space before a text comes at its very beginning only. Refused besides:
+// added tokens of another class, and beside settings of the model that this class would not heed.
+absl::StatusOr<BpeFile> ParseSentencePieceFile(absl::string_view contents, const TokenizerFolder& folder);
 
 }  // namespace trireme
 

@@ -7,6 +7,7 @@
 #include "data/tokenizer/bpe_cache.h"
 #include "data/tokenizer/bpe_file.h"
 #include "data/tokenizer/sentencepiece_file.h"
+#include "data/tokenizer/tokenizer_folder.h"
 #include "data/unicode/unicode.h"
 
 namespace trireme {
@@ -14,6 +15,19 @@ namespace {
 
 constexpr char kJsonName[] = "tokenizer.json", kSentencePieceName[] = "tokenizer.model";
 constexpr uint64_t kMaxFileBytes = uint64_t{256} << 20;
+
+// As published tokenizers spell them. DeepSeek's bars are U+FF5C; the same with ASCII bars is a common transcription.
+constexpr absl::string_view kEndsOfDocuments[] = {
+    "<|endoftext|>",          // GPT-2, Qwen, SmolLM, Phi, GLM
+    "<|end_of_text|>",        // Llama 3, Granite
+    "<｜end▁of▁sentence｜>",  // DeepSeek
+    "<|end▁of▁sentence|>",
+    "</s>",         // Llama 2, Mistral
+    "<eos>",        // Gemma
+    "<EOS_TOKEN>",  // Cohere
+    "[EOS]",        // Kimi
+    "<|eos|>",
+};
 
 // Caches for one thread at a time each: taking one costs a lock per text, not per word.
 class CachePool {
@@ -62,15 +76,17 @@ std::vector<AddedToken> Select(const BpeFile& file, bool normalized) {
 
 class BpeTokenizer : public Tokenizer {
  public:
-  BpeTokenizer(BpeFile file, Digest digest)
+  // `eos`: what the files beside name as the end of a text; may be "".
+  BpeTokenizer(BpeFile file, Digest digest, const std::string& eos)
       : file_(std::move(file)),
         digest_(std::move(digest)),
         verbatim_(Select(file_, /*normalized=*/false)),
         normalized_(Select(file_, /*normalized=*/true)) {
     // What the families call the token between documents; a base model's comes before a chat model's.
-    for (const char* name : {"<|endoftext|>", "<|end_of_text|>", "<|end▁of▁sentence|>", "</s>", "<eos>"}) {
+    for (const absl::string_view name : kEndsOfDocuments) {
       if (end_of_document_ < 0) end_of_document_ = TokenId(name);
     }
+    if (end_of_document_ < 0) end_of_document_ = TokenId(eos);
   }
 
   void Encode(absl::string_view text, std::vector<int32_t>* ids) const override {
@@ -133,6 +149,15 @@ class BpeTokenizer : public Tokenizer {
   mutable CachePool caches_;
 };
 
+absl::StatusOr<std::unique_ptr<Tokenizer>> ParseIn(const TokenizerFolder& folder, const std::string& contents,
+                                                   const std::string& name) {
+  Digest digest = HashBytes(contents.data(), contents.size());
+  absl::StatusOr<BpeFile> file =
+      IsSentencePieceFile(contents) ? ParseSentencePieceFile(contents, folder) : ParseBpeFile(contents, folder);
+  if (!file.ok()) return Annotate(file.status(), absl::StrCat("tokenizer: ", name));
+  return std::unique_ptr<Tokenizer>(new BpeTokenizer(*std::move(file), std::move(digest), folder.eos));
+}
+
 }  // namespace
 
 std::string FindTokenizer(const std::string& folder) {
@@ -155,15 +180,12 @@ absl::StatusOr<std::unique_ptr<Tokenizer>> Tokenizer::Load(const std::string& pa
     return Load(found.empty() ? absl::StrCat(path, "/", kJsonName) : found);
   }
   ASSIGN_OR_RETURN(const std::string contents, ReadFile(path, kMaxFileBytes));
-  return Parse(contents, path);
+  ASSIGN_OR_RETURN(const TokenizerFolder folder, ReadTokenizerFolder(std::filesystem::path(path).parent_path() / "."));
+  return ParseIn(folder, contents, path);
 }
 
 absl::StatusOr<std::unique_ptr<Tokenizer>> Tokenizer::Parse(const std::string& contents, const std::string& name) {
-  Digest digest = HashBytes(contents.data(), contents.size());
-  absl::StatusOr<BpeFile> file =
-      IsSentencePieceFile(contents) ? ParseSentencePieceFile(contents) : ParseBpeFile(contents);
-  if (!file.ok()) return Annotate(file.status(), absl::StrCat("tokenizer: ", name));
-  return std::unique_ptr<Tokenizer>(new BpeTokenizer(*std::move(file), std::move(digest)));
+  return ParseIn(TokenizerFolder(), contents, name);
 }
 
 }  // namespace trireme

@@ -19,11 +19,11 @@ namespace trireme {
 class Tokenizer {
  public:
   // `path`: a tokenizer.json, a SentencePiece model (recognized by its contents), or a folder with tokenizer.json or
-  // else tokenizer.model.
-  // Refuses (ExitCode::kData), naming the construct, what it cannot reproduce exactly; the reference is the
-  // package `tokenizers` or `sentencepiece`.
+  // else tokenizer.model. Tokens that the files beside it add (data/tokenizer/tokenizer_folder.h) belong to it, as in
+  // Transformers. Refuses (ExitCode::kData), naming the construct, what it cannot reproduce exactly; the reference is
+  // the package `tokenizers` or `sentencepiece`.
   static absl::StatusOr<std::unique_ptr<Tokenizer>> Load(const std::string& path);
-  // From what such a file holds; `name` is for errors.
+  // From what such a file holds, without any beside it; `name` is for errors.
   static absl::StatusOr<std::unique_ptr<Tokenizer>> Parse(const std::string& contents, const std::string& name);
   virtual ~Tokenizer() = default;
 
@@ -37,8 +37,9 @@ class Tokenizer {
   // The bytes of one token wherever it stands, for streaming: Decode() is these joined, less the space that tokenizers
   // in SentencePiece's manner put before the text. Valid while the tokenizer lives; empty for unknown ids.
   virtual absl::string_view TokenBytes(int32_t id) const = 0;
-  virtual int32_t vocab_size() const = 0;       // largest id + 1
-  virtual int32_t end_of_document() const = 0;  // id of <|endoftext|> or the family's equivalent; -1 when there is none
+  virtual int32_t vocab_size() const = 0;  // largest id + 1
+  // Id of <|endoftext|> or the family's equivalent, else of what the files beside it call eos_token; -1: none of them.
+  virtual int32_t end_of_document() const = 0;
   virtual int32_t TokenId(absl::string_view token) const = 0;  // by the file's spelling, added tokens too; -1: unknown
   virtual bool IsSpecial(int32_t id) const = 0;                // no text of the user's: marks of begin, end, turns
   virtual const Digest& digest() const = 0;                    // of the file

@@ -109,10 +109,6 @@ absl::StatusOr<ExportSource> OpenTrained(const RunConfig& config, const std::vec
   RETURN_IF_ERROR(Specify(families, &source).status());
   // One tokenizer made all sources.
   for (const DataSource& data : config.data().source()) source.tokenizer_folders.push_back(data.path());
-  if (const std::string& given = config.data().conversations().tokenizer(); !given.empty() && !NamesGguf(given)) {
-    const absl::StatusOr<std::string> folder = FindHfDirectory(given);
-    if (folder.ok()) source.tokenizer_folders.push_back(*folder);
-  }
   if (source.model.has_from()) RETURN_IF_ERROR(AddOrigin(&source));
   return source;
 }
@@ -126,10 +122,13 @@ absl::StatusOr<ExportSource> OpenCheckpoint(const std::string& folder, const std
   if (config.has_adapter()) {
     ASSIGN_OR_RETURN(ExportSource source, OpenBase(description, config, families, alive));
     ASSIGN_OR_RETURN(source.adapter, OpenAdapter(folder));
+    RETURN_IF_ERROR(UseRunText(source.adapter->text, &source));
     return source;
   }
   ASSIGN_OR_RETURN(ExportSource source, OpenTrained(config, families));
   source.description = description;
+  ASSIGN_OR_RETURN(const RunText text, RunTextOf(manifest));
+  RETURN_IF_ERROR(Annotate(UseRunText(text, &source), description));
   ASSIGN_OR_RETURN(const DecoderSpec spec, SpecifyModel(source.model, families));
   ASSIGN_OR_RETURN(source.weights, OpenCheckpointWeights(folder, manifest, spec, StoredBy(config)));
   return source;
@@ -178,12 +177,17 @@ absl::StatusOr<ExportSource> OpenFutureCheckpoint(const RunConfig& config, const
                                                   const std::vector<ModelFamily>& families,
                                                   const std::function<void()>& alive) {
   const std::string description = "the model to be trained";
+  CheckpointManifest manifest;
+  *manifest.mutable_config() = config;
+  ASSIGN_OR_RETURN(const RunText text, RunTextOf(manifest));
   if (config.has_adapter()) {
     ASSIGN_OR_RETURN(ExportSource source, OpenBase(description, config, families, alive));
     source.adapter = FutureAdapter(config, spec);
+    RETURN_IF_ERROR(UseRunText(text, &source));
     return source;
   }
   ASSIGN_OR_RETURN(ExportSource source, OpenTrained(config, families));
+  RETURN_IF_ERROR(UseRunText(text, &source));
   source.description = source.weights.description = description;
   for (const ParameterSpec& parameter : DecoderParameters(spec))
     source.weights.tensors.push_back({parameter.name, parameter.shape, StoredBy(config)});
@@ -192,6 +196,46 @@ absl::StatusOr<ExportSource> OpenFutureCheckpoint(const RunConfig& config, const
     return absl::OkStatus();
   };
   return source;
+}
+
+absl::Status UseRunText(const RunText& text, ExportSource* source) {
+  if (!text.chat_template.empty()) source->text.chat_template = text.chat_template;
+  source->text.ends.insert(source->text.ends.end(), text.ends.begin(), text.ends.end());
+  source->text.ends_by_template = source->text.ends_by_template || text.ends_by_template;
+  if (text.tokenizer.empty()) return absl::OkStatus();
+  const auto failed = [&](const absl::Status& why) {
+    return Annotate(why,
+                    absl::StrCat("data.conversations.tokenizer: the run was trained with that of ", text.tokenizer));
+  };
+  if (NamesGguf(text.tokenizer)) {
+    absl::StatusOr<std::unique_ptr<GgufFile>> file = GgufFile::Open(text.tokenizer);
+    if (!file.ok()) return failed(file.status());
+    source->tokenizer_gguf = *std::move(file);
+    source->tokenizer_folders.clear();
+    ASSIGN_OR_RETURN(source->ids, ReadGgufTokenIds(*source->tokenizer_gguf, source->model.vocab_size()));
+    return absl::OkStatus();
+  }
+  const absl::StatusOr<std::string> folder = FindHfDirectory(text.tokenizer);
+  if (!folder.ok()) return failed(folder.status());
+  const absl::StatusOr<Digest> digest = TokenizerDigest(*folder);
+  if (!digest.ok()) return failed(digest.status());
+  if (digest->empty() || (!text.tokenizer_digest.empty() && *digest != text.tokenizer_digest))
+    return failed(Error(ExitCode::kData, *folder, digest->empty() ? " holds no tokenizer" : " now holds another",
+                        "; put the one back that was there"));
+  Digest other;
+  for (const std::string& known : source->tokenizer_folders) {
+    if (!other.empty()) break;
+    ASSIGN_OR_RETURN(other, TokenizerDigest(known));
+  }
+  if (other != *digest) {
+    source->tokenizer_folders.clear();
+    source->tokenizer_gguf = nullptr;
+    source->ids = {};
+    const absl::StatusOr<HfTokenIds> ids = ReadHfTokenIds(*folder + "/" + kHfConfigName);
+    if (ids.ok()) source->ids = *ids;
+  }
+  source->tokenizer_folders.insert(source->tokenizer_folders.begin(), *folder);
+  return absl::OkStatus();
 }
 
 absl::StatusOr<DecoderSpec> SpecifyModel(const ModelConfig& model, const std::vector<ModelFamily>& families) {

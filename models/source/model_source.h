@@ -13,6 +13,7 @@
 #include "models/formats/gguf/gguf.h"
 #include "models/formats/hf/hf_config.h"
 #include "models/spec/family.h"
+#include "models/weights/run_text.h"
 #include "models/weights/weight_source.h"
 
 namespace trireme {
@@ -34,7 +35,13 @@ struct ExportSource {
   std::vector<std::string> tokenizer_folders;
   // The GGUF file whose tokenizer is the model's; null unless no folder has one.
   std::shared_ptr<const GgufFile> tokenizer_gguf;
+  // What the run that trained it, or its adapter, says about its text.
+  RunText text;
 };
+
+// Makes what a run says about text part of the model that it trained: its tokenizer goes before the base model's, whose
+// ids of special tokens are forgotten where the two differ. Errors are kData: that tokenizer is gone, or another now.
+absl::Status UseRunText(const RunText& text, ExportSource* source);
 
 // The decoder that a configuration describes.
 absl::StatusOr<DecoderSpec> SpecifyModel(const ModelConfig& model, const std::vector<ModelFamily>& families);

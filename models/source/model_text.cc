@@ -1,7 +1,5 @@
 #include "models/source/model_text.h"
 
-#include <absl/strings/match.h>
-
 #include <utility>
 
 #include "launch/base/file.h"
@@ -12,19 +10,17 @@
 #include "models/formats/hf/hf_config.h"
 #include "models/formats/hf/hf_directory.h"
 #include "models/source/prompt.h"
+#include "models/weights/run_text.h"
 
 namespace trireme {
 namespace {
 
 constexpr int64_t kTemplateNow = 1721952000;  // 26 Jul 2024, what Llama's templates take where there is no clock.
-constexpr uint64_t kMaxTemplateBytes = uint64_t{1} << 20;
 
-absl::StatusOr<ChatTemplate> ParseGiven(const std::string& given, ChatTemplateOptions options) {
-  if (absl::StrContains(given, "{{") || absl::StrContains(given, "{%"))
-    return ChatTemplate::Parse(given, "chat_template", std::move(options));
-  ASSIGN_OR_RETURN(const std::string text, ReadFile(given, kMaxTemplateBytes));
-  return ChatTemplate::Parse(text, given, std::move(options));
-}
+// The template to use instead of a model's own.
+struct GivenTemplate {
+  std::string text, name;  // text "": there is none
+};
 
 ChatTemplateOptions OptionsOn(TemplateDate date) {
   ChatTemplateOptions options;
@@ -32,20 +28,7 @@ ChatTemplateOptions OptionsOn(TemplateDate date) {
   return options;
 }
 
-// Transformers adds what only tokenizer_config.json names; here it is text like any other.
-void WarnOfAddedTokens(const std::string& folder, const Tokenizer& tokenizer) {
-  const absl::StatusOr<nlohmann::json> config = ReadJsonObject(folder + "/tokenizer_config.json");
-  if (!config.ok()) return;
-  const nlohmann::json added = config->value("added_tokens_decoder", nlohmann::json::object());
-  for (const auto& [id, token] : added.items()) {
-    const nlohmann::json content = token.is_object() ? token.value("content", nlohmann::json()) : nlohmann::json();
-    if (content.is_string() && tokenizer.TokenId(content.get<std::string>()) < 0)
-      Warning("tokenizer: ", folder, "/tokenizer_config.json adds the token \"", content.get<std::string>(),
-              "\", which the tokenizer's own file does not have; it is read as ordinary text");
-  }
-}
-
-absl::Status OpenFolder(const std::string& given, TemplateDate date, ModelText* text) {
+absl::Status OpenFolder(const GivenTemplate& given, TemplateDate date, ModelText* text) {
   const std::string &folder = text->origin, path = FindTokenizer(folder);
   if (path.empty()) {
     return Error(ExitCode::kData, "tokenizer: ", folder,
@@ -54,7 +37,6 @@ absl::Status OpenFolder(const std::string& given, TemplateDate date, ModelText* 
   }
   ASSIGN_OR_RETURN(text->tokenizer, Tokenizer::Load(path));
   ASSIGN_OR_RETURN(text->prefix_ids, PrefixIds(folder, *text->tokenizer));
-  WarnOfAddedTokens(folder, *text->tokenizer);
   ChatTemplateOptions options = OptionsOn(date);
   ASSIGN_OR_RETURN(options.special_tokens, ReadSpecialTokens(folder));
   std::optional<int64_t> end = SpecialTokenId(options.special_tokens, "eos_token", *text->tokenizer);
@@ -63,11 +45,12 @@ absl::Status OpenFolder(const std::string& given, TemplateDate date, ModelText* 
     if (ids.ok() && !ids->eos.empty()) end = ids->eos[0];
   }
   text->end_id = static_cast<int32_t>(end.value_or(text->tokenizer->end_of_document()));
-  text->chat_template = given.empty() ? LoadChatTemplate(folder, options) : ParseGiven(given, options);
+  text->chat_template =
+      given.text.empty() ? LoadChatTemplate(folder, options) : ChatTemplate::Parse(given.text, given.name, options);
   return absl::OkStatus();
 }
 
-absl::Status OpenGgufText(const std::string& given, TemplateDate date, ModelText* text) {
+absl::Status OpenGgufText(const GivenTemplate& given, TemplateDate date, ModelText* text) {
   ASSIGN_OR_RETURN(const std::unique_ptr<GgufFile> file, GgufFile::Open(text->origin));
   ASSIGN_OR_RETURN(const std::string contents, TokenizerJsonOfGguf(*file));
   ASSIGN_OR_RETURN(text->tokenizer, Tokenizer::Parse(contents, text->origin));
@@ -83,8 +66,8 @@ absl::Status OpenGgufText(const std::string& given, TemplateDate date, ModelText
   add("pad_token", ids.pad);
   if (!ids.eos.empty()) add("eos_token", ids.eos[0]);
   ASSIGN_OR_RETURN(const std::string own, file->String("tokenizer.chat_template", ""));
-  if (!given.empty()) {
-    text->chat_template = ParseGiven(given, options);
+  if (!given.text.empty()) {
+    text->chat_template = ChatTemplate::Parse(given.text, given.name, options);
   } else if (!own.empty()) {
     text->chat_template = ChatTemplate::Parse(own, text->origin, options);
   } else {
@@ -102,12 +85,18 @@ std::optional<int64_t> SpecialTokenId(const SpecialTokens& tokens, const char* r
 }
 
 absl::StatusOr<ModelText> OpenModelText(const std::string& model, const std::string& chat_template, TemplateDate date) {
-  ModelText text{model, nullptr, absl::UnknownError(""), {}, -1};
+  ModelText text{model, nullptr, absl::UnknownError(""), {}, -1, ""};
+  GivenTemplate given;
+  if (!chat_template.empty()) {
+    ASSIGN_OR_RETURN(text.given_template, ReadGivenTemplate(chat_template));
+    const bool is_file = text.given_template != chat_template;
+    given = {text.given_template, is_file ? chat_template : "chat_template"};
+  }
   if (NamesGguf(model)) {
-    RETURN_IF_ERROR(OpenGgufText(chat_template, date, &text));
+    RETURN_IF_ERROR(OpenGgufText(given, date, &text));
   } else {
     ASSIGN_OR_RETURN(text.origin, FindHfDirectory(model));
-    RETURN_IF_ERROR(OpenFolder(chat_template, date, &text));
+    RETURN_IF_ERROR(OpenFolder(given, date, &text));
   }
   if (!chat_template.empty() && !text.chat_template.ok()) return text.chat_template.status();
   return text;

@@ -21,6 +21,7 @@ struct ModelText {
   absl::StatusOr<ChatTemplate> chat_template;  // or why there is none
   std::vector<int64_t> prefix_ids;             // what the tokenizer puts before a text
   int32_t end_id = -1;                         // eos_token; -1: the model names none
+  std::string given_template;                  // the text of chat_template where one was given; "": the model's own
 };
 
 // Of a model directory, ORG/NAME in the local cache, or a GGUF file. chat_template: instead of the model's own; a file,

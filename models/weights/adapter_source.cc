@@ -47,24 +47,6 @@ void FindCopies(AdapterSource* source) {
   source->tensors = std::move(trained);
 }
 
-// Of a tied matrix PEFT saves both uses, one of which is dropped.
-absl::Status DropSecondUse(const SafetensorsFile& file, AdapterSource* source) {
-  const SourceTensor *embedding = source->Find(absl::StrCat(kEmbeddingName, ".weight")),
-                     *head = source->Find(kHeadWeight);
-  if (!source->weights_tied || embedding == nullptr || head == nullptr) return absl::OkStatus();
-  const auto bytes = [&](const SourceTensor& tensor) {
-    const auto found = std::find_if(file.entries().begin(), file.entries().end(), [&](const SafetensorsEntry& entry) {
-      return FromPeftName(entry.name) == tensor.name;
-    });
-    return absl::string_view(reinterpret_cast<const char*>(file.data(*found)), found->end - found->begin);
-  };
-  if (embedding->shape != head->shape || embedding->dtype != head->dtype || bytes(*embedding) != bytes(*head))
-    return Error(ExitCode::kData, file.path(), ": ensure_weight_tying is true, but ", head->name, " differs from ",
-                 embedding->name);
-  source->tensors.erase(source->tensors.begin() + (head - source->tensors.data()));
-  return absl::OkStatus();
-}
-
 absl::StatusOr<std::shared_ptr<const AdapterSource>> OpenPeft(const std::string& folder) {
   ASSIGN_OR_RETURN(const PeftConfig config, ReadPeftConfig(folder));
   auto source = std::make_shared<AdapterSource>();
@@ -85,7 +67,10 @@ absl::StatusOr<std::shared_ptr<const AdapterSource>> OpenPeft(const std::string&
                    "; F32, BF16 and F16 can be read");
     source->tensors.push_back({name, entry.shape, *dtype});
   }
-  RETURN_IF_ERROR(DropSecondUse(*file, source.get()));
+  if (const std::string own = absl::StrCat(folder, "/chat_template.jinja"); Exists(own)) {
+    ASSIGN_OR_RETURN(source->text.chat_template, ReadGivenTemplate(own));
+    source->text.ends_by_template = true;
+  }
   FindCopies(source.get());
   source->read = [file](const SourceTensor& tensor, const Rectangle& rectangle, const at::Tensor& out) {
     const auto found = std::find_if(file->entries().begin(), file->entries().end(), [&](const SafetensorsEntry& entry) {
@@ -136,8 +121,10 @@ void Unite(AdapterSource* source) {
 
 // What a run with this config trains, its checkpoints holding `tensors`.
 std::shared_ptr<const AdapterSource> AdapterOfRun(const std::string& description, const RunConfig& config,
-                                                  std::vector<SourceTensor> tensors, TensorReader read) {
+                                                  std::vector<SourceTensor> tensors, TensorReader read,
+                                                  RunText text = {}) {
   auto source = std::make_shared<AdapterSource>();
+  source->text = std::move(text);
   source->description = description;
   source->config = config.adapter();
   source->config.clear_from();
@@ -153,11 +140,13 @@ absl::StatusOr<std::shared_ptr<const AdapterSource>> OpenAdapterCheckpoint(const
   ASSIGN_OR_RETURN(const CheckpointManifest manifest, ReadCheckpointManifest(folder, /*verify=*/false, 0, 1));
   if (!manifest.config().has_adapter())
     return Error(ExitCode::kConfig, "checkpoint ", folder, ": is of a run that trained no adapter");
+  ASSIGN_OR_RETURN(RunText text, RunTextOf(manifest));
   ASSIGN_OR_RETURN(ShardedTensorReader opened, ShardedTensorReader::Open(folder, manifest, "weights"));
   const auto reader = std::make_shared<const ShardedTensorReader>(std::move(opened));
   std::vector<SourceTensor> tensors;
   for (const auto& [name, shape] : reader->shapes()) tensors.push_back({name, shape, StoredBy(manifest.config())});
-  return AdapterOfRun(absl::StrCat("checkpoint ", folder), manifest.config(), std::move(tensors), ReaderOf(reader));
+  return AdapterOfRun(absl::StrCat("checkpoint ", folder), manifest.config(), std::move(tensors), ReaderOf(reader),
+                      std::move(text));
 }
 
 // What an adapter brings: its own parameters, and the model's that it trains whole.
@@ -175,15 +164,36 @@ std::string BaseName(const SourceTensor& copy, const DecoderSpec& spec) {
   return spec.tied_embeddings && name == kHeadWeight ? absl::StrCat(kEmbeddingName, ".weight") : name;
 }
 
+// Of a tied matrix that was trained whole PEFT saves both uses; this is the second.
+bool IsSecondUse(const AdapterSource& source, const DecoderSpec& spec, const SourceTensor& tensor) {
+  return spec.tied_embeddings && source.weights_tied && tensor.name == kHeadWeight &&
+         source.Find(absl::StrCat(kEmbeddingName, ".weight")) != nullptr;
+}
+
+// Both uses must be the same.
+absl::Status CheckSecondUse(const AdapterSource& source, const SourceTensor& head) {
+  const SourceTensor& embedding = *source.Find(absl::StrCat(kEmbeddingName, ".weight"));
+  bool same = embedding.shape == head.shape && embedding.dtype == head.dtype;
+  if (same) {
+    ASSIGN_OR_RETURN(const at::Tensor first, ReadWhole(source.read, embedding));
+    ASSIGN_OR_RETURN(const at::Tensor second, ReadWhole(source.read, head));
+    same = at::equal(first, second);
+  }
+  if (same) return absl::OkStatus();
+  return Error(ExitCode::kData, source.description, ": ensure_weight_tying is true, but ", head.name, " differs from ",
+               embedding.name);
+}
+
 bool HasCopy(const AdapterSource& source, const DecoderSpec& spec, const std::string& name) {
-  return std::any_of(source.copies.begin(), source.copies.end(),
-                     [&](const SourceTensor& copy) { return BaseName(copy, spec) == name; });
+  return std::any_of(source.copies.begin(), source.copies.end(), [&](const SourceTensor& copy) {
+    return BaseName(copy, spec) == name && !IsSecondUse(source, spec, copy);
+  });
 }
 
 // Whether the copies of a part of the base's weights are equal to it.
 absl::Status CheckCopies(const AdapterSource& source, const DecoderSpec& spec, const TensorPart& part) {
   for (const SourceTensor& copy : source.copies) {
-    if (BaseName(copy, spec) != part.name) continue;
+    if (BaseName(copy, spec) != part.name || IsSecondUse(source, spec, copy)) continue;
     const at::Tensor ours = part.values.view({part.rectangle.size[0], -1});
     const at::Tensor theirs = at::empty(ours.sizes(), at::TensorOptions().dtype(copy.dtype));
     RETURN_IF_ERROR(source.read(copy, part.rectangle, theirs));
@@ -303,10 +313,18 @@ absl::StatusOr<DecoderSpec> Adapted(const AdapterSource& source, DecoderSpec spe
     }
   }
   for (const SourceTensor& tensor : source.tensors) {
+    if (IsSecondUse(source, spec, tensor)) {
+      RETURN_IF_ERROR(CheckSecondUse(source, tensor));
+      continue;
+    }
     if (known.count(tensor.name) == 0) mismatch.unexpected.push_back(tensor.name);
   }
   const std::vector<ParameterSpec> base = DecoderParameters(spec);
   for (const SourceTensor& copy : source.copies) {
+    if (IsSecondUse(source, spec, copy)) {
+      RETURN_IF_ERROR(CheckSecondUse(source, copy));
+      continue;
+    }
     const std::string name = BaseName(copy, spec);
     const auto found =
         std::find_if(base.begin(), base.end(), [&](const ParameterSpec& parameter) { return parameter.name == name; });
@@ -418,9 +436,11 @@ absl::Status WritePeftDirectory(const AdapterSource& source, const DecoderSpec& 
   };
   RETURN_IF_ERROR(
       WriteSafetensors(absl::StrCat(folder, "/", kPeftWeightsName), entries, {{"format", "pt"}}, produce).status());
-  const PeftConfig config = {source.config, source.base, source.weights_tied};
+  const PeftConfig config = {source.config, source.base, source.weights_tied && spec.tied_embeddings};
   RETURN_IF_ERROR(WriteFileAtomically(absl::StrCat(folder, "/", kPeftConfigName),
                                       WritePeftConfig(config, TargetNames(*spec.adapter, LinearModules(spec)))));
+  if (!source.text.chat_template.empty())
+    RETURN_IF_ERROR(WriteFileAtomically(absl::StrCat(folder, "/chat_template.jinja"), source.text.chat_template));
   RETURN_IF_ERROR(SyncDirectory(folder));
   // What is on disk reads back as the same adapter.
   ASSIGN_OR_RETURN(const auto again, OpenPeft(folder));

@@ -20,7 +20,8 @@ struct AdapterSource {
   std::vector<SourceTensor> tensors;  // canonical names; modules that were trained whole are among them
   // Frozen weights of the base that were saved too; must be the base's.
   std::vector<SourceTensor> copies;
-  bool weights_tied = true;  // of a tied matrix that was trained whole both uses are meant
+  bool weights_tied = true;  // of a tied matrix that was trained whole both uses are meant; untied models do not care
+  RunText text;              // of its run; of a PEFT directory the chat template in it
   TensorReader read;
 
   const SourceTensor* Find(const std::string& name) const;

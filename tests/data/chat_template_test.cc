@@ -57,6 +57,18 @@ TEST(ChatTemplate, RendersWithSpecialTokensAndVariables) {
   EXPECT_EQ(chat.Render(conversation, true).value(), "<s>xTrueNonemTrue");
 }
 
+// Transformers drops a message's keys whose value is None before it renders, those within values not.
+TEST(ChatTemplate, KeysWithoutAValueAreAbsent) {
+  const ChatTemplate chat = Parsed("{{ messages[0].name is defined }}{{ messages[0] }}");
+  EXPECT_EQ(
+      chat.Render(Talk(R"([{"role": "user", "name": null, "reasoning": null, "tool_calls": [{"id": null}]}])"), false)
+          .value(),
+      "False{'role': 'user', 'tool_calls': [{'id': None}]}");
+  EXPECT_EQ(Learned(kChatMl, R"([{"role": "user", "content": "a", "name": null}, {"role": "assistant", "content": "b",
+      "tool_calls": null}])"),
+            Texts{"b<|im_end|>"});
+}
+
 TEST(ChatTemplate, ReasoningHasAllItsNames) {
   const ChatTemplate chat = Parsed("{{ messages[0] }}");
   EXPECT_EQ(chat.Render(Talk(R"([{"role": "assistant", "reasoning": "r"}])"), false).value(),

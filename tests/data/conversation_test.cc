@@ -73,6 +73,57 @@ TEST(Conversation, ASystemPromptMayStandBesideTheMessages) {
                 "says something else than the first message");
 }
 
+// Tables have a column for every key that any line has; Transformers drops a message's keys without a value.
+TEST(Conversation, KeysWithoutAValueAreAbsent) {
+  const ConversationSample sample =
+      Parse(R"({"messages": [{"role": "user", "content": "q", "name": null, "tool_calls": null},)"
+            R"( {"role": "assistant", "content": null, "tool_calls": [{"id": null}], "weight": null}],)"
+            R"( "prompt": null, "completion": null, "text": null, "tools": null, "system": null})");
+  EXPECT_EQ(sample.form, SampleForm::kMessages);
+  EXPECT_EQ(sample.conversation.messages.dump(),
+            R"([{"role":"user","content":"q"},{"role":"assistant","tool_calls":[{"id":null}]}])");
+  EXPECT_EQ(sample.learned, std::vector<bool>{true});
+  EXPECT_EQ(Parse(R"({"messages": null, "prompt": "p", "completion": "c"})").form, SampleForm::kPromptText);
+  EXPECT_EQ(Parse(R"({"conversations": null, "instruction": "i", "output": "o", "text": null})").form,
+            SampleForm::kAlpaca);
+  EXPECT_TRUE(Parse(R"({"text": null})").empty());
+  EXPECT_EQ(
+      Parse(R"({"conversations": [{"from": "human", "value": "q", "weight": null}]})").conversation.messages.dump(),
+      R"([{"role":"user","content":"q"}])");
+}
+
+TEST(Conversation, WhatTheTemplateIsGivenIsWhatTransformersTakes) {
+  const std::string talk = R"({"messages": [{"role": "user", "content": "q"}], )";
+  EXPECT_EQ(Parse(talk + R"("tools": []})").conversation.tools.dump(), "[]");
+  for (const char* none : {R"("tools": ""})", R"("tools": "null"})", R"("tools": null})"})
+    EXPECT_TRUE(Parse(talk + none).conversation.tools.is_null()) << none;
+  EXPECT_EQ(Parse(talk + R"("chat_template_kwargs": {"documents": [{"title": "t"}]}})").conversation.variables.size(),
+            1u);
+  ExpectRefused(talk + R"("tools": ["{}"]})", "field \"tools\" is not a list of objects");
+  ExpectRefused(talk + R"("chat_template_kwargs": {"documents": ["t"]}})", "documents is not a list of objects");
+  ExpectRefused(talk + R"("chat_template_kwargs": {"tools": []}})", "write the field \"tools\"");
+  ExpectRefused(talk + R"("chat_template_kwargs": {"add_generation_prompt": true}})", "is no variable of a template");
+}
+
+TEST(Conversation, CopiesAreKnownByWhatIsSaid) {
+  const auto hash = [](const std::string& line) { return Parse(line).content_hash; };
+  const std::string one =
+      hash(R"({"messages": [{"role": "user", "content": "q\u00e9"}, {"role": "assistant", "content": "a",)"
+           R"( "tool_calls": [{"id": "x1", "function": {"name": "f", "arguments": {"p": 1, "q": [2]}}}]}]})");
+  for (
+      const char* copy :
+      {R"({"id": 7,  "messages": [{"content": "qé", "role": "user", "id": "m1"}, {"tool_calls": [{"function": {"arguments": {"q": [2], "p": 1}, "name": "f"}, "id": "x2"}], "role": "assistant", "content": "a", "weight": 1}]}  )"
+       "\r",
+       R"({"messages": [{"role": "user", "content": "qé", "name": null}, {"role": "assistant", "content": [{"type": "text", "text": "a"}], "tool_calls": [{"function": {"name": "f", "arguments": "{\"p\": 1, \"q\":[2]}"}}]}], "source": "web"})",
+       R"({"prompt": [{"role": "user", "content": "qé"}], "completion": [{"role": "assistant", "content": "a", "tool_calls": [{"function": {"name": "f", "arguments": {"p": 1, "q": [2]}}}]}]})"})
+    EXPECT_EQ(hash(copy), one) << copy;
+  EXPECT_EQ(hash(R"({"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]})"),
+            hash(R"({"instruction": "q", "input": "", "output": "a"})"));
+  EXPECT_EQ(hash(R"({"text": "pc"})"), hash(R"({"n": 1, "completion": "c", "prompt": "p"})"));
+  EXPECT_NE(hash(R"({"messages": [{"role": "user", "content": "q"}]})"),
+            hash(R"({"messages": [{"role": "user", "content": "r"}]})"));
+}
+
 TEST(Conversation, PromptsAndTexts) {
   const ConversationSample text = Parse(R"({"prompt": "1+1=", "completion": "2"})");
   EXPECT_EQ(text.form, SampleForm::kPromptText);

@@ -292,6 +292,27 @@ TEST(OpenConversations, ValidationIsChosenByTheSampleNotByItsPlace) {
   EXPECT_NE(a.train.sequences->Digest(), b.train.sequences->Digest());
 }
 
+TEST(OpenConversations, CopiesOfASampleStayInOneSplit) {
+  std::string lines;
+  for (int i = 0; i < 100; ++i)
+    absl::StrAppend(&lines, TextLine(absl::StrCat(i)), "{\"id\": ", i, ",  \"text\":\"", i, "\"} \r\n");
+  ConversationData settings;
+  settings.set_validation_fraction(0.25);
+  const ConversationSet set = Open(lines, settings).value();
+  const auto documents = DocumentsOf(*set.validation.sequences);
+  EXPECT_EQ(documents.size() % 2, 0u);
+  for (const std::string& document : documents)
+    EXPECT_EQ(std::count(documents.begin(), documents.end(), document), 2) << document;
+}
+
+TEST(OpenConversations, NamesTheEndsThatAreTaught) {
+  EXPECT_EQ(Open(TextLine("a"), {})->train.ends, std::set<int32_t>{kEndOfDocument});
+  // Where a sample is cut off, its last token ends nothing.
+  ConversationData settings;
+  settings.set_over_long(ConversationData::TRUNCATE);
+  EXPECT_EQ(Open(TextLine("abcdefghijkl"), settings)->train.ends, std::set<int32_t>{});
+}
+
 TEST(OpenConversations, RefusesSettingsOutOfRange) {
   EXPECT_ERROR(OpenConversations({}, 8, MakeSampleTokenizer()).status(), ExitCode::kConfig, "path: none given");
   ConversationData settings;

@@ -132,6 +132,41 @@ TEST_F(SentencePiece, UserDefinedPiecesAreFoundControlTokensNot) {
   EXPECT_EQ((*tokenizer)->TokenId("<s>"), 1);
 }
 
+// As Transformers 5.23's LlamaTokenizer gives them: the space comes before the whole text only, and not where that
+// begins with a token.
+TEST_F(SentencePiece, FilesOfTransformersBesideItAddTokens) {
+  Add("ab", -1);
+  AddCharacters();
+  AddBytes();
+  const auto next = static_cast<int32_t>(model_.pieces_size());
+  const std::string folder = path_ + ".d";
+  std::filesystem::create_directory(folder);
+  const auto write = [&](const char* name, const std::string& contents) {
+    ASSERT_TRUE(WriteFileAtomically(absl::StrCat(folder, "/", name), contents).ok());
+  };
+  write("tokenizer.model", model_.SerializeAsString());
+  write("tokenizer_config.json", R"({"tokenizer_class": "LlamaTokenizer", "eos_token": "<|end|>", "legacy": false})");
+  write("added_tokens.json", absl::StrCat("{\"<|end|>\": ", next + 1, ", \"<|start|>\": ", next, "}"));
+  auto tokenizer = Tokenizer::Load(folder);
+  ASSERT_TRUE(tokenizer.ok()) << tokenizer.status();
+  const auto encode = [&](const std::string& text) {
+    std::vector<int32_t> ids;
+    (*tokenizer)->Encode(text, &ids);
+    return ids;
+  };
+  const int32_t space = (*tokenizer)->TokenId("▁"), ab = (*tokenizer)->TokenId("ab"), a = (*tokenizer)->TokenId("a");
+  EXPECT_EQ(encode("<|start|>ab<|end|> a"), (std::vector<int32_t>{next, ab, next + 1, space, a}));
+  EXPECT_EQ(encode("ab<|end|>ab"), (std::vector<int32_t>{space, ab, next + 1, ab}));
+  EXPECT_EQ(encode("a</s>"), (std::vector<int32_t>{space, a, 2}));
+  EXPECT_TRUE((*tokenizer)->IsSpecial(next + 1));
+  EXPECT_EQ((*tokenizer)->vocab_size(), next + 2);
+  write("tokenizer_config.json", R"({"tokenizer_class": "GemmaTokenizer"})");
+  tokenizer = Tokenizer::Load(folder);
+  ASSERT_FALSE(tokenizer.ok());
+  EXPECT_NE(tokenizer.status().message().find("read for LlamaTokenizer only"), std::string::npos) << tokenizer.status();
+  std::filesystem::remove_all(folder);
+}
+
 TEST_F(SentencePiece, WhatIsNotReproducedIsRefused) {
   AddCharacters();
   const SentencePieceModel good = model_;

@@ -1,3 +1,4 @@
+// Long because every rule of tokenizer.json that changes ids is a case of its own, on one trained file.
 #include "data/tokenizer/tokenizer.h"
 
 #include <gtest/gtest.h>
@@ -225,6 +226,57 @@ TEST_F(TokenizerTest, LongPiecesEncodeAsTheirDefinition) {
       ASSERT_EQ(ids, expected) << piece;
     }
   }
+}
+
+TEST_F(TokenizerTest, TheEndOfADocumentIsFoundAsPublishedTokenizersSpellIt) {
+  for (const char* name :
+       {"<|endoftext|>", "<|end_of_text|>", "<\uFF5Cend\u2581of\u2581sentence\uFF5C>", "</s>", "<eos>"}) {
+    const auto tokenizer = Loaded([name](json& root) {
+      root["added_tokens"] = {Added(0, name)};
+      json& vocab = root["model"]["vocab"];
+      vocab.erase("<|endoftext|>");
+      vocab[name] = 0;
+    });
+    EXPECT_EQ(tokenizer->end_of_document(), 0) << name;
+  }
+}
+
+TEST_F(TokenizerTest, FilesBesideItAddTokensAndNameTheEnd) {
+  const std::string folder = folder_.string();
+  json root = json::parse(TrainedFile());
+  root["added_tokens"] = {Added(0, "<|first|>")};
+  root["model"]["vocab"].erase("<|endoftext|>");
+  root["model"]["vocab"]["<|first|>"] = 0;
+  const auto next = static_cast<int32_t>(root["model"]["vocab"].size());
+  const auto write = [&](const char* name, const json& contents) {
+    ASSERT_TRUE(WriteFileAtomically(absl::StrCat(folder, "/", name), contents.dump()).ok());
+  };
+  write("tokenizer.json", root);
+  write("tokenizer_config.json", {{"eos_token", {{"content", "<|turn|>"}}}, {"bos_token", nullptr}});
+  write("added_tokens.json", {{"<|turn|>", next}, {"[x]", next + 1}});
+  absl::StatusOr<std::unique_ptr<Tokenizer>> tokenizer = Tokenizer::Load(folder);
+  ASSERT_TRUE(tokenizer.ok()) << tokenizer.status();
+  EXPECT_EQ((*tokenizer)->vocab_size(), next + 2);
+  EXPECT_EQ((*tokenizer)->end_of_document(), next);
+  EXPECT_TRUE((*tokenizer)->IsSpecial(next));
+  EXPECT_FALSE((*tokenizer)->IsSpecial(next + 1));
+  std::vector<int32_t> ids;
+  (*tokenizer)->Encode("a<|turn|>[x]a", &ids);
+  const int32_t a = (*tokenizer)->TokenId("a");
+  EXPECT_EQ(ids, (std::vector<int32_t>{a, next, next + 1, a}));
+  EXPECT_EQ((*tokenizer)->Decode(ids), "a<|turn|>[x]a");
+  write("added_tokens.json", {{"<|turn|>", next + 3}});
+  tokenizer = Tokenizer::Load(folder);
+  ASSERT_FALSE(tokenizer.ok());
+  EXPECT_NE(tokenizer.status().message().find("adds the token \"<|turn|>\" with the id"), std::string::npos)
+      << tokenizer.status();
+  // Where the settings list tokens, they count alone.
+  write("tokenizer_config.json",
+        {{"added_tokens_decoder", {{absl::StrCat(next), {{"content", "<y>"}, {"special", true}}}}}});
+  tokenizer = Tokenizer::Load(folder);
+  ASSERT_TRUE(tokenizer.ok()) << tokenizer.status();
+  EXPECT_EQ((*tokenizer)->TokenId("<y>"), next);
+  EXPECT_EQ((*tokenizer)->TokenId("<|turn|>"), -1);
 }
 
 TEST_F(TokenizerTest, SpecialTokensAreFoundInText) {

@@ -1,8 +1,15 @@
 // Which modules an adapter config names, and what is said of names that fit nothing.
 #include "models/spec/adapter_spec.h"
 
+#include <absl/strings/str_cat.h>
 #include <google/protobuf/text_format.h>
 #include <gtest/gtest.h>
+
+#include <cstdlib>
+#include <filesystem>
+
+#include "launch/base/file.h"
+#include "models/formats/hf/peft.h"
 
 namespace trireme {
 namespace {
@@ -77,6 +84,49 @@ TEST(AdapterSpecTest, AnAdapterThatExistsMayNameMore) {
   EXPECT_EQ(problems, Names{});
   EXPECT_EQ(again.modules.at("model.layers.0.self_attn.q_proj").rank, 2);
   EXPECT_EQ(again.modules.at("model.layers.0.mlp.down_proj").rank, 4);
+}
+
+// The modules that PEFT 0.21's check_target_module_exists() chooses.
+TEST(AdapterSpecTest, PeftMayChooseLayersAndExcludeByExpression) {
+  const Names modules = {"model.layers.0.self_attn.q_proj",  "model.layers.0.mlp.down_proj",
+                         "model.layers.1.self_attn.q_proj",  "model.layers.1.mlp.experts.0.down_proj",
+                         "model.layers.10.self_attn.q_proj", "lm_head"};
+  const auto chosen = [&](const std::string& settings) -> Names {
+    std::string pattern = (std::filesystem::temp_directory_path() / "trireme-test-XXXXXX").string();
+    const std::string folder = mkdtemp(pattern.data());
+    EXPECT_TRUE(WriteFileAtomically(folder + "/adapter_config.json",
+                                    absl::StrCat(R"({"peft_type": "LORA", "r": 2, "lora_alpha": 4, )", settings, "}"))
+                    .ok());
+    const absl::StatusOr<PeftConfig> config = ReadPeftConfig(folder);
+    std::filesystem::remove_all(folder);
+    if (!config.ok()) return {std::string(config.status().message())};
+    AdapterConfig adapter = config->adapter;
+    adapter.set_from("DIR");
+    Names problems, found;
+    for (const auto& [module, unused] : ResolveAdapter(adapter, modules, kWhole, &problems).modules)
+      found.push_back(module);
+    EXPECT_EQ(problems, Names{}) << settings;
+    return found;
+  };
+  EXPECT_EQ(chosen(R"("target_modules": ["q_proj"], "layers_to_transform": [1, 10])"), (Names{modules[2], modules[4]}));
+  EXPECT_EQ(chosen(R"("target_modules": ["q_proj"], "layers_to_transform": 0, "layers_pattern": "layers")"),
+            Names{modules[0]});
+  EXPECT_EQ(chosen(R"("target_modules": ["down_proj"], "layers_to_transform": [0])"), Names{modules[1]})
+      << "the first number counts";
+  EXPECT_EQ(chosen(R"("target_modules": ["down_proj"], "layers_to_transform": [1], "layers_pattern": ["h", "layers"])"),
+            Names{modules[3]});
+  EXPECT_EQ(chosen(R"("target_modules": ["lm_head", "q_proj"], "layers_to_transform": [1])"),
+            (Names{"lm_head", modules[2]}))
+      << "a whole name is taken whatever its layer";
+  EXPECT_NE(chosen(R"("target_modules": "all-linear", "layers_to_transform": [1])")[0].find("which PEFT refuses"),
+            std::string::npos);
+  EXPECT_EQ(chosen(R"("target_modules": ["q_proj", "down_proj"], "exclude_modules": ".*\\.0\\..*")"),
+            (Names{modules[2], modules[4]}));
+  EXPECT_EQ(chosen(R"("target_modules": ".*_proj", "exclude_modules": "q_proj")").size(), 5u)
+      << "an expression must match all of the name";
+  EXPECT_EQ(chosen(R"("target_modules": ["q_proj"], "layers_to_transform": [], "layers_pattern": null)").size(), 3u);
+  EXPECT_NE(chosen(R"("target_modules": ["q_proj"], "layers_to_transform": "1")")[0].find("layers_to_transform"),
+            std::string::npos);
 }
 
 }  // namespace

@@ -1,6 +1,8 @@
 // What a config must satisfy before anything starts, and what follows from one that does.
 #include "trainer/recipe/recipe.h"
 
+#include <absl/strings/str_cat.h>
+#include <absl/strings/str_join.h>
 #include <google/protobuf/text_format.h>
 #include <gtest/gtest.h>
 
@@ -70,6 +72,30 @@ TEST(RecipeTest, ReplicasTakeTheirRanks) {
   EXPECT_EQ(recipe.mesh[Axis::kDataReplicate], 2);
   EXPECT_EQ(recipe.mesh.world(), 6);
   EXPECT_EQ(recipe.num_microbatches, 1);
+}
+
+std::string WarningsOf(const std::string& change) {
+  return absl::StrJoin(SettingsWithoutEffect(Config(change), MustMake(change)), "\n");
+}
+
+TEST(RecipeTest, WarnsOfPairsThatDoNotGoTogether) {
+  EXPECT_EQ(WarningsOf("lr_schedule { warmup_steps: 99 cosine {} }"), "");
+  for (const char* shape : {"", "constant {}", "cosine {}", "linear {}"})
+    EXPECT_NE(WarningsOf(absl::StrCat("lr_schedule { warmup_steps: 400 ", shape, " }"))
+                  .find("warmup_steps: 400 of the run's 100 steps: the learning rate never reaches its peak, but "
+                        "0.00025 of 0.001"),
+              std::string::npos)
+        << shape;
+  for (const auto& [change, warning] :
+       {std::pair<const char*, const char*>{"trace { steps: 101 }", "trace.steps: 101 is beyond"},
+        {"evaluation { max_sequences: 3 }", "evaluation.max_sequences: has no effect without evaluation.every_steps"},
+        {"non_finite { max_consecutive_skips: 3 }", "non_finite.max_consecutive_skips: has no effect"},
+        {"recompute { offload: true }", "recompute.offload: has no effect"},
+        {"parallel { context_method: RING }", "parallel.context_method: has no effect"},
+        {"parallel { pipeline_schedule: '1F1B' }", "parallel.pipeline_schedule: has no effect"},
+        {"data { conversations { validation_fraction: 0.1 } }", "nothing is evaluated on them"},
+        {"data { document_mask: false conversations {} }", "data.document_mask: false: has no effect"}})
+    EXPECT_NE(WarningsOf(change).find(warning), std::string::npos) << change;
 }
 
 TEST(RecipeTest, LengthOfTheRun) {

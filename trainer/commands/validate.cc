@@ -84,6 +84,7 @@ absl::Status Run(const Flags& flags, const Extensions& extensions) {
                                : ExitCodeOf(recipe.status()),
                  absl::StrJoin(problems, "\n  "));
   }
+  for (const std::string& sentence : SettingsWithoutEffect(config, *recipe)) Warning(sentence);
   std::cout << ConfigText(recipe->config) << "\n# fits " << flags.ranks << " ranks: " << recipe->mesh.ToString()
             << "\n# " << HumanCount(static_cast<double>(NumParameters(recipe->model))) << " parameters, "
             << recipe->total_steps << " steps of " << HumanCount(static_cast<double>(recipe->tokens_per_step))

@@ -11,7 +11,7 @@
 #include <set>
 
 #include "launch/base/log.h"
-#include "models/formats/base/json_file.h"
+#include "models/source/end_ids.h"
 #include "models/source/prompt.h"
 #include "parallel/comm/agreement.h"
 
@@ -60,24 +60,13 @@ absl::StatusOr<std::vector<int64_t>> PromptIds(const GenerateOptions& options, c
   return ids;
 }
 
-std::set<int64_t> EndIds(const GenerateOptions& options, const Session& session) {
+std::set<int64_t> Ends(const GenerateOptions& options, const Session& session) {
   if (options.ignore_eos) return {};
-  std::set<int64_t> ids(session.source.ids.eos.begin(), session.source.ids.eos.end());
-  // What Transformers' generate() heeds, where a model directory has it.
-  for (const std::string& folder : session.source.tokenizer_folders) {
-    const absl::StatusOr<nlohmann::json> file = ReadJsonObject(folder + "/generation_config.json");
-    if (!file.ok()) continue;
-    const nlohmann::json eos = file->value("eos_token_id", nlohmann::json());
-    if (eos.is_number_integer()) ids.insert(eos.get<int64_t>());
-    for (const nlohmann::json& id : eos.is_array() ? eos : nlohmann::json::array()) {
-      if (id.is_number_integer()) ids.insert(id.get<int64_t>());
-    }
-  }
-  if (!session.text.ok()) return ids;
-  if (ids.empty()) ids.insert(session.text->tokenizer->end_of_document());
-  if (options.chat) ids.insert(session.text->tokenizer->TokenId("<|im_end|>"));
-  ids.erase(-1);
-  return ids;
+  const bool turns = options.chat || session.source.text.ends_by_template;
+  const bool has_template = session.text.ok() && session.text->chat_template.ok();
+  const std::vector<int64_t> ids = EndIds(session.source, session.text.ok() ? session.text->tokenizer.get() : nullptr,
+                                          turns && has_template ? &*session.text->chat_template : nullptr);
+  return {ids.begin(), ids.end()};
 }
 
 absl::Status Run(const GenerateOptions& options, Session& session) {
@@ -85,7 +74,7 @@ absl::Status Run(const GenerateOptions& options, Session& session) {
   if (!prompt.ok()) return MarkAgreed(prompt.status());
   const bool as_text = !options.print_ids && !options.json;
   if (as_text && !session.text.ok()) return MarkAgreed(session.text.status());
-  const std::set<int64_t> ends = EndIds(options, session);
+  const std::set<int64_t> ends = Ends(options, session);
   const auto prompt_tokens = static_cast<int64_t>(prompt->size());
   // The last token is never read again, so it needs no place.
   const int64_t length = std::min(prompt_tokens + options.max_tokens, session.recipe.model.max_positions);

@@ -29,11 +29,12 @@ struct Plan {
 };
 
 absl::StatusOr<ModelText> OpenText(const ExportSource& source) {
+  const std::string& own = source.text.chat_template;
   for (const std::string& folder : source.tokenizer_folders) {
-    if (!FindTokenizer(folder).empty()) return OpenModelText(folder, "", TemplateDate::kToday);
+    if (!FindTokenizer(folder).empty()) return OpenModelText(folder, own, TemplateDate::kToday);
   }
   if (source.tokenizer_gguf != nullptr && source.tokenizer_gguf->Find("tokenizer.ggml.model") != nullptr)
-    return OpenModelText(source.tokenizer_gguf->path(), "", TemplateDate::kToday);
+    return OpenModelText(source.tokenizer_gguf->path(), own, TemplateDate::kToday);
   return Error(ExitCode::kData, source.description,
                ": brings neither tokenizer.json nor tokenizer.model, so text means nothing to it; give and print token "
                "ids (--prompt-ids, "
@@ -65,6 +66,7 @@ absl::StatusOr<Plan> MakePlan(const SessionOptions& options, const Extensions& e
   ASSIGN_OR_RETURN(plan.source, OpenExportSource(options.source, extensions.families, nullptr));
   if (!options.adapter.empty()) {
     ASSIGN_OR_RETURN(plan.source.adapter, OpenAdapter(options.adapter));
+    RETURN_IF_ERROR(UseRunText(plan.source.adapter->text, &plan.source));
   }
   plan.text = OpenText(plan.source);
   *config.mutable_model() = plan.source.model;
@@ -81,7 +83,10 @@ absl::StatusOr<Plan> MakePlan(const SessionOptions& options, const Extensions& e
   FillTraining(process.size(), &config);
   if (config.data().has_conversations()) {
     RETURN_IF_ERROR(plan.text.status());
-    config.mutable_data()->mutable_conversations()->set_tokenizer(plan.text->origin);
+    ConversationData* conversations = config.mutable_data()->mutable_conversations();
+    conversations->set_tokenizer(plan.text->origin);
+    if (conversations->chat_template().empty() && !plan.source.text.chat_template.empty())
+      conversations->set_chat_template(plan.source.text.chat_template);
   }
   if (config.data().source_size() > 0 || config.data().has_conversations()) {
     ASSIGN_OR_RETURN(plan.corpora, OpenCorpora(config));

@@ -131,6 +131,7 @@ absl::Status Export(const ExportOptions& options, const std::vector<ModelFamily>
   ASSIGN_OR_RETURN(ExportSource source, OpenExportSource(options.source, families, options.alive));
   if (!options.adapter.empty()) {
     ASSIGN_OR_RETURN(source.adapter, OpenAdapter(options.adapter));
+    RETURN_IF_ERROR(UseRunText(source.adapter->text, &source));
   }
   RETURN_IF_ERROR(UseAdapter(options, families, &source));
   const std::string temporary = TemporaryFor(output);

@@ -10,7 +10,10 @@
 #include "launch/base/file.h"
 #include "launch/base/log.h"
 #include "models/formats/gguf/gguf_config.h"
+#include "models/formats/gguf/gguf_tokenizer.h"
 #include "models/formats/gguf/gguf_writer.h"
+#include "models/source/end_ids.h"
+#include "models/source/model_text.h"
 #include "trainer/export/export_tokenizer.h"
 
 namespace trireme {
@@ -34,17 +37,45 @@ GgufType Target(ExportConfig::Dtype wanted, at::ScalarType stored) {
   return stored == at::kBFloat16 ? GgufType::kBF16 : stored == at::kHalf ? GgufType::kF16 : GgufType::kF32;
 }
 
-// A file's tokenizer is kept as it is; another is translated.
+// Of a file's tokenizer: what training taught to stop at goes where the file names nothing yet.
+GgufMetadata WithEnds(const ExportSource& source, GgufMetadata metadata) {
+  // A file may have no tokenizer, or one that is only passed on.
+  const absl::StatusOr<ModelText> text =
+      OpenModelText(source.tokenizer_gguf->path(), source.text.chat_template, TemplateDate::kOneDay);
+  const bool by_template = source.text.ends_by_template && text.ok() && text->chat_template.ok();
+  const auto has = [&](const std::string& key) {
+    return std::any_of(metadata.begin(), metadata.end(), [&](const auto& entry) { return entry.first == key; });
+  };
+  for (const int64_t end :
+       EndIds(source, text.ok() ? text->tokenizer.get() : nullptr, by_template ? &*text->chat_template : nullptr)) {
+    if (std::find(source.ids.eos.begin(), source.ids.eos.end(), end) != source.ids.eos.end()) continue;
+    std::vector<std::string> keys = {"tokenizer.ggml.eos_token_id"};
+    keys.insert(keys.end(), std::begin(kGgufMoreEnds), std::end(kGgufMoreEnds));
+    const auto free = std::find_if(keys.begin(), keys.end(), [&](const std::string& key) { return !has(key); });
+    if (free == keys.end()) {
+      Warning("export: a GGUF file has no room for token ", end, " among those at which to stop");
+    } else {
+      metadata.emplace_back(*free, static_cast<uint32_t>(end));
+    }
+  }
+  return metadata;
+}
+
+// A file's tokenizer is kept as it is, but for what the run changed; another is translated.
 absl::StatusOr<GgufMetadata> TokenizerOf(const ExportSource& source, const std::string& folder) {
   if (source.tokenizer_gguf == nullptr) {
     ASSIGN_OR_RETURN(const HfTokenIds ids, ExportTokenizer(source, folder));
     return ExportedGgufTokenizer(folder, ids, source.model.vocab_size());
   }
   GgufMetadata metadata;
+  const std::string& own_template = source.text.chat_template;
   for (const auto& entry : source.tokenizer_gguf->metadata()) {
-    if (absl::StartsWith(entry.first, "tokenizer.")) metadata.push_back(entry);
+    if (!absl::StartsWith(entry.first, "tokenizer.")) continue;
+    if (!own_template.empty() && absl::StartsWith(entry.first, "tokenizer.chat_template")) continue;
+    metadata.push_back(entry);
   }
-  return metadata;
+  if (!own_template.empty()) metadata.emplace_back("tokenizer.chat_template", own_template);
+  return WithEnds(source, std::move(metadata));
 }
 
 absl::Status WriteTensor(const ExportSource& source, const SourceTensor& tensor, const GgufModelFacts& facts,

@@ -13,6 +13,7 @@
 #include "models/formats/base/json_file.h"
 #include "models/formats/gguf/gguf_tokenizer.h"
 #include "models/formats/gguf/gguf_tokenizer_json.h"
+#include "models/source/end_ids.h"
 #include "models/source/model_text.h"
 
 namespace trireme {
@@ -39,12 +40,21 @@ absl::Status Copy(const std::string& from, const std::string& to) {
   return Write(to, contents);
 }
 
-// What stands beside a tokenizer in `folder`, unless `output` has it already.
-absl::Status CopyCompanions(const std::string& folder, const std::string& output) {
+// What stands beside a tokenizer in `folder`, unless `output` has it already. own_template: of a run that has its own,
+// which `output` holds; then no other goes there.
+absl::Status CopyCompanions(const std::string& folder, const std::string& output, bool own_template) {
   std::vector<std::string> names(std::begin(kCompanions), std::end(kCompanions));
   std::error_code error;
+  if (own_template && Exists(absl::StrCat(folder, "/", kTokenizerConfig)) &&
+      !Exists(absl::StrCat(output, "/", kTokenizerConfig))) {
+    ASSIGN_OR_RETURN(const std::string text, ReadFile(absl::StrCat(folder, "/", kTokenizerConfig)));
+    RETURN_IF_ERROR(ParseJsonObject(text, absl::StrCat(folder, "/", kTokenizerConfig)).status());
+    auto config = nlohmann::ordered_json::parse(text);
+    if (config.erase("chat_template") > 0)
+      RETURN_IF_ERROR(Write(absl::StrCat(output, "/", kTokenizerConfig), config.dump(2) + "\n"));
+  }
   for (const auto& entry : fs::directory_iterator(fs::path(folder) / kMoreTemplates, error)) {
-    if (entry.path().extension() == ".jinja")
+    if (entry.path().extension() == ".jinja" && !own_template)
       names.push_back(absl::StrCat(kMoreTemplates, "/", entry.path().filename().string()));
   }
   for (const std::string& name : names) {
@@ -79,13 +89,43 @@ absl::Status WriteTokenizerConfig(const std::string& output, const ModelConfig& 
   return Write(absl::StrCat(output, "/", kTokenizerConfig), config.dump(2) + "\n");
 }
 
+// Of a generation_config.json: whether its ids are those, so that it can stay as it is.
+bool Agrees(const nlohmann::ordered_json& config, const HfTokenIds& ids) {
+  for (const char* key : {"bos_token_id", "pad_token_id"}) {
+    const auto id = config.find(key);
+    if (id != config.end() && id->is_number_integer() && id->get<int64_t>() < 0) return false;
+  }
+  const nlohmann::ordered_json eos = config.value("eos_token_id", nlohmann::ordered_json());
+  if (eos.is_number_integer()) return ids.eos == std::vector<int64_t>{eos.get<int64_t>()};
+  if (!eos.is_array()) return ids.eos.empty();
+  return eos.size() == ids.eos.size() && std::all_of(ids.eos.begin(), ids.eos.end(), [&](int64_t id) {
+           return std::find(eos.begin(), eos.end(), id) != eos.end();
+         });
+}
+
+// The ids go into the file that is there, if they are not in it, or into a new one.
 absl::Status WriteGenerationConfig(const std::string& output, const HfTokenIds& ids) {
+  const std::string path = absl::StrCat(output, "/", kGenerationConfig);
   nlohmann::ordered_json config = nlohmann::ordered_json::object();
-  if (ids.bos.has_value()) config["bos_token_id"] = *ids.bos;
+  const bool copied = Exists(path);
+  if (copied) {
+    ASSIGN_OR_RETURN(const std::string text, ReadFile(path));
+    RETURN_IF_ERROR(ParseJsonObject(text, kGenerationConfig).status());
+    config = nlohmann::ordered_json::parse(text);
+    if (Agrees(config, ids)) return absl::OkStatus();
+  }
+  const auto set = [&](const char* key, const std::optional<int64_t>& id) {
+    const auto old = config.find(key);
+    // A negative id says that there is none.
+    if (old != config.end() && old->is_number_integer() && old->get<int64_t>() < 0) config.erase(old);
+    if (id.has_value() && !config.contains(key)) config[key] = *id;
+  };
+  set("bos_token_id", ids.bos);
+  config.erase("eos_token_id");
   if (ids.eos.size() == 1) config["eos_token_id"] = ids.eos[0];
   if (ids.eos.size() > 1) config["eos_token_id"] = ids.eos;
-  if (ids.pad.has_value()) config["pad_token_id"] = *ids.pad;
-  return Write(absl::StrCat(output, "/", kGenerationConfig), config.dump(2) + "\n");
+  set("pad_token_id", ids.pad);
+  return Write(path, config.dump(2) + "\n");
 }
 
 // What stands in a GGUF file, as files of a model directory.
@@ -93,7 +133,8 @@ absl::Status WriteGgufTokenizer(const GgufFile& file, const std::string& output)
   ASSIGN_OR_RETURN(const std::string tokenizer, TokenizerJsonOfGguf(file));
   RETURN_IF_ERROR(Write(absl::StrCat(output, "/tokenizer.json"), tokenizer));
   ASSIGN_OR_RETURN(const std::string chat_template, file.String("tokenizer.chat_template", ""));
-  return chat_template.empty() ? absl::OkStatus() : Write(absl::StrCat(output, "/", kChatTemplate), chat_template);
+  const std::string path = absl::StrCat(output, "/", kChatTemplate);
+  return chat_template.empty() || Exists(path) ? absl::OkStatus() : Write(path, chat_template);
 }
 
 // Whether texts begin with the token `bos`: by Transformers' setting, else by the rules in tokenizer.json, which may be
@@ -126,11 +167,20 @@ std::string ChatTemplateOf(const Json& config) {
   return "";
 }
 
+// `folder` holds the tokenizer and the template already.
+std::vector<int64_t> EndsOf(const ExportSource& source, const std::string& folder, const Tokenizer* tokenizer) {
+  const absl::StatusOr<ChatTemplate> turns =
+      source.text.ends_by_template ? LoadChatTemplate(folder) : absl::StatusOr<ChatTemplate>(absl::NotFoundError(""));
+  return EndIds(source, tokenizer, turns.ok() ? &*turns : nullptr);
+}
+
 }  // namespace
 
 absl::StatusOr<HfTokenIds> ExportTokenizer(const ExportSource& source, const std::string& output) {
   const std::vector<std::string>& folders = source.tokenizer_folders;
   const ModelConfig& model = source.model;
+  const bool own_template = !source.text.chat_template.empty();
+  if (own_template) RETURN_IF_ERROR(Write(absl::StrCat(output, "/", kChatTemplate), source.text.chat_template));
   HfTokenIds ids = source.ids;
   Digest digest;
   for (const std::string& folder : folders) {
@@ -141,7 +191,7 @@ absl::StatusOr<HfTokenIds> ExportTokenizer(const ExportSource& source, const std
       digest = own;
       RETURN_IF_ERROR(Copy(path, absl::StrCat(output, "/", fs::path(path).filename().string())));
     }
-    if (own == digest) RETURN_IF_ERROR(CopyCompanions(folder, output));
+    if (own == digest) RETURN_IF_ERROR(CopyCompanions(folder, output, own_template));
   }
   const bool from_gguf = digest.empty() && source.tokenizer_gguf != nullptr &&
                          source.tokenizer_gguf->Find("tokenizer.ggml.model") != nullptr;
@@ -150,8 +200,9 @@ absl::StatusOr<HfTokenIds> ExportTokenizer(const ExportSource& source, const std
     Warning("export: neither tokenizer.json nor tokenizer.model in ",
             folders.empty() ? "any folder" : absl::StrJoin(folders, ", "),
             "; the model is exported without one, with what else is there");
-    for (const std::string& folder : folders) RETURN_IF_ERROR(CopyCompanions(folder, output));
-    if (!Exists(absl::StrCat(output, "/", kGenerationConfig))) RETURN_IF_ERROR(WriteGenerationConfig(output, ids));
+    for (const std::string& folder : folders) RETURN_IF_ERROR(CopyCompanions(folder, output, own_template));
+    ids.eos = EndIds(source, /*tokenizer=*/nullptr, /*turns=*/nullptr);
+    RETURN_IF_ERROR(WriteGenerationConfig(output, ids));
     return ids;
   }
   const absl::StatusOr<std::unique_ptr<Tokenizer>> tokenizer = Tokenizer::Load(output);
@@ -168,15 +219,12 @@ absl::StatusOr<HfTokenIds> ExportTokenizer(const ExportSource& source, const std
       ASSIGN_OR_RETURN(const SpecialTokens tokens, ReadSpecialTokens(output));
       if (!ids.bos.has_value()) ids.bos = SpecialTokenId(tokens, "bos_token", **tokenizer);
       if (!ids.pad.has_value()) ids.pad = SpecialTokenId(tokens, "pad_token", **tokenizer);
-      const std::optional<int64_t> eos = SpecialTokenId(tokens, "eos_token", **tokenizer);
-      if (ids.eos.empty() && eos.has_value()) ids.eos = {*eos};
-    } else if (ids.eos.empty() && (*tokenizer)->end_of_document() >= 0) {
-      ids.eos = {(*tokenizer)->end_of_document()};  // What stands after every document of a corpus.
     }
   }
+  ids.eos = EndsOf(source, output, tokenizer.ok() ? tokenizer->get() : nullptr);
   if (!Exists(config_path))
     RETURN_IF_ERROR(WriteTokenizerConfig(output, model, ids, tokenizer.ok() ? tokenizer->get() : nullptr));
-  if (!Exists(absl::StrCat(output, "/", kGenerationConfig))) RETURN_IF_ERROR(WriteGenerationConfig(output, ids));
+  RETURN_IF_ERROR(WriteGenerationConfig(output, ids));
   return ids;
 }
 
@@ -193,11 +241,14 @@ absl::StatusOr<GgufMetadata> ExportedGgufTokenizer(const std::string& folder, co
   ASSIGN_OR_RETURN(const Json config, ReadJsonObject(path(kTokenizerConfig)));
   GgufTokenizerOptions options;
   options.vocab_size = vocab_size;
+  ASSIGN_OR_RETURN(options.folder, ReadTokenizerFolder(folder));
   const auto id = [](std::optional<int64_t> value) {
     return value.has_value() ? std::optional<int32_t>(static_cast<int32_t>(*value)) : std::nullopt;
   };
   ASSIGN_OR_RETURN(const std::unique_ptr<Tokenizer> loaded, Tokenizer::Load(file));
-  // As llama.cpp's converter: the tokenizer's word comes before config.json's, which may list several ends.
+  // As llama.cpp's converter: the tokenizer's word comes before config.json's, which may list several ends. So where
+  // tokenizer_config.json and tokenizer.json contradict each other on the token that begins a text, this export follows
+  // the former, as llama.cpp's converter does, and the Hugging Face export the latter, as Transformers 5 does.
   ASSIGN_OR_RETURN(const SpecialTokens tokens, ReadSpecialTokens(folder));
   const auto either = [&](const char* role, std::optional<int64_t> other) {
     const std::optional<int64_t> own = SpecialTokenId(tokens, role, *loaded);
@@ -206,6 +257,9 @@ absl::StatusOr<GgufMetadata> ExportedGgufTokenizer(const std::string& folder, co
   options.bos_token_id = either("bos_token", ids.bos);
   options.pad_token_id = either("pad_token", ids.pad);
   options.eos_token_id = either("eos_token", ids.eos.empty() ? std::nullopt : std::optional<int64_t>(ids.eos[0]));
+  for (const int64_t end : ids.eos) {
+    if (options.eos_token_id != end) options.more_ends.push_back(static_cast<int32_t>(end));
+  }
   options.add_bos_token =
       options.bos_token_id.has_value() && AddsBos(tokenizer, config, TokenOf(*loaded, *options.bos_token_id));
   if (Exists(path(kChatTemplate))) {

@@ -11,9 +11,9 @@ namespace trireme {
 
 // Copies the tokenizer's files from the first of the source's folders that holds a tokenizer.json (what is missing
 // there from later ones with the same tokenizer.json), or makes them from its GGUF file, and writes a minimal
-// tokenizer_config.json and generation_config.json where there are none. Returns the ids of bos, eos and pad:
-// source.ids where it says, else what the tokenizer's files say. Without any tokenizer nothing is written, and a
-// warning says so.
+// tokenizer_config.json and generation_config.json where there are none. The chat template of a run takes the place of
+// those files' own. Returns the ids of bos and pad (source.ids where it says, else what the tokenizer's files say) and
+// EndIds(), which generation_config.json gets too. Without any tokenizer there is none to write, and a warning says so.
 absl::StatusOr<HfTokenIds> ExportTokenizer(const ExportSource& source, const std::string& output);
 
 // What a GGUF file holds of a tokenizer that ExportTokenizer wrote to `folder`; empty when it wrote none. ids: what it

@@ -139,13 +139,15 @@ absl::StatusOr<CheckpointManifest> ReadCheckpointManifest(const std::string& fol
 }
 
 Checkpointer::Checkpointer(const Recipe& recipe, Mesh& mesh, Model& model, Optimizer& optimizer,
-                           std::vector<std::string> corpus_digests, std::string base_digest)
+                           std::vector<std::string> corpus_digests, std::string base_digest,
+                           std::optional<RunText> text)
     : recipe_(recipe),
       mesh_(mesh),
       model_(model),
       optimizer_(optimizer),
       corpus_digests_(std::move(corpus_digests)),
-      base_digest_(std::move(base_digest)) {}
+      base_digest_(std::move(base_digest)),
+      text_(std::move(text)) {}
 
 std::string Checkpointer::FolderFor(const std::string& run_dir, int64_t step) {
   return CheckpointFolder(run_dir, step);
@@ -222,6 +224,7 @@ absl::Status Checkpointer::Write(const std::string& folder, const TrainProgress&
     for (int size : recipe_.mesh.size) manifest.add_mesh(size);
     for (const std::string& digest : corpus_digests_) manifest.add_corpus_digest(digest);
     if (!base_digest_.empty()) manifest.set_base_digest(base_digest_);
+    if (text_.has_value()) *manifest.mutable_text() = RecordOf(*text_);
     manifest.set_written_by(absl::StrCat("trireme ", kVersion));
     for (const std::string& bytes : parts) {
       CheckpointManifest part;

@@ -5,11 +5,13 @@
 
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "models/engine/engine.h"
 #include "models/weights/checkpoint.pb.h"
+#include "models/weights/run_text.h"
 #include "parallel/comm/mesh.h"
 #include "trainer/loop/optimizer.h"
 
@@ -22,9 +24,10 @@ namespace trireme {
 class Checkpointer {
  public:
   // All must outlive it. corpus_digests identify the data, base_digest (IdentifyModel) the model that an adapter is
-  // trained on; "": there is none. Not collective.
+  // trained on; "": there is none. text: what the data say about the finished model. Not collective.
   Checkpointer(const Recipe& recipe, Mesh& mesh, Model& model, Optimizer& optimizer,
-               std::vector<std::string> corpus_digests, std::string base_digest = "");
+               std::vector<std::string> corpus_digests, std::string base_digest = "",
+               std::optional<RunText> text = std::nullopt);
 
   // Collective. Afterwards removes checkpoints beyond keep_last (never the best one when keep_best is set, never the
   // one just saved) and temporaries of dead runs. Errors are agreed: the same on all ranks; nothing half-written is
@@ -49,6 +52,7 @@ class Checkpointer {
   Optimizer& optimizer_;
   std::vector<std::string> corpus_digests_;
   std::string base_digest_;
+  std::optional<RunText> text_;
 };
 
 // Reads and checks the manifest of a checkpoint folder: it parses, and every file is there with its size; verify: and

@@ -336,7 +336,7 @@ absl::Status Run(const TrainOptions& options, const Extensions& extensions, cons
   RETURN_IF_ERROR(Agree(world, model.status()));
   std::vector<ParameterBuffer*> buffers = (*model)->buffers();
   Optimizer optimizer(config.optimizer(), buffers, config.seed());
-  Checkpointer checkpointer(recipe, mesh, **model, optimizer, corpora.digests, base_digest);
+  Checkpointer checkpointer(recipe, mesh, **model, optimizer, corpora.digests, base_digest, corpora.text);
   TrainProgress progress;
   ASSIGN_OR_RETURN(const bool resumed, checkpointer.Resume(options.allow_change, &progress));
   if (progress.step() >= recipe.total_steps) {
@@ -435,10 +435,13 @@ absl::StatusOr<Plan> MakePlan(const TrainOptions& options, const Extensions& ext
   RunConfig resolved = config;
   std::vector<std::string> problems;
   ResolveModelConfig(extensions.families, resolved.mutable_model(), &problems);
-  ASSIGN_OR_RETURN(plan.corpora, OpenCorpora(resolved));
+  ASSIGN_OR_RETURN(plan.corpora, OpenCorpora(resolved, SplitOfRun(resolved)));
   std::vector<std::string> attention;
   for (const AttentionBackend& backend : extensions.attention_backends) attention.push_back(backend.name);
   ASSIGN_OR_RETURN(plan.recipe, MakeRecipe(config, process.size(), extensions.families, attention, plan.corpora.facts));
+  if (process.rank() == 0) {
+    for (const std::string& sentence : SettingsWithoutEffect(config, plan.recipe)) Warning(sentence);
+  }
   RETURN_IF_ERROR(CheckEvaluation(config, plan.corpora));
   ASSIGN_OR_RETURN(plan.device, SetUpDevice(config.launch(), process));
   return plan;

@@ -8,7 +8,9 @@
 #include "launch/base/file.h"
 #include "launch/base/log.h"
 #include "models/formats/gguf/gguf_config.h"
+#include "models/source/model_source.h"
 #include "models/source/model_text.h"
+#include "trainer/loop/checkpointer.h"
 
 namespace trireme {
 namespace {
@@ -44,8 +46,8 @@ absl::StatusOr<std::vector<std::pair<std::string, std::string>>> TextContents(co
       {"data.conversations.chat_template", HashBytes(chat.data(), chat.size())}};
 }
 
-absl::StatusOr<Corpora> CorporaOfConversations(const RunConfig& config) {
-  ASSIGN_OR_RETURN(const OpenedConversations opened, OpenConversationData(config));
+absl::StatusOr<Corpora> CorporaOfConversations(const RunConfig& config, SplitBy split_by) {
+  ASSIGN_OR_RETURN(const OpenedConversations opened, OpenConversationData(config, split_by));
   const ConversationSplit &train = opened.set.train, &validation = opened.set.validation;
   Info("data: ", Describe(train));
   if (train.counts.without_end > 0) {
@@ -65,12 +67,27 @@ absl::StatusOr<Corpora> CorporaOfConversations(const RunConfig& config) {
     corpora.contents.emplace_back("data.conversations (validation)", validation.sequences->Digest());
   corpora.facts.vocab_size = opened.tokenizer->vocab_size();
   corpora.facts.num_windows = corpora.train->num_windows();
+  corpora.text = opened.text;
   return corpora;
 }
 
 }  // namespace
 
-absl::StatusOr<OpenedConversations> OpenConversationData(const RunConfig& config) {
+SplitBy SplitOfRun(const RunConfig& config) {
+  if (config.data().conversations().validation_fraction() <= 0 || config.run_dir().empty() ||
+      config.resume() == RunConfig::NEVER)
+    return SplitBy::kContent;
+  // What is wrong with the checkpoints is said when they are read.
+  const absl::StatusOr<std::string> newest = CheckpointOf(config.run_dir());
+  if (!newest.ok() || newest->empty()) return SplitBy::kContent;
+  const absl::StatusOr<CheckpointManifest> manifest = ReadCheckpointManifest(*newest, /*verify=*/false, 0, 1);
+  if (!manifest.ok() || manifest->text().split_by_content()) return SplitBy::kContent;
+  Info("data.conversations.validation_fraction: the run in ", config.run_dir(),
+       " chose its samples by the bytes of their lines; it goes on so");
+  return SplitBy::kLine;
+}
+
+absl::StatusOr<OpenedConversations> OpenConversationData(const RunConfig& config, SplitBy split_by) {
   const ConversationData& data = config.data().conversations();
   const std::string model = data.has_tokenizer() ? data.tokenizer() : config.model().from();
   if (model.empty()) {
@@ -89,10 +106,16 @@ absl::StatusOr<OpenedConversations> OpenConversationData(const RunConfig& config
   options.prefix_ids = text.prefix_ids;
   options.end_id = text.end_id;
   options.train_on = data.train_on();
-  ASSIGN_OR_RETURN(ConversationSet set,
-                   OpenConversations(data, config.data().sequence_length(), SampleTokenizer(std::move(options))));
+  ASSIGN_OR_RETURN(ConversationSet set, OpenConversations(data, config.data().sequence_length(),
+                                                          SampleTokenizer(std::move(options)), split_by));
   ASSIGN_OR_RETURN(auto contents, TextContents(text, data.chat_template()));
-  return OpenedConversations{text.tokenizer, std::move(set), std::move(contents)};
+  RunText run;
+  run.tokenizer = data.tokenizer();
+  run.tokenizer_digest = text.tokenizer->digest();
+  run.chat_template = text.given_template;
+  run.ends.assign(set.train.ends.begin(), set.train.ends.end());
+  run.split_by_content = split_by == SplitBy::kContent;
+  return OpenedConversations{text.tokenizer, std::move(set), std::move(contents), std::move(run)};
 }
 
 absl::Status CheckEvaluation(const RunConfig& config, const Corpora& corpora) {
@@ -107,7 +130,7 @@ absl::Status CheckEvaluation(const RunConfig& config, const Corpora& corpora) {
   return absl::OkStatus();
 }
 
-absl::StatusOr<Corpora> OpenCorpora(const RunConfig& config) {
+absl::StatusOr<Corpora> OpenCorpora(const RunConfig& config, SplitBy split_by) {
   const DataConfig& data = config.data();
   if (data.source_size() > 0 && data.has_conversations())
     return Error(ExitCode::kConfig, "data: source and conversations are both set; a run trains on one of them");
@@ -118,7 +141,7 @@ absl::StatusOr<Corpora> OpenCorpora(const RunConfig& config) {
         "data { conversations { path: \"FILE.jsonl\" } }");
   if (data.sequence_length() < 1)
     return Error(ExitCode::kConfig, "data.sequence_length: not set; give tokens per sequence");
-  if (data.has_conversations()) return CorporaOfConversations(config);
+  if (data.has_conversations()) return CorporaOfConversations(config, split_by);
   Corpora corpora;
   std::vector<std::shared_ptr<const TokenStream>> train, validation;
   std::vector<double> train_weights, validation_weights;
@@ -151,6 +174,11 @@ absl::StatusOr<Corpora> OpenCorpora(const RunConfig& config) {
       }
       corpora.facts.vocab_size = std::max<int64_t>(corpora.facts.vocab_size, manifest.vocab_size());
       if (data.source_size() == 1) corpora.unigram_entropy = manifest.unigram_entropy();
+      // One tokenizer made all sources, so they have one end.
+      if (manifest.has_end_of_document()) {
+        corpora.text.emplace();
+        corpora.text->ends = {manifest.end_of_document()};
+      }
     }
     corpora.digests.push_back(corpus.digest);
     const std::string name = data.source_size() == 1 ? "data.source" : absl::StrCat("data.source[", i, "]");

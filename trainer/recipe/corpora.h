@@ -4,6 +4,7 @@
 #define TRIREME_TRAINER_RECIPE_CORPORA_H_
 
 #include <memory>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -11,6 +12,7 @@
 #include "data/chat/conversations.h"
 #include "data/corpus/corpus.h"
 #include "data/sampling/sampler.h"
+#include "models/weights/run_text.h"
 #include "trainer/recipe/recipe.h"
 
 namespace trireme {
@@ -22,12 +24,17 @@ struct Corpora {
   // Of all that was read, names for people with digests: what ranks must have the same of.
   std::vector<std::pair<std::string, std::string>> contents;
   CorpusFacts facts;
-  double unigram_entropy = 0;  // of the only source, 0 otherwise. Unit: nat per token
+  double unigram_entropy = 0;   // of the only source, 0 otherwise. Unit: nat per token
+  std::optional<RunText> text;  // what the data say about the finished model
 };
 
 // Opens every source of config.data, which must share one tokenizer, or config.data.conversations. Errors are kData or
-// kConfig.
-absl::StatusOr<Corpora> OpenCorpora(const RunConfig& config);
+// kConfig. split_by: how config.data.conversations.validation_fraction chooses samples.
+absl::StatusOr<Corpora> OpenCorpora(const RunConfig& config, SplitBy split_by = SplitBy::kContent);
+
+// How the run in config.run_dir chose its validation samples when it began: so it goes on, or it would be trained on
+// other samples than before. kContent where no run began, or none that the choice matters to.
+SplitBy SplitOfRun(const RunConfig& config);
 
 // That an evaluation which the config asks for has something to evaluate on: a warning, with checkpoint.keep_best an
 // error (kConfig).
@@ -38,8 +45,9 @@ struct OpenedConversations {
   std::shared_ptr<const Tokenizer> tokenizer;
   ConversationSet set;
   std::vector<std::pair<std::string, std::string>> contents;  // of tokenizer and template, as Corpora has them
+  RunText text;
 };
-absl::StatusOr<OpenedConversations> OpenConversationData(const RunConfig& config);
+absl::StatusOr<OpenedConversations> OpenConversationData(const RunConfig& config, SplitBy split_by = SplitBy::kContent);
 
 }  // namespace trireme
 

@@ -245,8 +245,11 @@ absl::StatusOr<Recipe> MakeRecipe(const RunConfig& config, int world_size, const
     }
     if (facts.vocab_size > recipe.model.vocab_size) {
       problems.push_back(absl::StrCat("model.vocab_size: ", recipe.model.vocab_size,
-                                      " is smaller than the corpus's tokenizer, which has ", facts.vocab_size,
-                                      " ids; raise it or leave it out"));
+                                      " is smaller than the corpus's tokenizer, which has ", facts.vocab_size, " ids; ",
+                                      model->has_from()
+                                          ? "use the tokenizer that belongs to model.from, or give its embedding rows "
+                                            "for the others (in Transformers: resize_token_embeddings)"
+                                          : "raise it or leave it out"));
     }
   } else {
     problems.push_back(std::string(family.status().message()));
@@ -270,6 +273,49 @@ absl::StatusOr<Recipe> MakeRecipe(const RunConfig& config, int world_size, const
                problems.size() == 1 ? "the config does not fit:\n  "
                                     : absl::StrCat("the config has ", problems.size(), " problems:\n  "),
                absl::StrJoin(problems, "\n  "));
+}
+
+std::vector<std::string> SettingsWithoutEffect(const RunConfig& config, const Recipe& recipe) {
+  std::vector<std::string> found;
+  const int64_t steps = recipe.total_steps, warmup = config.lr_schedule().warmup_steps();
+  const auto add = [&found](const auto&... parts) { found.push_back(absl::StrCat(parts...)); };
+  if (warmup >= steps)
+    add("lr_schedule.warmup_steps: ", warmup, " of the run's ", steps, " steps: ",
+        warmup == steps ? "the learning rate reaches its peak at the last one"
+                        : absl::StrCat("the learning rate never reaches its peak, but ", recipe.LearningRate(steps),
+                                       " of ", recipe.peak_learning_rate()));
+  for (const int64_t step : config.trace().steps()) {
+    if (step > steps) add("trace.steps: ", step, " is beyond the run's ", steps, " steps; nothing is traced there");
+  }
+  const auto idle = [&add](bool set, const char* field, const char* why) {
+    if (set) add(field, ": has no effect ", why);
+  };
+  const EvaluationConfig& evaluation = config.evaluation();
+  const ConversationData& conversations = config.data().conversations();
+  idle(evaluation.max_sequences() > 0 && evaluation.every_steps() == 0, "evaluation.max_sequences",
+       "without evaluation.every_steps");
+  idle(conversations.validation_path_size() > 0 && evaluation.every_steps() == 0, "data.conversations.validation_path",
+       "without evaluation.every_steps");
+  if (conversations.validation_fraction() > 0 && evaluation.every_steps() == 0)
+    add("data.conversations.validation_fraction: these samples are held back, but without evaluation.every_steps "
+        "nothing is evaluated on them");
+  idle(config.data().has_conversations() && config.data().has_document_mask() && !config.data().document_mask(),
+       "data.document_mask: false", "beside data.conversations, whose samples never see each other");
+  idle(config.non_finite().has_max_consecutive_skips() && config.non_finite().policy() == NonFiniteConfig::STOP,
+       "non_finite.max_consecutive_skips", "without non_finite.policy: SKIP_UPDATE");
+  idle(config.recompute().offload() && config.recompute().policy() == RecomputeConfig::NONE, "recompute.offload",
+       "without recompute.policy: BLOCK or SELECTIVE");
+  const ParallelConfig& parallel = config.parallel();
+  const int pipeline = recipe.mesh[Axis::kPipeline];
+  idle(parallel.has_context_method() && recipe.mesh[Axis::kContext] == 1, "parallel.context_method",
+       "without parallel.context");
+  idle(parallel.has_pipeline_schedule() && pipeline == 1, "parallel.pipeline_schedule", "without parallel.pipeline");
+  idle(parallel.has_reduce_gradients() && recipe.num_microbatches == 1, "parallel.reduce_gradients",
+       "with one microbatch a step");
+  const ModelConfig& model = config.model();
+  idle(model.quantization().has_double_quantization() && model.quantization().method() == QuantizationConfig::INT8,
+       "model.quantization.double_quantization", "on INT8");
+  return found;
 }
 
 double Recipe::peak_learning_rate() const {

@@ -43,6 +43,10 @@ struct Recipe {
 absl::StatusOr<Recipe> MakeRecipe(const RunConfig& config, int world_size, const std::vector<ModelFamily>& families,
                                   const std::vector<std::string>& attention_names, const CorpusFacts& facts);
 
+// Sentences about settings of `config`, which `recipe` was made of, that do nothing or less than they seem to beside
+// the others: a warm-up that outlives the run, a step to trace that never comes.
+std::vector<std::string> SettingsWithoutEffect(const RunConfig& config, const Recipe& recipe);
+
 // Differences between the config of a checkpoint and this one that would change numbers; layout, logging, saving and
 // the like do not.
 std::vector<std::string> NumericChanges(const RunConfig& saved, const RunConfig& now);

@@ -150,8 +150,10 @@ absl::StatusOr<HfTokenIds> ReadGgufTokenIds(const GgufFile& file, int64_t vocab_
   };
   ASSIGN_OR_RETURN(ids.bos, read("bos"));
   ASSIGN_OR_RETURN(ids.pad, read("padding"));
-  ASSIGN_OR_RETURN(const std::optional<int64_t> eos, read("eos"));
-  if (eos.has_value()) ids.eos = {*eos};
+  for (const char* name : {"eos", "eot", "eom"}) {
+    ASSIGN_OR_RETURN(const std::optional<int64_t> end, read(name));
+    if (end.has_value() && std::find(ids.eos.begin(), ids.eos.end(), *end) == ids.eos.end()) ids.eos.push_back(*end);
+  }
   return ids;
 }
 

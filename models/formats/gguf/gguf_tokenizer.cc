@@ -100,8 +100,9 @@ std::vector<std::string> Merges(const json& list) {
 }
 
 absl::Status CheckOptions(const GgufTokenizerOptions& options) {
-  const std::pair<const char*, std::optional<int32_t>> ids[] = {
+  std::vector<std::pair<const char*, std::optional<int32_t>>> ids = {
       {"bos", options.bos_token_id}, {"eos", options.eos_token_id}, {"pad", options.pad_token_id}};
+  for (const int32_t end : options.more_ends) ids.emplace_back("eos", end);
   for (const auto& [name, id] : ids) {
     if (id.has_value() && (*id < 0 || *id >= options.vocab_size))
       return Error(ExitCode::kConfig, "tokenizer for gguf: ", name, "_token_id ", *id, " is outside the vocabulary of ",
@@ -130,12 +131,21 @@ absl::Status CheckSize(size_t ids, const GgufTokenizerOptions& options) {
                options.vocab_size, "; it is another model's tokenizer");
 }
 
-void AddOptions(const GgufTokenizerOptions& options, GgufMetadata* out) {
+void AddOptions(const GgufTokenizerOptions& options, GgufTokenizer* result) {
+  GgufMetadata* out = &result->metadata;
   const std::pair<const char*, std::optional<int32_t>> ids[] = {
       {"bos", options.bos_token_id}, {"eos", options.eos_token_id}, {"padding", options.pad_token_id}};
   for (const auto& [name, id] : ids) {
     if (id.has_value())
       out->emplace_back(absl::StrCat("tokenizer.ggml.", name, "_token_id"), static_cast<uint32_t>(*id));
+  }
+  for (size_t i = 0; i < options.more_ends.size(); ++i) {
+    if (i < std::size(kGgufMoreEnds)) {
+      out->emplace_back(kGgufMoreEnds[i], static_cast<uint32_t>(options.more_ends[i]));
+    } else {
+      result->warnings.push_back(absl::StrCat("a GGUF file has no room for token ", options.more_ends[i],
+                                              " among those at which to stop; llama.cpp may go on after it"));
+    }
   }
   out->emplace_back("tokenizer.ggml.add_bos_token", options.add_bos_token);
   if (!options.chat_template.empty()) out->emplace_back("tokenizer.chat_template", options.chat_template);
@@ -165,7 +175,7 @@ GgufTokenizer OfScores(ScoredTokens scored, const GgufTokenizerOptions& options)
   out.emplace_back("tokenizer.ggml.token_type", GgufArray(std::move(scored.types)));
   if (has_unknown) out.emplace_back("tokenizer.ggml.unknown_token_id", unknown_id);
   out.emplace_back("tokenizer.ggml.add_space_prefix", scored.add_space_prefix);
-  AddOptions(options, &out);
+  AddOptions(options, &result);
   return result;
 }
 
@@ -175,10 +185,26 @@ absl::StatusOr<GgufTokenizer> MakeGgufTokenizer(absl::string_view contents, cons
   RETURN_IF_ERROR(CheckOptions(options));
   if (IsSentencePieceFile(contents)) {
     ASSIGN_OR_RETURN(ScoredTokens scored, ScoresOfSentencePiece(contents));
-    RETURN_IF_ERROR(CheckSize(scored.tokens.size(), options));
-    return OfScores(std::move(scored), options);
+    ASSIGN_OR_RETURN(const BpeFile file, ParseSentencePieceFile(contents, options.folder));
+    const size_t own = scored.tokens.size(), size = file.bytes_of_id.size();
+    RETURN_IF_ERROR(CheckSize(size, options));
+    scored.tokens.resize(size);
+    scored.scores.resize(size);
+    scored.types.resize(size, kUnused);
+    for (const AddedToken& added : file.added_tokens) {
+      if (static_cast<size_t>(added.id) < own) continue;
+      scored.tokens[added.id] = added.content;
+      scored.types[added.id] = added.special ? kControl : kUserDefined;
+    }
+    GgufTokenizer result = OfScores(std::move(scored), options);
+    if (size > own && !options.folder.legacy)
+      result.warnings.push_back(
+          "llama.cpp puts a space before the text behind every added token, Transformers only before the whole text: "
+          "such text gets other ids");
+    WarnOfStripping(file.added_tokens, &result.warnings);
+    return result;
   }
-  ASSIGN_OR_RETURN(const BpeFile file, ParseBpeFile(contents));
+  ASSIGN_OR_RETURN(const BpeFile file, ParseBpeFile(contents, options.folder));
   RETURN_IF_ERROR(CheckSize(file.bytes_of_id.size(), options));
   const json root = json::parse(contents.begin(), contents.end());
   const json& model = root["model"];
@@ -212,7 +238,7 @@ absl::StatusOr<GgufTokenizer> MakeGgufTokenizer(absl::string_view contents, cons
   out.emplace_back("tokenizer.ggml.tokens", GgufArray(std::move(tokens)));
   out.emplace_back("tokenizer.ggml.token_type", GgufArray(std::move(types)));
   out.emplace_back("tokenizer.ggml.merges", GgufArray(Merges(model["merges"])));
-  AddOptions(options, &out);
+  AddOptions(options, &result);
   return result;
 }
 

@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "data/tokenizer/tokenizer_folder.h"
 #include "launch/base/status.h"
 #include "models/formats/gguf/gguf.h"
 
@@ -19,9 +20,15 @@ namespace trireme {
 struct GgufTokenizerOptions {
   int64_t vocab_size = 0;  // rows of the embedding; ids without a token become unused ones, "[PAD7]"
   std::optional<int32_t> bos_token_id, eos_token_id, pad_token_id;
+  // Other tokens at which to stop. A file has room for two (llama.cpp's eot and eom); of more a warning says which.
+  std::vector<int32_t> more_ends;
   bool add_bos_token = false;  // needs bos_token_id
   std::string chat_template;   // Jinja; empty: none
+  TokenizerFolder folder;      // the files beside the tokenizer's
 };
+
+// Where tokens stand that end a text or a turn beside tokenizer.ggml.eos_token_id.
+inline constexpr const char* kGgufMoreEnds[] = {"tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id"};
 
 struct GgufTokenizer {
   GgufMetadata metadata;              // tokenizer.*

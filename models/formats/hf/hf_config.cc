@@ -205,9 +205,10 @@ void ReadGemma(JsonReader& reader, const HfModelType& type, ModelConfig* model) 
 
 HfTokenIds ReadIds(JsonReader& reader) {
   HfTokenIds ids;
+  // Older configs write -1 for "none".
   const auto id = [&](const char* key) {
     const std::optional<int32_t> value = reader.Integer(key);
-    return value.has_value() ? std::optional<int64_t>(*value) : std::nullopt;
+    return value.has_value() && *value >= 0 ? std::optional<int64_t>(*value) : std::nullopt;
   };
   ids.bos = id("bos_token_id");
   ids.pad = id("pad_token_id");
@@ -215,7 +216,7 @@ HfTokenIds ReadIds(JsonReader& reader) {
   if (eos != nullptr && eos->is_array()) {
     for (const Json& value : *eos) {
       if (value.is_number_integer()) {
-        ids.eos.push_back(value.get<int64_t>());
+        if (value.get<int64_t>() >= 0) ids.eos.push_back(value.get<int64_t>());
       } else {
         reader.Bad("eos_token_id", *eos, "is not a list of ids");
       }

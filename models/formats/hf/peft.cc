@@ -1,5 +1,6 @@
 #include "models/formats/hf/peft.h"
 
+#include <absl/strings/ascii.h>
 #include <absl/strings/match.h>
 #include <absl/strings/str_cat.h>
 #include <absl/strings/str_join.h>
@@ -7,6 +8,7 @@
 
 #include <algorithm>
 #include <nlohmann/json.hpp>
+#include <optional>
 
 #include "models/formats/base/json_file.h"
 
@@ -16,17 +18,14 @@ namespace {
 using Json = nlohmann::json;
 
 constexpr char kPrefix[] = "base_model.model.";
+constexpr int64_t kMaxLayer = 1'000'000;
 
 // Keys that say nothing about what the adapter computes.
-constexpr const char* kWithoutEffect[] = {"auto_mapping",      "base_model_name_or_path",
-                                          "corda_config",      "eva_config",
-                                          "inference_mode",    "init_lora_weights",
-                                          "layers_pattern",    "loftq_config",
-                                          "lora_ga_config",    "megatron_config",
-                                          "megatron_core",     "peft_version",
-                                          "qalora_group_size", "revision",
-                                          "runtime_config",    "task_type",
-                                          "peft_type"};
+constexpr const char* kWithoutEffect[] = {
+    "auto_mapping",    "base_model_name_or_path", "corda_config", "eva_config",
+    "inference_mode",  "init_lora_weights",       "loftq_config", "lora_ga_config",
+    "megatron_config", "megatron_core",           "peft_version", "qalora_group_size",
+    "revision",        "runtime_config",          "task_type",    "peft_type"};
 
 bool SaysNothing(const Json& value) {
   return value.is_null() || (value.is_boolean() && !value.get<bool>()) ||
@@ -60,6 +59,63 @@ void ReadPattern(JsonReader& reader, const char* key, google::protobuf::Map<std:
   }
 }
 
+std::string Quoted(const std::string& name) {
+  std::string quoted;
+  for (const char c : name)
+    absl::StrAppend(&quoted, absl::ascii_isalnum(c) || c == '_' || (c & 0x80) ? "" : "\\", std::string(1, c));
+  return quoted;
+}
+
+// What PEFT says of modules beside target_modules.
+struct Selection {
+  std::optional<std::vector<int32_t>> layers;  // layers_to_transform
+  std::vector<std::string> patterns;           // layers_pattern: expressions for the part of a name before the number
+  std::string excluded;                        // exclude_modules where it is an expression
+};
+
+// All of the rules as one expression (peft/tuners/tuners_utils.py, check_target_module_exists): a name is excluded when
+// all of it matches. Its layer is the first number behind the first pattern that fits; a module that target_modules
+// names in full is taken whatever its layer.
+std::string ExpressionOf(const Selection& selection, const AdapterConfig& adapter) {
+  const std::string excluded = selection.excluded.empty() ? "" : absl::StrCat("(?!(?:", selection.excluded, ")\\z)");
+  if (!adapter.target_modules_regex().empty())
+    return absl::StrCat(excluded, "(?:", adapter.target_modules_regex(), ")");
+  std::vector<std::string> names;
+  for (const std::string& name : adapter.target_modules()) {
+    if (name == "all-linear") return absl::StrCat(excluded, "(?!(?:.*\\.)?lm_head\\z).*");
+    names.push_back(Quoted(name));
+  }
+  std::string layers;
+  if (selection.layers.has_value()) {
+    std::vector<std::string> places, numbers;
+    for (const std::string& pattern : selection.patterns)
+      places.push_back(absl::StrCat("(?:^|.*?\\.)", pattern, "\\.\\d+\\."));
+    if (places.empty()) places.push_back(".*?\\.[^.]*\\.\\d+\\.");
+    for (const int32_t layer : *selection.layers) numbers.push_back(absl::StrCat("\\.", layer, "\\."));
+    layers = absl::StrCat("(?=(?>", absl::StrJoin(places, "|"), ")(?<=", absl::StrJoin(numbers, "|"), "))");
+  }
+  const std::string any = absl::StrCat("(?:", absl::StrJoin(names, "|"), ")");
+  return absl::StrCat(excluded, "(?:", any, "|", layers, ".*\\.", any, ")");
+}
+
+void ReadSelection(JsonReader& reader, Selection* selection) {
+  if (const Json* layers = reader.Find("layers_to_transform"); layers != nullptr) {
+    std::vector<int32_t> numbers;
+    for (const Json& layer : layers->is_array() ? *layers : Json::array({*layers})) {
+      if (!layer.is_number_integer() || layer.get<int64_t>() < 0 || layer.get<int64_t>() > kMaxLayer)
+        return reader.Bad("layers_to_transform", *layers, "is neither the number of a layer nor a list of such");
+      numbers.push_back(layer.get<int32_t>());
+    }
+    if (!numbers.empty()) selection->layers = std::move(numbers);
+  }
+  if (const Json* patterns = reader.Find("layers_pattern"); patterns != nullptr) {
+    for (const Json& pattern : patterns->is_array() ? *patterns : Json::array({*patterns})) {
+      if (!pattern.is_string()) return reader.Bad("layers_pattern", *patterns, "is neither a name nor a list of names");
+      if (!pattern.get_ref<const std::string&>().empty()) selection->patterns.push_back(pattern.get<std::string>());
+    }
+  }
+}
+
 }  // namespace
 
 absl::StatusOr<PeftConfig> ReadPeftConfig(const std::string& folder) {
@@ -78,9 +134,18 @@ absl::StatusOr<PeftConfig> ReadPeftConfig(const std::string& folder) {
   ReadNames(reader, "target_modules", adapter.mutable_target_modules(), [&](const std::string& text, const Json&) {
     text == "all-linear" ? adapter.add_target_modules(text) : adapter.set_target_modules_regex(text);
   });
-  ReadNames(reader, "exclude_modules", adapter.mutable_exclude_modules(), [&](const std::string&, const Json& value) {
-    reader.Bad("exclude_modules", value, "is a regular expression; only a list of names can be read");
-  });
+  Selection selection;
+  ReadNames(reader, "exclude_modules", adapter.mutable_exclude_modules(),
+            [&](const std::string& text, const Json&) { selection.excluded = text; });
+  ReadSelection(reader, &selection);
+  const bool all = adapter.target_modules_size() > 0 && adapter.target_modules(0) == "all-linear";
+  if (selection.layers.has_value() && (all || !adapter.target_modules_regex().empty())) {
+    reader.Bad("layers_to_transform", json.at("layers_to_transform"),
+               "stands beside an expression or \"all-linear\" in target_modules, which PEFT refuses");
+  } else if (selection.layers.has_value() || !selection.excluded.empty()) {
+    adapter.set_target_modules_regex(ExpressionOf(selection, adapter));
+    adapter.clear_target_modules();
+  }
   ReadNames(reader, "modules_to_save", adapter.mutable_modules_to_save(), [&](const std::string&, const Json& value) {
     reader.Bad("modules_to_save", value, "is not a list of names");
   });

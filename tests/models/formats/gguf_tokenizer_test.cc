@@ -154,6 +154,22 @@ TEST(GgufTokenizer, IdsAndTemplate) {
     EXPECT_EQ(Find(*bare, key), std::nullopt) << key;
 }
 
+TEST(GgufTokenizer, EveryTokenAtWhichToStop) {
+  GgufTokenizerOptions options = Options();
+  options.eos_token_id = 257;
+  options.more_ends = {1, 2};
+  auto tokenizer = MakeGgufTokenizer(Example().dump(), options);
+  ASSERT_TRUE(tokenizer.ok()) << tokenizer.status();
+  EXPECT_EQ(Find(*tokenizer, "tokenizer.ggml.eos_token_id"), GgufValue(uint32_t{257}));
+  EXPECT_EQ(Find(*tokenizer, "tokenizer.ggml.eot_token_id"), GgufValue(uint32_t{1}));
+  EXPECT_EQ(Find(*tokenizer, "tokenizer.ggml.eom_token_id"), GgufValue(uint32_t{2}));
+  const size_t warnings = tokenizer->warnings.size();
+  options.more_ends.push_back(3);
+  tokenizer = MakeGgufTokenizer(Example().dump(), options);
+  ASSERT_TRUE(tokenizer.ok()) << tokenizer.status();
+  EXPECT_EQ(tokenizer->warnings.size(), warnings + 1);
+}
+
 TEST(GgufTokenizer, OptionsThatContradictTheFile) {
   const std::string file = Example().dump();
   GgufTokenizerOptions outside = Options(), no_bos = Options();

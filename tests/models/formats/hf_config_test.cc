@@ -59,6 +59,15 @@ void ExpectRefused(const Json& file, const std::string& reason) {
   EXPECT_NE(config.status().message().find(reason), std::string::npos) << config.status();
 }
 
+// Older configs write -1 where there is no such token.
+TEST(HfConfigTest, NegativeIdsMeanNone) {
+  const HfTokenIds ids = Read(With({{"pad_token_id", -1}, {"bos_token_id", -1}, {"eos_token_id", {2, -1}}})).ids;
+  EXPECT_EQ(ids.pad, std::nullopt);
+  EXPECT_EQ(ids.bos, std::nullopt);
+  EXPECT_EQ(ids.eos, std::vector<int64_t>{2});
+  EXPECT_TRUE(Read(With({{"eos_token_id", -1}})).ids.eos.empty());
+}
+
 TEST(HfConfigTest, FollowsTypesThatAProgramBrings) {
   const HfModelTypes types = {{.model_type = "outrigger",
                                .architecture = "OutriggerForCausalLM",
