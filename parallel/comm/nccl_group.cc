@@ -23,6 +23,7 @@
 
 #include "kernels/cuda/launchers.h"
 #include "kernels/philox.h"
+#include "launch/exception.h"
 #include "launch/log.h"
 #include "launch/process.h"
 #include "launch/status.h"
@@ -108,7 +109,7 @@ class NcclGroup final : public ProcessGroup {
       delayed_ = true;
     }
     barrier_ = at::zeros({1}, at::TensorOptions().dtype(at::kFloat).device(at::kCUDA, device_));
-    watcher_ = std::thread([this] { Watch(); });
+    watcher_ = std::thread([this] { FailOnException([this] { Watch(); }, &FailProcess); });
   }
 
   ~NcclGroup() override {
