@@ -44,6 +44,13 @@ at::Tensor CopyOf(const std::vector<T>& values, at::Device device) {
   return tensor.to(device);
 }
 
+// Whatever path tokens come by, none lies beyond what the model's position tables hold.
+void CheckPositions(const std::vector<int64_t>& positions, const DecoderSpec& model) {
+  const auto largest = std::max_element(positions.begin(), positions.end());
+  TRIREME_CHECK(largest == positions.end() || *largest < model.max_positions, "position ", *largest, " in a model of ",
+                model.max_positions);
+}
+
 // All pairs share the pipeline group on CPUs, where sends wait for nobody.
 std::function<PipelineLink(int, int)> MakeLinks(Mesh& mesh, const Schedule& schedule) {
   const int own = mesh.coordinate(Axis::kPipeline);
@@ -226,6 +233,7 @@ MicrobatchTensors Model::ToDevice(const Microbatch& m) const {
   const std::vector<int64_t> targets = part(m.targets);
   batch.targets = CopyOf(targets, device_);
   batch.with_target = with_target(targets);
+  CheckPositions(m.positions, recipe_.model);
   batch.positions = CopyOf(part(m.positions), device_);
   if (!numbers.empty()) batch.numbers = CopyOf(part(numbers), device_);
   if (ranks == 1) return batch;
@@ -339,6 +347,7 @@ at::Tensor Model::Logits(const std::vector<std::vector<int64_t>>& new_tokens, Kv
   const int64_t padding = Padding(static_cast<int64_t>(tokens.size()));
   tokens.resize(tokens.size() + padding, 0);
   positions.resize(tokens.size(), 0);
+  CheckPositions(positions, recipe_.model);
   cache.Begin(counts, padding);
   MicrobatchTensors batch;
   batch.tokens = CopyOf(tokens, device_);
@@ -359,6 +368,7 @@ double Model::SequenceLoss(const std::vector<int64_t>& tokens, const std::vector
   for (int64_t i = 0; i < all; ++i) positions.push_back(i < count ? i : 0);
   std::vector<int32_t> ends = {0, count};
   if (all > count) ends.push_back(all);
+  CheckPositions(positions, recipe_.model);
   MicrobatchTensors batch;
   batch.tokens = CopyOf(padded_tokens, device_);
   batch.targets = CopyOf(padded_targets, device_);
