@@ -9,6 +9,7 @@
 #include "kernels/gemm.h"
 #include "kernels/philox.h"
 #include "kernels/thread_pool.h"
+#include "launch/json.h"
 #include "launch/log.h"
 #include "models/parameters.h"
 #include "parallel/comm/mpi_group.h"
@@ -106,7 +107,7 @@ absl::Status Bench(const BenchOptions& options, const Extensions& extensions) {
   line["device"] = DeviceName(*device);
   line["attention"] = (*model)->attention().name;
   line["parameters"] = NumParameters(recipe->model);
-  std::cout << line.dump() << std::endl;
+  std::cout << DumpJson(line) << std::endl;
   return absl::OkStatus();
 }
 

@@ -13,6 +13,7 @@
 #include <set>
 
 #include "launch/file.h"
+#include "launch/folder.h"
 #include "launch/log.h"
 #include "models/parameters.h"
 #include "trainer/agreement.h"
@@ -109,7 +110,7 @@ absl::Status Checkpointer::Save(const TrainProgress& progress) {
   absl::Status renamed = absl::OkStatus();
   if (world.rank() == 0) {
     // A checkpoint of this step can only stand there from a run that is being repeated: the new one takes its place.
-    if (fs::exists(folder)) renamed = RemoveAll(folder);
+    if (Exists(folder)) renamed = RemoveAll(folder);
     if (renamed.ok()) renamed = RenameDurably(temporary, folder);
     if (renamed.ok()) renamed = WriteFileAtomically(root_ + "/LATEST", fs::path(folder).filename().string() + "\n");
     if (renamed.ok()) Sweep(progress, folder);
@@ -175,10 +176,10 @@ absl::Status Checkpointer::Write(const std::string& folder, const TrainProgress&
 
 std::vector<std::string> Checkpointer::Candidates() const {
   std::vector<std::pair<int64_t, std::string>> found;
-  std::error_code error;
-  for (const auto& entry : fs::directory_iterator(root_, error)) {
-    const int64_t step = StepOf(entry.path().filename().string());
-    if (step >= 0) found.emplace_back(step, entry.path().string());
+  const absl::StatusOr<std::vector<std::string>> names = ListFolder(root_);
+  for (const std::string& name : names.ok() ? *names : std::vector<std::string>()) {
+    const int64_t step = StepOf(name);
+    if (step >= 0) found.emplace_back(step, absl::StrCat(root_, "/", name));
   }
   std::sort(found.rbegin(), found.rend());
   std::vector<std::string> folders;
@@ -190,8 +191,9 @@ void Checkpointer::Sweep(const TrainProgress& progress, const std::string& saved
   const CheckpointConfig& config = recipe_.config.checkpoint();
   std::error_code error;
   std::vector<std::string> leftovers;
-  for (const auto& entry : fs::directory_iterator(root_, error)) {
-    if (absl::StrContains(entry.path().filename().string(), ".tmp-")) leftovers.push_back(entry.path().string());
+  const absl::StatusOr<std::vector<std::string>> names = ListFolder(root_);
+  for (const std::string& name : names.ok() ? *names : std::vector<std::string>()) {
+    if (absl::StrContains(name, ".tmp-")) leftovers.push_back(absl::StrCat(root_, "/", name));
   }
   const std::string best =
       config.keep_best() && progress.has_best_step() ? FolderFor(recipe_.config.run_dir(), progress.best_step()) : "";

@@ -9,6 +9,7 @@
 
 #include "data/tokenizer.h"
 #include "launch/file.h"
+#include "launch/folder.h"
 #include "launch/log.h"
 #include "models/formats/gguf_config.h"
 #include "models/formats/hf_directory.h"
@@ -153,10 +154,10 @@ absl::StatusOr<ExportSource> OpenGguf(const std::string& path, const std::vector
 // Newest first, the first whose manifest can be read.
 absl::StatusOr<std::string> NewestCheckpoint(const std::string& run_dir) {
   std::vector<std::string> steps;
-  std::error_code error;
-  for (const auto& entry : fs::directory_iterator(run_dir + "/checkpoints", error)) {
-    const std::string name = entry.path().filename().string();
-    if (absl::StartsWith(name, "step-") && !absl::StrContains(name, ".")) steps.push_back(entry.path().string());
+  ASSIGN_OR_RETURN(const std::vector<std::string> names, ListFolder(run_dir + "/checkpoints"));
+  for (const std::string& name : names) {
+    if (absl::StartsWith(name, "step-") && !absl::StrContains(name, "."))
+      steps.push_back(absl::StrCat(run_dir, "/checkpoints/", name));
   }
   // Steps are padded with zeros; beyond eight digits the longer name is the later step.
   std::sort(steps.begin(), steps.end(), [](const std::string& a, const std::string& b) {

@@ -9,6 +9,7 @@
 
 #include "data/tokenizer.h"
 #include "launch/file.h"
+#include "launch/folder.h"
 #include "launch/log.h"
 #include "models/formats/gguf_tokenizer.h"
 #include "models/formats/gguf_tokenizer_json.h"
@@ -42,10 +43,11 @@ absl::Status Copy(const std::string& from, const std::string& to) {
 // What stands beside a tokenizer in `folder`, unless `output` has it already.
 absl::Status CopyCompanions(const std::string& folder, const std::string& output) {
   std::vector<std::string> names(std::begin(kCompanions), std::end(kCompanions));
-  std::error_code error;
-  for (const auto& entry : fs::directory_iterator(fs::path(folder) / kMoreTemplates, error)) {
-    if (entry.path().extension() == ".jinja")
-      names.push_back(absl::StrCat(kMoreTemplates, "/", entry.path().filename().string()));
+  if (const std::string more = absl::StrCat(folder, "/", kMoreTemplates); Exists(more)) {
+    ASSIGN_OR_RETURN(const std::vector<std::string> templates, ListFolder(more));
+    for (const std::string& name : templates) {
+      if (absl::EndsWith(name, ".jinja")) names.push_back(absl::StrCat(kMoreTemplates, "/", name));
+    }
   }
   for (const std::string& name : names) {
     const std::string from = absl::StrCat(folder, "/", name), to = absl::StrCat(output, "/", name);
@@ -76,7 +78,7 @@ absl::Status WriteTokenizerConfig(const std::string& output, const ModelConfig& 
   add("bos_token", ids.bos);
   add("eos_token", ids.eos.empty() ? std::nullopt : std::optional<int64_t>(ids.eos[0]));
   add("pad_token", ids.pad);
-  return Write(absl::StrCat(output, "/", kTokenizerConfig), config.dump(2) + "\n");
+  return Write(absl::StrCat(output, "/", kTokenizerConfig), DumpJson(config, 2) + "\n");
 }
 
 absl::Status WriteGenerationConfig(const std::string& output, const HfTokenIds& ids) {
@@ -85,7 +87,7 @@ absl::Status WriteGenerationConfig(const std::string& output, const HfTokenIds& 
   if (ids.eos.size() == 1) config["eos_token_id"] = ids.eos[0];
   if (ids.eos.size() > 1) config["eos_token_id"] = ids.eos;
   if (ids.pad.has_value()) config["pad_token_id"] = *ids.pad;
-  return Write(absl::StrCat(output, "/", kGenerationConfig), config.dump(2) + "\n");
+  return Write(absl::StrCat(output, "/", kGenerationConfig), DumpJson(config, 2) + "\n");
 }
 
 // What stands in a GGUF file, as files of a model directory.
@@ -99,31 +101,27 @@ absl::Status WriteGgufTokenizer(const GgufFile& file, const std::string& output)
 // Whether texts begin with the token `bos`: by Transformers' setting, else by the rules in tokenizer.json, which may be
 // null.
 bool AddsBos(const Json& tokenizer, const Json& config, const std::string& bos) {
-  const auto setting = config.find("add_bos_token");
-  if (setting != config.end() && setting->is_boolean()) return setting->get<bool>();
+  if (const std::optional<bool> setting = JsonBool(JsonMember(config, "add_bos_token"))) return *setting;
   if (tokenizer.is_null()) return true;  // a SentencePiece model: Transformers' default
   const auto begins = [&bos](const Json& processor) {
-    const Json::json_pointer first("/single/0/SpecialToken/id");
-    return processor.is_object() && processor.contains(first) && processor[first] == bos;
+    const Json::array_t& pieces = JsonList(JsonMember(processor, "single"));
+    return !pieces.empty() && JsonMember(JsonMember(pieces[0], "SpecialToken"), "id") == bos;
   };
-  const auto processor = tokenizer.find("post_processor");
-  if (bos.empty() || processor == tokenizer.end() || !processor->is_object()) return false;
-  const auto members = processor->find("processors");
-  return begins(*processor) ||
-         (members != processor->end() && members->is_array() && std::any_of(members->begin(), members->end(), begins));
+  const Json& processor = JsonMember(tokenizer, "post_processor");
+  if (bos.empty()) return false;
+  const Json::array_t& members = JsonList(JsonMember(processor, "processors"));
+  return begins(processor) || std::any_of(members.begin(), members.end(), begins);
 }
 
 // One template, or a list of {name, template} of which "default" is meant; "" when there is none.
 std::string ChatTemplateOf(const Json& config) {
-  const auto templates = config.find("chat_template");
-  if (templates == config.end()) return "";
-  if (templates->is_string()) return templates->get<std::string>();
-  if (!templates->is_array()) return "";
-  for (const Json& entry : *templates) {
-    if (entry.is_object() && entry.value("name", Json()) == "default" && entry.value("template", Json()).is_string())
-      return entry["template"].get<std::string>();
+  const Json& templates = JsonMember(config, "chat_template");
+  for (const Json& entry : JsonList(templates)) {
+    if (const std::string* text = JsonText(JsonMember(entry, "template"));
+        text != nullptr && JsonMember(entry, "name") == "default")
+      return *text;
   }
-  return "";
+  return JsonTextOr(templates, "");
 }
 
 }  // namespace

@@ -36,11 +36,11 @@ ChatTemplateOptions OptionsOn(TemplateDate date) {
 void WarnOfAddedTokens(const std::string& folder, const Tokenizer& tokenizer) {
   const absl::StatusOr<nlohmann::json> config = ReadJsonObject(folder + "/tokenizer_config.json");
   if (!config.ok()) return;
-  const nlohmann::json added = config->value("added_tokens_decoder", nlohmann::json::object());
+  const nlohmann::json& added = JsonMember(*config, "added_tokens_decoder");
   for (const auto& [id, token] : added.items()) {
-    const nlohmann::json content = token.is_object() ? token.value("content", nlohmann::json()) : nlohmann::json();
-    if (content.is_string() && tokenizer.TokenId(content.get<std::string>()) < 0)
-      Warning("tokenizer: ", folder, "/tokenizer_config.json adds the token \"", content.get<std::string>(),
+    const std::string* content = JsonText(JsonMember(token, "content"));
+    if (content != nullptr && tokenizer.TokenId(*content) < 0)
+      Warning("tokenizer: ", folder, "/tokenizer_config.json adds the token \"", *content,
               "\", which the tokenizer's own file does not have; it is read as ordinary text");
   }
 }
