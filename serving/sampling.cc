@@ -41,6 +41,9 @@ std::vector<int64_t> Candidates(const float* logits, int64_t vocab_size, const S
 }  // namespace
 
 int64_t SampleToken(const float* logits, int64_t vocab_size, const SamplingOptions& options, uint64_t step) {
+  // Nothing can be put in order with a NaN, so this comes before all sorting.
+  const float* nan = std::find_if(logits, logits + vocab_size, [](float logit) { return std::isnan(logit); });
+  if (nan != logits + vocab_size) return nan - logits;
   if (options.temperature == 0) return std::max_element(logits, logits + vocab_size) - logits;
   // The largest of logit / temperature plus Gumbel noise is a draw from the softmax (arXiv 1611.01144).
   const RandomKey key = MakeRandomKey(options.seed, RandomPurpose::kSampling, 0, step);

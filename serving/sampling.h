@@ -16,7 +16,8 @@ struct SamplingOptions {
 };
 
 // Step `step` of a text. The random number of a token id depends on (seed, step, id) only, so round-off that swaps two
-// unlikely tokens changes nothing. Ties go to the lowest id.
+// unlikely tokens changes nothing. Ties go to the lowest id. Where logits are NaN it gives the first such id, whose
+// LogProbability() is NaN.
 int64_t SampleToken(const float* logits, int64_t vocab_size, const SamplingOptions& options, uint64_t step);
 
 // log softmax(logits)[id], in nat.

@@ -9,13 +9,13 @@
 #include <cstdio>
 #include <exception>
 #include <iostream>
-#include <new>
 
 #include "configs/suggest.h"
+#include "launch/base/exception.h"
 #include "launch/base/log.h"
 #include "launch/base/process.h"
-#include "trainer/commands/commands.h"
 #include "launch/base/version.h"
+#include "trainer/commands/commands.h"
 
 namespace trireme {
 namespace {
@@ -79,17 +79,9 @@ int Main(int argc, char** argv, const Extensions& extensions) {
   } catch (const CLI::ParseError& error) {
     const int code = app.exit(error);
     return code == 0 ? 0 : static_cast<int>(ExitCode::kConfig);
-  } catch (const std::bad_alloc&) {
-    FailProcess(Error(ExitCode::kOutOfMemory,
-                      "out of host memory; lower micro_batch_size, set recompute { policy: BLOCK } or use more ranks"));
-  } catch (const std::exception& error) {
-    // libtorch reports its failures as exceptions; out of memory is the user's to mend, anything else ours.
-    const std::string what = error.what();
-    if (what.find("out of memory") != std::string::npos || what.find("out of host memory") != std::string::npos) {
-      FailProcess(Error(ExitCode::kOutOfMemory, what.substr(0, what.find('\n')),
-                        "; lower micro_batch_size, set recompute { policy: BLOCK } or use more ranks"));
-    }
-    FailProcess(Error(ExitCode::kInternal, "unexpected: ", what));
+  } catch (...) {
+    FailProcess(StatusOfException(std::current_exception(),
+                                  "lower micro_batch_size, set recompute { policy: BLOCK } or use more ranks"));
   }
   std::cout.flush();
   std::fflush(stdout);

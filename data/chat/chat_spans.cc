@@ -8,6 +8,8 @@
 #include <optional>
 #include <utility>
 
+#include "launch/base/json.h"
+
 namespace trireme {
 namespace {
 
@@ -66,18 +68,15 @@ std::vector<Marking> Markings(const Json& message) {
   std::vector<Marking> markings;
   const auto add = [&](const std::string& path, bool is_content, bool is_argument) {
     const Json::json_pointer place(path);
-    if (!message.contains(place) || !message[place].is_string()) return;
+    if (!message.contains(place) || !message[place].is_string()) return;  // contains() looks first
     markings.push_back({message, is_content, is_argument});
     markings.back().message[place] = kMark;
   };
-  const bool says = message.contains("content") && message["content"].is_string() &&
-                    !absl::StripAsciiWhitespace(message["content"].get_ref<const std::string&>()).empty();
-  add("/content", says, false);
-  if (message.contains("content") && message["content"].is_array()) {
-    for (size_t i = message["content"].size(); i-- > 0;) add(absl::StrCat("/content/", i, "/text"), true, false);
-  }
-  if (message.contains("tool_calls") && message["tool_calls"].is_array() && !message["tool_calls"].empty()) {
-    const size_t last = message["tool_calls"].size() - 1;
+  const Json& content = JsonMember(message, "content");
+  add("/content", !absl::StripAsciiWhitespace(JsonTextOr(content, "")).empty(), false);
+  for (size_t i = JsonList(content).size(); i-- > 0;) add(absl::StrCat("/content/", i, "/text"), true, false);
+  if (const size_t calls = JsonList(JsonMember(message, "tool_calls")).size(); calls > 0) {
+    const size_t last = calls - 1;
     for (const char* function : {"/function", ""}) {
       const std::string call = absl::StrCat("/tool_calls/", last, function);
       const Json::json_pointer arguments(call + "/arguments");
@@ -102,14 +101,14 @@ class SpanFinder {
     ASSIGN_OR_RETURN(text_, render_(messages_, false));
     RenderedChat chat;
     for (size_t i = 0; i < messages_.size(); ++i) {
-      if (!messages_[i].is_object() || messages_[i].value("role", Json()) != "assistant") continue;
+      if (JsonMember(messages_[i], "role") != "assistant") continue;
       ASSIGN_OR_RETURN(const size_t begin, Begin(i));
       ASSIGN_OR_RETURN(const size_t end, End(i));
       if (begin > end || (!chat.assistant.empty() && begin < chat.assistant.back().end))
         return Fail(i, "its place overlaps that of another message");
       RETURN_IF_ERROR(CheckContent(i, {begin, end}));
       const ByteRange span = {begin,
-                              TurnEnd(text_, begin, end, messages_[i].value("content", Json()), &chat.ends_marked)};
+                              TurnEnd(text_, begin, end, JsonMember(messages_[i], "content"), &chat.ends_marked)};
       if (span.begin < span.end) chat.assistant.push_back(span);
     }
     chat.text = std::move(text_);
@@ -212,7 +211,7 @@ class SpanFinder {
       bool has_all;  // no other part of the message follows
     };
     std::vector<Place> places;
-    const bool calls = messages_[i].contains("tool_calls") && !messages_[i]["tool_calls"].empty();
+    const bool calls = !JsonMember(messages_[i], "tool_calls").empty();
     for (const Marking& marking : Markings(messages_[i])) {
       const Json messages = With(i, marking.message);
       const absl::StatusOr<std::string> full = render_(messages, false);
@@ -263,8 +262,8 @@ class SpanFinder {
 size_t TurnEnd(absl::string_view text, size_t begin, size_t end, const Json& content, bool* marked) {
   const absl::string_view turn = text.substr(begin, end - begin);
   const absl::string_view trimmed = absl::StripTrailingAsciiWhitespace(turn);
-  const absl::string_view said =
-      content.is_string() ? absl::StripTrailingAsciiWhitespace(content.get_ref<const std::string&>()) : "";
+  const std::string* text_said = JsonText(content);
+  const absl::string_view said = text_said == nullptr ? "" : absl::StripTrailingAsciiWhitespace(*text_said);
   if (trimmed.empty() || (!said.empty() && absl::EndsWith(trimmed, said))) {
     // White space is all that marks the end, if anything does.
     *marked = false;

@@ -5,6 +5,7 @@
 #include "data/chat/chat_spans.h"
 #include "data/jinja/template.h"
 #include "launch/base/file.h"
+#include "launch/base/json.h"
 
 namespace trireme {
 namespace {
@@ -23,7 +24,7 @@ Json AsTemplatesSee(const Json& message) {
   if (!message.is_object()) return message;
   Json seen = Json::object(), reasoning;
   for (const char* name : kReasoning) {
-    if (reasoning.is_null() && message.contains(name)) reasoning = message[name];
+    if (reasoning.is_null()) reasoning = JsonMember(message, name);
   }
   if (!reasoning.is_null()) seen["thinking"] = reasoning;
   for (const auto& [key, value] : message.items()) {
@@ -35,18 +36,18 @@ Json AsTemplatesSee(const Json& message) {
 
 absl::StatusOr<Json> ReadObject(const std::string& path) {
   ASSIGN_OR_RETURN(const std::string text, ReadFile(path, kMaxFileBytes));
-  Json json = Json::parse(text, nullptr, /*allow_exceptions=*/false);
-  if (!json.is_object()) return Error(ExitCode::kData, path, " is not a JSON object");
-  return json;
+  JsonProblem problem;
+  std::optional<Json> json = ParseJson<Json>(text, {}, &problem);
+  if (!json.has_value() || !json->is_object()) return Error(ExitCode::kData, path, " is not a JSON object");
+  return *std::move(json);
 }
 
 // Adds those that `config` names: strings, or objects with the string as `content`.
 void AddSpecialTokens(const Json& config, SpecialTokens* tokens) {
   for (const char* name : kSpecialTokens) {
-    const auto found = config.find(name);
-    if (found == config.end()) continue;
-    const Json& token = found->is_object() && found->contains("content") ? (*found)["content"] : *found;
-    if (token.is_string()) tokens->emplace(name, token.get<std::string>());
+    const Json& token = JsonMember(config, name);
+    const Json& content = token.is_object() ? JsonMember(token, "content") : token;
+    if (const std::string* text = JsonText(content)) tokens->emplace(name, *text);
   }
 }
 
@@ -62,17 +63,15 @@ absl::StatusOr<std::map<std::string, std::string>> ReadTemplates(const std::stri
     }
     return templates;
   }
-  const Json chat = config.value("chat_template", Json());
-  if (chat.is_string()) templates["default"] = chat.get<std::string>();
-  if (!chat.is_array()) return templates;
-  for (const Json& entry : chat) {
-    const Json name = entry.is_object() ? entry.value("name", Json()) : Json();
-    const Json text = entry.is_object() ? entry.value("template", Json()) : Json();
-    if (!name.is_string() || !text.is_string()) {
+  const Json& chat = JsonMember(config, "chat_template");
+  if (const std::string* only = JsonText(chat)) templates["default"] = *only;
+  for (const Json& entry : JsonList(chat)) {
+    const std::string *name = JsonText(JsonMember(entry, "name")), *text = JsonText(JsonMember(entry, "template"));
+    if (name == nullptr || text == nullptr) {
       return Error(ExitCode::kData, folder,
                    "/tokenizer_config.json: an entry of chat_template is not {name, template}");
     }
-    templates[name.get<std::string>()] = text.get<std::string>();
+    templates[*name] = *text;
   }
   return templates;
 }
@@ -146,9 +145,8 @@ absl::StatusOr<RenderedChat> ChatTemplate::RenderForTraining(const Conversation&
   for (const auto& [begin, end] : rendering.generations) {
     size_t turn_end = end;
     for (const Json& message : conversation.messages) {
-      if (message.value("role", Json()) != "assistant") continue;
-      turn_end =
-          std::min(turn_end, TurnEnd(chat.text, begin, end, message.value("content", Json()), &chat.ends_marked));
+      if (JsonMember(message, "role") != "assistant") continue;
+      turn_end = std::min(turn_end, TurnEnd(chat.text, begin, end, JsonMember(message, "content"), &chat.ends_marked));
     }
     if (begin < turn_end) chat.assistant.push_back({begin, turn_end});
   }

@@ -11,6 +11,7 @@
 
 #include "data/chat/content_hash.h"
 #include "launch/base/file.h"
+#include "launch/base/json.h"
 
 namespace trireme {
 namespace {
@@ -45,23 +46,15 @@ class Line {
 std::string Shown(absl::string_view text) { return std::string(text.substr(0, 60)); }
 
 absl::StatusOr<Json> ParseObject(absl::string_view text, const Line& line) {
-  // The parser takes a zero byte for the end of its input and would not look at what follows.
-  if (text.find('\0') != absl::string_view::npos) return line.Error("not valid JSON: it holds a zero byte");
-  bool too_deep = false;
-  const Json::parser_callback_t check = [&too_deep](int depth, Json::parse_event_t, Json&) {
-    too_deep = too_deep || depth > kMaxDepth;
-    return !too_deep;
-  };
-  Json object;
-  try {
-    object = Json::parse(text.begin(), text.end(), check);
-  } catch (const nlohmann::json::exception& error) {
-    return line.Error("not valid JSON: ", std::string(error.what()).substr(0, 200),
-                      "; every line must be one JSON object");
+  JsonProblem problem;
+  std::optional<Json> object = ParseJson<Json>(text, {.max_depth = kMaxDepth}, &problem);
+  if (!object.has_value()) {
+    if (problem.fault == JsonFault::kZeroByte) return line.Error("not valid JSON: it holds a zero byte");
+    if (problem.fault == JsonFault::kTooDeep) return line.Error("nested more than ", kMaxDepth, " deep");
+    return line.Error("not valid JSON: ", problem.detail, "; every line must be one JSON object");
   }
-  if (too_deep) return line.Error("nested more than ", kMaxDepth, " deep");
-  if (!object.is_object()) return line.Error("a JSON ", object.type_name(), "; every line must be one JSON object");
-  return object;
+  if (!object->is_object()) return line.Error("a JSON ", object->type_name(), "; every line must be one JSON object");
+  return *std::move(object);
 }
 
 // The member, unless it is absent or null.
@@ -72,18 +65,17 @@ Json* Find(Json& object, const char* key) {
 
 // Strings as they are, lists of {"type": "text", "text"} joined.
 absl::StatusOr<std::string> Text(const Json& content, const std::string& what, const Line& line) {
-  if (content.is_string()) return content.get<std::string>();
+  if (const std::string* whole = JsonText(content)) return *whole;
   if (!content.is_array())
     return line.Error(what, " is a ", content.type_name(), ", not a string or a list of text parts");
   std::string text;
   for (const Json& part : content) {
-    const bool typed = part.is_object() && part.contains("type") && part["type"].is_string();
-    if (!typed || part["type"] != "text" || !part.contains("text") || !part["text"].is_string()) {
-      return line.Error(what, " holds a part of type \"",
-                        typed ? Shown(part["type"].get_ref<const std::string&>()) : part.type_name(),
+    const std::string *type = JsonText(JsonMember(part, "type")), *own = JsonText(JsonMember(part, "text"));
+    if (type == nullptr || *type != "text" || own == nullptr) {
+      return line.Error(what, " holds a part of type \"", type != nullptr ? Shown(*type) : part.type_name(),
                         "\"; only {\"type\": \"text\", \"text\": \"...\"} can be trained on");
     }
-    text += part["text"].get_ref<const std::string&>();
+    text += *own;
   }
   return text;
 }
@@ -91,8 +83,9 @@ absl::StatusOr<std::string> Text(const Json& content, const std::string& what, c
 absl::StatusOr<std::string> StringField(Json& object, const char* key, const Line& line) {
   const Json* value = Find(object, key);
   if (value == nullptr) return std::string();
-  if (!value->is_string()) return line.Error("field \"", key, "\" is a ", value->type_name(), ", not a string");
-  return value->get<std::string>();
+  const std::string* text = JsonText(*value);
+  if (text == nullptr) return line.Error("field \"", key, "\" is a ", value->type_name(), ", not a string");
+  return *text;
 }
 
 // Tables have a column for every key that any message has.
@@ -108,7 +101,7 @@ absl::StatusOr<bool> TakeWeight(Json& message, const std::string& what, const Li
   const Json weight = *found;
   message.erase("weight");
   if (weight == 0 || weight == 1) return weight == 1;
-  return line.Error(what, ".weight is ", Shown(weight.dump()), "; 0 (no loss) and 1 are known");
+  return line.Error(what, ".weight is ", Shown(DumpJson(weight)), "; 0 (no loss) and 1 are known");
 }
 
 // Checks and appends one message of `list`, whose name is for errors.
@@ -117,7 +110,7 @@ absl::Status AddMessage(Json message, const std::string& what, const Line& line,
   DropNulls(message);
   const Json* role = Find(message, "role");
   if (role == nullptr || !role->is_string()) return line.Error(what, " has no role (a string)");
-  const std::string name = role->get<std::string>();
+  const std::string name = JsonTextOr(*role, "");
   if (std::find(std::begin(kRoles), std::end(kRoles), name) == std::end(kRoles))
     return line.Error(what, " has the unknown role \"", Shown(name), "\"; known are: ", absl::StrJoin(kRoles, ", "));
   if (Json* content = Find(message, "content"); content != nullptr) {
@@ -156,7 +149,7 @@ absl::Status AddShareGpt(Json& list, const Line& line, ConversationSample* sampl
     Json* value = Find(turn, "value");
     if (from == nullptr || !from->is_string()) return line.Error(what, " has no \"from\" (a string)");
     if (value == nullptr) return line.Error(what, " has no \"value\"");
-    const std::string name = from->get<std::string>();
+    const std::string name = JsonTextOr(*from, "");
     const auto known = std::find_if(std::begin(kShareGptNames), std::end(kShareGptNames),
                                     [&name](const NameOfRole& entry) { return entry.name == name; });
     if (known == std::end(kShareGptNames)) {
@@ -181,9 +174,10 @@ absl::Status AddSystem(Json& object, const Line& line, ConversationSample* sampl
   ASSIGN_OR_RETURN(std::string system, StringField(object, "system", line));
   Json& messages = sample->conversation.messages;
   if (system.empty() || messages.empty()) return absl::OkStatus();
-  if (messages[0]["role"] != "system" && messages[0]["role"] != "developer") {
+  const std::string first = JsonTextOr(JsonMember(messages[0], "role"), "");
+  if (first != "system" && first != "developer") {
     messages.insert(messages.begin(), Json{{"role", "system"}, {"content", std::move(system)}});
-  } else if (messages[0]["content"] != system) {
+  } else if (JsonMember(messages[0], "content") != system) {
     return line.Error("field \"system\" says something else than the first message, which is a system message too");
   }
   return absl::OkStatus();
@@ -241,10 +235,9 @@ absl::Status CheckVariables(const Json& variables, const Line& line) {
 absl::Status AddTools(Json& object, const Line& line, Conversation* conversation) {
   if (Json* tools = Find(object, "tools"); tools != nullptr) {
     // Data sets whose columns have one type write the list as text.
-    if (tools->is_string()) {
-      std::string text = tools->get<std::string>();
-      if (text.empty()) text = "null";
-      ASSIGN_OR_RETURN(Json wrapped, ParseObject(absl::StrCat("{\"tools\":", text, "}"), line));
+    if (const std::string* text = JsonText(*tools)) {
+      ASSIGN_OR_RETURN(Json wrapped,
+                       ParseObject(absl::StrCat("{\"tools\":", text->empty() ? "null" : *text, "}"), line));
       *tools = std::move(wrapped["tools"]);
     }
     if (!tools->is_null() && !AreObjects(*tools))
@@ -266,10 +259,11 @@ absl::StatusOr<SampleForm> FormOf(Json& object, const Line& line, bool count_nul
   if (has("messages")) return SampleForm::kMessages;
   if (has("conversations")) return SampleForm::kShareGpt;
   if (has("prompt") && has("completion")) {
-    const bool lists = object["prompt"].is_array();
-    if (lists != object["completion"].is_array())
-      return line.Error("\"prompt\" is a ", object["prompt"].type_name(), " but \"completion\" a ",
-                        object["completion"].type_name(), "; both must be strings or both lists of messages");
+    const Json &prompt = JsonMember(object, "prompt"), &completion = JsonMember(object, "completion");
+    const bool lists = prompt.is_array();
+    if (lists != completion.is_array())
+      return line.Error("\"prompt\" is a ", prompt.type_name(), " but \"completion\" a ", completion.type_name(),
+                        "; both must be strings or both lists of messages");
     return lists ? SampleForm::kPromptMessages : SampleForm::kPromptText;
   }
   if (has("instruction") && has("output")) return SampleForm::kAlpaca;

@@ -11,6 +11,8 @@
 #include <vector>
 
 #include "data/chat/conversation.h"
+#include "data/text/start_threads.h"
+#include "launch/base/exception.h"
 #include "launch/base/log.h"
 
 namespace trireme {
@@ -121,7 +123,8 @@ absl::StatusOr<std::vector<MaskedTokens>> Tokenize(const std::vector<Conversatio
   std::vector<MaskedTokens> tokens(samples.size());
   std::vector<absl::Status> errors(samples.size());
   std::atomic<size_t> next = 0;
-  const auto work = [&] {
+  FirstException exception;
+  const auto encode = [&] {
     for (size_t i = next++; i < samples.size(); i = next++) {
       if (samples[i].empty()) continue;
       absl::StatusOr<MaskedTokens> result = tokenizer.Encode(samples[i]);
@@ -132,12 +135,22 @@ absl::StatusOr<std::vector<MaskedTokens>> Tokenize(const std::vector<Conversatio
       }
     }
   };
-  std::vector<std::thread> threads;
+  const auto work = [&](int) {
+    try {
+      encode();
+    } catch (...) {
+      exception.Keep();
+    }
+  };
   const size_t wanted =
       std::min<size_t>(std::clamp(std::thread::hardware_concurrency(), 1u, kMaxThreads), samples.size() / 16 + 1);
-  for (size_t i = 1; i < wanted; ++i) threads.emplace_back(work);
-  work();
-  for (std::thread& thread : threads) thread.join();
+  if (wanted > 1) {
+    std::vector<std::thread> threads = StartThreads(static_cast<int>(wanted), work);
+    for (std::thread& thread : threads) thread.join();
+  } else {
+    work(0);
+  }
+  RETURN_IF_ERROR(exception.status("give the conversations fewer or shorter lines"));
   for (const absl::Status& error : errors) RETURN_IF_ERROR(error);
   return tokens;
 }

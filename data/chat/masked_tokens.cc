@@ -79,7 +79,7 @@ int32_t LearnedEnd(const Tokenizer& tokenizer, const MaskedTokens& tokens, int64
 absl::StatusOr<MaskedTokens> EncodeMasked(const Tokenizer& tokenizer, absl::string_view text,
                                           const std::vector<ByteRange>& ranges) {
   MaskedTokens tokens;
-  tokenizer.Encode(text, &tokens.ids);
+  RETURN_IF_ERROR(tokenizer.Encode(text, &tokens.ids));
   tokens.learned.resize(tokens.ids.size());
   absl::StatusOr<std::vector<ByteRange>> places = Locate(tokenizer, text, tokens.ids);
   std::vector<ByteRange> wanted = ranges;
@@ -87,7 +87,7 @@ absl::StatusOr<MaskedTokens> EncodeMasked(const Tokenizer& tokenizer, absl::stri
     wanted.clear();
     const std::string composed = Composed(text, ranges, &wanted);
     std::vector<int32_t> same;
-    tokenizer.Encode(composed, &same);
+    RETURN_IF_ERROR(tokenizer.Encode(composed, &same));
     if (composed == text || same != tokens.ids) return places.status();
     ASSIGN_OR_RETURN(places, Locate(tokenizer, composed, tokens.ids));
   }

@@ -121,7 +121,7 @@ absl::Status Adopt(const AdoptOptions& options) {
 
   ASSIGN_OR_RETURN(const std::string tokenizer_file, ReadFile(options.tokenizer));
   // One of the other kind would be found first.
-  for (std::string old; !(old = FindTokenizer(folder.string())).empty();) fs::remove(old);
+  for (std::string old; !(old = FindTokenizer(folder.string())).empty();) RETURN_IF_ERROR(RemoveAll(old));
   RETURN_IF_ERROR(WriteFileAtomically((folder / TokenizerName(tokenizer_file)).string(), tokenizer_file));
   RETURN_IF_ERROR(CopyTokenizerFolder(fs::path(options.tokenizer).parent_path() / ".", folder, tokenizer_file));
   RETURN_IF_ERROR(WriteFileAtomically((folder / kManifestName).string(), FormatManifest(manifest)));

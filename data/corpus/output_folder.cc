@@ -7,6 +7,7 @@
 
 #include "data/corpus/manifest.h"
 #include "launch/base/file.h"
+#include "launch/base/folder.h"
 #include "launch/base/log.h"
 
 namespace trireme {
@@ -39,12 +40,12 @@ absl::StatusOr<std::unique_ptr<FileLock>> Lock(const std::string& folder) {
 }
 
 absl::Status Sweep(const std::string& folder) {
-  std::error_code error;
+  ASSIGN_OR_RETURN(const std::vector<std::string> names, ListFolder(folder));
   bool found = false;
-  for (const fs::directory_entry& entry : fs::directory_iterator(folder, error)) {
-    if (entry.path().filename() == kLockName) continue;
+  for (const std::string& name : names) {
+    if (name == kLockName) continue;
     found = true;
-    RETURN_IF_ERROR(RemoveAll(entry.path().string()));
+    RETURN_IF_ERROR(RemoveAll(absl::StrCat(folder, "/", name)));
   }
   if (found) Info("removed what an interrupted run left in ", folder);
   return absl::OkStatus();

@@ -4,6 +4,7 @@
 #include "data/jinja/scopes.h"
 #include "data/jinja/syntax/parser.h"
 #include "data/unicode/unicode.h"
+#include "launch/base/json.h"
 
 namespace trireme::jinja {
 namespace {
@@ -16,17 +17,18 @@ Result FromJson(const Json& json, int depth_left) {
   if (depth_left == 0) return Error(ExitCode::kData, "a conversation is nested more than ", kMaxJsonDepth, " deep");
   switch (json.type()) {
     case Json::value_t::boolean:
-      return Value::Bool(json.get<bool>());
+      return Value::Bool(JsonBool(json).value_or(false));
     case Json::value_t::number_integer:
-      return Value::Int(json.get<int64_t>());
-    case Json::value_t::number_unsigned:
-      if (json.get<uint64_t>() > static_cast<uint64_t>(INT64_MAX))
-        return Error(ExitCode::kData, "the number ", json.get<uint64_t>(), " beyond 64 bits is not supported");
-      return Value::Int(json.get<int64_t>());
+    case Json::value_t::number_unsigned: {
+      const std::optional<int64_t> number = JsonInteger(json);
+      if (!number.has_value())
+        return Error(ExitCode::kData, "the number ", DumpJson(json), " beyond 64 bits is not supported");
+      return Value::Int(*number);
+    }
     case Json::value_t::number_float:
-      return Value::Float(json.get<double>());
+      return Value::Float(JsonNumber(json).value_or(0));
     case Json::value_t::string: {
-      const auto& text = json.get_ref<const std::string&>();
+      const std::string text = JsonTextOr(json, "");
       if (!IsValidUtf8(text)) return Error(ExitCode::kData, "a text of the conversation is not UTF-8");
       return Value::String(text);
     }

@@ -13,6 +13,7 @@
 
 #include "data/text/text_reader.h"
 #include "data/tokenizer/tokenizer.h"
+#include "launch/base/exception.h"
 #include "launch/base/status.h"
 
 namespace trireme {
@@ -36,10 +37,12 @@ class TokenizePipeline {
   TokenizePipeline(const TokenizePipeline&) = delete;
   TokenizePipeline& operator=(const TokenizePipeline&) = delete;
 
-  // The next batch; false at the end. An error of the reader comes after everything read before it.
+  // The next batch; false at the end. An error of the reader or of a document comes after everything before it; when
+  // memory runs out in a thread, kOutOfMemory comes at once.
   absl::StatusOr<bool> Next(TokenBatch* batch);
 
  private:
+  void WorkAndCatch();
   void Work();
   // Reads the documents of one batch and gives it a number; false when there is nothing left or the pipeline stops.
   bool Read(std::vector<std::string>* documents, TokenBatch* batch, int64_t* number);
@@ -52,11 +55,13 @@ class TokenizePipeline {
 
   std::mutex mutex_;  // Guards what follows.
   std::condition_variable changed_;
-  std::map<int64_t, TokenBatch> finished_;  // By number.
+  std::map<int64_t, absl::StatusOr<TokenBatch>> finished_;  // By number.
   int64_t num_read_ = 0;
   int64_t num_delivered_ = 0;
   bool at_end_ = false;
   absl::Status read_status_;
+  FirstException exception_;
+  bool failed_ = false;  // exception_ holds what ended a thread
   bool stop_ = false;
 
   std::vector<std::thread> threads_;

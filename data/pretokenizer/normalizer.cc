@@ -9,6 +9,7 @@
 
 #include "data/pretokenizer/pretokenizer_metaspace.h"
 #include "data/unicode/unicode_nfc.h"
+#include "launch/base/json.h"
 
 namespace trireme {
 namespace {
@@ -19,10 +20,9 @@ constexpr size_t kMaxSteps = 16;
 constexpr size_t kMaxContentBytes = 64;  // what a character may become; bounds how much text can grow
 
 absl::StatusOr<std::string> Text(const json& object, const char* name) {
-  const auto field = object.find(name);
-  if (field == object.end() || !field->is_string())
-    return Error(ExitCode::kData, "normalizer: ", name, " is not a string");
-  std::string text = field->get<std::string>();
+  const std::string* field = JsonText(JsonMember(object, name));
+  if (field == nullptr) return Error(ExitCode::kData, "normalizer: ", name, " is not a string");
+  const std::string& text = *field;
   if (text.empty() || text.size() > kMaxContentBytes)
     return Error(ExitCode::kData, "normalizer: ", name, " has ", text.size(), " bytes; 1 to ", kMaxContentBytes,
                  " are supported");
@@ -58,10 +58,10 @@ absl::StatusOr<Normalizer> Normalizer::FromJson(const json& json) {
 }
 
 absl::Status Normalizer::Add(const json& json) {
-  const auto field = json.is_object() ? json.find("type") : json.end();
-  const std::string type = json.is_object() && field != json.end() && field->is_string() ? *field : "without type";
-  if (type == "Sequence" && json.contains("normalizers") && json["normalizers"].is_array()) {
-    for (const auto& member : json["normalizers"]) RETURN_IF_ERROR(Add(member));
+  const std::string type = JsonTextOr(JsonMember(json, "type"), "without type");
+  const nlohmann::json& pattern_of = JsonMember(json, "pattern");
+  if (type == "Sequence" && JsonMember(json, "normalizers").is_array()) {
+    for (const auto& member : JsonMember(json, "normalizers")) RETURN_IF_ERROR(Add(member));
     return absl::OkStatus();
   }
   if (steps_.size() == kMaxSteps)
@@ -71,9 +71,8 @@ absl::Status Normalizer::Add(const json& json) {
   } else if (type == "Prepend") {
     ASSIGN_OR_RETURN(std::string content, Text(json, "prepend"));
     steps_.push_back({Kind::kPrepend, "", std::move(content)});
-  } else if (type == "Replace" && json.contains("pattern") && json["pattern"].is_object() &&
-             json["pattern"].contains("String")) {
-    ASSIGN_OR_RETURN(std::string pattern, Text(json["pattern"], "String"));
+  } else if (type == "Replace" && pattern_of.is_object() && pattern_of.contains("String")) {
+    ASSIGN_OR_RETURN(std::string pattern, Text(pattern_of, "String"));
     ASSIGN_OR_RETURN(std::string content, Text(json, "content"));
     steps_.push_back({Kind::kReplace, std::move(pattern), std::move(content)});
   } else {

@@ -6,6 +6,7 @@
 #include "data/pretokenizer/pretokenizer_metaspace.h"
 #include "data/pretokenizer/pretokenizer_patterns.h"
 #include "data/pretokenizer/pretokenizer_regex.h"
+#include "launch/base/json.h"
 
 namespace trireme {
 namespace {
@@ -17,27 +18,27 @@ constexpr size_t kMaxSteps = 16;
 // ByteLevel's add_prefix_space: every piece begins with a space.
 class PrefixSpace : public Splitter {
  public:
-  void Split(absl::string_view text, PieceSink* sink) const override {
+  absl::Status Split(absl::string_view text, PieceSink* sink) const override {
     if (text[0] == ' ') {
       sink->OnPiece(text);
     } else {
       sink->OnPiece(absl::StrCat(" ", text));
     }
+    return absl::OkStatus();
   }
 };
 
 absl::StatusOr<bool> BoolField(const json& object, const char* name, absl::StatusOr<bool> if_absent) {
-  const auto field = object.find(name);
-  if (field == object.end()) return if_absent;
-  if (!field->is_boolean()) return Error(ExitCode::kData, "pre_tokenizer: ", name, " is not true or false");
-  return field->get<bool>();
+  if (!object.contains(name)) return if_absent;
+  const std::optional<bool> flag = JsonBool(JsonMember(object, name));
+  if (!flag.has_value()) return Error(ExitCode::kData, "pre_tokenizer: ", name, " is not true or false");
+  return *flag;
 }
 
 absl::StatusOr<std::string> StringField(const json& object, const char* name) {
-  const auto field = object.find(name);
-  if (field == object.end() || !field->is_string())
-    return Error(ExitCode::kData, "pre_tokenizer: ", name, " is not a string");
-  return field->get<std::string>();
+  const std::string* text = JsonText(JsonMember(object, name));
+  if (text == nullptr) return Error(ExitCode::kData, "pre_tokenizer: ", name, " is not a string");
+  return *text;
 }
 
 absl::Status Missing(const char* name) { return Error(ExitCode::kData, "pre_tokenizer: ", name, " is missing"); }
@@ -109,21 +110,25 @@ absl::Status Flatten(const json& object, std::vector<const json*>* members) {
   return absl::OkStatus();
 }
 
-// Hands the pieces of one step to the next.
+// Hands the pieces of one step to the next. After an error of a later step it hands on nothing more.
 class StepSink : public PieceSink {
  public:
   StepSink(const std::unique_ptr<Splitter>* next, const std::unique_ptr<Splitter>* end, PieceSink* last)
       : next_(next), end_(end), last_(last) {}
   void OnPiece(absl::string_view piece) override {
+    if (!status_.ok()) return;
     if (next_ + 1 == end_) {
-      (*next_)->Split(piece, last_);
+      status_ = (*next_)->Split(piece, last_);
     } else {
       StepSink sink(next_ + 1, end_, last_);
-      (*next_)->Split(piece, &sink);
+      status_ = (*next_)->Split(piece, &sink);
+      if (status_.ok()) status_ = sink.status();
     }
   }
+  const absl::Status& status() const { return status_; }
 
  private:
+  absl::Status status_;
   const std::unique_ptr<Splitter>* next_;
   const std::unique_ptr<Splitter>* end_;
   PieceSink* last_;
@@ -169,15 +174,17 @@ absl::StatusOr<PreTokenizer> PreTokenizer::FromJson(const nlohmann::json& json) 
 
 void PreTokenizer::CutBeforeMetaspaces() { steps_.push_back(std::make_unique<MetaspaceSplitter>(/*runs=*/true)); }
 
-void PreTokenizer::Split(absl::string_view text, bool at_start, PieceSink* sink) const {
-  if (text.empty()) return;
+absl::Status PreTokenizer::Split(absl::string_view text, bool at_start, PieceSink* sink) const {
+  if (text.empty()) return absl::OkStatus();
   std::string spelled;
   if (metaspace_ != nullptr) text = spelled = metaspace_->Spell(text, at_start);
   if (steps_.empty()) {
     sink->OnPiece(text);
-    return;
+    return absl::OkStatus();
   }
-  StepSink(steps_.data(), steps_.data() + steps_.size(), sink).OnPiece(text);
+  StepSink steps(steps_.data(), steps_.data() + steps_.size(), sink);
+  steps.OnPiece(text);
+  return steps.status();
 }
 
 }  // namespace trireme

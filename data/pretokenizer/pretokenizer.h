@@ -26,8 +26,8 @@ struct Metaspace;
 class Splitter {
  public:
   virtual ~Splitter() = default;
-  // Cuts `text`, valid UTF-8 and not empty, into pieces for `sink`.
-  virtual void Split(absl::string_view text, PieceSink* sink) const = 0;
+  // Cuts `text`, valid UTF-8 and not empty, into pieces for `sink`. After an error the sink has had a part of them.
+  virtual absl::Status Split(absl::string_view text, PieceSink* sink) const = 0;
 };
 
 // All steps of a tokenizer, each splitting the pieces of the one before.
@@ -49,8 +49,9 @@ class PreTokenizer {
   // never join across that place.
   void CutBeforeMetaspaces();
 
-  // `text` must be valid UTF-8. `at_start`: it begins the whole text.
-  void Split(absl::string_view text, bool at_start, PieceSink* sink) const;
+  // `text` must be valid UTF-8. `at_start`: it begins the whole text. Errors are kData: a pattern from the file that
+  // this text is too hard for; the sink has had a part of the pieces then.
+  absl::Status Split(absl::string_view text, bool at_start, PieceSink* sink) const;
 
  private:
   std::unique_ptr<Metaspace> metaspace_;  // may be null; comes first

@@ -5,6 +5,8 @@
 
 #include <nlohmann/json.hpp>
 
+#include "launch/base/json.h"
+
 namespace trireme {
 namespace {
 
@@ -12,7 +14,7 @@ constexpr size_t kLength = sizeof(kMetaspace) - 1;
 
 }  // namespace
 
-void MetaspaceSplitter::Split(absl::string_view text, PieceSink* sink) const {
+absl::Status MetaspaceSplitter::Split(absl::string_view text, PieceSink* sink) const {
   size_t begin = 0;
   size_t after = 0;  // end of the last U+2581
   while (true) {
@@ -25,13 +27,15 @@ void MetaspaceSplitter::Split(absl::string_view text, PieceSink* sink) const {
     after = found + kLength;
   }
   if (begin < text.size()) sink->OnPiece(text.substr(begin));
+  return absl::OkStatus();
 }
 
 absl::StatusOr<Metaspace> Metaspace::FromJson(const nlohmann::json& json) {
   Metaspace result;
-  if (json.value("replacement", nlohmann::json()) != kMetaspace)
+  if (JsonTextOr(JsonMember(json, "replacement"), "") != kMetaspace)
     return Error(ExitCode::kData, "pre_tokenizer: Metaspace without replacement U+2581 is not supported");
-  const nlohmann::json scheme = json.value("prepend_scheme", nlohmann::json("always"));
+  const nlohmann::json& given = JsonMember(json, "prepend_scheme");
+  const std::string scheme = json.contains("prepend_scheme") ? JsonTextOr(given, "") : "always";
   if (scheme == "never") {
     result.prepend = Prepend::kNever;
   } else if (scheme == "first") {
@@ -39,12 +43,11 @@ absl::StatusOr<Metaspace> Metaspace::FromJson(const nlohmann::json& json) {
   } else if (scheme != "always") {
     return Error(ExitCode::kData, "pre_tokenizer: Metaspace has an unknown prepend_scheme");
   }
-  const nlohmann::json add_prefix_space = json.value("add_prefix_space", nlohmann::json());
-  if (add_prefix_space == false && result.prepend != Prepend::kNever)
+  if (JsonMember(json, "add_prefix_space") == false && result.prepend != Prepend::kNever)
     return Error(ExitCode::kData, "pre_tokenizer: Metaspace's add_prefix_space and prepend_scheme disagree");
-  const nlohmann::json split = json.value("split", nlohmann::json(true));
-  if (!split.is_boolean()) return Error(ExitCode::kData, "pre_tokenizer: Metaspace's split is not true or false");
-  result.split = split.get<bool>();
+  const std::optional<bool> split = json.contains("split") ? JsonBool(JsonMember(json, "split")) : true;
+  if (!split.has_value()) return Error(ExitCode::kData, "pre_tokenizer: Metaspace's split is not true or false");
+  result.split = *split;
   return result;
 }
 

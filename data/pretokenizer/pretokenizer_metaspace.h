@@ -16,7 +16,7 @@ inline constexpr char kMetaspace[] = "\xE2\x96\x81";
 class MetaspaceSplitter : public Splitter {
  public:
   explicit MetaspaceSplitter(bool runs) : runs_(runs) {}
-  void Split(absl::string_view text, PieceSink* sink) const override;
+  absl::Status Split(absl::string_view text, PieceSink* sink) const override;
 
  private:
   bool runs_;

@@ -69,7 +69,7 @@ const char* SpacePieceEnd(const Scanner& scan, const char* p, const char* last, 
 
 }  // namespace
 
-void Gpt2Splitter::Split(absl::string_view text, PieceSink* sink) const {
+absl::Status Gpt2Splitter::Split(absl::string_view text, PieceSink* sink) const {
   const Scanner scan(text);
   const char* p = text.data();
   while (p < scan.end()) {
@@ -93,9 +93,10 @@ void Gpt2Splitter::Split(absl::string_view text, PieceSink* sink) const {
     sink->OnPiece(Between(p, piece_end));
     p = piece_end;
   }
+  return absl::OkStatus();
 }
 
-void Llama3Splitter::Split(absl::string_view text, PieceSink* sink) const {
+absl::Status Llama3Splitter::Split(absl::string_view text, PieceSink* sink) const {
   const Scanner scan(text);
   const char* p = text.data();
   // The end of ` ?[^\s\p{L}\p{N}]+[\r\n]*` whose first [^\s\p{L}\p{N}] is at `body`.
@@ -135,9 +136,10 @@ void Llama3Splitter::Split(absl::string_view text, PieceSink* sink) const {
     sink->OnPiece(Between(p, piece_end));
     p = piece_end;
   }
+  return absl::OkStatus();
 }
 
-void DigitsSplitter::Split(absl::string_view text, PieceSink* sink) const {
+absl::Status DigitsSplitter::Split(absl::string_view text, PieceSink* sink) const {
   const Scanner scan(text);
   const char* begin = text.data();
   const char* p = begin;
@@ -153,6 +155,7 @@ void DigitsSplitter::Split(absl::string_view text, PieceSink* sink) const {
     begin = p = number_end;
   }
   if (begin < p) sink->OnPiece(Between(begin, p));
+  return absl::OkStatus();
 }
 
 }  // namespace trireme

@@ -18,14 +18,14 @@ inline constexpr char kQwen2Pattern[] =
 // kGpt2Pattern, isolated.
 class Gpt2Splitter : public Splitter {
  public:
-  void Split(absl::string_view text, PieceSink* sink) const override;
+  absl::Status Split(absl::string_view text, PieceSink* sink) const override;
 };
 
 // kLlama3Pattern (max_digits 3) or kQwen2Pattern (max_digits 1), isolated.
 class Llama3Splitter : public Splitter {
  public:
   explicit Llama3Splitter(int max_digits) : max_digits_(max_digits) {}
-  void Split(absl::string_view text, PieceSink* sink) const override;
+  absl::Status Split(absl::string_view text, PieceSink* sink) const override;
 
  private:
   int max_digits_;
@@ -35,7 +35,7 @@ class Llama3Splitter : public Splitter {
 class DigitsSplitter : public Splitter {
  public:
   explicit DigitsSplitter(bool individual) : individual_(individual) {}
-  void Split(absl::string_view text, PieceSink* sink) const override;
+  absl::Status Split(absl::string_view text, PieceSink* sink) const override;
 
  private:
   bool individual_;

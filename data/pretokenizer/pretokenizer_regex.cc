@@ -3,6 +3,7 @@
 #define PCRE2_CODE_UNIT_WIDTH 8
 #include <pcre2.h>
 
+#include <new>
 #include <utility>
 
 namespace trireme {
@@ -19,21 +20,25 @@ namespace {
 class Matcher {
  public:
   Matcher(const pcre2_code* code, const std::string& pattern, absl::string_view text)
-      : code_(code), pattern_(pattern), text_(text), match_(pcre2_match_data_create_from_pattern(code, nullptr)) {}
+      : code_(code), pattern_(pattern), text_(text), match_(pcre2_match_data_create_from_pattern(code, nullptr)) {
+    if (match_ == nullptr) throw std::bad_alloc();
+  }
   ~Matcher() { pcre2_match_data_free(match_); }
   Matcher(const Matcher&) = delete;
   Matcher& operator=(const Matcher&) = delete;
 
-  // The first match at or after `start`; false when there is none.
-  bool Find(size_t start, size_t* begin, size_t* end) {
+  // The first match at or after `start`; false when there is none. Errors are kData: it takes too much.
+  absl::StatusOr<bool> Find(size_t start, size_t* begin, size_t* end) {
     const auto* subject = reinterpret_cast<PCRE2_SPTR>(text_.data());
     int result = pcre2_match(code_, subject, text_.size(), start, PCRE2_NO_UTF_CHECK, match_, nullptr);
     if (result == PCRE2_ERROR_JIT_STACKLIMIT) {  // the interpreter keeps its stack on the heap
       result = pcre2_match(code_, subject, text_.size(), start, PCRE2_NO_UTF_CHECK | PCRE2_NO_JIT, match_, nullptr);
     }
     if (result == PCRE2_ERROR_NOMATCH) return false;
-    TRIREME_CHECK(result > 0, "tokenizer: the pattern ", pattern_, " exceeds the regex engine's limits (PCRE2 error ",
-                  result, ") on a text of ", text_.size(), " bytes");
+    if (result <= 0)
+      return Error(ExitCode::kData, "tokenizer: the pattern ", pattern_,
+                   " exceeds the regex engine's limits (PCRE2 error ", result, ") on a text of ", text_.size(),
+                   " bytes; it backtracks too much: use a tokenizer with a simpler pattern, or shorter documents");
     const PCRE2_SIZE* offsets = pcre2_get_ovector_pointer(match_);
     *begin = offsets[0];
     *end = offsets[1];
@@ -80,7 +85,7 @@ absl::StatusOr<std::unique_ptr<Splitter>> RegexSplitter::Create(absl::string_vie
   return std::unique_ptr<Splitter>(new RegexSplitter(std::move(compiled), behavior, invert));
 }
 
-void RegexSplitter::Split(absl::string_view text, PieceSink* sink) const {
+absl::Status RegexSplitter::Split(absl::string_view text, PieceSink* sink) const {
   Matcher matcher(compiled_->code, compiled_->pattern, text);
   size_t pending_begin = 0;  // a piece that may still grow: [pending_begin, pending_end)
   size_t pending_end = 0;
@@ -114,13 +119,16 @@ void RegexSplitter::Split(absl::string_view text, PieceSink* sink) const {
   };
   size_t position = 0;
   size_t begin, end;
-  while (position < text.size() && matcher.Find(position, &begin, &end)) {
+  while (position < text.size()) {
+    ASSIGN_OR_RETURN(const bool found, matcher.Find(position, &begin, &end));
+    if (!found) break;
     on_span(position, begin, invert_);
     on_span(begin, end, !invert_);
     position = end;
   }
   on_span(position, text.size(), invert_);
   flush();
+  return absl::OkStatus();
 }
 
 }  // namespace trireme

@@ -25,8 +25,8 @@ class RegexSplitter : public Splitter {
                                                           bool invert);
   ~RegexSplitter() override;
 
-  // A pattern that exceeds PCRE2's limits on this text, which takes catastrophic backtracking, is a failed check.
-  void Split(absl::string_view text, PieceSink* sink) const override;
+  // A pattern that exceeds PCRE2's limits on this text, which takes catastrophic backtracking, is an error (kData).
+  absl::Status Split(absl::string_view text, PieceSink* sink) const override;
 
  private:
   struct Compiled;

@@ -8,6 +8,7 @@
 #include <thread>
 #include <utility>
 
+#include "launch/base/exception.h"
 #include "launch/base/log.h"
 
 namespace trireme {
@@ -24,7 +25,7 @@ void CloseSegment(Microbatch* microbatch) {
 class PrefetchingLoader : public Loader {
  public:
   PrefetchingLoader(std::shared_ptr<const Sampler> sampler, const LoaderOptions& options)
-      : sampler_(std::move(sampler)), options_(options), thread_([this] { Produce(); }) {}
+      : sampler_(std::move(sampler)), options_(options), thread_([this] { ProduceAndCatch(); }) {}
 
   ~PrefetchingLoader() override {
     {
@@ -38,8 +39,10 @@ class PrefetchingLoader : public Loader {
   absl::StatusOr<StepBatch> Next() override {
     const double start = MonotonicSeconds();
     std::unique_lock<std::mutex> lock(mutex_);
-    changed_.wait(lock, [this] { return !ready_.empty(); });
+    changed_.wait(lock, [this] { return !ready_.empty() || failed_; });
     const double wait_ms = (MonotonicSeconds() - start) * 1e3;
+    if (ready_.empty())
+      return Annotate(exception_.status("lower micro_batch_size, data.sequence_length or data.prefetch_steps"), "data");
     if (!ready_.front().ok()) return ready_.front().status();  // Stays: every later call fails too.
     StepBatch batch = *std::move(ready_.front());
     ready_.pop_front();
@@ -50,6 +53,19 @@ class PrefetchingLoader : public Loader {
   }
 
  private:
+  void ProduceAndCatch() {
+    try {
+      Produce();
+    } catch (...) {
+      exception_.Keep();
+      {
+        std::lock_guard<std::mutex> lock(mutex_);
+        failed_ = true;
+      }
+      changed_.notify_all();
+    }
+  }
+
   void Produce() {
     const size_t capacity = std::max(1, options_.prefetch_steps);
     for (int64_t step = 0;; ++step) {
@@ -92,6 +108,8 @@ class PrefetchingLoader : public Loader {
   std::mutex mutex_;
   std::condition_variable changed_;
   std::deque<absl::StatusOr<StepBatch>> ready_;  // An error is the last element.
+  FirstException exception_;
+  bool failed_ = false;  // exception_ holds what ended the thread; steps made before it are still given
   bool stop_ = false;
   std::thread thread_;  // Last: it uses all of the above.
 };

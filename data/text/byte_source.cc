@@ -9,6 +9,7 @@
 
 #include <cerrno>
 #include <cstring>
+#include <new>
 #include <vector>
 
 namespace trireme {
@@ -95,7 +96,7 @@ class GzipSource : public ByteSource {
  public:
   explicit GzipSource(std::unique_ptr<RawInput> input) : input_(std::move(input)) {
     constexpr int kGzipOnly = 16;
-    TRIREME_CHECK(inflateInit2(&stream_, kGzipOnly + MAX_WBITS) == Z_OK);
+    if (inflateInit2(&stream_, kGzipOnly + MAX_WBITS) != Z_OK) throw std::bad_alloc();
   }
   ~GzipSource() override { inflateEnd(&stream_); }
 
@@ -125,7 +126,7 @@ class GzipSource : public ByteSource {
   absl::Status NextMember() {
     RETURN_IF_ERROR(input_->Fill(2));
     if (IsGzip(*input_)) {
-      TRIREME_CHECK(inflateReset(&stream_) == Z_OK);
+      if (inflateReset(&stream_) != Z_OK) return Damaged(*input_, "a member of the gzip stream cannot be read");
       return absl::OkStatus();
     }
     at_end_ = true;
@@ -147,7 +148,7 @@ class GzipSource : public ByteSource {
 class ZstdSource : public ByteSource {
  public:
   explicit ZstdSource(std::unique_ptr<RawInput> input) : input_(std::move(input)), stream_(ZSTD_createDStream()) {
-    TRIREME_CHECK(stream_ != nullptr);
+    if (stream_ == nullptr) throw std::bad_alloc();
   }
   ~ZstdSource() override { ZSTD_freeDStream(stream_); }
 

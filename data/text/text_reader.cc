@@ -11,6 +11,7 @@
 #include <utility>
 
 #include "data/text/byte_source.h"
+#include "launch/base/json.h"
 #include "launch/base/log.h"
 
 namespace trireme {
@@ -169,15 +170,13 @@ class FileSequenceReader : public TextReader {
     const auto fail = [this](const auto&... what) {
       return Error(ExitCode::kData, "read ", name_, ":", line_, ": ", what...);
     };
-    // The parser takes a zero byte for the end of its input and would not look at what follows.
-    if (json_.find('\0') != std::string::npos) return fail("not valid JSON: it holds a zero byte");
-    nlohmann::json object;
-    try {
-      object = nlohmann::json::parse(json_);
-    } catch (const nlohmann::json::exception& error) {
-      std::string what = error.what();
-      return fail("not valid JSON: ", what.substr(0, 200), "; every line must be one JSON object");
+    JsonProblem problem;
+    std::optional<nlohmann::json> parsed = ParseJson<nlohmann::json>(json_, {}, &problem);
+    if (!parsed.has_value()) {
+      if (problem.fault == JsonFault::kZeroByte) return fail("not valid JSON: it holds a zero byte");
+      return fail("not valid JSON: ", problem.detail, "; every line must be one JSON object");
     }
+    nlohmann::json& object = *parsed;
     if (!object.is_object()) return fail("a JSON ", object.type_name(), "; every line must be one JSON object");
     const auto field = object.find(options_.text_field);
     if (field == object.end()) {
@@ -186,9 +185,9 @@ class FileSequenceReader : public TextReader {
       return fail("no field \"", options_.text_field, "\" (there are: ", absl::StrJoin(names, ", ").substr(0, 300),
                   "); choose one with --text-field");
     }
-    if (!field->is_string())
-      return fail("field \"", options_.text_field, "\" is a ", field->type_name(), ", not a string");
-    *document = std::move(field->get_ref<std::string&>());
+    auto* text = field->get_ptr<std::string*>();
+    if (text == nullptr) return fail("field \"", options_.text_field, "\" is a ", field->type_name(), ", not a string");
+    *document = std::move(*text);
     return absl::OkStatus();
   }
 

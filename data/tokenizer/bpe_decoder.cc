@@ -6,6 +6,7 @@
 #include <nlohmann/json.hpp>
 
 #include "data/tokenizer/bpe_bytes.h"
+#include "launch/base/json.h"
 
 namespace trireme {
 namespace {
@@ -21,10 +22,7 @@ int HexDigit(char c) {
   return found == absl::string_view::npos ? -1 : static_cast<int>(found);
 }
 
-std::string TypeOf(const json& object) {
-  const auto type = object.is_object() ? object.find("type") : object.end();
-  return object.is_object() && type != object.end() && type->is_string() ? type->get<std::string>() : "without type";
-}
+std::string TypeOf(const json& object) { return JsonTextOr(JsonMember(object, "type"), "without type"); }
 
 }  // namespace
 
@@ -43,8 +41,8 @@ absl::StatusOr<BpeDecoder> BpeDecoder::FromJson(const json& json) {
   const std::string type = TypeOf(json);
   if (type == "ByteLevel") {
     decoder.byte_level_ = true;
-  } else if (type == "Sequence" && json.contains("decoders") && json["decoders"].is_array()) {
-    for (const auto& member : json["decoders"]) RETURN_IF_ERROR(decoder.Add(member));
+  } else if (type == "Sequence" && JsonMember(json, "decoders").is_array()) {
+    for (const auto& member : JsonMember(json, "decoders")) RETURN_IF_ERROR(decoder.Add(member));
   } else {
     return Error(ExitCode::kData, "the decoder ", type.substr(0, 60),
                  " is not supported (ByteLevel and a Sequence for byte_fallback are)");
@@ -61,14 +59,13 @@ BpeDecoder BpeDecoder::SentencePiece(bool strips_leading_space) {
 absl::Status BpeDecoder::Add(const json& json) {
   const std::string type = TypeOf(json);
   const auto is = [&json](const char* name, const nlohmann::json& value) {
-    return json.contains(name) && json[name] == value;
+    return json.is_object() && json.contains(name) && JsonMember(json, name) == value;
   };
-  if (type == "Replace" && !byte_fallback_ && !fuse_ && json.contains("pattern") && json["pattern"].is_object() &&
-      replacements_.size() < kMaxReplacements) {
-    const auto pattern = json["pattern"].value("String", nlohmann::json());
-    const auto content = json.value("content", nlohmann::json());
-    if (pattern.is_string() && content.is_string()) {
-      replacements_.emplace_back(pattern.get<std::string>(), content.get<std::string>());
+  if (type == "Replace" && !byte_fallback_ && !fuse_ && replacements_.size() < kMaxReplacements) {
+    const std::string* pattern = JsonText(JsonMember(JsonMember(json, "pattern"), "String"));
+    const std::string* content = JsonText(JsonMember(json, "content"));
+    if (pattern != nullptr && content != nullptr) {
+      replacements_.emplace_back(*pattern, *content);
       const auto& [from, to] = replacements_.back();
       if (!from.empty() && from.size() <= kMaxContentBytes && to.size() <= kMaxContentBytes) return absl::OkStatus();
     }

@@ -12,6 +12,7 @@
 #include "data/tokenizer/bpe_bytes.h"
 #include "data/tokenizer/tokenizer_folder.h"
 #include "data/unicode/unicode.h"
+#include "launch/base/json.h"
 
 namespace trireme {
 namespace {
@@ -32,41 +33,29 @@ std::string Shown(absl::string_view text) {
 }
 
 // Refuses nesting that no tokenizer needs and keys that stand twice, of which JSON readers would silently pick one.
-absl::StatusOr<json> ParseJson(absl::string_view contents) {
-  bool too_deep = false;
-  std::string twice;
-  std::vector<std::unordered_set<std::string>> keys(1);  // seen in each open object
-  auto callback = [&](int depth, json::parse_event_t event, json& parsed) {
-    if (depth > kMaxDepth) too_deep = true;
-    if (too_deep) return false;
-    if (event == json::parse_event_t::object_start) keys.emplace_back();
-    if (event == json::parse_event_t::object_end) keys.pop_back();
-    if (event == json::parse_event_t::key && !keys.back().insert(parsed.get<std::string>()).second)
-      twice = parsed.get<std::string>();
-    return true;
-  };
-  // The parser takes a zero byte for the end of its input and would not look at what follows.
-  if (contents.find('\0') != absl::string_view::npos) return Bad("not valid JSON: it holds a zero byte");
-  json parsed = json::parse(contents.begin(), contents.end(), callback, /*allow_exceptions=*/false);
-  if (too_deep) return Bad("nested deeper than ", kMaxDepth, " levels");
-  if (parsed.is_discarded()) return Bad("not valid JSON");
-  if (!twice.empty()) return Bad("the key ", Shown(twice), " stands twice in one object");
-  if (!parsed.is_object()) return Bad("not a JSON object");
-  return parsed;
-}
-
-// Absent and null are the same.
-const json& Field(const json& object, const char* name) {
-  static const json absent;
-  const auto field = object.find(name);
-  return field == object.end() ? absent : *field;
+absl::StatusOr<json> ParseFile(absl::string_view contents) {
+  JsonProblem problem;
+  std::optional<json> parsed = ParseJson<json>(contents, {.max_depth = kMaxDepth, .unique_keys = true}, &problem);
+  if (parsed.has_value() && !parsed->is_object()) return Bad("not a JSON object");
+  if (parsed.has_value()) return *std::move(parsed);
+  switch (problem.fault) {
+    case JsonFault::kZeroByte:
+      return Bad("not valid JSON: it holds a zero byte");
+    case JsonFault::kTooDeep:
+      return Bad("nested deeper than ", kMaxDepth, " levels");
+    case JsonFault::kDuplicateKey:
+      return Bad("the key ", Shown(problem.detail), " stands twice in one object");
+    case JsonFault::kSyntax:
+      break;
+  }
+  return Bad("not valid JSON");
 }
 
 absl::StatusOr<bool> Flag(const json& object, const char* name) {
-  const json& field = Field(object, name);
+  const json& field = JsonMember(object, name);
   if (field.is_null()) return false;
   if (!field.is_boolean()) return Bad(name, " is not true or false");
-  return field.get<bool>();
+  return JsonBool(field).value_or(false);
 }
 
 // What is misspelt would be left out silently.
@@ -79,21 +68,21 @@ absl::Status RefuseUnknownKeys(const json& object, const char* where, std::initi
 }
 
 absl::StatusOr<int32_t> Id(const json& value, absl::string_view token) {
-  if (!value.is_number_unsigned() || value.get<uint64_t>() > kMaxId) {
+  const std::optional<uint64_t> id = JsonNatural(value);
+  if (!id.has_value() || *id > kMaxId)
     return Bad("the id of token ", Shown(token), " is not a whole number from 0 to ", kMaxId);
-  }
-  return static_cast<int32_t>(value.get<uint64_t>());
+  return static_cast<int32_t>(*id);
 }
 
 absl::Status CheckModelOptions(const json& model) {
-  const json& type = Field(model, "type");
+  const json& type = JsonMember(model, "type");
   if (!type.is_null() && type != "BPE")
-    return Bad("the model is ", type.is_string() ? Shown(type.get<std::string>()) : "of no type",
+    return Bad("the model is ", type.is_string() ? Shown(JsonTextOr(type, "")) : "of no type",
                "; only BPE is supported");
-  const json& dropout = Field(model, "dropout");
+  const json& dropout = JsonMember(model, "dropout");
   if (!dropout.is_null() && dropout != 0.0) return Bad("the model has dropout, which is not reproduced");
   for (const char* name : {"continuing_subword_prefix", "end_of_word_suffix"}) {
-    const json& affix = Field(model, name);
+    const json& affix = JsonMember(model, name);
     if (!affix.is_null() && affix != "") return Bad("the model has ", name, ", which is not supported");
   }
   return absl::OkStatus();
@@ -122,14 +111,14 @@ absl::Status ReadVocabulary(const json& vocabulary, BpeFile* file) {
 
 // Splits "a b", the older form of a merge.
 absl::StatusOr<std::pair<std::string, std::string>> MergeParts(const json& merge, size_t rank) {
-  if (merge.is_array() && merge.size() == 2 && merge[0].is_string() && merge[1].is_string()) {
-    return std::make_pair(merge[0].get<std::string>(), merge[1].get<std::string>());
+  if (const json::array_t& parts = JsonList(merge); parts.size() == 2) {
+    const std::string *left = JsonText(parts[0]), *right = JsonText(parts[1]);
+    if (left != nullptr && right != nullptr) return std::make_pair(*left, *right);
   }
-  if (merge.is_string()) {
-    const auto& text = merge.get_ref<const std::string&>();
-    const size_t space = text.find(' ');
-    if (space != std::string::npos && text.find(' ', space + 1) == std::string::npos) {
-      return std::make_pair(text.substr(0, space), text.substr(space + 1));
+  if (const std::string* text = JsonText(merge)) {
+    const size_t space = text->find(' ');
+    if (space != std::string::npos && text->find(' ', space + 1) == std::string::npos) {
+      return std::make_pair(text->substr(0, space), text->substr(space + 1));
     }
   }
   return Bad("merge ", rank, " is neither \"a b\" nor [\"a\", \"b\"]");
@@ -140,7 +129,7 @@ absl::StatusOr<std::vector<BpeModel::Merge>> ReadMerges(const json& list, const 
   std::vector<BpeModel::Merge> merges;
   merges.reserve(list.size());
   for (const json& item : list) {
-    if (item.is_string() && item.get_ref<const std::string&>().rfind("#version", 0) == 0) continue;
+    if (JsonTextOr(item, "").rfind("#version", 0) == 0) continue;
     ASSIGN_OR_RETURN(const auto parts, MergeParts(item, merges.size()));
     BpeModel::Merge merge;
     for (const auto& [text, id] : {std::pair<std::string, int32_t*>{parts.first, &merge.left},
@@ -179,10 +168,10 @@ absl::StatusOr<BpeModel::Alphabet> ReadAlphabet(const json& model, const BpeFile
       if (next == token.data() + token.size()) alphabet.character_ids.emplace(character, id);
     }
   }
-  const json& unknown = Field(model, "unk_token");
+  const json& unknown = JsonMember(model, "unk_token");
   if (!unknown.is_null()) {
     if (!unknown.is_string()) return Bad("model.unk_token is not a string");
-    const auto& token = unknown.get_ref<const std::string&>();
+    const std::string token = JsonTextOr(unknown, "");
     const auto found = file.id_of_token.find(token);
     if (found == file.id_of_token.end()) return Bad("model.unk_token ", Shown(token), " is not in model.vocab");
     alphabet.unknown_id = found->second;
@@ -197,8 +186,8 @@ absl::Status ReadModel(const json& model, BpeFile* file) {
                                     {"type", "dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix",
                                      "fuse_unk", "byte_fallback", "ignore_merges", "vocab", "merges"}));
   RETURN_IF_ERROR(CheckModelOptions(model));
-  RETURN_IF_ERROR(ReadVocabulary(Field(model, "vocab"), file));
-  ASSIGN_OR_RETURN(const std::vector<BpeModel::Merge> merges, ReadMerges(Field(model, "merges"), *file));
+  RETURN_IF_ERROR(ReadVocabulary(JsonMember(model, "vocab"), file));
+  ASSIGN_OR_RETURN(const std::vector<BpeModel::Merge> merges, ReadMerges(JsonMember(model, "merges"), *file));
   ASSIGN_OR_RETURN(BpeModel::Alphabet alphabet, ReadAlphabet(model, *file));
   ASSIGN_OR_RETURN(const bool ignore_merges, Flag(model, "ignore_merges"));
   absl::flat_hash_map<std::string, int32_t> whole_words;
@@ -227,14 +216,14 @@ absl::Status ReadAddedTokens(const json& list, BpeFile* file) {
   std::unordered_set<std::string> seen;
   for (const json& item : list) {
     AddedToken token;
-    const json& content = item.is_object() ? Field(item, "content") : item;
-    if (!item.is_object() || !content.is_string()) return Bad("added_tokens: an entry has no content");
-    token.content = content.get<std::string>();
+    const std::string* content = JsonText(JsonMember(item, "content"));
+    if (content == nullptr) return Bad("added_tokens: an entry has no content");
+    token.content = *content;
     RETURN_IF_ERROR(RefuseUnknownKeys(
         item, "added_tokens: ", {"id", "content", "single_word", "lstrip", "rstrip", "normalized", "special"}));
     if (token.content.empty()) return Bad("added_tokens: an entry has empty content");
     if (!seen.insert(token.content).second) return Bad("added_tokens: ", Shown(token.content), " stands twice");
-    ASSIGN_OR_RETURN(token.id, Id(Field(item, "id"), token.content));
+    ASSIGN_OR_RETURN(token.id, Id(JsonMember(item, "id"), token.content));
     ASSIGN_OR_RETURN(token.lstrip, Flag(item, "lstrip"));
     ASSIGN_OR_RETURN(token.rstrip, Flag(item, "rstrip"));
     ASSIGN_OR_RETURN(token.normalized, Flag(item, "normalized"));
@@ -274,20 +263,20 @@ bool MergesStayWithinWords(const std::vector<BpeModel::Merge>& merges, const Bpe
 absl::StatusOr<BpeFile> ParseBpeFile(absl::string_view contents) { return ParseBpeFile(contents, TokenizerFolder()); }
 
 absl::StatusOr<BpeFile> ParseBpeFile(absl::string_view contents, const TokenizerFolder& folder) {
-  ASSIGN_OR_RETURN(const json root, ParseJson(contents));
+  ASSIGN_OR_RETURN(const json root, ParseFile(contents));
   RETURN_IF_ERROR(RefuseUnknownKeys(root, "",
                                     {"version", "truncation", "padding", "added_tokens", "normalizer", "pre_tokenizer",
                                      "post_processor", "decoder", "model"}));
-  const json& version = Field(root, "version");
+  const json& version = JsonMember(root, "version");
   if (!version.is_null() && version != "1.0") return Bad("an unknown version of tokenizer.json");
   BpeFile file;
-  ASSIGN_OR_RETURN(file.normalizer, Normalizer::FromJson(Field(root, "normalizer")));
-  ASSIGN_OR_RETURN(file.pre_tokenizer, PreTokenizer::FromJson(Field(root, "pre_tokenizer")));
-  ASSIGN_OR_RETURN(file.decoder, BpeDecoder::FromJson(Field(root, "decoder")));
+  ASSIGN_OR_RETURN(file.normalizer, Normalizer::FromJson(JsonMember(root, "normalizer")));
+  ASSIGN_OR_RETURN(file.pre_tokenizer, PreTokenizer::FromJson(JsonMember(root, "pre_tokenizer")));
+  ASSIGN_OR_RETURN(file.decoder, BpeDecoder::FromJson(JsonMember(root, "decoder")));
   if (file.decoder.byte_level() != file.pre_tokenizer.byte_level())
     return Bad("of decoder and pre_tokenizer only one is ByteLevel, which is not supported");
-  RETURN_IF_ERROR(ReadModel(Field(root, "model"), &file));
-  RETURN_IF_ERROR(ReadAddedTokens(Field(root, "added_tokens"), &file));
+  RETURN_IF_ERROR(ReadModel(JsonMember(root, "model"), &file));
+  RETURN_IF_ERROR(ReadAddedTokens(JsonMember(root, "added_tokens"), &file));
   RETURN_IF_ERROR(AddTokensOfFolder(folder, &file));
   return file;
 }

@@ -11,6 +11,7 @@
 #include "data/pretokenizer/pretokenizer_patterns.h"
 #include "data/text/start_threads.h"
 #include "data/unicode/unicode.h"
+#include "launch/base/exception.h"
 #include "launch/base/log.h"
 
 namespace trireme {
@@ -32,18 +33,21 @@ class CountingSink : public PieceSink {
 // Documents on their way from the reader to the counting threads.
 class DocumentQueue {
  public:
-  // Waits while too much is waiting already.
-  void Push(std::string document) {
+  // Waits while too much is waiting already. False when the queue is closed.
+  bool Push(std::string document) {
     std::unique_lock<std::mutex> lock(mutex_);
-    not_full_.wait(lock, [this] { return waiting_bytes_ < kMaxWaitingBytes; });
+    not_full_.wait(lock, [this] { return closed_ || waiting_bytes_ < kMaxWaitingBytes; });
+    if (closed_) return false;
     waiting_bytes_ += document.size();
     documents_.push_back(std::move(document));
     not_empty_.notify_one();
+    return true;
   }
   void Close() {
     std::lock_guard<std::mutex> lock(mutex_);
     closed_ = true;
     not_empty_.notify_all();
+    not_full_.notify_all();
   }
   // False when the queue is closed and empty.
   bool Pop(std::string* document) {
@@ -66,14 +70,15 @@ class DocumentQueue {
   bool closed_ = false;
 };
 
-void CountDocuments(DocumentQueue* queue, Counts* counts) {
+absl::Status CountDocuments(DocumentQueue* queue, Counts* counts) {
   const Gpt2Splitter splitter;
   CountingSink sink(counts);
   std::string document;
   while (queue->Pop(&document)) {
     if (!IsValidUtf8(document)) document = RepairUtf8(document);
-    splitter.Split(document, &sink);
+    RETURN_IF_ERROR(splitter.Split(document, &sink));
   }
+  return absl::OkStatus();
 }
 
 }  // namespace
@@ -82,7 +87,16 @@ absl::StatusOr<std::vector<std::pair<std::string, int64_t>>> CountWords(const Do
   if (num_threads <= 0) num_threads = std::max(1u, std::thread::hardware_concurrency());
   DocumentQueue queue;
   std::vector<Counts> counts(num_threads);
-  std::vector<std::thread> threads = StartThreads(num_threads, [&](int i) { CountDocuments(&queue, &counts[i]); });
+  std::vector<absl::Status> ends(num_threads);
+  FirstException exception;
+  std::vector<std::thread> threads = StartThreads(num_threads, [&](int i) {
+    try {
+      ends[i] = CountDocuments(&queue, &counts[i]);
+    } catch (...) {
+      exception.Keep();
+    }
+    queue.Close();  // Without this thread nobody may be left to make room.
+  });
   Progress progress("tokenizer: counting words", 0, "B");
   absl::Status status;
   int64_t bytes = 0;
@@ -92,11 +106,13 @@ absl::StatusOr<std::vector<std::pair<std::string, int64_t>>> CountWords(const Do
     status = more.status();
     if (!more.ok() || !*more) break;
     bytes += static_cast<int64_t>(document.size());
-    queue.Push(std::move(document));
+    if (!queue.Push(std::move(document))) break;
     progress.Update(bytes);
   }
   queue.Close();
   for (std::thread& thread : threads) thread.join();
+  RETURN_IF_ERROR(exception.status("use fewer --threads, or shorter documents"));
+  for (const absl::Status& end : ends) RETURN_IF_ERROR(end);
   RETURN_IF_ERROR(status);
   progress.Finish();
   Counts total = std::move(counts[0]);

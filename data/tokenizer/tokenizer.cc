@@ -89,7 +89,7 @@ class BpeTokenizer : public Tokenizer {
     if (end_of_document_ < 0) end_of_document_ = TokenId(eos);
   }
 
-  void Encode(absl::string_view text, std::vector<int32_t>* ids) const override {
+  absl::Status Encode(absl::string_view text, std::vector<int32_t>* ids) const override {
     std::string repaired;
     if (!IsValidUtf8(text)) {
       repaired = RepairUtf8(text);
@@ -99,8 +99,9 @@ class BpeTokenizer : public Tokenizer {
     EncodingSink sink(*file_.model, cache.get(), ids);
     const auto on_token = [ids](int32_t id) { ids->push_back(id); };
     const char* start = text.data();  // of the text, then of its first part once normalized
+    absl::Status status;
     const auto on_plain = [&](absl::string_view plain) {
-      file_.pre_tokenizer.Split(plain, /*at_start=*/plain.data() == start, &sink);
+      if (status.ok()) status = file_.pre_tokenizer.Split(plain, /*at_start=*/plain.data() == start, &sink);
     };
     const auto on_text = [&](absl::string_view part) {
       std::string storage;
@@ -119,6 +120,7 @@ class BpeTokenizer : public Tokenizer {
       verbatim_.Split(text, on_text, on_token);
     }
     caches_.Return(std::move(cache));
+    return status;
   }
 
   std::string Decode(const std::vector<int32_t>& ids) const override {

@@ -30,7 +30,8 @@ class Tokenizer {
   // Appends the ids of `text`. Special tokens written out in the text are recognized as the file says. Nothing is added
   // before or after the text, nothing is cut: the file's post_processor, truncation and padding are not applied.
   // Invalid UTF-8 is read as Python's bytes.decode(errors="replace") reads it: U+FFFD for every maximal invalid part.
-  virtual void Encode(absl::string_view text, std::vector<int32_t>* ids) const = 0;
+  // Errors are kData: the file's own pattern takes too long on this text; `ids` then holds a part.
+  virtual absl::Status Encode(absl::string_view text, std::vector<int32_t>* ids) const = 0;
   // The bytes of all tokens, special ones included. Not valid UTF-8 when the ids begin or end within a character.
   // Unknown ids give nothing.
   virtual std::string Decode(const std::vector<int32_t>& ids) const = 0;

@@ -4,9 +4,12 @@
 
 #include <atomic>
 #include <condition_variable>
+#include <exception>
 #include <memory>
 #include <mutex>
+#include <system_error>
 #include <thread>
+#include <utility>
 #include <vector>
 
 namespace trireme {
@@ -25,7 +28,11 @@ inline void Pause() {
 class Pool {
  public:
   explicit Pool(int threads) {
-    for (int i = 1; i < threads; ++i) workers_.emplace_back([this] { WorkerLoop(); });
+    // Where the system gives fewer threads, the others do the work.
+    try {
+      for (int i = 1; i < threads; ++i) workers_.emplace_back([this] { WorkerLoop(); });
+    } catch (const std::system_error&) {
+    }
   }
 
   ~Pool() {
@@ -65,6 +72,8 @@ class Pool {
       }
     }
     busy_ = false;
+    // No worker looks at the context any more, so the caller may leave.
+    if (exception_ != nullptr) std::rethrow_exception(std::exchange(exception_, nullptr));
   }
 
  private:
@@ -72,7 +81,13 @@ class Pool {
     while (true) {
       const int64_t task = next_.fetch_add(1, std::memory_order_relaxed);
       if (task >= num_tasks_) return;
-      run_(context_, task);
+      try {
+        run_(context_, task);
+      } catch (...) {
+        std::lock_guard<std::mutex> lock(mutex_);
+        if (exception_ == nullptr) exception_ = std::current_exception();
+        next_.store(num_tasks_, std::memory_order_relaxed);  // What is not begun is left.
+      }
     }
   }
 
@@ -112,6 +127,7 @@ class Pool {
   int64_t num_tasks_ = 0;
   void (*run_)(void*, int64_t) = nullptr;
   void* context_ = nullptr;
+  std::exception_ptr exception_;  // the first that a task threw; guarded by mutex_ while tasks run
   bool busy_ = false;
   bool stopping_ = false;
   static thread_local bool inside_task_;  // Set in workers for good.

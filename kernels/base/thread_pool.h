@@ -19,8 +19,9 @@ void RunTasks(int64_t num_tasks, void (*run)(void* context, int64_t task), void*
 }
 
 // Calls task(i) for i in [0, num_tasks), spread over the threads; returns when all are done. Nested calls run in the
-// caller. Only one thread of the process may be outside any task and call this (the main thread; on CPU autograd runs
-// there too).
+// caller. What a task throws is thrown here, the first of several, once no thread is inside a task any more; tasks that
+// had not begun are left out. Only one thread of the process may be outside any task and call this (the main thread; on
+// CPU autograd runs there too).
 template <typename F>
 void ParallelTasks(int64_t num_tasks, F&& task) {
   using Task = std::remove_reference_t<F>;

@@ -1,3 +1,5 @@
+#include <cstdio>
+
 #include "kernels/cuda/device.cuh"
 
 namespace trireme::cuda {
@@ -42,10 +44,16 @@ __global__ void SwiGluBackwardKernel(int64_t width, const T* gate_up, const T* d
 
 // One block per row; a thread takes kCount neighbouring pairs of one head.
 template <typename T, int kCount>
-__global__ void RopeKernel(int pairs, int half, int64_t stride, T* x, const int64_t* positions, const float* cosine,
-                           const float* sine, float direction) {
+__global__ void RopeKernel(int pairs, int half, int64_t stride, T* x, const int64_t* positions, int64_t places,
+                           const float* cosine, const float* sine, float direction) {
   T* row = x + static_cast<int64_t>(blockIdx.x) * stride;
   const int64_t position = positions[blockIdx.x];
+  if (position < 0 || position >= places) {
+    if (threadIdx.x == 0)
+      printf("rope: position %lld outside the rotation table's %lld rows\n", static_cast<long long>(position),
+             static_cast<long long>(places));
+    __trap();
+  }
   const float* c = cosine + position * half;
   const float* s = sine + position * half;
   for (int pair = static_cast<int>(threadIdx.x) * kCount; pair < pairs; pair += static_cast<int>(blockDim.x) * kCount) {
@@ -111,10 +119,10 @@ void SwiGluRowsBackward(int64_t rows, int64_t width, const void* gate_up, const 
 
 template <typename T, int kCount>
 void RopeRows(int64_t rows, int64_t heads, int64_t half, int64_t stride, void* x, const int64_t* positions,
-              const float* cosine, const float* sine, float direction, Stream stream) {
+              int64_t places, const float* cosine, const float* sine, float direction, Stream stream) {
   const int pairs = static_cast<int>(heads * half);
   RopeKernel<T, kCount><<<static_cast<unsigned>(rows), ThreadsForRow(pairs / kCount, kThreads), 0, StreamOf(stream)>>>(
-      pairs, static_cast<int>(half), stride, static_cast<T*>(x), positions, cosine, sine, direction);
+      pairs, static_cast<int>(half), stride, static_cast<T*>(x), positions, places, cosine, sine, direction);
 }
 
 template <typename T>
@@ -160,16 +168,17 @@ void LaunchSwiGluBackward(Storage storage, int64_t rows, int64_t width, const vo
 }
 
 void LaunchRope(Storage storage, int64_t rows, int64_t heads, int64_t head_dim, int64_t stride, void* x,
-                const int64_t* positions, const float* cosine, const float* sine, float direction, Stream stream) {
+                const int64_t* positions, int64_t places, const float* cosine, const float* sine, float direction,
+                Stream stream) {
   const int64_t half = head_dim / 2;
   if (rows == 0 || heads * half == 0) return;
   if (storage == Storage::kFloat32) {
     const bool aligned = Aligned(half * 4, x) && Aligned(stride * 4);
-    (aligned ? &RopeRows<float, 4> : &RopeRows<float, 1>)(rows, heads, half, stride, x, positions, cosine, sine,
+    (aligned ? &RopeRows<float, 4> : &RopeRows<float, 1>)(rows, heads, half, stride, x, positions, places, cosine, sine,
                                                           direction, stream);
   } else {
     const bool aligned = Aligned(half * 2, x) && Aligned(stride * 2);
-    (aligned ? &RopeRows<Bf16, 8> : &RopeRows<Bf16, 1>)(rows, heads, half, stride, x, positions, cosine, sine,
+    (aligned ? &RopeRows<Bf16, 8> : &RopeRows<Bf16, 1>)(rows, heads, half, stride, x, positions, places, cosine, sine,
                                                         direction, stream);
   }
   CheckLaunch("rope");

@@ -123,8 +123,8 @@ void ApplyRope(at::Tensor& packed, int64_t heads, int64_t head_dim, const at::Te
                bool inverse) {
   const Target target(packed);
   LaunchRope(StorageOf(packed), packed.size(0), heads, head_dim, packed.stride(0), Address(packed),
-             positions.const_data_ptr<int64_t>(), Floats(table.cosine), Floats(table.sine), inverse ? -1.0f : 1.0f,
-             target.stream);
+             positions.const_data_ptr<int64_t>(), table.cosine.size(0), Floats(table.cosine), Floats(table.sine),
+             inverse ? -1.0f : 1.0f, target.stream);
 }
 
 at::Tensor EmbeddingForward(const at::Tensor& tokens, const at::Tensor& weight) {

@@ -8,6 +8,8 @@
 #include <cstdio>
 #include <mutex>
 
+#include "launch/base/terminal_text.h"
+
 namespace trireme {
 namespace {
 
@@ -35,7 +37,7 @@ void WriteLog(Severity severity, const std::string& message) {
   if (severity == Severity::kError) line = "error: ";
   if (severity == Severity::kWarning) line = "warning: ";
   if (log_world_size > 1 && severity == Severity::kError) line = absl::StrCat("[rank ", log_rank, "] ", line);
-  line += message;
+  line += TerminalSafe(message);
   line += '\n';
   std::lock_guard<std::mutex> lock(log_mutex);
   EraseLiveLine();
@@ -53,7 +55,7 @@ void ShowLiveLine(const std::string& line) {
   std::lock_guard<std::mutex> lock(log_mutex);
   EraseLiveLine();
   if (line.empty()) return;
-  std::fputs(line.c_str(), stderr);
+  std::fputs(TerminalSafe(line).c_str(), stderr);
   std::fflush(stderr);
   live_line_shown = true;
 }

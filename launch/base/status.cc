@@ -9,6 +9,8 @@
 #include <cstdlib>
 #include <cstring>
 
+#include "launch/base/terminal_text.h"
+
 namespace trireme {
 namespace {
 
@@ -71,7 +73,7 @@ void CheckFailed(const char* file, int line, const char* condition, const std::s
   std::fprintf(
       stderr,
       "trireme: internal error at %s:%d: %s does not hold. %s\nThis is a defect of trireme; please report it.\n", file,
-      line, condition, message.c_str());
+      line, condition, TerminalSafe(message).c_str());
   std::fflush(stderr);
   _exit(static_cast<int>(ExitCode::kInternal));
 }

@@ -50,6 +50,13 @@ std::vector<double> GatherDoubles(ProcessGroup& group, double value) {
   return std::vector<double>(data, data + group.size());
 }
 
+// Whatever path tokens come by, none lies beyond what the model's position tables hold.
+void CheckPositions(const std::vector<int64_t>& positions, const DecoderSpec& model) {
+  const auto largest = std::max_element(positions.begin(), positions.end());
+  TRIREME_CHECK(largest == positions.end() || *largest < model.max_positions, "position ", *largest, " in a model of ",
+                model.max_positions);
+}
+
 // All pairs share the pipeline group on CPUs, where sends wait for nobody.
 std::function<PipelineLink(int, int)> MakeLinks(Mesh& mesh, const Schedule& schedule) {
   const int own = mesh.coordinate(Axis::kPipeline);
@@ -232,6 +239,7 @@ MicrobatchTensors Model::ToDevice(Microbatch m, UploadBlock& upload) const {
   batch.tokens = upload.Add(part(std::move(m.tokens)));
   std::vector<int64_t> targets = part(std::move(m.targets));
   batch.with_target = with_target(targets);
+  CheckPositions(m.positions, recipe_.model);
   batch.targets = upload.Add(std::move(targets));
   batch.positions = upload.Add(part(std::move(m.positions)));
   if (recipe_.config.adapter().lora_dropout() > 0) {
@@ -358,6 +366,7 @@ at::Tensor Model::Logits(const std::vector<std::vector<int64_t>>& new_tokens, Kv
   const int64_t padding = Padding(static_cast<int64_t>(tokens.size()));
   tokens.resize(tokens.size() + padding, 0);
   positions.resize(tokens.size(), 0);
+  CheckPositions(positions, recipe_.model);
   cache.Begin(counts, padding);
   MicrobatchTensors batch;
   UploadBlock upload(device_);
@@ -380,6 +389,7 @@ double Model::SequenceLoss(const std::vector<int64_t>& tokens, const std::vector
   for (int64_t i = 0; i < all; ++i) positions.push_back(i < count ? i : 0);
   std::vector<int32_t> ends = {0, count};
   if (all > count) ends.push_back(all);
+  CheckPositions(positions, recipe_.model);
   MicrobatchTensors batch;
   UploadBlock upload(device_);
   batch.tokens = upload.Add(std::move(padded_tokens));

@@ -9,6 +9,7 @@
 
 #include "data/tokenizer/tokenizer.h"
 #include "launch/base/file.h"
+#include "launch/base/folder.h"
 #include "launch/base/log.h"
 #include "models/formats/gguf/gguf_config.h"
 #include "models/formats/hf/hf_directory.h"

@@ -14,28 +14,38 @@ using Json = nlohmann::json;
 // Of a TemplateProcessing post_processor: the special tokens before the text.
 absl::Status AddPrefix(const Json& processor, const std::string& name, const Tokenizer& tokenizer,
                        std::vector<int64_t>* ids) {
-  if (!processor.is_object()) return absl::OkStatus();
-  const std::string type = processor.value("type", "");
-  if (type == "Sequence" && processor.contains("processors")) {
-    for (const Json& part : processor["processors"]) RETURN_IF_ERROR(AddPrefix(part, name, tokenizer, ids));
+  if (processor.is_null()) return absl::OkStatus();
+  const auto bad = [&name](const auto&... what) {
+    return Error(ExitCode::kData, "tokenizer: ", name, ": its post_processor ", what...);
+  };
+  const std::string* given = JsonText(JsonMember(processor, "type"));
+  if (given == nullptr) return bad("has no type (a string)");
+  const std::string& type = *given;
+  if (type == "Sequence") {
+    if (!JsonMember(processor, "processors").is_array()) return bad("is a Sequence without processors");
+    for (const Json& part : JsonList(JsonMember(processor, "processors")))
+      RETURN_IF_ERROR(AddPrefix(part, name, tokenizer, ids));
   }
   if (type == "BertProcessing" || type == "RobertaProcessing")
     return Error(ExitCode::kData, "tokenizer: ", name, ": a post_processor of type ", type,
                  " is not supported; Sequence, ByteLevel and TemplateProcessing are");
-  if (type != "TemplateProcessing" || !processor.contains("single")) return absl::OkStatus();
-  for (const Json& piece : processor["single"]) {
-    if (!piece.is_object() || !piece.contains("SpecialToken")) return absl::OkStatus();
-    const Json& token = piece["SpecialToken"];
-    const std::string called = token.is_object() ? token.value("id", "") : "";
+  if (type != "TemplateProcessing") return absl::OkStatus();
+  const Json& single = JsonMember(processor, "single");
+  if (!single.is_array()) return bad("is a TemplateProcessing without a list \"single\"");
+  for (const Json& piece : JsonList(single)) {
+    if (!piece.is_object()) return bad("has a piece that is no object");
+    if (!piece.contains("SpecialToken")) return absl::OkStatus();
+    const std::string* called = JsonText(JsonMember(JsonMember(piece, "SpecialToken"), "id"));
+    if (called == nullptr) return bad("has a SpecialToken without id (a string)");
     // What is called so is said beside: one token or several.
-    const Json known = processor.value("special_tokens", Json::object());
-    const Json numbers = known.is_object() && known.contains(called) && known[called].is_object()
-                             ? known[called].value("ids", Json::array())
-                             : Json::array();
-    for (const Json& number : numbers) {
-      if (number.is_number_integer()) ids->push_back(number.get<int64_t>());
+    const Json& numbers = JsonMember(JsonMember(JsonMember(processor, "special_tokens"), *called), "ids");
+    for (const Json& number : JsonList(numbers)) {
+      const std::optional<int64_t> id = JsonInteger(number);
+      if (!id.has_value() || *id < 0 || *id >= tokenizer.vocab_size())
+        return bad("gives ", *called, " an id that is none of the tokenizer's ", tokenizer.vocab_size());
+      ids->push_back(*id);
     }
-    if (const int32_t id = tokenizer.TokenId(called); numbers.empty() && id >= 0) ids->push_back(id);
+    if (const int32_t id = tokenizer.TokenId(*called); JsonList(numbers).empty() && id >= 0) ids->push_back(id);
   }
   return absl::OkStatus();
 }
@@ -63,7 +73,7 @@ absl::StatusOr<std::vector<int64_t>> PrefixIds(const std::string& tokenizer_fold
     if (std::filesystem::exists(tokenizer_folder + "/tokenizer_config.json", error)) {
       ASSIGN_OR_RETURN(config, ReadJsonObject(tokenizer_folder + "/tokenizer_config.json"));
     }
-    if (config.value("add_bos_token", Json(true)) == false) return ids;
+    if (JsonMember(config, "add_bos_token") == false) return ids;
     for (const char* bos : {"<s>", "<bos>"}) {
       if (ids.empty() && tokenizer.TokenId(bos) >= 0) ids.push_back(tokenizer.TokenId(bos));
     }
@@ -78,7 +88,7 @@ absl::StatusOr<std::vector<int64_t>> PrefixIdsOf(const std::string& tokenizer_js
                                                  const Tokenizer& tokenizer) {
   ASSIGN_OR_RETURN(const Json file, ParseJsonObject(tokenizer_json, name));
   std::vector<int64_t> ids;
-  if (file.contains("post_processor")) RETURN_IF_ERROR(AddPrefix(file["post_processor"], name, tokenizer, &ids));
+  RETURN_IF_ERROR(AddPrefix(JsonMember(file, "post_processor"), name, tokenizer, &ids));
   return ids;
 }
 

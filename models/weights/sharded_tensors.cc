@@ -9,10 +9,12 @@
 #include <filesystem>
 #include <nlohmann/json.hpp>
 
+#include "launch/base/folder.h"
+#include "launch/base/json.h"
+
 namespace trireme {
 namespace {
 
-namespace fs = std::filesystem;
 using Json = nlohmann::json;
 
 constexpr char kShardingInfo[] = "DCP_SHARDING_INFO";
@@ -58,16 +60,18 @@ absl::StatusOr<std::map<std::string, std::vector<int64_t>>> Offsets(const Safete
   std::map<std::string, std::vector<int64_t>> offsets;
   const auto info = file.metadata().find(kShardingInfo);
   if (info == file.metadata().end()) return offsets;
-  const Json parsed = Json::parse(info->second, nullptr, /*allow_exceptions=*/false);
+  JsonProblem problem;
+  const std::optional<Json> parsed = ParseJson<Json>(info->second, {}, &problem);
   const auto bad = [&] {
     return Error(ExitCode::kCheckpoint, "checkpoint ", file.path(), ": its ", kShardingInfo, " cannot be read");
   };
-  if (!parsed.is_object()) return bad();
-  for (const auto& [key, value] : parsed.items()) {
-    if (!value.is_object() || !value.contains("saved_offsets") || !value["saved_offsets"].is_array()) return bad();
-    for (const Json& offset : value["saved_offsets"]) {
-      if (!offset.is_number_unsigned() || offset.get<uint64_t>() > uint64_t{1} << 60) return bad();
-      offsets[key].push_back(offset.get<int64_t>());
+  if (!parsed.has_value() || !parsed->is_object()) return bad();
+  for (const auto& [key, value] : parsed->items()) {
+    if (!JsonMember(value, "saved_offsets").is_array()) return bad();
+    for (const Json& offset : JsonMember(value, "saved_offsets")) {
+      const std::optional<uint64_t> at = JsonNatural(offset);
+      if (!at.has_value() || *at > uint64_t{1} << 60) return bad();
+      offsets[key].push_back(static_cast<int64_t>(*at));
     }
   }
   return offsets;
@@ -153,9 +157,9 @@ absl::StatusOr<std::vector<CheckpointFile>> WriteParts(const std::string& folder
     ASSIGN_OR_RETURN(
         const SafetensorsWritten written,
         WriteSafetensors(absl::StrCat(folder, "/", name), entries,
-                         {{"format", "pt"}, {"DCP_VERSION", "1.0"}, {kShardingInfo, info.dump()}}, produce));
+                         {{"format", "pt"}, {"DCP_VERSION", "1.0"}, {kShardingInfo, DumpJson(info)}}, produce));
     CheckpointFile file;
-    file.set_path(absl::StrCat(fs::path(folder).filename().string(), "/", name));
+    file.set_path(absl::StrCat(std::filesystem::path(folder).filename().string(), "/", name));
     file.set_bytes(static_cast<int64_t>(written.bytes));
     file.set_digest(written.digest);
     files.push_back(std::move(file));
@@ -166,12 +170,14 @@ absl::StatusOr<std::vector<CheckpointFile>> WriteParts(const std::string& folder
 
 absl::StatusOr<ShardedTensorReader> ShardedTensorReader::Open(const std::string& folder) {
   std::vector<std::string> paths;
-  std::error_code error;
-  for (const auto& entry : fs::directory_iterator(folder, error)) {
-    if (entry.path().extension() == ".safetensors") paths.push_back(entry.path().string());
+  const absl::StatusOr<std::vector<std::string>> names = ListFolder(folder);
+  for (const std::string& name : names.ok() ? *names : std::vector<std::string>()) {
+    if (absl::EndsWith(name, ".safetensors")) paths.push_back(absl::StrCat(folder, "/", name));
   }
-  if (error || paths.empty())
-    return Error(ExitCode::kCheckpoint, "checkpoint: ", folder, " holds no safetensors files");
+  if (paths.empty()) {
+    return Error(ExitCode::kCheckpoint, "checkpoint: ", folder, " holds no safetensors files",
+                 names.ok() ? "" : absl::StrCat(" (", names.status().message(), ")"));
+  }
   return OpenFiles(folder, std::move(paths), nullptr);
 }
 

@@ -6,6 +6,7 @@
 #include <nlohmann/json.hpp>
 #include <tuple>
 
+#include "launch/base/json.h"
 #include "launch/base/log.h"
 
 namespace trireme {
@@ -156,30 +157,55 @@ std::string ToJson(const RankReport& report) {
                      {"entered", report.entered},
                      {"members", report.members},
                      {"description", report.description}};
-  return json.dump(1, ' ', false, Json::error_handler_t::replace) + "\n";
+  return DumpJson(json, 1) + "\n";
 }
 
 absl::StatusOr<RankReport> RankReportFromJson(const std::string& text) {
-  const Json json = Json::parse(text, nullptr, /*allow_exceptions=*/false);
-  try {
-    RankReport report;
-    json.at("rank").get_to(report.rank);
-    json.at("alarm").get_to(report.alarm);
-    json.at("host").get_to(report.host);
-    json.at("phase").get_to(report.phase);
-    json.at("silent_seconds").get_to(report.silent_seconds);
-    for (const Json& entry : json.at("blocking")) {
-      report.blocking.push_back({entry.at("group").get<std::string>(), entry.at("operation").get<std::string>(),
-                                 entry.at("sequence").get<int64_t>(), entry.at("bytes").get<int64_t>(),
-                                 entry.at("seconds").get<double>()});
-    }
-    json.at("entered").get_to(report.entered);
-    json.at("members").get_to(report.members);
-    json.at("description").get_to(report.description);
-    return report;
-  } catch (const Json::exception& error) {
-    return Error(ExitCode::kData, "hang report: not a rank's report: ", error.what());
+  JsonProblem problem;
+  const std::optional<Json> json = ParseJson<Json>(text, {}, &problem);
+  RankReport report;
+  std::string missing = json.has_value() ? "" : "it is not JSON";
+  const auto text_at = [&missing](const Json& object, const char* key) {
+    const std::string* found = JsonText(JsonMember(object, key));
+    if (found == nullptr) missing = key;
+    return found == nullptr ? std::string() : *found;
+  };
+  const auto integer_at = [&missing](const Json& object, const char* key) {
+    const std::optional<int64_t> found = JsonInteger(JsonMember(object, key));
+    if (!found.has_value()) missing = key;
+    return found.value_or(0);
+  };
+  const auto number_at = [&missing](const Json& object, const char* key) {
+    const std::optional<double> found = JsonNumber(JsonMember(object, key));
+    if (!found.has_value()) missing = key;
+    return found.value_or(0);
+  };
+  const Json object = json.value_or(Json());
+  report.rank = static_cast<int>(integer_at(object, "rank"));
+  report.alarm = text_at(object, "alarm");
+  report.host = text_at(object, "host");
+  report.phase = text_at(object, "phase");
+  report.silent_seconds = number_at(object, "silent_seconds");
+  report.description = text_at(object, "description");
+  for (const Json& entry : JsonList(JsonMember(object, "blocking"))) {
+    report.blocking.push_back({text_at(entry, "group"), text_at(entry, "operation"), integer_at(entry, "sequence"),
+                               integer_at(entry, "bytes"), number_at(entry, "seconds")});
   }
+  const Json &entered = JsonMember(object, "entered"), &members = JsonMember(object, "members");
+  if (!JsonMember(object, "blocking").is_array()) missing = "blocking";
+  if (!entered.is_object()) missing = "entered";
+  if (!members.is_object()) missing = "members";
+  for (const auto& [group, value] : entered.items()) report.entered[group] = integer_at(entered, group.c_str());
+  for (const auto& [group, ranks] : members.items()) {
+    std::vector<int>& list = report.members[group];
+    for (const Json& rank : JsonList(ranks)) {
+      const std::optional<int64_t> one = JsonInteger(rank);
+      if (!one.has_value() || *one < 0 || *one > INT32_MAX) missing = "members";
+      list.push_back(static_cast<int>(one.value_or(0)));
+    }
+  }
+  if (missing.empty()) return report;
+  return Error(ExitCode::kData, "hang report: not a rank's report: ", missing, " is missing or wrong");
 }
 
 std::string Verdict(const std::map<int, RankReport>& reports, int world_size) {

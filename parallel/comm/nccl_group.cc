@@ -23,6 +23,7 @@
 
 #include "kernels/base/philox.h"
 #include "kernels/cuda/launchers.h"
+#include "launch/base/exception.h"
 #include "launch/base/log.h"
 #include "launch/base/process.h"
 #include "launch/base/status.h"
@@ -108,7 +109,7 @@ class NcclGroup final : public ProcessGroup {
       delayed_ = true;
     }
     barrier_ = at::zeros({1}, at::TensorOptions().dtype(at::kFloat).device(at::kCUDA, device_));
-    watcher_ = std::thread([this] { Watch(); });
+    watcher_ = std::thread([this] { FailOnException([this] { Watch(); }, &FailProcess); });
   }
 
   ~NcclGroup() override {

@@ -10,10 +10,11 @@
 #include <algorithm>
 #include <cerrno>
 #include <chrono>
-#include <filesystem>
 #include <system_error>
 
+#include "launch/base/exception.h"
 #include "launch/base/file.h"
+#include "launch/base/folder.h"
 #include "launch/base/log.h"
 #include "launch/base/process.h"
 
@@ -41,12 +42,11 @@ bool Appear(const std::string& draft, const std::string& path) {
 }
 
 void RemoveLeftovers(const std::string& directory) {
-  std::error_code ignored;
-  for (const auto& entry : std::filesystem::directory_iterator(directory, ignored)) {
-    const std::string name = entry.path().filename().string();
-    if (absl::EndsWith(name, ".alarm") || absl::EndsWith(name, ".claim") || absl::StrContains(name, ".rank-")) {
-      std::filesystem::remove(entry.path(), ignored);
-    }
+  const absl::StatusOr<std::vector<std::string>> names = ListFolder(directory);
+  if (!names.ok()) return;
+  for (const std::string& name : *names) {
+    if (absl::EndsWith(name, ".alarm") || absl::EndsWith(name, ".claim") || absl::StrContains(name, ".rank-"))
+      ::unlink(absl::StrCat(directory, "/", name).c_str());
   }
 }
 
@@ -59,8 +59,12 @@ Watchdog::Watchdog(OperationLog* log, Options options)
   if (!made.ok())
     Warning("watchdog: ", std::string(made.message()), "; a hang will be reported by each rank for itself");
   if (options_.rank == 0) RemoveLeftovers(options_.directory);
-  watcher_ = std::thread([this] { Watch(); });
-  guard_ = std::thread([this] { Guard(); });
+  try {
+    watcher_ = std::thread([this] { FailOnException([this] { Watch(); }, &FailProcess); });
+    guard_ = std::thread([this] { FailOnException([this] { Guard(); }, &FailProcess); });
+  } catch (const std::system_error& error) {
+    Warning("watchdog: the system gives no thread (", error.what(), "); a hang may not be noticed");
+  }
 }
 
 Watchdog::~Watchdog() {

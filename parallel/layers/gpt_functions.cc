@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "kernels/rows/layer_norm.h"
+#include "launch/base/status.h"
 #include "parallel/layers/adapter.h"
 #include "parallel/layers/autograd.h"
 #include "parallel/layers/token_split.h"
@@ -82,10 +83,21 @@ struct GeluFunction : torch::autograd::Function<GeluFunction> {
   }
 };
 
+// On CPUs here, so that the message names what is wrong; on GPUs the gather of rows checks.
+void CheckPositions(const at::Tensor& positions, int64_t rows) {
+  if (positions.is_cuda()) return;
+  const int64_t* position = positions.const_data_ptr<int64_t>();
+  for (int64_t i = 0; i < positions.numel(); ++i) {
+    TRIREME_CHECK(position[i] >= 0 && position[i] < rows, "position ", position[i], " outside the position table's ",
+                  rows, " rows");
+  }
+}
+
 struct AddPositionsFunction : torch::autograd::Function<AddPositionsFunction> {
   static at::Tensor forward(AutogradContext* context, const at::Tensor& x, const at::Tensor& positions, Weight* table) {
     context->saved_data["table"] = Pack(table);
     context->save_for_backward({positions});
+    CheckPositions(positions, table->full().data.size(0));
     return x + EmbeddingForward(positions, table->full().data);
   }
   static variable_list backward(AutogradContext* context, variable_list gradients) {

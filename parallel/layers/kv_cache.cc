@@ -26,8 +26,14 @@ bool Consecutive(const std::vector<int64_t>& slots) {
 
 }  // namespace
 
-KvCache::KvCache(BlockTable table, int64_t page_tokens, at::Device device)
+KvCache::KvCache(BlockTable table, int64_t page_tokens, at::Device device, const std::vector<int64_t>& max_tokens)
     : table_(std::move(table)), page_tokens_(page_tokens), device_(device), lengths_(table_.size(), 0) {
+  TRIREME_CHECK(max_tokens.empty() || max_tokens.size() == table_.size(), max_tokens.size(), " limits for ",
+                table_.size(), " sequences");
+  for (size_t s = 0; s < table_.size(); ++s) {
+    const int64_t room = static_cast<int64_t>(table_[s].size()) * page_tokens_;
+    capacities_.push_back(max_tokens.empty() ? room : std::min(room, max_tokens[s]));
+  }
   std::vector<bool> taken;
   for (const std::vector<int32_t>& pages : table_) {
     for (const int32_t page : pages) {
@@ -42,7 +48,7 @@ KvCache::KvCache(BlockTable table, int64_t page_tokens, at::Device device)
 KvCache KvCache::Contiguous(int64_t max_tokens, at::Device device) {
   std::vector<int32_t> pages((max_tokens + kPageTokens - 1) / kPageTokens);
   for (size_t i = 0; i < pages.size(); ++i) pages[i] = static_cast<int32_t>(i);
-  return KvCache({std::move(pages)}, kPageTokens, device);
+  return KvCache({std::move(pages)}, kPageTokens, device, {max_tokens});
 }
 
 void KvCache::Begin(const std::vector<int64_t>& counts, int64_t padding) {
@@ -53,8 +59,8 @@ void KvCache::Begin(const std::vector<int64_t>& counts, int64_t padding) {
   max_k_ = 1;
   for (size_t s = 0; s < counts.size(); ++s) {
     const int64_t before = lengths_[s], after = before + counts[s];
-    TRIREME_CHECK(after <= capacity(static_cast<int64_t>(s)), "sequence ", s, " has pages for ",
-                  capacity(static_cast<int64_t>(s)), " tokens, not for ", after);
+    TRIREME_CHECK(after <= capacities_[s], "sequence ", s, " has room for ", capacities_[s], " tokens, not for ",
+                  after);
     for (int64_t token = 0; token < after; ++token) {
       const int64_t slot = table_[s][token / page_tokens_] * page_tokens_ + token % page_tokens_;
       read.push_back(slot);

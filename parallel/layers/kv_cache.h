@@ -23,14 +23,16 @@ class KvCache {
  public:
   static constexpr int64_t kPageTokens = 16;
 
-  // Pages of `page_tokens` tokens, as many per layer as the table's highest. The sequences are empty.
-  KvCache(BlockTable table, int64_t page_tokens, at::Device device);
-  // The trivial table: one sequence of up to `max_tokens` in pages 0, 1, ...
+  // Pages of `page_tokens` tokens, as many per layer as the table's highest. The sequences are empty. `max_tokens`,
+  // where it is given, holds for each sequence how many tokens it may have though its last page has room for more: a
+  // model's positions need not fill whole pages.
+  KvCache(BlockTable table, int64_t page_tokens, at::Device device, const std::vector<int64_t>& max_tokens = {});
+  // The trivial table: one sequence of up to `max_tokens`, exactly, in pages 0, 1, ...
   static KvCache Contiguous(int64_t max_tokens, at::Device device);
 
   int64_t num_sequences() const { return static_cast<int64_t>(table_.size()); }
   int64_t length(int64_t sequence) const { return lengths_[sequence]; }
-  int64_t capacity(int64_t sequence) const { return static_cast<int64_t>(table_[sequence].size()) * page_tokens_; }
+  int64_t capacity(int64_t sequence) const { return capacities_[sequence]; }  // tokens
 
   // Starts a pass through all layers over counts[s] >= 0 new tokens of each sequence, laid one after another, then
   // `padding` tokens that see nothing and are not kept. CHECKs that they fit. From now on length() counts them.
@@ -59,7 +61,7 @@ class KvCache {
   BlockTable table_;
   int64_t page_tokens_, num_pages_ = 0;
   at::Device device_;
-  std::vector<int64_t> lengths_;
+  std::vector<int64_t> lengths_, capacities_;  // tokens, of each sequence
   std::map<std::string, Layer> layers_;
   // Of the pass. A slot is page x page_tokens + token in the page.
   at::Tensor write_slots_;                   // [new tokens] int64

@@ -85,7 +85,7 @@ class ByteFallbackTest : public testing::Test {
 
 Ids Encoded(const Tokenizer& tokenizer, const std::string& text) {
   Ids ids;
-  tokenizer.Encode(text, &ids);
+  EXPECT_TRUE(tokenizer.Encode(text, &ids).ok());
   return ids;
 }
 

@@ -6,8 +6,10 @@
 
 #include <functional>
 #include <set>
+#include <tuple>
 
 #include "data/sampling/loader.h"
+#include "tests/data/hostile_tokenizer.h"
 #include "tests/data/test_corpus.h"
 
 namespace trireme {
@@ -322,6 +324,24 @@ TEST(OpenConversations, RefusesSettingsOutOfRange) {
   settings.add_validation_path("b");
   EXPECT_ERROR(Open(TextLine("a"), settings).status(), ExitCode::kConfig, "give one of them");
   EXPECT_ERROR(Open(TextLine("a"), {}, 1).status(), ExitCode::kConfig, "sequence_length");
+}
+
+// Tokenized on several threads: there are enough lines for them.
+TEST(Conversations, WhatGoesWrongInAThreadIsAnError) {
+  const TempFolder folder;
+  SampleTokenizerOptions options;
+  options.tokenizer = std::make_shared<HostileTokenizer>(MakeTokenizer());
+  options.end_id = kEnd;
+  const SampleTokenizer tokenizer(options);
+  for (const auto& [word, code, part] : {std::tuple("EXHAUST", ExitCode::kOutOfMemory, "out of host memory"),
+                                         std::tuple("REFUSE", ExitCode::kData, "too hard a text")}) {
+    std::string lines;
+    for (int i = 0; i < 300; ++i) absl::StrAppend(&lines, "{\"text\": \"", i % 100 == 77 ? word : "fine", "\"}\n");
+    WriteText(folder / "lines.jsonl", lines);
+    ConversationData config;
+    config.add_path(folder / "lines.jsonl");
+    EXPECT_ERROR(OpenConversations(config, 16, tokenizer).status(), code, part);
+  }
 }
 
 }  // namespace

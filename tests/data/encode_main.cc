@@ -29,7 +29,7 @@ int Speed(const trireme::Tokenizer& tokenizer, int argc, char** argv) {
     const double start = trireme::MonotonicSeconds();
     for (const std::string& text : texts) {
       std::vector<int32_t> ids;
-      tokenizer.Encode(text, &ids);
+      if (!tokenizer.Encode(text, &ids).ok()) return 1;
       bytes += text.size();
       num_ids += ids.size();
     }
@@ -55,7 +55,10 @@ int main(int argc, char** argv) {
     std::string text(length, '\0');
     if (!ReadExactly(text.data(), length)) return 1;
     std::vector<int32_t> ids;
-    (*tokenizer)->Encode(text, &ids);
+    if (const absl::Status status = (*tokenizer)->Encode(text, &ids); !status.ok()) {
+      std::fprintf(stderr, "%s\n", std::string(status.message()).c_str());
+      return static_cast<int>(trireme::ExitCodeOf(status));
+    }
     if (decode) {
       const std::string decoded = (*tokenizer)->Decode(ids);
       const auto size = static_cast<uint32_t>(decoded.size());

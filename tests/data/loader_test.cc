@@ -2,6 +2,8 @@
 
 #include <gtest/gtest.h>
 
+#include <new>
+
 #include "tests/data/test_corpus.h"
 
 namespace trireme {
@@ -107,6 +109,33 @@ TEST(Loader, RefusesBatchSizesThatDoNotDivide) {
   EXPECT_TRUE(Loader::Create(sampler, options).ok());
   options.sequence_length = 20;
   EXPECT_ERROR(Loader::Create(sampler, options).status(), ExitCode::kConfig, "sequence_length");
+}
+
+// Runs out of memory at sample `at`.
+class ExhaustedSampler : public Sampler {
+ public:
+  ExhaustedSampler(std::shared_ptr<const Sampler> sampler, int64_t at) : sampler_(std::move(sampler)), at_(at) {}
+  absl::StatusOr<Sample> Get(int64_t index) const override {
+    if (index >= at_) throw std::bad_alloc();
+    return sampler_->Get(index);
+  }
+  int64_t num_windows() const override { return sampler_->num_windows(); }
+  int64_t sequence_length() const override { return sampler_->sequence_length(); }
+
+ private:
+  const std::shared_ptr<const Sampler> sampler_;
+  const int64_t at_;
+};
+
+TEST(Loader, OutOfMemoryInItsThreadIsAnErrorOfTheStep) {
+  const auto sampler = MakeSampler(std::make_shared<CountingStream>(1000, 10), 10, /*shuffle=*/false);
+  const auto loader = Loader::Create(std::make_shared<ExhaustedSampler>(sampler, 9), MakeOptions(10, 4, 2)).value();
+  EXPECT_TRUE(loader->Next().ok());
+  EXPECT_TRUE(loader->Next().ok());
+  for (int call = 0; call < 2; ++call)
+    EXPECT_ERROR(loader->Next().status(), ExitCode::kOutOfMemory, "data: out of host memory");
+  // One that nobody asks ends all the same.
+  (void)Loader::Create(std::make_shared<ExhaustedSampler>(sampler, 0), MakeOptions(10, 4, 2)).value();
 }
 
 }  // namespace

@@ -12,12 +12,16 @@
 #include <chrono>
 #include <cmath>
 #include <functional>
+#include <nlohmann/json.hpp>
 #include <sstream>
 #include <thread>
+#include <tuple>
 
 #include "data/corpus/adopt.h"
 #include "data/corpus/manifest.h"
 #include "data/prepare/inspect.h"
+#include "data/prepare/tokenize_pipeline.h"
+#include "tests/data/hostile_tokenizer.h"
 #include "tests/data/test_corpus.h"
 
 namespace trireme {
@@ -278,6 +282,40 @@ TEST_F(Prepared, InspectShowsFactsAndText) {
   EXPECT_NE(out.str().find(absl::StrCat("longest ", lengths.back())), std::string::npos) << out.str();
   EXPECT_TRUE(LooksLikeCorpus(options.path));
   EXPECT_FALSE(LooksLikeCorpus(folder_ / "input.jsonl"));
+}
+
+TEST_F(Prepared, WhatGoesWrongInAThreadOfThePipelineIsAnError) {
+  const std::shared_ptr<const Tokenizer> plain = *Tokenizer::Load(folder_ / "tokenizer.json");
+  const HostileTokenizer tokenizer(plain);
+  for (const auto& [word, code, part] : {std::tuple("EXHAUST", ExitCode::kOutOfMemory, "out of host memory"),
+                                         std::tuple("REFUSE", ExitCode::kData, "too hard a text")}) {
+    for (const int threads : {1, 3}) {
+      WriteText(folder_ / "hostile.jsonl", JsonLines(2000) + "{\"text\": \"" + word + "\"}\n" + JsonLines(20000));
+      const auto reader = TextReader::Open({folder_ / "hostile.jsonl"}, {}).value();
+      TokenizePipeline pipeline(reader.get(), &tokenizer, threads);
+      TokenBatch batch;
+      absl::StatusOr<bool> more = true;
+      while ((more = pipeline.Next(&batch)).ok()) ASSERT_TRUE(*more) << "the error got lost";
+      EXPECT_ERROR(more.status(), code, part);
+      EXPECT_ERROR(pipeline.Next(&batch).status(), code, part);
+    }
+  }
+}
+
+// A pattern and a text that together take for ever: both come from outside.
+TEST_F(Prepared, APatternThatBacktracksTooMuchIsAnErrorOfTheData) {
+  nlohmann::json file = nlohmann::json::parse(ReadText(folder_ / "tokenizer.json"));
+  nlohmann::json split = {
+      {"type", "Split"}, {"pattern", {{"Regex", "(a+)+[bc]"}}}, {"behavior", "Isolated"}, {"invert", false}};
+  nlohmann::json byte_level = {{"type", "ByteLevel"}, {"add_prefix_space", false}, {"use_regex", false}};
+  file["pre_tokenizer"] = {{"type", "Sequence"}, {"pretokenizers", {split, byte_level}}};
+  WriteText(folder_ / "tokenizer.json", file.dump());
+  WriteText(folder_ / "input.jsonl", "{\"text\": \"fine\"}\n{\"text\": \"" + std::string(200, 'a') + "\"}\n");
+  EXPECT_ERROR(Prepare(Options("out")), ExitCode::kData, "(a+)+[bc] exceeds the regex engine's limits");
+  const std::unique_ptr<Tokenizer> tokenizer = *Tokenizer::Load(folder_ / "tokenizer.json");
+  std::vector<int32_t> ids;
+  EXPECT_TRUE(tokenizer->Encode("aaab fine", &ids).ok());
+  EXPECT_ERROR(tokenizer->Encode(std::string(200, 'a'), &ids), ExitCode::kData, "exceeds the regex engine's limits");
 }
 
 }  // namespace

@@ -54,7 +54,7 @@ class SentencePiece : public testing::Test {
     EXPECT_TRUE(tokenizer.ok()) << tokenizer.status();
     if (!tokenizer.ok()) return "";
     std::vector<int32_t> ids;
-    (*tokenizer)->Encode(text, &ids);
+    EXPECT_TRUE((*tokenizer)->Encode(text, &ids).ok());
     decoded_ = (*tokenizer)->Decode(ids);
     std::string pieces;
     for (const int32_t id : ids) absl::StrAppend(&pieces, pieces.empty() ? "" : "|", model_.pieces(id).piece());

@@ -74,7 +74,7 @@ class TokenizerTest : public testing::Test {
 
 std::vector<int32_t> Ids(const Tokenizer& tokenizer, const std::string& text) {
   std::vector<int32_t> ids;
-  tokenizer.Encode(text, &ids);
+  EXPECT_TRUE(tokenizer.Encode(text, &ids).ok());
   return ids;
 }
 
@@ -100,7 +100,7 @@ class Collector : public PieceSink {
 
 std::vector<std::string> Pieces(const Splitter& splitter, const std::string& text) {
   Collector sink;
-  if (!text.empty()) splitter.Split(text, &sink);
+  if (!text.empty()) EXPECT_TRUE(splitter.Split(text, &sink).ok());
   return sink.pieces;
 }
 

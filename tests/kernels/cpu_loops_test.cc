@@ -3,6 +3,7 @@
 
 #include <cmath>
 #include <cstdio>
+#include <cstdlib>
 #include <random>
 #include <vector>
 
@@ -305,6 +306,25 @@ TEST(Loops, NameWhatTheyAre) {
 
 INSTANTIATE_TEST_SUITE_P(InstructionSets, CpuLoopsTest, testing::Values(&Avx2, &Avx512),
                          [](const auto& info) { return info.index == 0 ? "avx2" : "avx512"; });
+
+// What it is at most, and what is not known is refused. Each in a process of its own: the choice is made once.
+TEST(LoopsDeathTest, TheEnvironmentChoosesAtMost) {
+  GTEST_FLAG_SET(death_test_style, "threadsafe");
+  const auto choose = [](const char* wish) {
+    setenv("TRIREME_CPU", wish, 1);
+    std::fprintf(stderr, "loops: %s", Loops().name);
+    std::_Exit(0);
+  };
+  EXPECT_EXIT(choose("typo"), testing::ExitedWithCode(2),
+              "TRIREME_CPU: is \"typo\"; there are: portable, avx2, avx512");
+  EXPECT_EXIT(choose("portable"), testing::ExitedWithCode(0), "loops: portable");
+#if defined(__x86_64__)
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  EXPECT_EXIT(choose("avx2"), testing::ExitedWithCode(0), avx2 ? "loops: avx2" : "loops: portable");
+  EXPECT_EXIT(choose("avx512"), testing::ExitedWithCode(0), avx2 ? "loops: avx" : "loops: portable");
+  EXPECT_EXIT(choose(""), testing::ExitedWithCode(0), avx2 ? "loops: avx" : "loops: portable");
+#endif
+}
 
 }  // namespace
 }  // namespace trireme

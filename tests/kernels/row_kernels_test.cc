@@ -133,6 +133,17 @@ TEST_P(RowKernels, RmsNormWithOffset) {
   EXPECT_LT(RelativeError(d_weight, weight_leaf.grad()), Tolerance(at::kFloat));
 }
 
+TEST(RopeDeathTest, RefusesPositionsOutsideTheTable) {
+  const int64_t positions = 5, half = 3;
+  const RopeTable table = {at::ones({positions, half}), at::zeros({positions, half})};
+  at::Tensor packed = at::ones({2, 2 * half});
+  ApplyRope(packed, /*heads=*/1, 2 * half, TensorOf<int64_t>({0, 4}), table, /*inverse=*/false);
+  for (const int64_t bad : {int64_t{5}, int64_t{-1}, int64_t{1} << 40}) {
+    EXPECT_DEATH(ApplyRope(packed, 1, 2 * half, TensorOf<int64_t>({0, bad}), table, /*inverse=*/false),
+                 absl::StrCat("position ", bad, " outside the rotation table's 5 rows"));
+  }
+}
+
 TEST_P(RowKernels, RopeRotatesOnlyItsHeads) {
   for (const int64_t head_dim : {2, 6, 16, 64, 128}) {
     const int64_t rows = 300, heads = 3, others = 2, num_positions = 50;

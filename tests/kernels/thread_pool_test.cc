@@ -4,7 +4,10 @@
 #include <gtest/gtest.h>
 
 #include <atomic>
+#include <new>
 #include <numeric>
+#include <stdexcept>
+#include <string>
 #include <vector>
 
 #include "kernels/base/ops.h"
@@ -92,6 +95,33 @@ TEST_F(ThreadPool, KernelsGiveTheSameBitsOnAnyNumberOfThreads) {
       for (size_t i = 0; i < all.size(); ++i)
         EXPECT_TRUE(all[i].equal(first[i])) << threads << " threads, result " << i;
     }
+  }
+}
+
+TEST_F(ThreadPool, WhatATaskThrowsIsThrownHereOnceNoTaskRuns) {
+  for (const int threads : {1, 2, 5}) {
+    SetCpuThreads(threads);
+    for (const int64_t thrower : {0, 1, 499, 999}) {
+      std::atomic<int> inside = 0;
+      const auto task = [&](int64_t i) {
+        ++inside;
+        if (i == thrower) {
+          --inside;
+          throw std::bad_alloc();
+        }
+        --inside;
+      };
+      EXPECT_THROW(ParallelTasks(1000, task), std::bad_alloc) << threads << " threads, task " << thrower;
+      EXPECT_EQ(inside, 0);
+      // The pool is as before: every task runs, on all threads.
+      std::atomic<int64_t> sum = 0;
+      ParallelTasks(100, [&](int64_t i) { sum += i; });
+      EXPECT_EQ(sum, 99 * 100 / 2);
+    }
+    EXPECT_THROW(ParallelTasks(1000, [](int64_t i) { throw std::out_of_range(std::to_string(i)); }), std::out_of_range);
+    // Of a nested call, through both.
+    EXPECT_THROW(ParallelTasks(4, [](int64_t) { ParallelTasks(4, [](int64_t) { throw std::bad_alloc(); }); }),
+                 std::bad_alloc);
   }
 }
 

@@ -64,10 +64,32 @@ TEST(KvCache, LayersAreApartAndPaddingIsNotKept) {
   EXPECT_EQ(cache.length(0), 2);
 }
 
+// Lengths around the borders of pages, and the first ones.
+class KvCacheLimit : public testing::TestWithParam<int64_t> {};
+
+TEST_P(KvCacheLimit, NoTokenFitsBeyondIt) {
+  const int64_t most = GetParam();
+  KvCache cache = KvCache::Contiguous(most, at::kCPU);
+  EXPECT_EQ(cache.capacity(0), most);
+  cache.Begin({most}, /*padding=*/0);
+  EXPECT_EQ(cache.length(0), most);
+  EXPECT_DEATH(cache.Begin({1}, /*padding=*/0), absl::StrCat("room for ", most, " tokens, not for ", most + 1));
+}
+
+INSTANTIATE_TEST_SUITE_P(OddSizes, KvCacheLimit, testing::Values(1, 7, 15, 16, 17, 31, 32, 33, 50));
+
+TEST(KvCache, EverySequenceHasItsOwnLimit) {
+  const KvCache cache({{0, 1}, {2}, {3, 4}}, /*page_tokens=*/8, at::kCPU, {13, 100, 16});
+  EXPECT_EQ(cache.capacity(0), 13);
+  EXPECT_EQ(cache.capacity(1), 8) << "its pages end first";
+  EXPECT_EQ(cache.capacity(2), 16);
+}
+
 TEST(KvCacheDeathTest, RefusesWhatDoesNotFit) {
   EXPECT_DEATH(KvCache({{0, 1}, {1}}, 8, at::kCPU), "page 1 stands twice");
   KvCache cache({{0}}, 8, at::kCPU);
-  EXPECT_DEATH(cache.Begin({9}, 0), "pages for 8 tokens, not for 9");
+  EXPECT_DEATH(cache.Begin({9}, 0), "room for 8 tokens, not for 9");
+  EXPECT_DEATH(KvCache({{0}, {1}}, 8, at::kCPU, {5}), "1 limits for 2 sequences");
 }
 
 }  // namespace

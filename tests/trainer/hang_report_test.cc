@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <nlohmann/json.hpp>
 #include <string>
 
 namespace trireme {
@@ -87,6 +88,15 @@ TEST(RankReport, SurvivesItsFile) {
   EXPECT_EQ(report.entered.at("world"), 2);
   EXPECT_EQ(report.members.at("world"), (std::vector<int>{0, 3}));
   for (const char* damaged : {"", "{", "[]", "{\"rank\": \"x\"}", "3"}) EXPECT_FALSE(RankReportFromJson(damaged).ok());
+  // Every key is missed, and none may have another type.
+  const nlohmann::json whole = nlohmann::json::parse(ToJson(report));
+  for (const auto& [key, value] : whole.items()) {
+    nlohmann::json changed = whole;
+    changed.erase(key);
+    EXPECT_FALSE(RankReportFromJson(changed.dump()).ok()) << key;
+    changed[key] = {{"a", {"b"}}};
+    EXPECT_FALSE(RankReportFromJson(changed.dump()).ok()) << key;
+  }
 }
 
 TEST(OperationLog, TellsWaitingFromUnderWayWhereGroupsSaySo) {

@@ -93,5 +93,43 @@ TEST(Questions, WhiteSpaceGoesWithTheChoice) {
   EXPECT_EQ(JoinChoice("a", " b"), Pair("a", " b"));
 }
 
+// Files that anyone may have written: an error of the data, never an exception.
+TEST(Prompt, APostProcessorOfWrongTypesIsRefused) {
+  const TempFolder folder;
+  WriteByteTokenizer(folder / "tokenizer.json");
+  const std::unique_ptr<Tokenizer> tokenizer = *Tokenizer::Load(folder / "tokenizer.json");
+  nlohmann::json file = nlohmann::json::parse(ReadText(folder / "tokenizer.json"));
+  const std::pair<const char*, const char*> cases[] = {
+      {R"({"type": 5})", "has no type"},
+      {R"(5)", "has no type"},
+      {R"([])", "has no type"},
+      {R"({"type": "Sequence", "processors": 5})", "is a Sequence without processors"},
+      {R"({"type": "Sequence", "processors": [{"type": []}]})", "has no type"},
+      {R"({"type": "TemplateProcessing", "single": "A"})", "without a list"},
+      {R"({"type": "TemplateProcessing", "single": [7]})", "has a piece that is no object"},
+      {R"({"type": "TemplateProcessing", "single": [{"SpecialToken": 5}]})", "has a SpecialToken without id"},
+      {R"({"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": 5}}]})", "has a SpecialToken without id"},
+      {R"({"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": "x"}}],
+           "special_tokens": {"x": {"ids": [-1]}}})",
+       "gives x an id that is none of the tokenizer's"},
+      {R"({"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": "x"}}],
+           "special_tokens": {"x": {"ids": [100000]}}})",
+       "gives x an id that is none of the tokenizer's"},
+      {R"({"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": "x"}}],
+           "special_tokens": {"x": {"ids": ["y"]}}})",
+       "gives x an id that is none of the tokenizer's"}};
+  for (const auto& [processor, part] : cases) {
+    SCOPED_TRACE(processor);
+    file["post_processor"] = nlohmann::json::parse(processor);
+    WriteText(folder / "tokenizer.json", file.dump());
+    EXPECT_ERROR(PrefixIds(folder / "", *tokenizer).status(), ExitCode::kData, part);
+  }
+  // What is said in vain says nothing.
+  file["post_processor"] = nlohmann::json::parse(
+      R"({"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": "<|endoftext|>"}}], "special_tokens": []})");
+  WriteText(folder / "tokenizer.json", file.dump());
+  EXPECT_EQ(PrefixIds(folder / "", *tokenizer).value(), std::vector<int64_t>{kEndOfDocument});
+}
+
 }  // namespace
 }  // namespace trireme

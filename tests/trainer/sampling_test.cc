@@ -36,6 +36,25 @@ TEST(Sampling, GreedyTakesTheLowestOfEqualIds) {
   EXPECT_EQ(SampleToken(logits.data(), 5, At(0), 0), 1);
 }
 
+// Of a model that diverged. What has no order must not be sorted.
+TEST(Sampling, NanGivesItsOwnId) {
+  for (const int64_t size : {3, 100, 5000}) {
+    for (const int64_t at : {int64_t{0}, size / 2, size - 1}) {
+      std::vector<float> logits(static_cast<size_t>(size));
+      for (int64_t i = 0; i < size; ++i) logits[static_cast<size_t>(i)] = static_cast<float>(i * 7919 % 1013);
+      for (int64_t i = at; i < size; i += 3) logits[static_cast<size_t>(i)] = std::nanf("");
+      SamplingOptions top_k = At(1), top_p = At(1);
+      top_k.top_k = 2;
+      top_p.top_p = 0.9;
+      for (const SamplingOptions& options : {At(0), At(1), top_k, top_p}) {
+        const int64_t id = SampleToken(logits.data(), size, options, 0);
+        EXPECT_EQ(id, at) << size << " logits, top_k " << options.top_k << ", top_p " << options.top_p;
+        EXPECT_TRUE(std::isnan(LogProbability(logits.data(), size, id)));
+      }
+    }
+  }
+}
+
 TEST(Sampling, DrawsFromTheSoftmax) {
   const std::map<int64_t, double> shares = Shares(LogOf({0.1, 0.5, 0.15, 0.25}), At(1));
   EXPECT_NEAR(shares.at(0), 0.1, 0.015);

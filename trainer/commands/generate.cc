@@ -24,7 +24,10 @@ void AddSessionOptions(CLI::App& command, SessionOptions* options) {
 
 void AddGenerateCommand(CLI::App& app, const Extensions& extensions, absl::Status* result) {
   auto options = std::make_shared<GenerateOptions>();
-  CLI::App* command = app.add_subcommand("generate", "Continue a prompt; the text goes to standard output as it comes");
+  CLI::App* command = app.add_subcommand(
+      "generate",
+      "Continue a prompt; the text goes to standard output as it comes (a terminal shows its control "
+      "characters as \\x1B and the like, files and pipes get it as it is)");
   AddSessionOptions(*command, &options->session);
   CLI::Option_group* prompt = command->add_option_group("prompt");
   CLI::Option* text = prompt->add_option("--prompt", options->prompt, "The text to go on from");

@@ -5,10 +5,12 @@
 
 #include <iostream>
 #include <memory>
+#include <sstream>
 #include <string>
 
 #include "configs/config_loader.h"
 #include "data/prepare/inspect_conversations.h"
+#include "launch/base/terminal_text.h"
 #include "trainer/commands/commands.h"
 #include "trainer/export/inspect_model.h"
 #include "trainer/recipe/corpora.h"
@@ -29,14 +31,23 @@ struct SourceKind {
   absl::Status (*inspect)(const Flags& flags, const Extensions& extensions);
 };
 
+// Prints what `inspect` writes; the names and texts in it come from anywhere.
+template <typename Inspect>
+absl::Status Shown(const Inspect& inspect) {
+  std::ostringstream out;
+  const absl::Status status = inspect(out);
+  std::cout << ForOutput(out.str());
+  return status;
+}
+
 absl::Status InspectCorpusSource(const Flags& flags, const Extensions&) {
   InspectCorpusOptions options = flags.corpus;
   options.path = flags.source;
-  return InspectCorpus(options, std::cout);
+  return Shown([&](std::ostream& out) { return InspectCorpus(options, out); });
 }
 
 absl::Status InspectModelSource(const Flags& flags, const Extensions& extensions) {
-  return InspectModel(flags.source, extensions.families, std::cout);
+  return Shown([&](std::ostream& out) { return InspectModel(flags.source, extensions.families, out); });
 }
 
 bool LooksLikeConfig(const std::string& path) {

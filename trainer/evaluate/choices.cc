@@ -7,6 +7,7 @@
 #include <nlohmann/json.hpp>
 
 #include "launch/base/file.h"
+#include "launch/base/json.h"
 #include "launch/base/log.h"
 #include "models/source/prompt.h"
 #include "parallel/comm/agreement.h"
@@ -25,18 +26,18 @@ struct Candidate {
 absl::StatusOr<Question> ParseQuestion(const Json& line) {
   Question question;
   const char* key = line.contains("prompt") ? "prompt" : "question";
-  if (!line.contains(key) || !line[key].is_string()) return absl::InvalidArgumentError("has no \"prompt\" text");
-  question.prompt = line[key].get<std::string>();
-  if (!line.contains("choices") || !line["choices"].is_array() || line["choices"].empty())
-    return absl::InvalidArgumentError("has no \"choices\" list");
-  for (const Json& choice : line["choices"]) {
-    if (!choice.is_string() || choice.get<std::string>().empty())
-      return absl::InvalidArgumentError("has a choice that is no text");
-    question.choices.push_back(choice.get<std::string>());
+  const std::string* prompt = JsonText(JsonMember(line, key));
+  if (prompt == nullptr) return absl::InvalidArgumentError("has no \"prompt\" text");
+  question.prompt = *prompt;
+  const Json::array_t& choices = JsonList(JsonMember(line, "choices"));
+  if (choices.empty()) return absl::InvalidArgumentError("has no \"choices\" list");
+  for (const Json& choice : choices) {
+    question.choices.push_back(JsonTextOr(choice, ""));
+    if (question.choices.back().empty()) return absl::InvalidArgumentError("has a choice that is no text");
   }
-  if (!line.contains("answer") || !line["answer"].is_number_integer())
-    return absl::InvalidArgumentError("has no \"answer\" index");
-  question.answer = line["answer"].get<int64_t>();
+  const std::optional<int64_t> answer = JsonInteger(JsonMember(line, "answer"));
+  if (!answer.has_value()) return absl::InvalidArgumentError("has no \"answer\" index");
+  question.answer = *answer;
   if (question.answer < 0 || question.answer >= static_cast<int64_t>(question.choices.size()))
     return absl::InvalidArgumentError(absl::StrCat("has the answer ", question.answer, " for ", question.choices.size(),
                                                    " choices, which count from 0"));
@@ -45,9 +46,9 @@ absl::StatusOr<Question> ParseQuestion(const Json& line) {
 
 absl::StatusOr<std::vector<Candidate>> Candidates(const Session& session, const std::vector<Question>& questions) {
   RETURN_IF_ERROR(session.text.status());
-  const auto encode = [&](const std::string& text) {
+  const auto encode = [&](const std::string& text) -> absl::StatusOr<std::vector<int64_t>> {
     std::vector<int32_t> ids;
-    session.text->tokenizer->Encode(text, &ids);
+    RETURN_IF_ERROR(session.text->tokenizer->Encode(text, &ids));
     std::vector<int64_t> all = session.text->prefix_ids;
     all.insert(all.end(), ids.begin(), ids.end());
     return all;
@@ -56,15 +57,16 @@ absl::StatusOr<std::vector<Candidate>> Candidates(const Session& session, const 
   for (size_t i = 0; i < questions.size(); ++i) {
     for (const std::string& choice : questions[i].choices) {
       const auto [context, continuation] = JoinChoice(questions[i].prompt, choice);
-      std::vector<int64_t> ids = encode(context + continuation);
+      ASSIGN_OR_RETURN(std::vector<int64_t> ids, encode(context + continuation));
+      ASSIGN_OR_RETURN(const std::vector<int64_t> before, encode(context));
       const auto own = static_cast<int64_t>(ids.size()) - 1, positions = session.recipe.model.max_positions;
       // Where the choice's tokens begin. Its first may have melted into the prompt's last.
-      const int64_t begin = std::min<int64_t>(static_cast<int64_t>(encode(context).size()), own);
+      const int64_t begin = std::min<int64_t>(static_cast<int64_t>(before.size()), own);
       if (begin < 1)
         return Error(ExitCode::kData, "evaluate --choices: question ", i + 1,
                      " has an empty prompt; nothing would come before the choice");
       for (const int64_t id : ids) {
-        if (id >= session.recipe.model.vocab_size)
+        if (id < 0 || id >= session.recipe.model.vocab_size)
           return Error(ExitCode::kData, "evaluate --choices: question ", i + 1, " has the token id ", id,
                        ", which is outside the model's vocabulary of ", session.recipe.model.vocab_size);
       }
@@ -97,9 +99,11 @@ absl::StatusOr<std::vector<Question>> ReadQuestions(const std::string& path) {
   for (const absl::string_view line : absl::StrSplit(text, '\n')) {
     ++number;
     if (absl::StripAsciiWhitespace(line).empty()) continue;
-    const Json parsed = Json::parse(line.begin(), line.end(), nullptr, /*allow_exceptions=*/false);
-    absl::StatusOr<Question> question =
-        parsed.is_object() ? ParseQuestion(parsed) : absl::InvalidArgumentError("is no JSON object");
+    JsonProblem problem;
+    const std::optional<Json> parsed = ParseJson<Json>(line, {}, &problem);
+    absl::StatusOr<Question> question = parsed.has_value() && parsed->is_object()
+                                            ? ParseQuestion(*parsed)
+                                            : absl::InvalidArgumentError("is no JSON object");
     if (!question.ok())
       return Error(ExitCode::kData, path, ": line ", number, " ", question.status().message(),
                    "; write {\"prompt\": \"...\", \"choices\": [\"...\", \"...\"], \"answer\": 0}");

@@ -9,6 +9,7 @@
 #include <nlohmann/json.hpp>
 
 #include "data/tokenizer/tokenizer.h"
+#include "launch/base/json.h"
 #include "launch/base/log.h"
 #include "parallel/comm/agreement.h"
 #include "trainer/loop/evaluation.h"
@@ -69,7 +70,7 @@ absl::Status EvaluateCorpus(const EvaluateOptions& options, Session& session) {
       line["bits_per_byte"] = bits_per_byte;
       line["bytes"] = static_cast<int64_t>(bytes);
     }
-    std::cout << line.dump() << std::endl;
+    std::cout << DumpJson(line) << std::endl;
     return absl::OkStatus();
   }
   std::cout << absl::StrFormat("loss %.4f nat per token, perplexity %.4g", loss, std::exp(loss))
@@ -106,7 +107,7 @@ absl::Status EvaluateChoices(const EvaluateOptions& options, Session& session) {
                                          {"accuracy_normalized", right_normalized / count},
                                          {"questions", scores.size()},
                                          {"log_likelihoods", scores}};
-    std::cout << line.dump() << std::endl;
+    std::cout << DumpJson(line) << std::endl;
     return absl::OkStatus();
   }
   std::cout << absl::StrFormat("accuracy %.4f by log-likelihood, %.4f by log-likelihood per byte (%d questions)",

@@ -11,6 +11,7 @@
 #include <set>
 
 #include "launch/base/log.h"
+#include "launch/base/terminal_text.h"
 #include "models/source/end_ids.h"
 #include "models/source/prompt.h"
 #include "parallel/comm/agreement.h"
@@ -44,7 +45,7 @@ absl::StatusOr<std::vector<int64_t>> PromptIds(const GenerateOptions& options, c
       ids = session.text->prefix_ids;
     }
     std::vector<int32_t> encoded;
-    session.text->tokenizer->Encode(text, &encoded);
+    RETURN_IF_ERROR(session.text->tokenizer->Encode(text, &encoded));
     ids.insert(ids.end(), encoded.begin(), encoded.end());
   }
   if (ids.empty())
@@ -77,7 +78,8 @@ absl::Status Run(const GenerateOptions& options, Session& session) {
   const std::set<int64_t> ends = Ends(options, session);
   const auto prompt_tokens = static_cast<int64_t>(prompt->size());
   // The last token is never read again, so it needs no place.
-  const int64_t length = std::min(prompt_tokens + options.max_tokens, session.recipe.model.max_positions);
+  const int64_t length =
+      prompt_tokens + std::min(options.max_tokens, session.recipe.model.max_positions - prompt_tokens);
   KvCache cache = KvCache::Contiguous(length, session.mesh.device());
   std::optional<TextStream> stream;
   if (session.text.ok()) stream.emplace(*session.text->tokenizer);
@@ -99,7 +101,7 @@ absl::Status Run(const GenerateOptions& options, Session& session) {
     log_probabilities.push_back(token.log_probability);
     const std::string piece = stream.has_value() ? stream->Push(token.id) : "";
     text += piece;
-    if (speaks && as_text) std::cout << piece << std::flush;
+    if (speaks && as_text) std::cout << ForOutput(piece) << std::flush;
     if (speaks && options.print_ids) std::cout << (ids.size() > 1 ? "," : "") << token.id << std::flush;
     return true;
   };
@@ -112,7 +114,7 @@ absl::Status Run(const GenerateOptions& options, Session& session) {
   const std::string rest = stream.has_value() ? stream->Finish() : "";
   const double decoded = std::max<double>(0, static_cast<double>(ids.size()) - (ended ? 0 : 1));
   const double rate = end > first_token ? decoded / (end - first_token) : 0;
-  if (as_text) std::cout << rest << std::endl;
+  if (as_text) std::cout << ForOutput(rest) << std::endl;
   if (options.print_ids) std::cout << std::endl;
   if (options.json) {
     nlohmann::ordered_json line = {{"prompt_ids", *prompt},
@@ -122,7 +124,7 @@ absl::Status Run(const GenerateOptions& options, Session& session) {
                                    {"prompt_seconds", first_token - start},
                                    {"tokens_per_second", rate}};
     if (stream.has_value()) line["text"] = text + rest;
-    std::cout << line.dump() << std::endl;
+    std::cout << DumpJson(line) << std::endl;
   }
   Info(absl::StrFormat("prompt: %d tokens in %s; %d tokens after it%s, %.1f tokens/s", prompt_tokens,
                        HumanSeconds(first_token - start), ids.size(), ended ? " up to the model's own end" : "", rate));

@@ -26,11 +26,11 @@ constexpr char kText[] =
 
 constexpr size_t kMaxTokens = 192;
 
-std::vector<int64_t> TokensFor(const Session& session) {
+absl::StatusOr<std::vector<int64_t>> TokensFor(const Session& session) {
   std::vector<int64_t> tokens;
   if (session.text.ok()) {
     std::vector<int32_t> ids;
-    session.text->tokenizer->Encode(kText, &ids);
+    RETURN_IF_ERROR(session.text->tokenizer->Encode(kText, &ids));
     tokens.assign(ids.begin(), ids.end());
   } else {
     for (size_t i = 0; i < kMaxTokens; ++i)
@@ -58,7 +58,7 @@ absl::Status ReportMergeDivergence(const ExportOptions& options, const Extension
   return WithSessions({apart, merged}, extensions, [&](Session& session) -> absl::Status {
     if (session.process.size() > 1) return Error(ExitCode::kConfig, "export: needs no mpirun; start it as one process");
     if (!expected.defined()) {
-      tokens = TokensFor(session);
+      ASSIGN_OR_RETURN(tokens, TokensFor(session));
       expected = LogProbabilities(session, tokens);
       return absl::OkStatus();
     }

@@ -10,6 +10,7 @@
 
 #include "kernels/matrix/nf4.h"
 #include "launch/base/file.h"
+#include "launch/base/json.h"
 #include "launch/base/log.h"
 #include "models/formats/hf/bitsandbytes.h"
 #include "models/formats/hf/hf_directory.h"
@@ -250,7 +251,7 @@ std::string IndexText(const ExportSource& source, const std::vector<Shard>& shar
   }
   index["metadata"] = {{"total_parameters", parameters}, {"total_size", bytes}};
   index["weight_map"] = files;
-  return index.dump(2) + "\n";
+  return DumpJson(index, 2) + "\n";
 }
 
 // What is on disk, read by the importing code, is what was meant to be written: config.json here, the weights below.

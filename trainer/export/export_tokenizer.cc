@@ -9,6 +9,7 @@
 
 #include "data/tokenizer/tokenizer.h"
 #include "launch/base/file.h"
+#include "launch/base/folder.h"
 #include "launch/base/log.h"
 #include "models/formats/base/json_file.h"
 #include "models/formats/gguf/gguf_tokenizer.h"
@@ -44,18 +45,21 @@ absl::Status Copy(const std::string& from, const std::string& to) {
 // which `output` holds; then no other goes there.
 absl::Status CopyCompanions(const std::string& folder, const std::string& output, bool own_template) {
   std::vector<std::string> names(std::begin(kCompanions), std::end(kCompanions));
-  std::error_code error;
   if (own_template && Exists(absl::StrCat(folder, "/", kTokenizerConfig)) &&
       !Exists(absl::StrCat(output, "/", kTokenizerConfig))) {
-    ASSIGN_OR_RETURN(const std::string text, ReadFile(absl::StrCat(folder, "/", kTokenizerConfig)));
-    RETURN_IF_ERROR(ParseJsonObject(text, absl::StrCat(folder, "/", kTokenizerConfig)).status());
-    auto config = nlohmann::ordered_json::parse(text);
-    if (config.erase("chat_template") > 0)
-      RETURN_IF_ERROR(Write(absl::StrCat(output, "/", kTokenizerConfig), config.dump(2) + "\n"));
+    const std::string path = absl::StrCat(folder, "/", kTokenizerConfig);
+    ASSIGN_OR_RETURN(const std::string text, ReadFile(path));
+    RETURN_IF_ERROR(ParseJsonObject(text, path).status());
+    JsonProblem problem;
+    std::optional<nlohmann::ordered_json> config = ParseJson<nlohmann::ordered_json>(text, {}, &problem);
+    if (config.has_value() && config->erase("chat_template") > 0)
+      RETURN_IF_ERROR(Write(absl::StrCat(output, "/", kTokenizerConfig), DumpJson(*config, 2) + "\n"));
   }
-  for (const auto& entry : fs::directory_iterator(fs::path(folder) / kMoreTemplates, error)) {
-    if (entry.path().extension() == ".jinja" && !own_template)
-      names.push_back(absl::StrCat(kMoreTemplates, "/", entry.path().filename().string()));
+  if (const std::string more = absl::StrCat(folder, "/", kMoreTemplates); Exists(more) && !own_template) {
+    ASSIGN_OR_RETURN(const std::vector<std::string> templates, ListFolder(more));
+    for (const std::string& name : templates) {
+      if (absl::EndsWith(name, ".jinja")) names.push_back(absl::StrCat(kMoreTemplates, "/", name));
+    }
   }
   for (const std::string& name : names) {
     const std::string from = absl::StrCat(folder, "/", name), to = absl::StrCat(output, "/", name);
@@ -86,7 +90,7 @@ absl::Status WriteTokenizerConfig(const std::string& output, const ModelConfig& 
   add("bos_token", ids.bos);
   add("eos_token", ids.eos.empty() ? std::nullopt : std::optional<int64_t>(ids.eos[0]));
   add("pad_token", ids.pad);
-  return Write(absl::StrCat(output, "/", kTokenizerConfig), config.dump(2) + "\n");
+  return Write(absl::StrCat(output, "/", kTokenizerConfig), DumpJson(config, 2) + "\n");
 }
 
 // Of a generation_config.json: whether its ids are those, so that it can stay as it is.
@@ -125,7 +129,7 @@ absl::Status WriteGenerationConfig(const std::string& output, const HfTokenIds& 
   if (ids.eos.size() == 1) config["eos_token_id"] = ids.eos[0];
   if (ids.eos.size() > 1) config["eos_token_id"] = ids.eos;
   set("pad_token_id", ids.pad);
-  return Write(path, config.dump(2) + "\n");
+  return Write(path, DumpJson(config, 2) + "\n");
 }
 
 // What stands in a GGUF file, as files of a model directory.
@@ -140,31 +144,27 @@ absl::Status WriteGgufTokenizer(const GgufFile& file, const std::string& output)
 // Whether texts begin with the token `bos`: by Transformers' setting, else by the rules in tokenizer.json, which may be
 // null.
 bool AddsBos(const Json& tokenizer, const Json& config, const std::string& bos) {
-  const auto setting = config.find("add_bos_token");
-  if (setting != config.end() && setting->is_boolean()) return setting->get<bool>();
+  if (const std::optional<bool> setting = JsonBool(JsonMember(config, "add_bos_token"))) return *setting;
   if (tokenizer.is_null()) return true;  // a SentencePiece model: Transformers' default
   const auto begins = [&bos](const Json& processor) {
-    const Json::json_pointer first("/single/0/SpecialToken/id");
-    return processor.is_object() && processor.contains(first) && processor[first] == bos;
+    const Json::array_t& pieces = JsonList(JsonMember(processor, "single"));
+    return !pieces.empty() && JsonMember(JsonMember(pieces[0], "SpecialToken"), "id") == bos;
   };
-  const auto processor = tokenizer.find("post_processor");
-  if (bos.empty() || processor == tokenizer.end() || !processor->is_object()) return false;
-  const auto members = processor->find("processors");
-  return begins(*processor) ||
-         (members != processor->end() && members->is_array() && std::any_of(members->begin(), members->end(), begins));
+  const Json& processor = JsonMember(tokenizer, "post_processor");
+  if (bos.empty()) return false;
+  const Json::array_t& members = JsonList(JsonMember(processor, "processors"));
+  return begins(processor) || std::any_of(members.begin(), members.end(), begins);
 }
 
 // One template, or a list of {name, template} of which "default" is meant; "" when there is none.
 std::string ChatTemplateOf(const Json& config) {
-  const auto templates = config.find("chat_template");
-  if (templates == config.end()) return "";
-  if (templates->is_string()) return templates->get<std::string>();
-  if (!templates->is_array()) return "";
-  for (const Json& entry : *templates) {
-    if (entry.is_object() && entry.value("name", Json()) == "default" && entry.value("template", Json()).is_string())
-      return entry["template"].get<std::string>();
+  const Json& templates = JsonMember(config, "chat_template");
+  for (const Json& entry : JsonList(templates)) {
+    if (const std::string* text = JsonText(JsonMember(entry, "template"));
+        text != nullptr && JsonMember(entry, "name") == "default")
+      return *text;
   }
-  return "";
+  return JsonTextOr(templates, "");
 }
 
 // `folder` holds the tokenizer and the template already.

@@ -85,8 +85,7 @@ absl::StatusOr<Findings> InspectHf(const std::string& name, const std::vector<Mo
   ASSIGN_OR_RETURN(const HfDirectory directory, HfDirectory::Open(folder));
   Findings found;
   found.source = absl::StrCat("Hugging Face directory ", folder);
-  const auto type = json.find("model_type");
-  found.architecture = type != json.end() && type->is_string() ? type->get<std::string>() : "unknown";
+  found.architecture = JsonTextOr(JsonMember(json, "model_type"), "unknown");
   const absl::StatusOr<HfConfig> config = ReadHfConfig(config_path, HfTypesOf(families));
   if (config.ok()) {
     found.architecture = Sizes(found.architecture, config->model);

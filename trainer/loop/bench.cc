@@ -10,6 +10,7 @@
 #include "kernels/base/philox.h"
 #include "kernels/base/thread_pool.h"
 #include "kernels/matrix/gemm.h"
+#include "launch/base/json.h"
 #include "launch/base/log.h"
 #include "launch/base/version.h"
 #include "models/engine/engine.h"
@@ -119,7 +120,7 @@ absl::Status Bench(const BenchOptions& options, const Extensions& extensions) {
   line["device"] = DeviceName(*device);
   line["attention"] = (*model)->attention().name;
   line["parameters"] = NumParameters(recipe->model);
-  std::cout << line.dump() << std::endl;
+  std::cout << DumpJson(line) << std::endl;
   return absl::OkStatus();
 }
 

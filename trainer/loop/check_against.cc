@@ -10,7 +10,8 @@
 #include <limits>
 #include <nlohmann/json.hpp>
 #include <optional>
-#include <type_traits>
+
+#include "launch/base/json.h"
 
 namespace trireme {
 namespace {
@@ -29,20 +30,11 @@ std::map<std::string, int> Degrees(const std::string& mesh) {
 
 // As MetricsLog writes it: what is not finite is a string.
 std::optional<double> NumberIn(const Json& json) {
-  if (json.is_number()) return json.get<double>();
+  if (json.is_number()) return JsonNumber(json);
   if (json == "NaN") return std::nan("");
   if (json == "Infinity") return std::numeric_limits<double>::infinity();
   if (json == "-Infinity") return -std::numeric_limits<double>::infinity();
   return std::nullopt;
-}
-
-template <typename T>
-T ValueOr(const Json& object, const char* key, const T& otherwise) {
-  const auto found = object.find(key);
-  if (found == object.end()) return otherwise;
-  if constexpr (std::is_same_v<T, std::string>) return found->is_string() ? found->template get<T>() : otherwise;
-  if constexpr (!std::is_same_v<T, std::string>)
-    return found->is_number_integer() ? found->template get<T>() : otherwise;
 }
 
 // Two runs whose numbers stop being finite in the same place are the same.
@@ -115,17 +107,19 @@ absl::StatusOr<RunComparison> RunComparison::Open(const std::string& run_dir, co
     ++number;
     if (alive) alive();
     // A run that was killed may leave half a line at the end.
-    const Json json = Json::parse(line, nullptr, /*allow_exceptions=*/false);
-    if (!json.is_object()) continue;
-    const std::string type = ValueOr<std::string>(json, "type", "");
+    JsonProblem problem;
+    const std::optional<Json> parsed = ParseJson<Json>(line, {}, &problem);
+    if (!parsed.has_value() || !parsed->is_object()) continue;
+    const Json& json = *parsed;
+    const std::string type = JsonTextOr(JsonMember(json, "type"), "");
     // Resumed, perhaps on another layout.
-    if (type == "run" || type == "resume") mesh_there = ValueOr<std::string>(json, "mesh", "");
+    if (type == "run" || type == "resume") mesh_there = JsonTextOr(JsonMember(json, "mesh"), "");
     if (type != "gradient_norms") continue;
     Recorded recorded;
     recorded.mesh = mesh_there;
-    const auto step = ValueOr<int64_t>(json, "step", 0);
-    const std::optional<double> loss = NumberIn(json.value("loss", Json()));
-    const Json norms = json.value("norms", Json());
+    const int64_t step = JsonInteger(JsonMember(json, "step")).value_or(0);
+    const std::optional<double> loss = NumberIn(JsonMember(json, "loss"));
+    const Json& norms = JsonMember(json, "norms");
     bool whole = step > 0 && loss.has_value() && norms.is_object();
     for (const auto& [name, value] : norms.items()) {
       const std::optional<double> norm = NumberIn(value);

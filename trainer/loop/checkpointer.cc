@@ -15,6 +15,7 @@
 #include <set>
 
 #include "launch/base/file.h"
+#include "launch/base/folder.h"
 #include "launch/base/log.h"
 #include "launch/base/version.h"
 #include "models/spec/parameters.h"
@@ -241,8 +242,10 @@ void Checkpointer::Sweep(const TrainProgress& progress, const std::string& saved
   const CheckpointConfig& config = recipe_.config.checkpoint();
   std::error_code error;
   std::vector<std::string> leftovers;
-  for (const auto& entry : fs::directory_iterator(CheckpointsRoot(recipe_.config.run_dir()), error)) {
-    if (absl::StrContains(entry.path().filename().string(), ".tmp-")) leftovers.push_back(entry.path().string());
+  const std::string root = CheckpointsRoot(recipe_.config.run_dir());
+  const absl::StatusOr<std::vector<std::string>> names = ListFolder(root);
+  for (const std::string& name : names.ok() ? *names : std::vector<std::string>()) {
+    if (absl::StrContains(name, ".tmp-")) leftovers.push_back(absl::StrCat(root, "/", name));
   }
   const std::string best =
       config.keep_best() && progress.has_best_step() ? FolderFor(recipe_.config.run_dir(), progress.best_step()) : "";

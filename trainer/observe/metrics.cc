@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "launch/base/file.h"
+#include "launch/base/json.h"
 #include "launch/base/log.h"
 #include "trainer/observe/append.h"
 
@@ -27,7 +28,7 @@ Json Number(double value) {
   return value;
 }
 
-std::string Line(const Json& json) { return json.dump(-1, ' ', false, Json::error_handler_t::replace) + "\n"; }
+std::string Line(const Json& json) { return DumpJson(json) + "\n"; }
 
 std::string RunLine(const RunDescription& run) {
   return Line({{"type", "run"},
@@ -54,14 +55,14 @@ absl::Status CutAfter(const std::string& path, int64_t step, const RunDescriptio
   while (std::getline(earlier, line)) {
     if (alive) alive();
     const bool torn = earlier.eof();  // no newline behind it
-    const Json json = torn ? Json() : Json::parse(line, nullptr, /*allow_exceptions=*/false);
-    if (!json.is_object()) {
+    JsonProblem problem;
+    const std::optional<Json> json = torn ? std::nullopt : ParseJson<Json>(line, {}, &problem);
+    if (!json.has_value() || !json->is_object()) {
       damaged += !torn;
       continue;
     }
-    if (const auto at = json.find("step"); at != json.end() && at->is_number_integer() && at->get<int64_t>() > step)
-      continue;
-    if (!described && json.value("type", Json()) != "run")
+    if (JsonInteger(JsonMember(*json, "step")).value_or(0) > step) continue;
+    if (!described && JsonMember(*json, "type") != "run")
       RETURN_IF_ERROR(writer->Append(run_line.data(), run_line.size()));
     described = true;
     line += '\n';

@@ -1,10 +1,13 @@
 #include "trainer/observe/trace.h"
 
+#include <absl/strings/numbers.h>
+
 #include <algorithm>
 #include <cstring>
 #include <nlohmann/json.hpp>
 
 #include "launch/base/file.h"
+#include "launch/base/json.h"
 #include "launch/base/log.h"
 #include "parallel/comm/agreement.h"
 #include "parallel/pipeline/simulate.h"
@@ -90,7 +93,7 @@ std::string TraceText(const Recipe& recipe, const std::vector<std::vector<Action
                         {"stages", stages},
                         {"predicted_seconds", predicted.total},
                         {"measured_seconds", measured}}}};
-  return trace.dump(1) + "\n";
+  return DumpJson(trace, 1) + "\n";
 }
 
 StepTrace::StepTrace(const Recipe& recipe, Mesh& mesh, PipelineExecutor& executor)
@@ -122,7 +125,7 @@ absl::Status StepTrace::Finish(int64_t step) {
     for (size_t rank = 0; rank < bytes.size(); ++rank) {
       by_rank.emplace_back(bytes[rank].size() / sizeof(ActionTimes));
       std::memcpy(static_cast<void*>(by_rank.back().data()), bytes[rank].data(), bytes[rank].size());
-      pipeline_rank_of.push_back(std::stoi(places[rank]));
+      TRIREME_CHECK(absl::SimpleAtoi(places[rank], &pipeline_rank_of.emplace_back()), "rank ", rank);
     }
     const std::string folder = recipe_.config.run_dir() + "/trace",
                       path = absl::StrCat(folder, "/step-", step, ".json");

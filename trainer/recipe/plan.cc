@@ -8,6 +8,7 @@
 #include <nlohmann/json.hpp>
 
 #include "launch/base/file.h"
+#include "launch/base/json.h"
 #include "launch/base/log.h"
 #include "models/engine/layout.h"
 #include "models/spec/parameters.h"
@@ -58,12 +59,13 @@ std::string Time(double time, const std::string& unit) {
 
 absl::StatusOr<Costs> ReadCosts(const std::string& path, int num_stages) {
   ASSIGN_OR_RETURN(const std::string text, ReadFile(path));
-  const nlohmann::json trace = nlohmann::json::parse(text, nullptr, /*allow_exceptions=*/false);
+  JsonProblem problem;
+  const std::optional<nlohmann::json> trace = ParseJson<nlohmann::json>(text, {}, &problem);
   const auto bad = [&](const std::string& what) {
     return Error(ExitCode::kConfig, "plan: ", path, " ", what, "; give a file of run_dir/trace/");
   };
-  if (!trace.is_object() || !trace.contains("trireme")) return bad("is no trace of trireme's");
-  const nlohmann::json& stages = trace["trireme"]["stages"];
+  if (!trace.has_value() || !trace->contains("trireme")) return bad("is no trace of trireme's");
+  const nlohmann::json& stages = JsonMember(JsonMember(*trace, "trireme"), "stages");
   if (!stages.is_array() || static_cast<int>(stages.size()) != num_stages)
     return bad(absl::StrCat("has ", stages.size(), " stages, the recipe ", num_stages));
   Costs costs;
@@ -72,9 +74,9 @@ absl::StatusOr<Costs> ReadCosts(const std::string& path, int num_stages) {
     for (const auto& [name, value] : {std::pair<const char*, double*>{"forward_seconds", &stage.forward_seconds},
                                       {"input_gradient_seconds", &stage.input_gradient_seconds},
                                       {"weight_gradient_seconds", &stage.weight_gradient_seconds}}) {
-      if (!entry.is_object() || !entry.contains(name) || !entry[name].is_number())
-        return bad(absl::StrCat("lacks ", name, " of a stage"));
-      *value = std::max(0.0, entry[name].get<double>());
+      const std::optional<double> seconds = JsonNumber(JsonMember(entry, name));
+      if (!seconds.has_value()) return bad(absl::StrCat("lacks ", name, " of a stage"));
+      *value = std::max(0.0, *seconds);
     }
     costs.stages.push_back(stage);
   }

@@ -16,24 +16,28 @@ constexpr int kMaxDepth = 64;
 }  // namespace
 
 absl::StatusOr<Json> ParseJsonObject(const std::string& text, const std::string& origin) {
-  std::vector<std::set<std::string>> keys;
-  std::string problem;
-  const Json::parser_callback_t check = [&](int depth, Json::parse_event_t event, Json& parsed) {
-    if (depth > kMaxDepth && problem.empty()) problem = "is nested too deeply";
-    if (event == Json::parse_event_t::object_start) keys.emplace_back();
-    if (event == Json::parse_event_t::object_end && !keys.empty()) keys.pop_back();
-    if (event == Json::parse_event_t::key && !keys.empty() && !keys.back().insert(parsed.get<std::string>()).second &&
-        problem.empty()) {
-      problem = absl::StrCat("names \"", parsed.get<std::string>(), "\" twice");
-    }
-    return problem.empty();
-  };
-  // The parser takes a zero byte for the end of its input and would not look at what follows.
-  if (text.find('\0') != std::string::npos) return Error(ExitCode::kData, origin, ": holds a zero byte");
-  Json parsed = Json::parse(text, check, /*allow_exceptions=*/false);
-  if (!problem.empty()) return Error(ExitCode::kData, origin, ": ", problem);
-  if (!parsed.is_object()) return Error(ExitCode::kData, origin, ": is not a JSON object; is the file whole?");
-  return parsed;
+  JsonProblem problem;
+  std::optional<Json> parsed = ParseJson<Json>(text, {.max_depth = kMaxDepth, .unique_keys = true}, &problem);
+  const bool unreadable = !parsed.has_value();
+  if (unreadable && problem.fault != JsonFault::kSyntax)
+    return Error(ExitCode::kData, origin, ": ", DescribeJsonProblem(problem));
+  if (unreadable || !parsed->is_object())
+    return Error(ExitCode::kData, origin, ": is not a JSON object; is the file whole?");
+  return *std::move(parsed);
+}
+
+std::string DescribeJsonProblem(const JsonProblem& problem) {
+  switch (problem.fault) {
+    case JsonFault::kZeroByte:
+      return "holds a zero byte";
+    case JsonFault::kTooDeep:
+      return "is nested too deeply";
+    case JsonFault::kDuplicateKey:
+      return absl::StrCat("names \"", problem.detail, "\" twice");
+    case JsonFault::kSyntax:
+      return "is not JSON";
+  }
+  return "";
 }
 
 absl::StatusOr<Json> ReadJsonObject(const std::string& path) {
@@ -50,7 +54,8 @@ const Json* JsonReader::Find(const std::string& key) {
 std::optional<double> JsonReader::Number(const std::string& key) {
   const Json* value = Find(key);
   if (value == nullptr) return std::nullopt;
-  if (value->is_number() && std::isfinite(value->get<double>())) return value->get<double>();
+  if (const std::optional<double> number = JsonNumber(*value); number.has_value() && std::isfinite(*number))
+    return number;
   Bad(key, *value, "is not a number");
   return std::nullopt;
 }
@@ -68,7 +73,7 @@ std::optional<int32_t> JsonReader::Integer(const std::string& key) {
 std::optional<bool> JsonReader::Bool(const std::string& key) {
   const Json* value = Find(key);
   if (value == nullptr) return std::nullopt;
-  if (value->is_boolean()) return value->get<bool>();
+  if (value->is_boolean()) return JsonBool(*value);
   Bad(key, *value, "is neither true nor false");
   return std::nullopt;
 }
@@ -76,7 +81,7 @@ std::optional<bool> JsonReader::Bool(const std::string& key) {
 std::string JsonReader::Text(const std::string& key) {
   const Json* value = Find(key);
   if (value == nullptr) return "";
-  if (value->is_string()) return value->get<std::string>();
+  if (const std::string* text = JsonText(*value)) return *text;
   Bad(key, *value, "is not a string");
   return "";
 }
@@ -88,7 +93,7 @@ void JsonReader::Require(const std::string& key, const Json& only, const std::st
 
 void JsonReader::Bad(const std::string& key, const Json& value, const std::string& why) {
   constexpr size_t kShown = 80;
-  std::string text = value.dump(-1, ' ', false, Json::error_handler_t::replace);
+  std::string text = DumpJson(value);
   if (text.size() > kShown) text = text.substr(0, kShown) + "...";
   problems_->push_back(absl::StrCat(prefix_, key, ": ", text, " ", why));
 }

@@ -11,6 +11,7 @@
 #include <utility>
 #include <vector>
 
+#include "launch/base/json.h"
 #include "launch/base/status.h"
 
 namespace trireme {
@@ -18,6 +19,8 @@ namespace trireme {
 // The object that `text` is. Refuses (kData, naming `origin`) what is no JSON object, what names a key twice in one
 // object and what is nested deeper than any such file needs.
 absl::StatusOr<nlohmann::json> ParseJsonObject(const std::string& text, const std::string& origin);
+// What is wrong with a file: "holds a zero byte", "names "x" twice".
+std::string DescribeJsonProblem(const JsonProblem& problem);
 absl::StatusOr<nlohmann::json> ReadJsonObject(const std::string& path);
 
 // Reads an object's keys one by one and remembers which; what is wrong is added to `problems`, each beginning with

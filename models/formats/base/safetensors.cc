@@ -2,7 +2,8 @@
 
 #include <algorithm>
 #include <nlohmann/json.hpp>
-#include <set>
+
+#include "models/formats/base/json_file.h"
 
 namespace trireme {
 namespace {
@@ -12,28 +13,16 @@ using Json = nlohmann::json;
 constexpr uint64_t kMaxHeader = 100'000'000;  // The reference's limit.
 constexpr int kMaxDepth = 4;
 
-// Builds the document while refusing duplicate keys and deep nesting, which nlohmann's parser would accept.
 absl::StatusOr<Json> ParseHeader(const std::string& path, const char* begin, uint64_t size) {
-  std::vector<std::set<std::string>> keys;
-  std::string problem;
-  const Json::parser_callback_t check = [&](int depth, Json::parse_event_t event, Json& parsed) {
-    if (depth > kMaxDepth && problem.empty()) problem = "is nested too deeply";
-    if (event == Json::parse_event_t::object_start) keys.emplace_back();
-    if (event == Json::parse_event_t::object_end && !keys.empty()) keys.pop_back();
-    if (event == Json::parse_event_t::key && !keys.empty() && !keys.back().insert(parsed.get<std::string>()).second &&
-        problem.empty()) {
-      problem = absl::StrCat("names \"", parsed.get<std::string>(), "\" twice");
-    }
-    return problem.empty();
-  };
-  // The parser takes a zero byte for the end of its input and would not look at what follows.
-  if (std::find(begin, begin + size, '\0') != begin + size)
-    return Error(ExitCode::kData, "safetensors ", path, ": the header holds a zero byte");
-  Json header = Json::parse(begin, begin + size, check, /*allow_exceptions=*/false);
-  if (!problem.empty()) return Error(ExitCode::kData, "safetensors ", path, ": the header ", problem);
-  if (header.is_discarded() || !header.is_object())
+  JsonProblem problem;
+  std::optional<Json> header =
+      ParseJson<Json>(absl::string_view(begin, size), {.max_depth = kMaxDepth, .unique_keys = true}, &problem);
+  const bool unreadable = !header.has_value();
+  if (unreadable && problem.fault != JsonFault::kSyntax)
+    return Error(ExitCode::kData, "safetensors ", path, ": the header ", DescribeJsonProblem(problem));
+  if (unreadable || !header->is_object())
     return Error(ExitCode::kData, "safetensors ", path, ": the header is not a JSON object");
-  return header;
+  return *std::move(header);
 }
 
 bool IsUnsigned(const Json& value) { return value.is_number_unsigned(); }
@@ -46,25 +35,26 @@ absl::StatusOr<SafetensorsEntry> ParseEntry(const std::string& path, const std::
       value.size() != 3) {
     return bad("does not have exactly dtype, shape and data_offsets");
   }
-  const Json &dtype = value["dtype"], &shape = value["shape"], &offsets = value["data_offsets"];
-  if (!dtype.is_string() || SafetensorsElementSize(dtype.get<std::string>()) == 0)
-    return bad(absl::StrCat("has unknown dtype ", dtype.dump()));
+  const Json &dtype = JsonMember(value, "dtype"), &shape = JsonMember(value, "shape"),
+             &offsets = JsonMember(value, "data_offsets");
+  if (SafetensorsElementSize(JsonTextOr(dtype, "")) == 0)
+    return bad(absl::StrCat("has unknown dtype ", DumpJson(dtype)));
   if (!shape.is_array() || !std::all_of(shape.begin(), shape.end(), IsUnsigned))
     return bad("has a shape that is not a list of sizes");
   if (!offsets.is_array() || offsets.size() != 2 || !IsUnsigned(offsets[0]) || !IsUnsigned(offsets[1]))
     return bad("has no two data_offsets");
   SafetensorsEntry entry;
   entry.name = name;
-  entry.dtype = dtype.get<std::string>();
+  entry.dtype = JsonTextOr(dtype, "");
   uint64_t bytes = SafetensorsElementSize(entry.dtype);
   for (const Json& extent : shape) {
-    const uint64_t size = extent.get<uint64_t>();
+    const uint64_t size = JsonNatural(extent).value_or(0);
     if (size > uint64_t{1} << 62 || __builtin_mul_overflow(bytes, size, &bytes))
       return bad("has a shape that overflows");
     entry.shape.push_back(static_cast<int64_t>(size));
   }
-  entry.begin = offsets[0].get<uint64_t>();
-  entry.end = offsets[1].get<uint64_t>();
+  entry.begin = JsonNatural(offsets[0]).value_or(0);
+  entry.end = JsonNatural(offsets[1]).value_or(0);
   if (entry.end < entry.begin || entry.end - entry.begin != bytes) {
     return bad(
         absl::StrCat("needs ", bytes, " bytes by its shape but has data_offsets [", entry.begin, ", ", entry.end, ")"));
@@ -106,7 +96,7 @@ absl::StatusOr<std::unique_ptr<SafetensorsFile>> SafetensorsFile::Open(const std
       for (const auto& [key, text] : value.items()) {
         if (!text.is_string())
           return Error(ExitCode::kData, "safetensors ", path, ": __metadata__ \"", key, "\" is not a string");
-        result->metadata_[key] = text.get<std::string>();
+        result->metadata_[key] = JsonTextOr(text, "");
       }
       continue;
     }
@@ -148,7 +138,7 @@ absl::StatusOr<SafetensorsWritten> WriteSafetensors(
     header[entry.name] = {{"dtype", entry.dtype}, {"shape", entry.shape}, {"data_offsets", {at, at + bytes}}};
     at += bytes;
   }
-  std::string text = header.is_null() ? "{}" : header.dump();
+  std::string text = header.is_null() ? "{}" : DumpJson(header);
   text.resize((text.size() + 7) / 8 * 8, ' ');  // Tensors begin aligned.
   ASSIGN_OR_RETURN(std::unique_ptr<FileWriter> writer, FileWriter::Create(path));
   char length[8];

@@ -8,6 +8,7 @@
 #include "data/pretokenizer/pretokenizer_patterns.h"
 #include "data/tokenizer/bpe_file.h"
 #include "data/tokenizer/sentencepiece_file.h"
+#include "launch/base/json.h"
 #include "models/formats/gguf/gguf_tokenizer_scores.h"
 
 namespace trireme {
@@ -24,34 +25,33 @@ absl::Status Bad(const Args&... args) {
 }
 
 void Flatten(const json& step, std::vector<const json*>* steps) {
-  if (step["type"] != "Sequence") {
+  if (JsonMember(step, "type") != "Sequence") {
     steps->push_back(&step);
     return;
   }
-  for (const json& member : step["pretokenizers"]) Flatten(member, steps);
+  for (const json& member : JsonMember(step, "pretokenizers")) Flatten(member, steps);
 }
 
 // The name in llama.cpp of the splitting rules, which are well formed: the file has been parsed before.
 absl::StatusOr<std::string> SplitName(const json& root, bool ignore_merges) {
   std::vector<const json*> steps;
-  Flatten(root["pre_tokenizer"], &steps);
+  Flatten(JsonMember(root, "pre_tokenizer"), &steps);
   const json& last = *steps.back();
-  if (last["add_prefix_space"] == true)
+  if (JsonMember(last, "add_prefix_space") == true)
     return Bad(
         "every text begins with a space (add_prefix_space), which llama.cpp cannot be told; export to Hugging "
         "Face's format instead");
-  const bool gpt2_last = last.value("use_regex", true);
+  const bool gpt2_last = JsonBool(JsonMember(last, "use_regex")).value_or(true);
   std::string rules;
   for (const json* step : steps) {
     if (step == &last) continue;
-    const std::string type = (*step)["type"];
-    if (type == "Digits") {
-      rules += (*step)["individual_digits"] == true ? "digit," : "digits,";
+    const auto is = [step](const char* key, const json& value) { return JsonMember(*step, key) == value; };
+    if (is("type", "Digits")) {
+      rules += is("individual_digits", true) ? "digit," : "digits,";
     } else {
-      const json& pattern = (*step)["pattern"];
-      const bool isolated = (*step)["behavior"] == "Isolated" && (*step)["invert"] == false;
-      const bool removed_inverted = (*step)["behavior"] == "Removed" && (*step)["invert"] == true;
-      const std::string regex = pattern.value("Regex", "");
+      const bool isolated = is("behavior", "Isolated") && is("invert", false);
+      const bool removed_inverted = is("behavior", "Removed") && is("invert", true);
+      const std::string regex = JsonTextOr(JsonMember(JsonMember(*step, "pattern"), "Regex"), "");
       // These patterns match every character, so both ways of cutting are the same.
       if (!isolated && !removed_inverted) {
         rules += "?,";
@@ -75,7 +75,7 @@ absl::StatusOr<std::string> SplitName(const json& root, bool ignore_merges) {
   if (rules == "llama3,") name = ignore_merges ? "llama-bpe" : "dbrx";
   if (name != nullptr) return std::string(name);
   return Bad("llama.cpp has no name for these splitting rules", ignore_merges ? " with ignore_merges" : "", ": ",
-             root["pre_tokenizer"].dump().substr(0, 300),
+             DumpJson(JsonMember(root, "pre_tokenizer")).substr(0, 300),
              "; it knows those of GPT-2, SmolLM, Llama 3 and Qwen 2; export to Hugging Face's format instead");
 }
 
@@ -90,9 +90,9 @@ std::vector<std::string> Merges(const json& list) {
   std::vector<std::string> merges;
   merges.reserve(list.size());
   for (const json& merge : list) {
-    if (merge.is_array()) {
-      merges.push_back(MergePart(merge[0]) + " " + MergePart(merge[1]));
-    } else if (const std::string text = merge; text.rfind("#version", 0) != 0) {
+    if (const json::array_t& parts = JsonList(merge); parts.size() == 2) {
+      merges.push_back(MergePart(JsonTextOr(parts[0], "")) + " " + MergePart(JsonTextOr(parts[1], "")));
+    } else if (const std::string text = JsonTextOr(merge, ""); text.rfind("#version", 0) != 0) {
       merges.push_back(text);
     }
   }
@@ -206,8 +206,10 @@ absl::StatusOr<GgufTokenizer> MakeGgufTokenizer(absl::string_view contents, cons
   }
   ASSIGN_OR_RETURN(const BpeFile file, ParseBpeFile(contents, options.folder));
   RETURN_IF_ERROR(CheckSize(file.bytes_of_id.size(), options));
-  const json root = json::parse(contents.begin(), contents.end());
-  const json& model = root["model"];
+  JsonProblem problem;
+  const std::optional<json> parsed = ParseJson<json>(contents, {}, &problem);
+  TRIREME_CHECK(parsed.has_value(), "parsed before");
+  const json &root = *parsed, &model = JsonMember(root, "model");
   GgufTokenizer result;
   if (!file.pre_tokenizer.byte_level()) {
     ASSIGN_OR_RETURN(ScoredTokens scored, ScoresOfJson(root, file));
@@ -215,7 +217,7 @@ absl::StatusOr<GgufTokenizer> MakeGgufTokenizer(absl::string_view contents, cons
     WarnOfStripping(file.added_tokens, &result.warnings);
     return result;
   }
-  const bool ignore_merges = model.contains("ignore_merges") && model["ignore_merges"] == true;
+  const bool ignore_merges = JsonMember(model, "ignore_merges") == true;
   ASSIGN_OR_RETURN(const std::string split_name, SplitName(root, ignore_merges));
 
   if (file.normalizer.applies_nfc()) {
@@ -237,7 +239,7 @@ absl::StatusOr<GgufTokenizer> MakeGgufTokenizer(absl::string_view contents, cons
   out.emplace_back("tokenizer.ggml.pre", split_name);
   out.emplace_back("tokenizer.ggml.tokens", GgufArray(std::move(tokens)));
   out.emplace_back("tokenizer.ggml.token_type", GgufArray(std::move(types)));
-  out.emplace_back("tokenizer.ggml.merges", GgufArray(Merges(model["merges"])));
+  out.emplace_back("tokenizer.ggml.merges", GgufArray(Merges(JsonMember(model, "merges"))));
   AddOptions(options, &result);
   return result;
 }

@@ -12,6 +12,7 @@
 #include "data/tokenizer/sentencepiece.pb.h"
 #include "data/tokenizer/sentencepiece_file.h"
 #include "data/unicode/unicode.h"
+#include "launch/base/json.h"
 
 namespace trireme {
 namespace {
@@ -33,35 +34,37 @@ bool IsReplace(const json& step) {
 bool IsPrepend(const json& step) { return step == json{{"type", "Prepend"}, {"prepend", kMetaspace}}; }
 // Gemma's; it finds no space after the normalizer.
 bool IsWithoutEffect(const json& step) {
-  return step.value("type", "") == "Split" && step["pattern"] == json{{"String", " "}};
+  return JsonMember(step, "type") == "Split" && JsonMember(step, "pattern") == json{{"String", " "}};
 }
 
 // Spaces are spelled U+2581, and whether one comes before the text. llama.cpp does nothing else.
 absl::StatusOr<bool> SpacePrefix(const json& root) {
-  const json normalizer = root.value("normalizer", json()), pre = root.value("pre_tokenizer", json());
+  const json &normalizer = JsonMember(root, "normalizer"), &pre = JsonMember(root, "pre_tokenizer");
   json steps = json::array();
   if (!normalizer.is_null())
-    steps = normalizer.value("type", "") == "Sequence" ? normalizer["normalizers"] : json::array({normalizer});
+    steps = JsonMember(normalizer, "type") == "Sequence" ? JsonMember(normalizer, "normalizers")
+                                                         : json::array({normalizer});
   bool prefix = false, spells = false;
   for (const json& step : steps) {
     prefix = prefix || IsPrepend(step);
     spells = spells || IsReplace(step);
     if (!IsPrepend(step) && !IsReplace(step))
-      return Bad("llama.cpp cannot be told of the normalizer ", step.dump().substr(0, 200));
+      return Bad("llama.cpp cannot be told of the normalizer ", DumpJson(step).substr(0, 200));
   }
   if (pre.is_null() || (spells && IsWithoutEffect(pre))) {
     if (!spells) return Bad("its normalizer leaves spaces as they are, which llama.cpp does not");
     return prefix;
   }
   const absl::StatusOr<Metaspace> metaspace = Metaspace::FromJson(pre);
-  if (pre.value("type", "") != "Metaspace" || !metaspace.ok() || !steps.empty())
-    return Bad("llama.cpp cannot be told of the pre_tokenizer ", pre.dump().substr(0, 200));
+  if (JsonMember(pre, "type") != "Metaspace" || !metaspace.ok() || !steps.empty())
+    return Bad("llama.cpp cannot be told of the pre_tokenizer ", DumpJson(pre).substr(0, 200));
   return metaspace->prepend != Metaspace::Prepend::kNever;
 }
 
 std::pair<std::string, std::string> PartsOf(const json& merge) {
-  if (merge.is_array()) return {merge[0], merge[1]};
-  const std::string text = merge;
+  if (const json::array_t& parts = JsonList(merge); parts.size() == 2)
+    return {JsonTextOr(parts[0], ""), JsonTextOr(parts[1], "")};
+  const std::string text = JsonTextOr(merge, "");
   const size_t space = text.find(' ');
   return {text.substr(0, space), text.substr(space + 1)};
 }
@@ -91,8 +94,8 @@ absl::StatusOr<ScoredTokens> ScoresOfSentencePiece(absl::string_view contents) {
 absl::StatusOr<ScoredTokens> ScoresOfJson(const json& root, const BpeFile& file) {
   ScoredTokens result;
   ASSIGN_OR_RETURN(result.add_space_prefix, SpacePrefix(root));
-  const json& model = root["model"];
-  if (model.value("ignore_merges", json()) == true) return Bad("llama.cpp cannot be told of ignore_merges");
+  const json& model = JsonMember(root, "model");
+  if (JsonMember(model, "ignore_merges") == true) return Bad("llama.cpp cannot be told of ignore_merges");
   const size_t size = file.bytes_of_id.size();
   result.tokens.resize(size);
   result.types.assign(size, kUnused);
@@ -101,21 +104,21 @@ absl::StatusOr<ScoredTokens> ScoresOfJson(const json& root, const BpeFile& file)
     result.tokens[id] = token;
     result.types[id] = ParseByteToken(token, &byte) ? kByte : kNormal;
   }
-  if (model.value("unk_token", json()).is_string())
-    result.types[file.id_of_token.at(model["unk_token"].get<std::string>())] = kUnknown;
+  if (const std::string* unknown = JsonText(JsonMember(model, "unk_token")))
+    result.types[file.id_of_token.at(*unknown)] = kUnknown;
   for (const AddedToken& added : file.added_tokens) {
     if (result.types[added.id] != kUnknown) result.types[added.id] = added.special ? kControl : kUserDefined;
   }
   result.scores.assign(size, 0);
   std::vector<bool> scored(size);
   int32_t last = -1, rank = 0;
-  for (const json& merge : model["merges"]) {
-    if (merge.is_string() && absl::StartsWith(merge.get<std::string>(), "#version")) continue;
+  for (const json& merge : JsonMember(model, "merges")) {
+    if (absl::StartsWith(JsonTextOr(merge, ""), "#version")) continue;
     const auto [left, right] = PartsOf(merge);
     const int32_t id = file.id_of_token.at(left + right);
     if (id != last && scored[id])
       return Bad("merges that give ", left, right, " do not stand together, so no score says the same");
-    if (!root.value("pre_tokenizer", json()).is_null() && absl::StartsWith(right, kMetaspace) &&
+    if (!JsonMember(root, "pre_tokenizer").is_null() && absl::StartsWith(right, kMetaspace) &&
         !absl::EndsWith(left, kMetaspace))
       return Bad("its merges join words, its pre_tokenizer does not let them");
     if (id != last) result.scores[id] = static_cast<float>(-++rank);

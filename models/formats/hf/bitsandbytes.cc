@@ -84,8 +84,8 @@ absl::Status Reader::ReadNf4(const std::string& name) const {
     problems.push_back(absl::StrCat("dtype: \"", dtype, "\" is not supported"));
   if (const Json* shape = json.Find("shape"); shape != nullptr && shape->is_array() && shape->size() == 2) {
     for (const Json& extent : *shape) {
-      if (extent.is_number_unsigned() && extent > 0 && extent < int64_t{1} << 31)
-        matrix.shape.push_back(extent.get<int64_t>());
+      const int64_t size = JsonInteger(extent).value_or(0);
+      if (size > 0 && size < int64_t{1} << 31) matrix.shape.push_back(size);
     }
   }
   if (matrix.shape.size() != 2) problems.push_back("shape: is not that of a matrix");
@@ -170,8 +170,9 @@ void ReadBnbConfig(const Json& object, QuantizationConfig* quantization, std::ve
   if (skip == nullptr) return;
   if (!skip->is_array()) return json.Bad("llm_int8_skip_modules", *skip, "is no list of names");
   for (const Json& name : *skip) {
-    if (!name.is_string()) return json.Bad("llm_int8_skip_modules", *skip, "is no list of names");
-    quantization->add_skip_modules(name.get<std::string>());
+    const std::string* text = JsonText(name);
+    if (text == nullptr) return json.Bad("llm_int8_skip_modules", *skip, "is no list of names");
+    quantization->add_skip_modules(*text);
   }
 }
 

@@ -131,7 +131,7 @@ std::vector<std::string> ReadLayerTypes(JsonReader& reader, int32_t layers,
                                         const std::function<bool(int32_t)>& slides) {
   std::vector<std::string> types;
   if (const Json* list = reader.Find("layer_types"); list != nullptr) {
-    for (const Json& type : *list) types.push_back(type.is_string() ? type.get<std::string>() : type.dump());
+    for (const Json& type : *list) types.push_back(JsonTextOr(type, DumpJson(type)));
     if (!list->is_array()) reader.Bad("layer_types", *list, "is not a list");
     return types;
   }
@@ -215,8 +215,8 @@ HfTokenIds ReadIds(JsonReader& reader) {
   const Json* eos = reader.Find("eos_token_id");
   if (eos != nullptr && eos->is_array()) {
     for (const Json& value : *eos) {
-      if (value.is_number_integer()) {
-        if (value.get<int64_t>() >= 0) ids.eos.push_back(value.get<int64_t>());
+      if (const std::optional<int64_t> one = JsonInteger(value)) {
+        if (*one >= 0) ids.eos.push_back(*one);
       } else {
         reader.Bad("eos_token_id", *eos, "is not a list of ids");
       }

@@ -59,7 +59,7 @@ Rope ReadRope(const Json& object, const HfModelType& model_type, const std::stri
     if (const std::optional<double> slow = reader.Number("beta_slow")) scaling.set_beta_slow(*slow);
     if (const std::optional<double> factor = reader.Number("attention_factor")) scaling.set_attention_factor(*factor);
     reader.Require("truncate", true, "is not supported; the ramp's ends are rounded");
-    if (reader.Has("truncate") && object["truncate"].is_null())  // Transformers takes it for false
+    if (reader.Has("truncate") && JsonMember(object, "truncate").is_null())  // Transformers takes it for false
       reader.Bad("truncate", Json(), "is not supported; the ramp's ends are rounded");
   } else if (type == "default" || (type.empty() && !reader.Has("factor"))) {
     // The default type has no other settings: Transformers ignores them too.

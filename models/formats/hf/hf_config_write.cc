@@ -5,6 +5,7 @@
 #include <cmath>
 #include <nlohmann/json.hpp>
 
+#include "launch/base/json.h"
 #include "models/formats/hf/bitsandbytes.h"
 #include "models/formats/hf/hf_config.h"
 #include "models/formats/hf/hf_model_type.h"
@@ -142,7 +143,7 @@ std::string WriteHfConfig(const ModelConfig& model, const HfModelType& type, con
     WriteLlamaConfig(model, type, &json);
   }
   if (model.has_quantization()) json["quantization_config"] = WriteBnbConfig(model.quantization(), dtype);
-  return json.dump(2) + "\n";
+  return DumpJson(json, 2) + "\n";
 }
 
 namespace {

@@ -59,12 +59,12 @@ absl::StatusOr<std::map<std::string, std::string>> ReadIndex(const std::string& 
     return Error(ExitCode::kData, path, ": has no weight_map that names tensors; is it an index of safetensors?");
   std::map<std::string, std::string> files;
   for (const auto& [tensor, file] : map->items()) {
-    if (!file.is_string() || !IsFileName(file.get<std::string>())) {
-      return Error(ExitCode::kData, path, ": \"", tensor, "\" is said to be in ",
-                   file.dump(-1, ' ', false, Json::error_handler_t::replace),
+    const std::string* name = JsonText(file);
+    if (name == nullptr || !IsFileName(*name)) {
+      return Error(ExitCode::kData, path, ": \"", tensor, "\" is said to be in ", DumpJson(file),
                    ", which is not the name of a file beside the index");
     }
-    files[tensor] = file.get<std::string>();
+    files[tensor] = *name;
   }
   return files;
 }

@@ -28,7 +28,7 @@ constexpr const char* kWithoutEffect[] = {
     "revision",        "runtime_config",          "task_type",    "peft_type"};
 
 bool SaysNothing(const Json& value) {
-  return value.is_null() || (value.is_boolean() && !value.get<bool>()) ||
+  return value.is_null() || value == false ||
          ((value.is_array() || value.is_object() || value.is_string()) && value.empty());
 }
 
@@ -38,11 +38,12 @@ void ReadNames(JsonReader& reader, const char* key, google::protobuf::RepeatedPt
                const One& one) {
   const Json* value = reader.Find(key);
   if (value == nullptr) return;
-  if (value->is_string()) return one(value->get<std::string>(), *value);
+  if (const std::string* text = JsonText(*value)) return one(*text, *value);
   if (!value->is_array()) return reader.Bad(key, *value, "is neither a list of names nor a string");
   for (const Json& name : *value) {
-    if (!name.is_string()) return reader.Bad(key, name, "is not a name");
-    *names->Add() = name.get<std::string>();
+    const std::string* text = JsonText(name);
+    if (text == nullptr) return reader.Bad(key, name, "is not a name");
+    *names->Add() = *text;
   }
   std::sort(names->begin(), names->end());
 }
@@ -54,8 +55,10 @@ void ReadPattern(JsonReader& reader, const char* key, google::protobuf::Map<std:
   if (!value->is_object()) return reader.Bad(key, *value, "is not an object");
   for (const auto& [name, number] : value->items()) {
     if (!number.is_number()) return reader.Bad(key, number, "is not a number");
-    if (std::is_integral_v<T> && !number.is_number_integer()) return reader.Bad(key, number, "is not a whole number");
-    (*pattern)[name] = number.template get<T>();
+    const std::optional<int64_t> whole = JsonInteger(number);
+    const bool fits = whole.has_value() && *whole >= INT32_MIN && *whole <= INT32_MAX;
+    if (std::is_integral_v<T> && !fits) return reader.Bad(key, number, "is not a whole number of 32 bits");
+    (*pattern)[name] = std::is_integral_v<T> ? static_cast<T>(*whole) : static_cast<T>(*JsonNumber(number));
   }
 }
 
@@ -157,7 +160,7 @@ absl::StatusOr<PeftConfig> ReadPeftConfig(const std::string& folder) {
   reader.Require("bias", "none", "trains biases, which cannot be read");
   reader.Require("fan_in_fan_out", false, "is for transposed weights, which no family here has");
   if (const Json* start = reader.Find("init_lora_weights"); start != nullptr && start->is_string()) {
-    const std::string method = start->get<std::string>();
+    const std::string method = JsonTextOr(*start, "");
     if (method != "gaussian" && method != "orthogonal" && method != "eva")
       reader.Bad("init_lora_weights", *start,
                  "changed the base model too; save the adapter converted to plain LoRA "
@@ -166,7 +169,8 @@ absl::StatusOr<PeftConfig> ReadPeftConfig(const std::string& folder) {
   config.weights_tied = reader.Bool("ensure_weight_tying").value_or(false);
   for (const char* key : kWithoutEffect) reader.Find(key);
   for (const std::string& key : reader.Rest()) {
-    if (!SaysNothing(json.at(key))) reader.Bad(key, json.at(key), "is not understood and may change the adapter");
+    if (!SaysNothing(JsonMember(json, key)))
+      reader.Bad(key, JsonMember(json, key), "is not understood and may change the adapter");
   }
   if (problems.empty()) return config;
   return Error(ExitCode::kData, path, ": ", absl::StrJoin(problems, "; "));
@@ -199,7 +203,7 @@ std::string WritePeftConfig(const PeftConfig& config, const std::vector<std::str
   json["alpha_pattern"] = Json::object();
   for (const auto& [key, r] : a.rank_pattern()) json["rank_pattern"][key] = r;
   for (const auto& [key, alpha] : a.alpha_pattern()) json["alpha_pattern"][key] = alpha;
-  return json.dump(2) + "\n";
+  return DumpJson(json, 2) + "\n";
 }
 
 std::string ToPeftName(const std::string& canonical) { return kPrefix + canonical; }
