@@ -60,7 +60,7 @@ make_environment() {
 # pip_install LIST: the lists are complete, so nothing is resolved; a wheel with another hash is refused.
 pip_install() {
   .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-input --no-deps --require-hashes --only-binary :all: -r "$1" ||
-    fail "setup.sh: pip could not install $1. No network: set pip's index (PIP_INDEX_URL) or proxy. A hash that differs, or no matching wheel: the list is for Linux on x86-64 and Python 3.11 to 3.13 (here: $(uname -m), $(.venv/bin/python -V)); elsewhere pass -DTRIREME_TORCH_DIR=DIR to launch/build.sh"
+    fail "setup.sh: pip could not install $1. No network: set pip's index (PIP_INDEX_URL) or proxy. A hash that differs, or no matching wheel: the list is for Linux on x86-64 and Python 3.10 to 3.14 (tests: from 3.11) (here: $(uname -m), $(.venv/bin/python -V)); elsewhere pass -DTRIREME_TORCH_DIR=DIR to launch/build.sh"
 }
 
 install_torch() {
