@@ -1,3 +1,4 @@
+// Long because training, evaluation and generation ask the same stages for different things.
 #include "models/engine/engine.h"
 
 #include <ATen/ops/empty.h>

@@ -1,4 +1,5 @@
-// Every CUDA operation against the CPU's on the same values, and against itself a second time.
+// Every CUDA operation against the CPU's on the same values, and against itself a second time. Long because there are
+// many.
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/allclose.h>
 #include <ATen/ops/cat.h>

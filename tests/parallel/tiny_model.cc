@@ -8,6 +8,7 @@
 
 #include "models/engine/engine.h"
 #include "parallel/comm/mpi_group.h"
+#include "tests/kernels/decisions.h"
 
 namespace trireme {
 namespace {
@@ -143,7 +144,10 @@ double TinyTrainer::ForwardBackward(int64_t step) {
   return SumOverRanks(*data_group_, sums.const_data_ptr<double>()[0]) / targets;
 }
 
-void TinyTrainer::Update(int64_t step) { optimizer_->Step(step, layout_.adamw ? 3e-3 : 0.3, /*gradient_scale=*/1); }
+void TinyTrainer::Update(int64_t step) {
+  const at::Tensor decision = DecisionTo(/*clip_factor=*/1, step, AdamW().beta1(), AdamW().beta2());
+  optimizer_->Step(step, layout_.adamw ? 3e-3 : 0.3, decision);
+}
 
 std::map<std::string, at::Tensor> TinyTrainer::Gradients() const {
   std::map<std::string, at::Tensor> all;

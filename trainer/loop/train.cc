@@ -1,3 +1,4 @@
+// Long because a job is set up, looped over and ended here, in the order in which it happens.
 #include "trainer/loop/train.h"
 
 #include <ATen/ops/empty.h>
