@@ -16,7 +16,7 @@
 #include "models/spec/parameters.h"
 #include "models/weights/adapter_source.h"
 #include "models/weights/checkpoint_list.h"
-#include "trainer/loop/checkpointer.h"
+#include "models/weights/checkpoint_manifest.h"
 
 namespace trireme {
 namespace {
@@ -162,16 +162,6 @@ absl::StatusOr<ExportSource> OpenGguf(const std::string& path, const std::vector
   return source;
 }
 
-// Newest first, the first whose manifest can be read.
-absl::StatusOr<std::string> NewestCheckpoint(const std::string& run_dir) {
-  for (const std::string& step : ListCheckpoints(run_dir)) {
-    const absl::Status status = ReadCheckpointManifest(step, /*verify=*/false, 0, 1).status();
-    if (status.ok()) return step;
-    Warning(status.message(), "; trying an older one");
-  }
-  return Error(ExitCode::kCheckpoint, run_dir, ": holds no whole checkpoint");
-}
-
 }  // namespace
 
 absl::StatusOr<ExportSource> OpenFutureCheckpoint(const RunConfig& config, const DecoderSpec& spec,
@@ -247,13 +237,6 @@ absl::StatusOr<DecoderSpec> SpecifyModel(const ModelConfig& model, const std::ve
   return Error(ExitCode::kData, "the model does not fit:\n  ", absl::StrJoin(problems, "\n  "));
 }
 
-absl::StatusOr<std::string> CheckpointOf(const std::string& source) {
-  std::error_code error;
-  if (fs::exists(fs::path(source) / "manifest.pb", error)) return source;
-  if (fs::exists(fs::path(source) / "checkpoints", error)) return NewestCheckpoint(source);
-  return std::string();
-}
-
 absl::StatusOr<ExportSource> OpenExportSource(const std::string& source, const std::vector<ModelFamily>& families,
                                               const std::function<void()>& alive) {
   ASSIGN_OR_RETURN(const std::string checkpoint, CheckpointOf(source));
@@ -266,6 +249,15 @@ absl::StatusOr<ExportSource> OpenExportSource(const std::string& source, const s
   return Error(ExitCode::kConfig, source,
                folder.ok() ? ": is neither a run_dir, nor a checkpoint, nor a Hugging Face directory, nor a GGUF file"
                            : absl::StrCat(": ", folder.status().message()));
+}
+
+absl::StatusOr<ExportSource> Merged(const ExportSource& base, std::shared_ptr<const AdapterSource> adapter,
+                                    const DecoderSpec& spec, bool keep_dtype, const std::function<void()>& alive) {
+  ExportSource merged = base;
+  merged.description = absl::StrCat(base.description, " + ", adapter->description);
+  merged.adapter = nullptr;
+  ASSIGN_OR_RETURN(merged.weights, MergedWeights(base.weights, adapter, spec, keep_dtype, alive));
+  return merged;
 }
 
 }  // namespace trireme

@@ -46,10 +46,6 @@ absl::Status UseRunText(const RunText& text, ExportSource* source);
 // The decoder that a configuration describes.
 absl::StatusOr<DecoderSpec> SpecifyModel(const ModelConfig& model, const std::vector<ModelFamily>& families);
 
-// The step folder that a run_dir (its newest checkpoint that is whole) or a step folder stands for; "" for what is
-// neither.
-absl::StatusOr<std::string> CheckpointOf(const std::string& source);
-
 // SOURCE: a run_dir (its newest checkpoint that is whole), a checkpoint's step folder, a Hugging Face directory or
 // ORG/NAME in the local cache, or a GGUF file. A checkpoint's weights are checked against their digests first.
 // alive: called now and then meanwhile; may be empty.
@@ -61,6 +57,11 @@ absl::StatusOr<ExportSource> OpenExportSource(const std::string& source, const s
 absl::StatusOr<ExportSource> OpenFutureCheckpoint(const RunConfig& config, const DecoderSpec& spec,
                                                   const std::vector<ModelFamily>& families,
                                                   const std::function<void()>& alive);
+
+// `base` with the adapter merged into its weights (MergedWeights()).
+absl::StatusOr<ExportSource> Merged(const ExportSource& base, std::shared_ptr<const AdapterSource> adapter,
+                                    const DecoderSpec& spec, bool keep_dtype,
+                                    const std::function<void()>& alive = nullptr);
 
 }  // namespace trireme
 

@@ -25,7 +25,7 @@
 #include "models/spec/parameters.h"
 #include "models/weights/sharded_tensors.h"
 #include "models/weights/tensor_mismatch.h"
-#include "trainer/loop/checkpointer.h"
+#include "models/weights/checkpoint_manifest.h"
 
 namespace trireme {
 namespace {
@@ -339,9 +339,10 @@ absl::StatusOr<DecoderSpec> Adapted(const AdapterSource& source, DecoderSpec spe
                ": its tensors are not those that its settings need:", mismatch.ToString());
 }
 
-absl::Status LoadAdapter(const AdapterSource& source, const DecoderSpec& spec, Model& model,
+absl::Status LoadAdapter(const AdapterSource& source, const DecoderSpec& spec,
+                         const std::vector<ParameterBuffer*>& buffers,
                          const std::function<void()>& alive) {
-  for (ParameterBuffer* buffer : model.buffers()) {
+  for (ParameterBuffer* buffer : buffers) {
     if (!source.copies.empty() && !buffer->quantized()) {
       for (const TensorPart& part : PartsOf(*buffer, buffer->own_weights(), "", /*unique=*/false)) {
         RETURN_IF_ERROR(CheckCopies(source, spec, part));
@@ -359,10 +360,11 @@ absl::Status LoadAdapter(const AdapterSource& source, const DecoderSpec& spec, M
   return absl::OkStatus();
 }
 
-absl::StatusOr<ExportSource> Merged(const ExportSource& base, std::shared_ptr<const AdapterSource> adapter,
-                                    const DecoderSpec& plain, bool keep_dtype, const std::function<void()>& alive) {
+absl::StatusOr<WeightSource> MergedWeights(const WeightSource& base, std::shared_ptr<const AdapterSource> adapter,
+                                           const DecoderSpec& plain, bool keep_dtype,
+                                           const std::function<void()>& alive) {
   ASSIGN_OR_RETURN(const DecoderSpec spec, Adapted(*adapter, plain));
-  for (const SourceTensor& tensor : base.weights.tensors) {
+  for (const SourceTensor& tensor : base.tensors) {
     if (!HasCopy(*adapter, spec, tensor.name)) continue;
     int64_t row = 0;
     const auto compare = [&](const at::Tensor& piece) {
@@ -374,17 +376,15 @@ absl::StatusOr<ExportSource> Merged(const ExportSource& base, std::shared_ptr<co
       if (alive) alive();
       return CheckCopies(*adapter, spec, part);
     };
-    RETURN_IF_ERROR(ReadPieces(base.weights, tensor, /*multiple=*/1, compare));
+    RETURN_IF_ERROR(ReadPieces(base, tensor, /*multiple=*/1, compare));
   }
-  ExportSource merged = base;
-  merged.description = absl::StrCat(base.description, " + ", adapter->description);
-  merged.adapter = nullptr;
-  merged.weights.quantized.clear();
-  for (SourceTensor& tensor : merged.weights.tensors) {
+  WeightSource merged = base;
+  merged.quantized.clear();
+  for (SourceTensor& tensor : merged.tensors) {
     const bool changed = spec.adapter->Find(tensor.name) != nullptr || adapter->Find(tensor.name) != nullptr;
     if (changed && !keep_dtype) tensor.dtype = at::kFloat;
   }
-  merged.weights.read = [base = base.weights, adapter, specification = spec.adapter](
+  merged.read = [base, adapter, specification = spec.adapter](
                             const SourceTensor& tensor, const Rectangle& r, const at::Tensor& out) -> absl::Status {
     // A module that was trained whole.
     if (const SourceTensor* whole = adapter->Find(tensor.name); whole != nullptr) return adapter->read(*whole, r, out);

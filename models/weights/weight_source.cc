@@ -103,7 +103,8 @@ absl::Status ReadStoredPieces(const WeightSource& source, const WeightTable& tab
   return absl::OkStatus();
 }
 
-absl::Status FillWeights(const WeightSource& source, Mesh& mesh, Model& model, const Wanted& wanted) {
+absl::Status FillWeights(const WeightSource& source, Mesh& mesh, const std::vector<ParameterBuffer*>& buffers,
+                         const Wanted& wanted) {
   std::map<std::string, const SourceTensor*> tensors;
   for (const SourceTensor& tensor : source.tensors) tensors[tensor.name] = &tensor;
   absl::Status status;
@@ -127,7 +128,7 @@ absl::Status FillWeights(const WeightSource& source, Mesh& mesh, Model& model, c
     if (status.ok()) status = read(part);
     return status;
   };
-  for (ParameterBuffer* buffer : model.buffers()) {
+  for (ParameterBuffer* buffer : buffers) {
     if (!wanted(*buffer)) continue;
     for (const TensorPart& part : PartsOf(*buffer, buffer->own_weights(), "", /*unique=*/false)) {
       if (!attempt(part).ok()) break;

@@ -13,13 +13,13 @@
 #include <vector>
 
 #include "kernels/matrix/quantized_matrix.h"
-#include "models/engine/engine.h"
 #include "models/formats/gguf/gguf.h"
 #include "models/formats/gguf/gguf_model.h"
 #include "models/spec/decoder_spec.h"
 #include "models/spec/weight_table.h"
 #include "models/weights/sharded_tensors.h"
 #include "parallel/comm/mesh.h"
+#include "parallel/sharding/parameter_buffer.h"
 #include "parallel/sharding/rectangle.h"
 
 namespace trireme {
@@ -84,7 +84,8 @@ absl::Status ReadStoredPieces(const WeightSource& source, const WeightTable& tab
 // Collective over each buffer's groups, also where reads fail: the first failure on this rank is returned. Publish()
 // must follow.
 using Wanted = std::function<bool(const ParameterBuffer&)>;
-absl::Status FillWeights(const WeightSource& source, Mesh& mesh, Model& model, const Wanted& wanted);
+absl::Status FillWeights(const WeightSource& source, Mesh& mesh, const std::vector<ParameterBuffer*>& buffers,
+                         const Wanted& wanted);
 
 }  // namespace trireme
 

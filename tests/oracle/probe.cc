@@ -190,7 +190,7 @@ absl::Status RunModel(const Flags& flags, const Recipe& recipe, Mesh& mesh, cons
     TrainProgress progress;
     progress.set_step(flags.evaluate ? 0 : static_cast<int64_t>(batches.size()));
     RETURN_IF_ERROR(Checkpointer(recipe, mesh, *model, optimizer, {}).Save(progress));
-    result["checkpoint"] = Checkpointer::FolderFor(recipe.config.run_dir(), progress.step());
+    result["checkpoint"] = CheckpointFolder(recipe.config.run_dir(), progress.step());
   }
   if (mesh.control().rank() != 0) return absl::OkStatus();
   RETURN_IF_ERROR(WriteRope(flags.folder + "/rope.safetensors", recipe));

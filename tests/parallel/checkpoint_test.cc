@@ -143,7 +143,7 @@ TEST(Checkpoint, SavedOnAnyMeshLoadsOnAnyOther) {
       ExpectSame(loaded.Bytes(), expected);
       // A rank reads what it owns, once.
       const absl::StatusOr<ShardedTensorReader> reader =
-          ShardedTensorReader::Open(Checkpointer::FolderFor(folder.path(), 2) + "/weights");
+          ShardedTensorReader::Open(CheckpointFolder(folder.path(), 2) + "/weights");
       int64_t owned = 0;
       for (ParameterBuffer* buffer : loaded.model().buffers()) {
         for (const TensorPart& part : PartsOf(*buffer, buffer->own_weights(), "", /*unique=*/false)) {

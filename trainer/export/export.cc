@@ -19,7 +19,8 @@
 #include "trainer/export/export_gguf.h"
 #include "trainer/export/export_gguf_lora.h"
 #include "trainer/export/export_hf.h"
-#include "trainer/loop/checkpointer.h"
+#include "models/weights/checkpoint_list.h"
+#include "models/weights/checkpoint_manifest.h"
 
 namespace trireme {
 namespace {
@@ -224,7 +225,7 @@ absl::Status SaveAdapter(const Recipe& recipe, int64_t step, Mesh& mesh, bool if
   const auto write = [&]() -> absl::Status {
     const std::string target = recipe.config.run_dir() + "/adapter", temporary = target + ".tmp-new",
                       old = target + ".tmp-old";
-    const std::string checkpoint = Checkpointer::FolderFor(recipe.config.run_dir(), step);
+    const std::string checkpoint = CheckpointFolder(recipe.config.run_dir(), step);
     std::error_code error;
     const auto written = fs::last_write_time(fs::path(target) / kPeftConfigName, error);
     if (if_older && !error && written >= fs::last_write_time(fs::path(checkpoint) / "manifest.pb", error))
@@ -252,7 +253,7 @@ absl::Status ExportAtEnd(const Recipe& recipe, int64_t step, const std::vector<M
   absl::Status status = absl::OkStatus();
   if (mesh.control().rank() == 0 && !IsTaken(recipe.config.export_().output())) {
     ExportOptions options = AtEnd(recipe.config, [&mesh] { mesh.log().Beat("exporting"); });
-    options.source = Checkpointer::FolderFor(recipe.config.run_dir(), step);
+    options.source = CheckpointFolder(recipe.config.run_dir(), step);
     options.alive();
     status = Export(options, families);
   }

@@ -17,7 +17,7 @@
 #include "models/formats/hf/hf_directory.h"
 #include "models/source/model_source.h"
 #include "models/weights/sharded_tensors.h"
-#include "trainer/loop/checkpointer.h"
+#include "models/weights/checkpoint_manifest.h"
 
 namespace trireme {
 namespace {

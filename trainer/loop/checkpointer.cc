@@ -20,6 +20,7 @@
 #include "launch/base/version.h"
 #include "models/spec/parameters.h"
 #include "models/weights/checkpoint_list.h"
+#include "models/weights/checkpoint_manifest.h"
 #include "models/weights/sharded_tensors.h"
 #include "parallel/comm/agreement.h"
 
@@ -27,27 +28,6 @@ namespace trireme {
 namespace {
 
 namespace fs = std::filesystem;
-
-constexpr int kFormatVersion = 1;
-constexpr uint64_t kMaxManifestBytes = uint64_t{256} << 20;
-
-bool IsPlainRelative(const std::string& path) {
-  const fs::path parsed(path);
-  if (parsed.is_absolute() || parsed.empty()) return false;
-  return std::none_of(parsed.begin(), parsed.end(), [](const fs::path& part) { return part == ".."; });
-}
-
-// How a sealed manifest ends: the field own_digest, as protobuf writes it.
-constexpr char kSealTag[] = {0x7a, 0x20};
-constexpr size_t kDigestSize = 32, kSealSize = sizeof(kSealTag) + kDigestSize;
-
-// False: the bytes end in a digest that is not theirs.
-bool SealHolds(absl::string_view bytes) {
-  if (bytes.size() < kSealSize) return true;
-  const absl::string_view seal = bytes.substr(bytes.size() - kSealSize);
-  if (seal.substr(0, sizeof(kSealTag)) != absl::string_view(kSealTag, sizeof(kSealTag))) return true;
-  return seal.substr(sizeof(kSealTag)) == HashBytes(bytes.data(), bytes.size() - kSealSize);
-}
 
 // Puts the folder `from` in the place of `to`, which may exist; what stood there then has a temporary's name. At every
 // moment one of the two is there: where a file system cannot exchange names, RestoreReplaced() knows the old one.
@@ -97,48 +77,6 @@ absl::Status AgreedError(ExitCode code, const Args&... args) {
 
 }  // namespace
 
-std::string SealManifest(CheckpointManifest manifest) {
-  manifest.set_sealed(true);
-  manifest.clear_own_digest();
-  const std::string bytes = manifest.SerializeAsString();
-  return absl::StrCat(bytes, absl::string_view(kSealTag, sizeof(kSealTag)), HashBytes(bytes.data(), bytes.size()));
-}
-
-absl::StatusOr<CheckpointManifest> ReadCheckpointManifest(const std::string& folder, bool verify, int rank, int ranks,
-                                                          const std::function<void()>& alive) {
-  const auto bad = [&](const auto&... why) {
-    return Error(ExitCode::kCheckpoint, "checkpoint ", folder, ": ", why...);
-  };
-  absl::StatusOr<std::string> bytes = ReadFile(folder + "/manifest.pb", kMaxManifestBytes);
-  if (!bytes.ok()) return bad(bytes.status().message());
-  CheckpointManifest manifest;
-  // Damage may hide in any field; a manifest without a digest is an older version's.
-  if (!SealHolds(*bytes) || !manifest.ParseFromString(*bytes) || (manifest.sealed() && !manifest.has_own_digest()))
-    return bad("manifest.pb is damaged");
-  if (manifest.version() > kFormatVersion)
-    return bad("has format version ", manifest.version(), ", this program knows up to ", kFormatVersion,
-               "; use a newer one");
-  for (int i = 0; i < manifest.file_size(); ++i) {
-    if (alive) alive();
-    const CheckpointFile& file = manifest.file(i);
-    if (!IsPlainRelative(file.path())) return bad("manifest.pb names a file outside the folder: ", file.path());
-    const std::string path = absl::StrCat(folder, "/", file.path());
-    struct stat info;
-    if (::stat(path.c_str(), &info) != 0) return bad(file.path(), " is missing");
-    if (info.st_size != file.bytes())
-      return bad(file.path(), " has ", info.st_size, " bytes, the manifest says ", file.bytes());
-    if (verify && i % ranks == rank) {
-      ASSIGN_OR_RETURN(const Digest digest, HashFile(path, [&](uint64_t) {
-                         if (alive) alive();
-                       }));
-      if (digest != file.digest())
-        return bad(file.path(), " has another content than when it was saved (hash ", digest, ", expected ",
-                   file.digest(), ")");
-    }
-  }
-  return manifest;
-}
-
 Checkpointer::Checkpointer(const Recipe& recipe, Mesh& mesh, Model& model, Optimizer& optimizer,
                            std::vector<std::string> corpus_digests, std::string base_digest,
                            std::optional<RunText> text)
@@ -150,14 +88,10 @@ Checkpointer::Checkpointer(const Recipe& recipe, Mesh& mesh, Model& model, Optim
       base_digest_(std::move(base_digest)),
       text_(std::move(text)) {}
 
-std::string Checkpointer::FolderFor(const std::string& run_dir, int64_t step) {
-  return CheckpointFolder(run_dir, step);
-}
-
 absl::Status Checkpointer::Save(const TrainProgress& progress) {
   ProcessGroup& world = mesh_.control();
   mesh_.log().Beat(absl::StrCat("saving step ", progress.step()));
-  const std::string folder = FolderFor(recipe_.config.run_dir(), progress.step());
+  const std::string folder = CheckpointFolder(recipe_.config.run_dir(), progress.step());
   const int64_t now = std::chrono::system_clock::now().time_since_epoch().count();
   const std::string temporary =
       absl::StrCat(folder, ".tmp-", BroadcastBytes(world, absl::StrFormat("%x-%x", now, ::getpid())));
@@ -219,7 +153,7 @@ absl::Status Checkpointer::Write(const std::string& folder, const TrainProgress&
   const std::vector<std::string> parts = GatherBytes(world, own.SerializeAsString());
   if (world.rank() == 0) {
     CheckpointManifest manifest;
-    manifest.set_version(kFormatVersion);
+    manifest.set_version(kCheckpointVersion);
     *manifest.mutable_progress() = progress;
     *manifest.mutable_config() = recipe_.config;
     for (int size : recipe_.mesh.size) manifest.add_mesh(size);
@@ -248,7 +182,7 @@ void Checkpointer::Sweep(const TrainProgress& progress, const std::string& saved
     if (absl::StrContains(name, ".tmp-")) leftovers.push_back(absl::StrCat(root, "/", name));
   }
   const std::string best =
-      config.keep_best() && progress.has_best_step() ? FolderFor(recipe_.config.run_dir(), progress.best_step()) : "";
+      config.keep_best() && progress.has_best_step() ? CheckpointFolder(recipe_.config.run_dir(), progress.best_step()) : "";
   int kept = 0;
   for (const std::string& folder : ListCheckpoints(recipe_.config.run_dir())) {
     if (config.keep_last() <= 0 || folder == best) continue;

@@ -38,8 +38,6 @@ class Checkpointer {
   // when there is none. allow_change: go on although the config differs in fields that alter numbers.
   absl::StatusOr<bool> Resume(bool allow_change, TrainProgress* progress);
 
-  static std::string FolderFor(const std::string& run_dir, int64_t step);
-
  private:
   absl::Status Write(const std::string& folder, const TrainProgress& progress);
   absl::StatusOr<CheckpointManifest> Inspect(const std::string& folder, bool verify);
@@ -54,15 +52,6 @@ class Checkpointer {
   std::string base_digest_;
   std::optional<RunText> text_;
 };
-
-// Reads and checks the manifest of a checkpoint folder: it parses, and every file is there with its size; verify: and
-// its digest, for files whose index modulo `ranks` is `rank`. Errors are kCheckpoint. alive: called now and then
-// meanwhile; may be empty.
-absl::StatusOr<CheckpointManifest> ReadCheckpointManifest(const std::string& folder, bool verify, int rank, int ranks,
-                                                          const std::function<void()>& alive = nullptr);
-
-// A manifest as its file holds it: with a digest of itself at the end. (Those of older versions have none.)
-std::string SealManifest(CheckpointManifest manifest);
 
 }  // namespace trireme
 

@@ -10,7 +10,7 @@
 #include "models/formats/gguf/gguf_config.h"
 #include "models/source/model_source.h"
 #include "models/source/model_text.h"
-#include "trainer/loop/checkpointer.h"
+#include "models/weights/checkpoint_manifest.h"
 
 namespace trireme {
 namespace {
