@@ -20,28 +20,6 @@
 namespace trireme {
 namespace {
 
-at::ScalarType DtypeOf(PrecisionConfig::Format format) {
-  return format == PrecisionConfig::BF16 ? at::kBFloat16 : at::kFloat;
-}
-
-ShardLevel LevelOf(ParallelConfig::Shard shard) {
-  switch (shard) {
-    case ParallelConfig::NONE:
-      return ShardLevel::kNone;
-    case ParallelConfig::OPTIMIZER:
-      return ShardLevel::kOptimizer;
-    case ParallelConfig::GRADIENTS:
-      return ShardLevel::kGradients;
-    case ParallelConfig::PARAMETERS:
-      return ShardLevel::kParameters;
-  }
-  TRIREME_CHECK(false, "no such sharding level");
-}
-
-ContextMethod MethodOf(const ParallelConfig& config) {
-  return config.context_method() == ParallelConfig::RING ? ContextMethod::kRing : ContextMethod::kGather;
-}
-
 std::vector<double> GatherDoubles(ProcessGroup& group, double value) {
   at::Tensor mine = at::empty({1}, at::TensorOptions().dtype(at::kDouble));
   mine.mutable_data_ptr<double>()[0] = value;
@@ -88,49 +66,48 @@ double SumOverRanks(ProcessGroup& group, double value) {
   return sum;
 }
 
-ProcessGroup& Model::loss_group() const {
+ProcessGroup& Engine::loss_group() const {
   return *mesh_.host_group({Axis::kPipeline, Axis::kDataReplicate, Axis::kDataShard, Axis::kContext});
 }
 
-absl::StatusOr<std::unique_ptr<Model>> Model::Create(const Recipe& recipe, Mesh& mesh, const Extensions& extensions) {
-  std::unique_ptr<Model> model(new Model(recipe, mesh));
-  const RunConfig& config = recipe.config;
+absl::StatusOr<std::unique_ptr<Engine>> Engine::Create(EnginePlan given, Mesh& mesh, const Extensions& extensions) {
+  std::unique_ptr<Engine> model(new Engine(std::move(given), mesh));
+  const EnginePlan& plan = model->plan_;
   model->device_ = mesh.device();
-  if (config.kernels().deterministic()) UseDeterministicKernels();
+  if (plan.deterministic) UseDeterministicKernels();
   BufferOptions options;
-  options.shard = LevelOf(config.parallel().shard());
-  options.reduce_every_microbatch = config.parallel().reduce_gradients() == ParallelConfig::EVERY_MICROBATCH;
-  options.compute = DtypeOf(config.precision().compute());
-  options.master_weights = config.precision().master_weights();
-  options.reduce = DtypeOf(config.precision().reduce());
+  options.shard = plan.storage.shard;
+  options.reduce_every_microbatch = plan.storage.reduce_every_microbatch;
+  options.compute = plan.storage.compute;
+  options.master_weights = plan.storage.master_weights;
+  options.reduce = plan.storage.reduce;
   options.gather_group = mesh.group({Axis::kDataShard, Axis::kContext});
   options.reduce_group = mesh.second_group({Axis::kDataShard, Axis::kContext});
   options.replicate_group = mesh.group({Axis::kDataReplicate});
   options.tensor_group = mesh.group({Axis::kTensor});
   options.device = model->device_;
-  if (recipe.model.quantization.has_value())
+  if (plan.model.quantization.has_value())
     options.dequantized = std::make_shared<DequantizedValues>(options.compute, options.device);
-  if (const int tensor = mesh.shape()[Axis::kTensor]; tensor > recipe.model.num_kv_heads) {
+  if (const int tensor = mesh.shape()[Axis::kTensor]; tensor > plan.model.num_kv_heads) {
     std::vector<int> head_of(tensor);
-    for (int t = 0; t < tensor; ++t) head_of[t] = static_cast<int>(t * recipe.model.num_kv_heads / tensor);
+    for (int t = 0; t < tensor; ++t) head_of[t] = static_cast<int>(t * plan.model.num_kv_heads / tensor);
     options.head_replica_group =
-        mesh.Split(Axis::kTensor, head_of, absl::StrCat("tensor(same of ", recipe.model.num_kv_heads, " heads)"));
+        mesh.Split(Axis::kTensor, head_of, absl::StrCat("tensor(same of ", plan.model.num_kv_heads, " heads)"));
   }
   model->context_group_ = mesh.group({Axis::kContext});
-  DecoderSpec local = recipe.model;
+  DecoderSpec local = plan.model;
   local.num_heads /= mesh.shape()[Axis::kTensor];
   local.num_kv_heads = std::max<int64_t>(1, local.num_kv_heads / mesh.shape()[Axis::kTensor]);
   const AttentionArguments example = ExampleAttention(local, options.compute, model->device_);
-  ASSIGN_OR_RETURN(model->attention_,
-                   ChooseAttention(extensions.attention_backends, config.kernels().attention(), example));
-  if (model->device_.is_cuda() && config.kernels().attention() == "auto" &&
-      model->attention_.name == MathAttention().name && mesh.control().rank() == 0) {
+  ASSIGN_OR_RETURN(model->attention_, ChooseAttention(extensions.attention_backends, plan.attention, example));
+  if (model->device_.is_cuda() && plan.attention == "auto" && model->attention_.name == MathAttention().name &&
+      mesh.control().rank() == 0) {
     Warning(
         "kernels.attention: \"math\" is used, slow and with memory for whole matrices of scores, because \"flash\" ",
         FlashAttention().supports(example).message());
   }
   if (mesh.shape()[Axis::kContext] > 1) {
-    const absl::Status supported = SupportsContext(model->attention_, MethodOf(config.parallel()), example);
+    const absl::Status supported = SupportsContext(model->attention_, plan.context_method, example);
     if (!supported.ok()) {
       return Error(ExitCode::kConfig, "parallel.context_method: ", supported.message(),
                    "; use context_method: GATHER or another kernels.attention");
@@ -140,30 +117,25 @@ absl::StatusOr<std::unique_ptr<Model>> Model::Create(const Recipe& recipe, Mesh&
   return model;
 }
 
-void Model::BuildStages(BufferOptions options) {
-  const RunConfig& config = recipe_.config;
-  const Schedule& schedule = recipe_.schedule;
+void Engine::BuildStages(BufferOptions options) {
+  const Schedule& schedule = plan_.schedule;
   const int own = mesh_.coordinate(Axis::kPipeline), last = schedule.num_stages() - 1;
   const int first_rank = schedule.rank_of_stage[0], last_rank = schedule.rank_of_stage[last];
-  if (recipe_.model.tied_embeddings && first_rank != last_rank) {
+  if (plan_.model.tied_embeddings && first_rank != last_rank) {
     std::vector<int> ends(schedule.num_ranks(), -1);
     ends[first_rank] = ends[last_rank] = 0;
     options.tied_group = mesh_.Split(Axis::kPipeline, ends, "pipeline(tied)");
   }
   StageOptions stage_options;
-  const RecomputeConfig& recompute = config.recompute();
-  stage_options.recompute = recompute.policy() != RecomputeConfig::NONE;
-  if (recompute.policy() == RecomputeConfig::SELECTIVE) {
-    stage_options.keep.insert(recompute.keep().begin(), recompute.keep().end());
-    if (stage_options.keep.empty()) stage_options.keep.insert(kKeepAttention);
-  }
-  stage_options.offload = recompute.offload() && stage_options.recompute && device_.is_cuda();
-  if (recompute.offload() && !stage_options.offload && mesh_.control().rank() == 0) {
+  stage_options.recompute = plan_.recompute.blocks;
+  stage_options.keep = plan_.recompute.keep;
+  stage_options.offload = plan_.recompute.offload && plan_.recompute.blocks && device_.is_cuda();
+  if (plan_.recompute.offload && !stage_options.offload && mesh_.control().rank() == 0) {
     Warning("recompute.offload has no effect ",
             device_.is_cuda() ? "without recompute.policy BLOCK or SELECTIVE" : "on a CPU, whose memory is the host's");
   }
-  stage_options.z_loss = config.loss().z_loss();
-  stage_options.loss_chunk_tokens = LossChunkTokens(recipe_, device_.type());
+  stage_options.z_loss = plan_.z_loss;
+  stage_options.loss_chunk_tokens = LossChunkTokens(plan_, device_.type());
   stage_options.device = device_;
 
   std::map<int, std::unique_ptr<Stage>> stages;
@@ -172,11 +144,11 @@ void Model::BuildStages(BufferOptions options) {
   range.whole_embedding = first_rank == last_rank;
   for (int s = 0; s <= last; ++s) {
     range.begin = range.end;
-    range.end += recipe_.stage_units[s];
+    range.end += plan_.stage_units[s];
     if (schedule.rank_of_stage[s] != own) continue;
-    DecoderUnits part = BuildDecoder(recipe_.model, options, attention_, range);
+    DecoderUnits part = BuildDecoder(plan_.model, options, attention_, range);
     for (const auto& buffer : part.buffers) buffers_.push_back(buffer.get());
-    if (s == 0 && recipe_.model.tied_embeddings) range.embedding = part.buffers[0].get();
+    if (s == 0 && plan_.model.tied_embeddings) range.embedding = part.buffers[0].get();
     StageOptions own_options = stage_options;
     if (s > 0 && range.embedding != nullptr) own_options.reduced_earlier = {range.embedding};
     stages[s] = std::make_unique<Stage>(std::move(part.units), std::move(part.buffers), std::move(own_options));
@@ -194,7 +166,7 @@ void Model::BuildStages(BufferOptions options) {
   executor.schedule = Lower(schedule, lowering);
   executor.rank = own;
   executor.link = MakeLinks(mesh_, schedule);
-  const int64_t tensor = mesh_.shape()[Axis::kTensor], hidden = recipe_.model.hidden_size;
+  const int64_t tensor = mesh_.shape()[Axis::kTensor], hidden = plan_.model.hidden_size;
   const at::TensorOptions carry = at::TensorOptions().dtype(options.compute).device(device_);
   executor.empty_carry = [=](const MicrobatchTensors& batch) {
     return at::empty({batch.tokens.size(0) / tensor, hidden}, carry);
@@ -202,25 +174,25 @@ void Model::BuildStages(BufferOptions options) {
   executor_ = std::make_unique<PipelineExecutor>(std::move(executor), std::move(stages));
 }
 
-void Model::Initialize() {
+void Engine::Initialize() {
   for (ParameterBuffer* buffer : buffers_) {
-    buffer->Initialize(recipe_.config.seed());
+    buffer->Initialize(plan_.seed);
     buffer->Publish(/*converted=*/false);
   }
   InitializeDerived();
 }
 
-void Model::InitializeDerived() {
+void Engine::InitializeDerived() {
   for (auto& [index, stage] : executor_->stages()) {
     stage->InitializeDerived([this] { mesh_.log().Beat("filling in weights that follow from others"); });
   }
 }
 
-MicrobatchTensors Model::ToDevice(Microbatch m, UploadBlock& upload) const {
+MicrobatchTensors Engine::ToDevice(Microbatch m, UploadBlock& upload) const {
   const int ranks = mesh_.shape()[Axis::kContext], rank = mesh_.coordinate(Axis::kContext);
   MicrobatchTensors batch;
   batch.max_seqlen = m.max_seqlen;
-  const int64_t length = recipe_.config.data().sequence_length(), tokens = static_cast<int64_t>(m.tokens.size());
+  const int64_t length = plan_.sequence_length, tokens = static_cast<int64_t>(m.tokens.size());
   // Where fine-tuning learns answers only, most of the head's products would be for nothing.
   const auto with_target = [&](const std::vector<int64_t>& targets) {
     std::vector<int64_t> found;
@@ -240,17 +212,17 @@ MicrobatchTensors Model::ToDevice(Microbatch m, UploadBlock& upload) const {
   batch.tokens = upload.Add(part(std::move(m.tokens)));
   std::vector<int64_t> targets = part(std::move(m.targets));
   batch.with_target = with_target(targets);
-  CheckPositions(m.positions, recipe_.model);
+  CheckPositions(m.positions, plan_.model);
   batch.targets = upload.Add(std::move(targets));
   batch.positions = upload.Add(part(std::move(m.positions)));
-  if (recipe_.config.adapter().lora_dropout() > 0) {
+  if (plan_.model.adapter != nullptr && plan_.model.adapter->dropout > 0) {
     std::vector<int64_t> numbers(tokens);
     std::iota(numbers.begin(), numbers.end(), m.first_sample * length);
     batch.numbers = upload.Add(part(std::move(numbers)));
   }
   if (ranks > 1) {
-    const ContextMethod method = MethodOf(recipe_.config.parallel());
-    for (const int64_t window : recipe_.model.windows()) {
+    const ContextMethod method = plan_.context_method;
+    for (const int64_t window : plan_.model.windows()) {
       batch.contexts[window] = std::make_shared<ContextAttention>(
           context_group_.get(), PlanContext(method, m.cu_seqlens, length, window, ranks, rank), upload);
     }
@@ -259,7 +231,7 @@ MicrobatchTensors Model::ToDevice(Microbatch m, UploadBlock& upload) const {
   return batch;
 }
 
-DeviceBatch Model::Upload(StepBatch batch) const {
+DeviceBatch Engine::Upload(StepBatch batch) const {
   DeviceBatch uploaded;
   UploadBlock upload(device_);
   for (Microbatch& microbatch : batch.microbatches) {
@@ -276,7 +248,7 @@ absl::Status CheckTargets(double targets) {
                "data: no token of this step's global batch has a target; is every document one token long?");
 }
 
-void Model::ForwardBackward(const DeviceBatch& batch, double targets) {
+void Engine::ForwardBackward(const DeviceBatch& batch, double targets) {
   targets_ = targets;
   decision_.Begin(static_cast<int64_t>(buffer_of_gradient_.size()));
   at::Tensor sums = decision_.loss_sums();
@@ -285,7 +257,7 @@ void Model::ForwardBackward(const DeviceBatch& batch, double targets) {
   for (auto& [index, stage] : executor_->stages()) stage->FinishGradients(static_cast<int>(batch.microbatches.size()));
 }
 
-absl::StatusOr<Loss> Model::ForwardBackward(const StepBatch& batch) {
+absl::StatusOr<Loss> Engine::ForwardBackward(const StepBatch& batch) {
   const DeviceBatch uploaded = Upload(batch);
   const double targets =
       SumOverRanks(*mesh_.host_group({Axis::kDataReplicate, Axis::kDataShard}), uploaded.own_targets);
@@ -296,12 +268,11 @@ absl::StatusOr<Loss> Model::ForwardBackward(const StepBatch& batch) {
   Loss loss;
   loss.mean = SumOverRanks(loss_group(), local[0]) / targets;
   loss.targets = static_cast<int64_t>(targets);
-  if (recipe_.config.loss().z_loss() > 0)
-    loss.z_loss = recipe_.config.loss().z_loss() * SumOverRanks(loss_group(), local[1]) / targets;
+  if (plan_.z_loss > 0) loss.z_loss = plan_.z_loss * SumOverRanks(loss_group(), local[1]) / targets;
   return loss;
 }
 
-PendingResults Model::Decide(double max_norm) {
+PendingResults Engine::Decide(double max_norm) {
   std::vector<at::Tensor> gradients;
   for (const ParameterBuffer* buffer : buffers_) {
     if (!buffer->own_gradient().defined()) continue;
@@ -311,9 +282,9 @@ PendingResults Model::Decide(double max_norm) {
   return decision_.Decide(gradients, targets_, max_norm);
 }
 
-GradientNorms Model::ParameterGradientNorms() {
-  std::vector<ParameterSpec> all = DecoderParameters(recipe_.model);
-  const std::vector<ParameterSpec> added = AdapterParameters(recipe_.model);
+GradientNorms Engine::ParameterGradientNorms() {
+  std::vector<ParameterSpec> all = DecoderParameters(plan_.model);
+  const std::vector<ParameterSpec> added = AdapterParameters(plan_.model);
   all.insert(all.end(), added.begin(), added.end());
   all.erase(std::remove_if(all.begin(), all.end(), [](const ParameterSpec& spec) { return !spec.trainable; }),
             all.end());
@@ -338,7 +309,7 @@ GradientNorms Model::ParameterGradientNorms() {
   return norms;
 }
 
-Model::EvaluationSums Model::Evaluate(const std::vector<Microbatch>& microbatches) {
+Engine::EvaluationSums Engine::Evaluate(const std::vector<Microbatch>& microbatches) {
   at::Tensor sums = at::zeros({2}, at::TensorOptions().dtype(at::kDouble).device(device_));
   const DeviceBatch batch = Upload({microbatches});
   executor_->Evaluate(batch.microbatches, sums);
@@ -349,12 +320,12 @@ Model::EvaluationSums Model::Evaluate(const std::vector<Microbatch>& microbatche
   return result;
 }
 
-int64_t Model::Padding(int64_t tokens) const {
+int64_t Engine::Padding(int64_t tokens) const {
   const int64_t ranks = mesh_.shape()[Axis::kTensor];
   return (ranks - tokens % ranks) % ranks;
 }
 
-at::Tensor Model::Logits(const std::vector<std::vector<int64_t>>& new_tokens, KvCache& cache, bool every_token) {
+at::Tensor Engine::Logits(const std::vector<std::vector<int64_t>>& new_tokens, KvCache& cache, bool every_token) {
   std::vector<int64_t> counts, tokens, positions, wanted;
   for (size_t s = 0; s < new_tokens.size(); ++s) {
     counts.push_back(static_cast<int64_t>(new_tokens[s].size()));
@@ -367,7 +338,7 @@ at::Tensor Model::Logits(const std::vector<std::vector<int64_t>>& new_tokens, Kv
   const int64_t padding = Padding(static_cast<int64_t>(tokens.size()));
   tokens.resize(tokens.size() + padding, 0);
   positions.resize(tokens.size(), 0);
-  CheckPositions(positions, recipe_.model);
+  CheckPositions(positions, plan_.model);
   cache.Begin(counts, padding);
   MicrobatchTensors batch;
   UploadBlock upload(device_);
@@ -381,7 +352,7 @@ at::Tensor Model::Logits(const std::vector<std::vector<int64_t>>& new_tokens, Kv
   return logits.defined() ? logits.cpu() : logits;
 }
 
-double Model::SequenceLoss(const std::vector<int64_t>& tokens, const std::vector<int64_t>& targets) {
+double Engine::SequenceLoss(const std::vector<int64_t>& tokens, const std::vector<int64_t>& targets) {
   const auto count = static_cast<int32_t>(tokens.size());
   const auto all = static_cast<int32_t>(count + Padding(count));
   std::vector<int64_t> padded_tokens = tokens, padded_targets = targets, positions;
@@ -390,7 +361,7 @@ double Model::SequenceLoss(const std::vector<int64_t>& tokens, const std::vector
   for (int64_t i = 0; i < all; ++i) positions.push_back(i < count ? i : 0);
   std::vector<int32_t> ends = {0, count};
   if (all > count) ends.push_back(all);
-  CheckPositions(positions, recipe_.model);
+  CheckPositions(positions, plan_.model);
   MicrobatchTensors batch;
   UploadBlock upload(device_);
   batch.tokens = upload.Add(std::move(padded_tokens));
@@ -404,7 +375,7 @@ double Model::SequenceLoss(const std::vector<int64_t>& tokens, const std::vector
   return HostCopy(sums).Wait().const_data_ptr<double>()[0];
 }
 
-std::string Model::DescribeNonFinite(const StepResults& results) {
+std::string Engine::DescribeNonFinite(const StepResults& results) {
   // Gradients flow backward: of several units with non-finite gradients the last one in the model had them first.
   double bad = -1;
   for (size_t i = 0; i < results.own_squares.size(); ++i) {

@@ -1,5 +1,5 @@
 // models/engine/engine.h
-// A recipe's model on this rank: its stages, and what the loop asks of it.
+// A model set up on this rank: its stages, and what training, evaluation and generation ask of it.
 #ifndef TRIREME_MODELS_ENGINE_ENGINE_H_
 #define TRIREME_MODELS_ENGINE_ENGINE_H_
 
@@ -10,12 +10,11 @@
 
 #include "data/sampling/loader.h"
 #include "kernels/base/upload.h"
+#include "models/engine/engine_plan.h"
 #include "models/engine/extensions.h"
 #include "models/engine/step_decision.h"
 #include "parallel/comm/mesh.h"
 #include "parallel/pipeline/executor.h"
-#include "trainer/loop/check_against.h"
-#include "trainer/recipe/recipe.h"
 
 namespace trireme {
 
@@ -28,10 +27,10 @@ struct DeviceBatch {
 // kData where no target in the global batch carries loss.
 absl::Status CheckTargets(double targets);
 
-class Model {
+class Engine {
  public:
   // Collective over the job. Weights are zero until Initialize() or a load.
-  static absl::StatusOr<std::unique_ptr<Model>> Create(const Recipe& recipe, Mesh& mesh, const Extensions& extensions);
+  static absl::StatusOr<std::unique_ptr<Engine>> Create(EnginePlan plan, Mesh& mesh, const Extensions& extensions);
 
   // Fills weights from the seed, the same for every layout. Collective.
   void Initialize();
@@ -47,6 +46,8 @@ class Model {
   // Loss, gradient norm and what they decide about the update. max_norm 0: no clipping. Collective.
   PendingResults Decide(double max_norm);
   const at::Tensor& decision() const { return decision_.decision(); }  // for the optimizer
+  // What makes an update wrong, before the first step; unless set, the first number that is none stops all updates.
+  void set_decision_rule(const DecisionRule& rule) { decision_.set_rule(rule); }
   // Where a run goes on.
   void RestoreUpdates(int64_t updates, int64_t skips) { decision_.Restore(updates, skips); }
 
@@ -82,7 +83,7 @@ class Model {
   const AttentionBackend& attention() const { return attention_; }
 
  private:
-  Model(const Recipe& recipe, Mesh& mesh) : recipe_(recipe), mesh_(mesh), decision_(recipe.config, mesh) {}
+  Engine(EnginePlan plan, Mesh& mesh) : plan_(std::move(plan)), mesh_(mesh), decision_(plan_.z_loss, mesh) {}
   // The tensors hold what they should once `upload` was started.
   MicrobatchTensors ToDevice(Microbatch microbatch, UploadBlock& upload) const;
   // Tokens that must be added to `tokens` for the tensor ranks to share them evenly.
@@ -91,7 +92,7 @@ class Model {
   ProcessGroup& loss_group() const;
   void BuildStages(BufferOptions options);
 
-  Recipe recipe_;
+  EnginePlan plan_;
   Mesh& mesh_;
   at::Device device_ = at::kCPU;
   AttentionBackend attention_;

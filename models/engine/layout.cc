@@ -13,9 +13,9 @@
 namespace trireme {
 namespace {
 
-int StagesPerRank(const ParallelConfig& config) {
-  if (config.pipeline_stages_per_rank() > 0) return config.pipeline_stages_per_rank();
-  return config.pipeline_schedule() == "Interleaved1F1B" || config.pipeline_schedule() == "ZB-V" ? 2 : 1;
+int StagesPerRank(const PipelineChoice& pipeline) {
+  if (pipeline.stages_per_rank > 0) return pipeline.stages_per_rank;
+  return pipeline.schedule == "Interleaved1F1B" || pipeline.schedule == "ZB-V" ? 2 : 1;
 }
 
 // Divisors of n, ascending.
@@ -29,12 +29,12 @@ std::vector<int> Divisors(int n) {
 
 }  // namespace
 
-std::vector<std::string> LayoutProblems(const RunConfig& config, const DecoderSpec& model, const MeshShape& mesh) {
+std::vector<std::string> LayoutProblems(const BatchShape& batch, const PipelineChoice& choice, const DecoderSpec& model,
+                                        const MeshShape& mesh) {
   std::vector<std::string> problems;
   const int tensor = mesh[Axis::kTensor], context = mesh[Axis::kContext], pipeline = mesh[Axis::kPipeline];
   const int64_t data = mesh[Axis::kDataReplicate] * mesh[Axis::kDataShard];
-  const int64_t length = config.data().sequence_length(), micro = config.micro_batch_size(),
-                global = config.global_batch_size();
+  const int64_t length = batch.sequence_length, micro = batch.micro_batch_size, global = batch.global_batch_size;
   const auto divides = [&](const char* field, int degree, const char* what, int64_t amount) {
     if (amount % degree != 0)
       problems.push_back(absl::StrCat("parallel.", field, ": ", degree, " does not divide ", what, " ", amount));
@@ -68,14 +68,13 @@ std::vector<std::string> LayoutProblems(const RunConfig& config, const DecoderSp
     problems.push_back(absl::StrCat("global_batch_size: ", global, " is not a multiple of micro_batch_size ", micro,
                                     " x ", data, " data-parallel ranks = ", micro * data));
   }
-  const int stages = pipeline * StagesPerRank(config.parallel());
-  if (!absl::EndsWith(config.parallel().pipeline_schedule(), ".csv")) {
+  const int stages = pipeline * StagesPerRank(choice);
+  if (!absl::EndsWith(choice.schedule, ".csv")) {
     if (stages > model.num_layers + 2) {
-      problems.push_back(absl::StrCat("parallel.pipeline: ", pipeline, " ranks x ", StagesPerRank(config.parallel()),
+      problems.push_back(absl::StrCat("parallel.pipeline: ", pipeline, " ranks x ", StagesPerRank(choice),
                                       " stages need ", stages, " units, but the model has ", model.num_layers,
                                       " blocks, an embedding and a head"));
-    } else if (const absl::Status status =
-                   StageUnits(config.parallel(), model, std::max<int64_t>(1, length), stages).status();
+    } else if (const absl::Status status = StageUnits(choice, model, std::max<int64_t>(1, length), stages).status();
                !status.ok()) {
       problems.push_back(std::string(status.message()));
     }
@@ -83,7 +82,8 @@ std::vector<std::string> LayoutProblems(const RunConfig& config, const DecoderSp
   return problems;
 }
 
-std::string ProposeLayout(const RunConfig& config, const DecoderSpec& model, const MeshShape& wished, int world) {
+std::string ProposeLayout(const BatchShape& batch, const PipelineChoice& choice, const DecoderSpec& model,
+                          const MeshShape& wished, int world) {
   MeshShape best;
   double best_distance = std::numeric_limits<double>::infinity();
   for (int tensor : Divisors(world)) {
@@ -99,7 +99,7 @@ std::string ProposeLayout(const RunConfig& config, const DecoderSpec& model, con
           double distance = 0;
           for (int axis = 0; axis < kNumAxes; ++axis)
             distance += std::abs(std::log2(static_cast<double>(mesh.size[axis]) / wished.size[axis]));
-          if (distance < best_distance - 1e-9 && LayoutProblems(config, model, mesh).empty()) {
+          if (distance < best_distance - 1e-9 && LayoutProblems(batch, choice, model, mesh).empty()) {
             best = mesh;
             best_distance = distance;
           }
@@ -115,13 +115,13 @@ std::string ProposeLayout(const RunConfig& config, const DecoderSpec& model, con
   return absl::StrCat(text, " }");
 }
 
-absl::StatusOr<Schedule> MakePipelineSchedule(const ParallelConfig& config, int num_ranks, int num_microbatches) {
+absl::StatusOr<Schedule> MakePipelineSchedule(const PipelineChoice& pipeline, int num_ranks, int num_microbatches) {
   // One rank has nothing to overlap with: one stage, and each microbatch's backward right after its forward.
-  if (num_ranks == 1 && config.pipeline_stages_per_rank() <= 1) return MakeSchedule("1F1B", 1, 1, num_microbatches);
+  if (num_ranks == 1 && pipeline.stages_per_rank <= 1) return MakeSchedule("1F1B", 1, 1, num_microbatches);
   absl::StatusOr<Schedule> schedule =
-      MakeSchedule(config.pipeline_schedule(), num_ranks, StagesPerRank(config), num_microbatches);
+      MakeSchedule(pipeline.schedule, num_ranks, StagesPerRank(pipeline), num_microbatches);
   if (schedule.ok() && (schedule->num_ranks() != num_ranks || schedule->num_microbatches != num_microbatches)) {
-    return Error(ExitCode::kConfig, "parallel.pipeline_schedule: ", config.pipeline_schedule(), " is for ",
+    return Error(ExitCode::kConfig, "parallel.pipeline_schedule: ", pipeline.schedule, " is for ",
                  schedule->num_ranks(), " ranks and ", schedule->num_microbatches, " microbatches, the run has ",
                  num_ranks, " and ", num_microbatches);
   }
@@ -135,10 +135,10 @@ std::vector<double> UnitCosts(const DecoderSpec& model, int64_t sequence_length)
   return costs;
 }
 
-absl::StatusOr<std::vector<int>> StageUnits(const ParallelConfig& config, const DecoderSpec& model,
+absl::StatusOr<std::vector<int>> StageUnits(const PipelineChoice& pipeline, const DecoderSpec& model,
                                             int64_t sequence_length, int num_stages) {
-  if (config.pipeline_blocks_size() == 0) return BalanceStages(UnitCosts(model, sequence_length), num_stages);
-  std::vector<int> units(config.pipeline_blocks().begin(), config.pipeline_blocks().end());
+  if (pipeline.blocks.empty()) return BalanceStages(UnitCosts(model, sequence_length), num_stages);
+  std::vector<int> units = pipeline.blocks;
   const std::string given = absl::StrJoin(units, ", ");
   const int64_t sum = std::accumulate(units.begin(), units.end(), int64_t{0});
   const bool negative = std::any_of(units.begin(), units.end(), [](int n) { return n < 0; });

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <map>
-#include <set>
 
 #include "kernels/base/cpu_allocator.h"
 #include "launch/base/log.h"
@@ -12,7 +11,7 @@
 namespace trireme {
 namespace {
 
-int64_t ElementSize(PrecisionConfig::Format format) { return format == PrecisionConfig::BF16 ? 2 : 4; }
+int64_t ElementSize(at::ScalarType dtype) { return dtype == at::kBFloat16 ? 2 : 4; }
 
 // Of one unit (embedding, block, head) on one tensor rank, as blocks of memory.
 struct UnitSize {
@@ -26,8 +25,8 @@ struct UnitSize {
   }
 };
 
-UnitSize SizeOf(const Recipe& recipe, const std::vector<ParameterSpec>& parameters) {
-  const int64_t tensor = recipe.mesh[Axis::kTensor];
+UnitSize SizeOf(const EnginePlan& plan, const std::vector<ParameterSpec>& parameters) {
+  const int64_t tensor = plan.mesh[Axis::kTensor];
   UnitSize size;
   for (const ParameterSpec& parameter : parameters) {
     int64_t n = Numel(parameter);
@@ -36,9 +35,9 @@ UnitSize SizeOf(const Recipe& recipe, const std::vector<ParameterSpec>& paramete
       n = (n + parts - 1) / parts;
     }
     if (parameter.quantized) {
-      size.gathered += QuantizedStorage::StoredBytes(*recipe.model.quantization, n);
+      size.gathered += QuantizedStorage::StoredBytes(*plan.model.quantization, n);
     } else {
-      size.gathered += n * ElementSize(recipe.config.precision().compute());
+      size.gathered += n * ElementSize(plan.storage.compute);
     }
     if (parameter.trainable) size.trained += n;
   }
@@ -49,27 +48,27 @@ UnitSize SizeOf(const Recipe& recipe, const std::vector<ParameterSpec>& paramete
 
 // Of embedding with positions, blocks, head. A tied matrix counts in the embedding and, where the head is on another
 // rank, there too.
-std::vector<UnitSize> UnitSizes(const Recipe& recipe) {
-  const DecoderSpec& model = recipe.model;
+std::vector<UnitSize> UnitSizes(const EnginePlan& plan) {
+  const DecoderSpec& model = plan.model;
   std::vector<UnitSize> sizes;
-  for (const std::vector<ParameterSpec>& unit : UnitParameters(model)) sizes.push_back(SizeOf(recipe, unit));
+  for (const std::vector<ParameterSpec>& unit : UnitParameters(model)) sizes.push_back(SizeOf(plan, unit));
   for (int64_t layer = 0; layer < model.num_layers; ++layer) {
     const UnitAdapters adapters = MakeUnitAdapters(model, MakeBlockParameters(model, layer).parameters);
-    sizes[layer + 1] += SizeOf(recipe, adapters.parameters);
+    sizes[layer + 1] += SizeOf(plan, adapters.parameters);
   }
-  sizes.back() += SizeOf(recipe, MakeUnitAdapters(model, HeadParameters(model)).parameters);
+  sizes.back() += SizeOf(plan, MakeUnitAdapters(model, HeadParameters(model)).parameters);
   return sizes;
 }
 
-int64_t TokensPerRank(const Recipe& recipe) {
-  return recipe.config.micro_batch_size() * recipe.config.data().sequence_length() / recipe.mesh[Axis::kContext];
+int64_t TokensPerRank(const EnginePlan& plan) {
+  return plan.micro_batch_size * plan.sequence_length / plan.mesh[Axis::kContext];
 }
 
 // What adapters keep for their backward pass: all groups' x A^T and, of DoRA, their products before magnitudes.
-int64_t AdapterBytes(const Recipe& recipe) {
-  const std::vector<ParameterSpec> base = MakeBlockParameters(recipe.model, 0).parameters;
-  const UnitAdapters adapters = MakeUnitAdapters(recipe.model, base);
-  const int64_t bytes_per_column = TokensPerRank(recipe) * ElementSize(recipe.config.precision().compute());
+int64_t AdapterBytes(const EnginePlan& plan) {
+  const std::vector<ParameterSpec> base = MakeBlockParameters(plan.model, 0).parameters;
+  const UnitAdapters adapters = MakeUnitAdapters(plan.model, base);
+  const int64_t bytes_per_column = TokensPerRank(plan) * ElementSize(plan.storage.compute);
   int64_t bytes = 0;
   for (const GroupAdapter& group : adapters.groups) {
     int64_t ranks = 0, columns = 0;
@@ -77,7 +76,7 @@ int64_t AdapterBytes(const Recipe& recipe) {
       ranks += member.rank;
       const ParameterSpec& weight = base[member.base];
       const bool cut = weight.placement != Placement::kColumns;
-      if (member.magnitude >= 0) columns += weight.shape[0] / (cut ? recipe.mesh[Axis::kTensor] : 1);
+      if (member.magnitude >= 0) columns += weight.shape[0] / (cut ? plan.mesh[Axis::kTensor] : 1);
     }
     bytes += CpuBlockBytes(bytes_per_column * ranks) + CpuBlockBytes(bytes_per_column * columns);
   }
@@ -86,27 +85,24 @@ int64_t AdapterBytes(const Recipe& recipe) {
 
 }  // namespace
 
-int64_t BlockActivationBytes(const Recipe& recipe) {
-  const DecoderSpec& m = recipe.model;
-  const int64_t tensor = recipe.mesh[Axis::kTensor], tokens = TokensPerRank(recipe), rows = tokens / tensor;
-  const int64_t size = ElementSize(recipe.config.precision().compute());
+int64_t BlockActivationBytes(const EnginePlan& plan) {
+  const DecoderSpec& m = plan.model;
+  const int64_t tensor = plan.mesh[Axis::kTensor], tokens = TokensPerRank(plan), rows = tokens / tensor;
+  const int64_t size = ElementSize(plan.storage.compute);
   const int64_t q = m.num_heads / tensor * m.head_dim, kv = std::max<int64_t>(1, m.num_kv_heads / tensor) * m.head_dim;
   const int64_t input = CpuBlockBytes(rows * m.hidden_size * size), per_row = CpuBlockBytes(rows * 4);
   const std::map<std::string, int64_t> results = {
       {kKeepQkv, CpuBlockBytes(tokens * (q + 2 * kv) * size)},
       {kKeepAttention, CpuBlockBytes(tokens * q * size) + CpuBlockBytes(tokens * m.num_heads / tensor * 4)},
       {kKeepGateUp, CpuBlockBytes(tokens * (m.gpt_block ? 1 : 2) * m.intermediate_size / tensor * size)}};
-  const RecomputeConfig& recompute = recipe.config.recompute();
   int64_t bytes = input;
-  if (recompute.policy() == RecomputeConfig::NONE) {
-    bytes += input + 2 * per_row + AdapterBytes(recipe);  // the residual stream between attention and MLP; two norms
+  if (!plan.recompute.blocks) {
+    bytes += input + 2 * per_row + AdapterBytes(plan);  // the residual stream between attention and MLP; two norms
     for (const auto& [name, amount] : results) bytes += amount;
     // GPT's blocks keep what goes into their products: both normed inputs and what GELU made, and four numbers per row.
     if (m.gpt_block) bytes += 2 * input + results.at(kKeepGateUp) + 2 * per_row;
-  } else if (recompute.policy() == RecomputeConfig::SELECTIVE) {
-    std::set<std::string> keep(recompute.keep().begin(), recompute.keep().end());
-    if (keep.empty()) keep.insert(kKeepAttention);
-    for (const std::string& name : keep) bytes += results.at(name);
+  } else {
+    for (const std::string& name : plan.recompute.keep) bytes += results.at(name);
   }
   return bytes;
 }
@@ -118,23 +114,21 @@ std::string ToString(const RankMemory& memory) {
                       bytes(memory.activations));
 }
 
-RankMemory EstimateMemory(const Recipe& recipe, int pipeline_rank, c10::DeviceType device) {
-  const RunConfig& config = recipe.config;
-  const DecoderSpec& m = recipe.model;
-  const std::vector<UnitSize> sizes = UnitSizes(recipe);
-  const int64_t shards = recipe.mesh[Axis::kDataShard] * recipe.mesh[Axis::kContext];
-  const int64_t compute = ElementSize(config.precision().compute());
-  const int64_t master = compute == 2 && config.precision().master_weights() ? 4 : 0;
-  const int64_t states = config.optimizer().has_adamw() ? 8 : config.optimizer().sgd().momentum() > 0 ? 4 : 0;
-  const ParallelConfig::Shard level = config.parallel().shard();
+RankMemory EstimateMemory(const EnginePlan& plan, int64_t state_bytes, int pipeline_rank, c10::DeviceType device) {
+  const DecoderSpec& m = plan.model;
+  const std::vector<UnitSize> sizes = UnitSizes(plan);
+  const int64_t shards = plan.mesh[Axis::kDataShard] * plan.mesh[Axis::kContext];
+  const int64_t compute = ElementSize(plan.storage.compute);
+  const int64_t master = compute == 2 && plan.storage.master_weights ? 4 : 0;
+  const ShardLevel level = plan.storage.shard;
 
   UnitSize own;
   int64_t largest = 0, second = 0, largest_trained = 0, blocks = 0;
   bool has_head = false;
   int first = 0;
-  for (int s = 0; s < recipe.schedule.num_stages(); ++s) {
-    const int end = first + recipe.stage_units[s];
-    if (recipe.schedule.rank_of_stage[s] == pipeline_rank) {
+  for (int s = 0; s < plan.schedule.num_stages(); ++s) {
+    const int end = first + plan.stage_units[s];
+    if (plan.schedule.rank_of_stage[s] == pipeline_rank) {
       for (int unit = first; unit < end; ++unit) {
         own += sizes[unit];
         second = std::max(second, std::min(largest, sizes[unit].gathered));
@@ -146,49 +140,49 @@ RankMemory EstimateMemory(const Recipe& recipe, int pipeline_rank, c10::DeviceTy
     }
     first = end;
   }
-  if (has_head && m.tied_embeddings && recipe.schedule.rank_of_stage[0] != pipeline_rank)
-    own += SizeOf(recipe, EmbeddingParameters(m));
+  if (has_head && m.tied_embeddings && plan.schedule.rank_of_stage[0] != pipeline_rank)
+    own += SizeOf(plan, EmbeddingParameters(m));
 
   RankMemory memory;
   const int64_t trained = own.trained, shard = trained / shards;
-  const bool whole_gradient = config.parallel().reduce_gradients() == ParallelConfig::LAST_MICROBATCH || shards == 1;
-  if (level == ParallelConfig::NONE || shards == 1) {
+  const bool whole_gradient = !plan.storage.reduce_every_microbatch || shards == 1;
+  if (level == ShardLevel::kNone || shards == 1) {
     memory.weights = own.gathered + trained * master;
     memory.gradients = trained * 4;
-    memory.optimizer = trained * states;
+    memory.optimizer = trained * state_bytes;
   } else {
-    memory.weights = shard * master +
-                     (level == ParallelConfig::PARAMETERS ? own.gathered / shards + largest + second : own.gathered);
+    memory.weights =
+        shard * master + (level == ShardLevel::kParameters ? own.gathered / shards + largest + second : own.gathered);
     // A unit's gradient and, beside it, what arrives of it from other ranks.
     memory.gradients = (whole_gradient ? trained * 4 : largest_trained * 4) + shard * 4 + largest_trained * 4;
-    memory.optimizer = shard * states;
+    memory.optimizer = shard * state_bytes;
   }
   if (m.quantization.has_value()) {
     // Where one group of matrices is dequantized: q, k, v or gate, up.
     const int64_t rows = std::max((m.num_heads + 2 * m.num_kv_heads) * m.head_dim, 2 * m.intermediate_size);
-    memory.weights += rows / recipe.mesh[Axis::kTensor] * m.hidden_size * 4;
+    memory.weights += rows / plan.mesh[Axis::kTensor] * m.hidden_size * 4;
   }
   // Tables of rotation.
   memory.weights += CpuBlockBytes(m.max_positions * m.head_dim / 2 * 4) * 2;
   // The most microbatches between a stage's forward and the end of its backward.
   int in_flight = 0, most = 0;
   bool later = false;  // gradients of weights
-  for (const Action& action : recipe.schedule.ranks[pipeline_rank]) {
+  for (const Action& action : plan.schedule.ranks[pipeline_rank]) {
     later = later || action.kind == ActionKind::kWeightGradient;
     if (action.kind == ActionKind::kForward) most = std::max(most, ++in_flight);
     if (action.kind == ActionKind::kBackward || action.kind == ActionKind::kWeightGradient) --in_flight;
   }
   const int stages = static_cast<int>(
-      std::count(recipe.schedule.rank_of_stage.begin(), recipe.schedule.rank_of_stage.end(), pipeline_rank));
-  memory.activations = most * blocks / std::max(1, stages) * BlockActivationBytes(recipe);
+      std::count(plan.schedule.rank_of_stage.begin(), plan.schedule.rank_of_stage.end(), pipeline_rank));
+  memory.activations = most * blocks / std::max(1, stages) * BlockActivationBytes(plan);
   // What a block's two passes need for a moment.
-  const int64_t tokens = TokensPerRank(recipe), hidden = CpuBlockBytes(tokens * m.hidden_size * compute);
+  const int64_t tokens = TokensPerRank(plan), hidden = CpuBlockBytes(tokens * m.hidden_size * compute);
   memory.activations +=
       6 * hidden + CpuBlockBytes(tokens * (m.num_heads + 2 * m.num_kv_heads) * m.head_dim * compute) +
-      (later ? 2 : 1) * CpuBlockBytes(tokens * 2 * m.intermediate_size / recipe.mesh[Axis::kTensor] * compute);
+      (later ? 2 : 1) * CpuBlockBytes(tokens * 2 * m.intermediate_size / plan.mesh[Axis::kTensor] * compute);
   if (has_head) {
-    const int64_t chunk = std::min(tokens, LossChunkTokens(recipe, device));
-    const int64_t ids = (m.vocab_size + recipe.mesh[Axis::kTensor] - 1) / recipe.mesh[Axis::kTensor];
+    const int64_t chunk = std::min(tokens, LossChunkTokens(plan, device));
+    const int64_t ids = (m.vocab_size + plan.mesh[Axis::kTensor] - 1) / plan.mesh[Axis::kTensor];
     // Logits; the input, normed, and its gradient, of all tokens and of the chunk.
     memory.activations +=
         CpuBlockBytes(chunk * ids * 4) + (compute == 2 ? CpuBlockBytes(chunk * ids * 2) : 0) + 4 * hidden;
@@ -198,11 +192,10 @@ RankMemory EstimateMemory(const Recipe& recipe, int pipeline_rank, c10::DeviceTy
   return memory;
 }
 
-int64_t LossChunkTokens(const Recipe& recipe, c10::DeviceType device) {
-  constexpr int64_t kOnGpus = 4096;
-  const KernelConfig& kernels = recipe.config.kernels();
-  if (kernels.has_loss_chunk_tokens() || device == c10::DeviceType::CPU) return kernels.loss_chunk_tokens();
-  return std::min(kOnGpus, TokensPerRank(recipe));
+int64_t LossChunkTokens(const EnginePlan& plan, c10::DeviceType device) {
+  constexpr int64_t kOnCpus = 512, kOnGpus = 4096;
+  if (plan.loss_chunk_tokens > 0) return plan.loss_chunk_tokens;
+  return device == c10::DeviceType::CPU ? kOnCpus : std::min(kOnGpus, TokensPerRank(plan));
 }
 
 }  // namespace trireme

@@ -1,5 +1,5 @@
 // models/engine/memory_estimate.h
-// What a rank of a recipe will hold, from sizes alone.
+// What a rank will hold of a plan, from sizes alone.
 #ifndef TRIREME_MODELS_ENGINE_MEMORY_ESTIMATE_H_
 #define TRIREME_MODELS_ENGINE_MEMORY_ESTIMATE_H_
 
@@ -9,7 +9,7 @@
 #include <string>
 #include <vector>
 
-#include "trainer/recipe/recipe.h"
+#include "models/engine/engine_plan.h"
 
 namespace trireme {
 
@@ -24,14 +24,14 @@ struct RankMemory {
 std::string ToString(const RankMemory& memory);  // "1.1 GB: weights 557.6 MB, ..."
 
 // Of the ranks at `pipeline_rank`, on devices of a type. Leaves out what does not grow with the model: libraries,
-// communicators, the loader.
-RankMemory EstimateMemory(const Recipe& recipe, int pipeline_rank, c10::DeviceType device);
+// communicators, the loader. state_bytes: of the optimizer, for each element that is trained.
+RankMemory EstimateMemory(const EnginePlan& plan, int64_t state_bytes, int pipeline_rank, c10::DeviceType device);
 
-// Tokens whose logits exist at once in the loss head: kernels.loss_chunk_tokens, or what suits the device.
-int64_t LossChunkTokens(const Recipe& recipe, c10::DeviceType device);
+// EnginePlan::loss_chunk_tokens, or what suits the device.
+int64_t LossChunkTokens(const EnginePlan& plan, c10::DeviceType device);
 
 // Bytes that one microbatch keeps on a rank from forward to backward in a block; with a head: in the loss head.
-int64_t BlockActivationBytes(const Recipe& recipe);
+int64_t BlockActivationBytes(const EnginePlan& plan);
 
 }  // namespace trireme
 

@@ -36,14 +36,7 @@ StepResults PendingResults::Wait() const {
   return results;
 }
 
-StepDecision::StepDecision(const RunConfig& config, Mesh& mesh) : mesh_(mesh), z_loss_(config.loss().z_loss()) {
-  const NonFiniteConfig& policy = config.non_finite();
-  rule_.max_consecutive_skips =
-      policy.policy() == NonFiniteConfig::SKIP_UPDATE ? static_cast<double>(policy.max_consecutive_skips()) : 0;
-  rule_.beta1 = config.optimizer().adamw().beta1();
-  rule_.beta2 = config.optimizer().adamw().beta2();
-  Restore(0, 0);
-}
+StepDecision::StepDecision(double z_loss, Mesh& mesh) : mesh_(mesh), z_loss_(z_loss) { Restore(0, 0); }
 
 void StepDecision::Restore(int64_t updates, int64_t consecutive_skips) {
   UpdateDecision start;

@@ -8,9 +8,10 @@
 
 #include <cstdint>
 #include <memory>
+#include <string>
+#include <utility>
 #include <vector>
 
-#include "configs/run_config.pb.h"
 #include "kernels/base/device.h"
 #include "kernels/base/update_decision.h"
 #include "parallel/comm/mesh.h"
@@ -22,6 +23,9 @@ struct Loss {
   double z_loss = 0;    // coefficient x mean of lse^2
   int64_t targets = 0;  // in the global batch
 };
+
+// Of every parameter, by name.
+using GradientNorms = std::vector<std::pair<std::string, double>>;
 
 struct GradNorm {
   double total = 0;        // L2 norm over every element once; all ranks hold the same bits
@@ -54,7 +58,11 @@ class PendingResults {
 
 class StepDecision {
  public:
-  StepDecision(const RunConfig& config, Mesh& mesh);
+  // z_loss: coefficient of the squared log-sum-exp, for the results.
+  StepDecision(double z_loss, Mesh& mesh);
+
+  // Holds from the next decision on; the norm's bound is Decide()'s.
+  void set_rule(const DecisionRule& rule) { rule_ = rule; }
 
   // Where a run goes on: updates taken before, and how many of the last ones were left out.
   void Restore(int64_t updates, int64_t consecutive_skips);

@@ -37,7 +37,7 @@ std::vector<int64_t> TurnEndIds(const ChatTemplate& chat_template, const Tokeniz
   return id < 0 ? std::vector<int64_t>() : std::vector<int64_t>{id};
 }
 
-std::vector<int64_t> EndIds(const ExportSource& source, const Tokenizer* tokenizer, const ChatTemplate* turns) {
+std::vector<int64_t> EndIds(const ModelSource& source, const Tokenizer* tokenizer, const ChatTemplate* turns) {
   std::vector<int64_t> ids;
   const auto add = [&](int64_t id) {
     if (id < 0 || id >= source.model.vocab_size() || std::find(ids.begin(), ids.end(), id) != ids.end()) return;

@@ -16,7 +16,7 @@ namespace trireme {
 // generation_config.json, eos_token of the tokenizer's files, and what training taught. `turns`: a template whose ends
 // of turns count too; null: none. Where nothing says anything it is what stands between documents. Ids outside the
 // vocabulary, which stand for "none", are left out. `tokenizer` is the source's; null: it cannot be read.
-std::vector<int64_t> EndIds(const ExportSource& source, const Tokenizer* tokenizer, const ChatTemplate* turns);
+std::vector<int64_t> EndIds(const ModelSource& source, const Tokenizer* tokenizer, const ChatTemplate* turns);
 
 // The tokens that end the assistant's turn as the template writes it; empty where it ends without a special token.
 std::vector<int64_t> TurnEndIds(const ChatTemplate& chat_template, const Tokenizer& tokenizer);

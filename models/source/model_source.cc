@@ -24,7 +24,7 @@ namespace {
 namespace fs = std::filesystem;
 
 // The decoder of source->model; sets what its family brings.
-absl::StatusOr<DecoderSpec> Specify(const std::vector<ModelFamily>& families, ExportSource* source) {
+absl::StatusOr<DecoderSpec> Specify(const std::vector<ModelFamily>& families, ModelSource* source) {
   ASSIGN_OR_RETURN(const DecoderSpec spec, SpecifyModel(source->model, families));
   ASSIGN_OR_RETURN(const ModelFamily family, FindFamily(families, source->model.family()));
   source->table = MakeWeightTable(family.weights, spec);
@@ -60,7 +60,7 @@ absl::StatusOr<Digest> TokenizerDigest(const std::string& folder) {
 }
 
 // As AddOrigin. A corpus's tokenizer.json is never the same file, so it goes before the GGUF's.
-absl::Status AddGgufOrigin(ExportSource* source) {
+absl::Status AddGgufOrigin(ModelSource* source) {
   absl::StatusOr<std::unique_ptr<GgufFile>> file = GgufFile::Open(source->model.from());
   if (!file.ok()) return absl::OkStatus();
   for (const std::string& folder : source->tokenizer_folders) {
@@ -74,7 +74,7 @@ absl::Status AddGgufOrigin(ExportSource* source) {
 
 // What the directory that a run started from adds, if it is still there: tokenizer files, and the ids of special tokens
 // unless the run's corpora have another tokenizer.
-absl::Status AddOrigin(ExportSource* source) {
+absl::Status AddOrigin(ModelSource* source) {
   if (NamesGguf(source->model.from())) return AddGgufOrigin(source);
   const absl::StatusOr<std::string> origin = FindHfDirectory(source->model.from());
   if (!origin.ok()) return absl::OkStatus();
@@ -91,11 +91,11 @@ absl::Status AddOrigin(ExportSource* source) {
 }
 
 // The base model of a run that trains an adapter, without it. description: of what has the adapter.
-absl::StatusOr<ExportSource> OpenBase(const std::string& description, const RunConfig& config,
-                                      const std::vector<ModelFamily>& families, const std::function<void()>& alive) {
+absl::StatusOr<ModelSource> OpenBase(const std::string& description, const RunConfig& config,
+                                     const std::vector<ModelFamily>& families, const std::function<void()>& alive) {
   if (!config.model().has_from())
     return Error(ExitCode::kConfig, description, ": its adapter is trained on a model of random weights");
-  absl::StatusOr<ExportSource> base = OpenExportSource(config.model().from(), families, alive);
+  absl::StatusOr<ModelSource> base = OpenModelSource(config.model().from(), families, alive);
   if (!base.ok())
     return Annotate(base.status(), absl::StrCat(description, ": the base model of its adapter, ", config.model().from(),
                                                 ", cannot be opened"));
@@ -104,8 +104,8 @@ absl::StatusOr<ExportSource> OpenBase(const std::string& description, const RunC
 }
 
 // All but the weights of what a run with this config trains, which is no adapter.
-absl::StatusOr<ExportSource> OpenTrained(const RunConfig& config, const std::vector<ModelFamily>& families) {
-  ExportSource source;
+absl::StatusOr<ModelSource> OpenTrained(const RunConfig& config, const std::vector<ModelFamily>& families) {
+  ModelSource source;
   source.model = config.model();
   RETURN_IF_ERROR(Specify(families, &source).status());
   // One tokenizer made all sources.
@@ -114,19 +114,19 @@ absl::StatusOr<ExportSource> OpenTrained(const RunConfig& config, const std::vec
   return source;
 }
 
-absl::StatusOr<ExportSource> OpenCheckpoint(const std::string& folder, const std::vector<ModelFamily>& families,
-                                            const std::function<void()>& alive) {
+absl::StatusOr<ModelSource> OpenCheckpoint(const std::string& folder, const std::vector<ModelFamily>& families,
+                                           const std::function<void()>& alive) {
   ASSIGN_OR_RETURN(const CheckpointManifest manifest, ReadCheckpointManifest(folder, /*verify=*/false, 0, 1));
   RETURN_IF_ERROR(CheckWeights(folder, manifest, alive));
   const RunConfig& config = manifest.config();
   const std::string description = absl::StrCat("checkpoint ", folder);
   if (config.has_adapter()) {
-    ASSIGN_OR_RETURN(ExportSource source, OpenBase(description, config, families, alive));
+    ASSIGN_OR_RETURN(ModelSource source, OpenBase(description, config, families, alive));
     ASSIGN_OR_RETURN(source.adapter, OpenAdapter(folder));
     RETURN_IF_ERROR(UseRunText(source.adapter->text, &source));
     return source;
   }
-  ASSIGN_OR_RETURN(ExportSource source, OpenTrained(config, families));
+  ASSIGN_OR_RETURN(ModelSource source, OpenTrained(config, families));
   source.description = description;
   ASSIGN_OR_RETURN(const RunText text, RunTextOf(manifest));
   RETURN_IF_ERROR(Annotate(UseRunText(text, &source), description));
@@ -135,10 +135,10 @@ absl::StatusOr<ExportSource> OpenCheckpoint(const std::string& folder, const std
   return source;
 }
 
-absl::StatusOr<ExportSource> OpenDirectory(const std::string& folder, const std::vector<ModelFamily>& families,
-                                           const std::function<void()>& alive) {
+absl::StatusOr<ModelSource> OpenDirectory(const std::string& folder, const std::vector<ModelFamily>& families,
+                                          const std::function<void()>& alive) {
   ASSIGN_OR_RETURN(const HfConfig config, ReadHfConfig(folder + "/" + kHfConfigName, HfTypesOf(families)));
-  ExportSource source;
+  ModelSource source;
   source.description = absl::StrCat("model ", folder);
   source.model = config.model;
   source.ids = config.ids;
@@ -148,11 +148,11 @@ absl::StatusOr<ExportSource> OpenDirectory(const std::string& folder, const std:
   return source;
 }
 
-absl::StatusOr<ExportSource> OpenGguf(const std::string& path, const std::vector<ModelFamily>& families) {
+absl::StatusOr<ModelSource> OpenGguf(const std::string& path, const std::vector<ModelFamily>& families) {
   ASSIGN_OR_RETURN(std::unique_ptr<GgufFile> opened, GgufFile::Open(path));
   const std::shared_ptr<const GgufFile> file = std::move(opened);
   ASSIGN_OR_RETURN(const GgufModelFacts facts, ReadGgufFacts(*file));
-  ExportSource source;
+  ModelSource source;
   source.description = absl::StrCat("model ", path);
   source.model = ConfigOfGguf(facts);
   ASSIGN_OR_RETURN(const DecoderSpec spec, Specify(families, &source));
@@ -164,20 +164,20 @@ absl::StatusOr<ExportSource> OpenGguf(const std::string& path, const std::vector
 
 }  // namespace
 
-absl::StatusOr<ExportSource> OpenFutureCheckpoint(const RunConfig& config, const DecoderSpec& spec,
-                                                  const std::vector<ModelFamily>& families,
-                                                  const std::function<void()>& alive) {
+absl::StatusOr<ModelSource> OpenFutureCheckpoint(const RunConfig& config, const DecoderSpec& spec,
+                                                 const std::vector<ModelFamily>& families,
+                                                 const std::function<void()>& alive) {
   const std::string description = "the model to be trained";
   CheckpointManifest manifest;
   *manifest.mutable_config() = config;
   ASSIGN_OR_RETURN(const RunText text, RunTextOf(manifest));
   if (config.has_adapter()) {
-    ASSIGN_OR_RETURN(ExportSource source, OpenBase(description, config, families, alive));
+    ASSIGN_OR_RETURN(ModelSource source, OpenBase(description, config, families, alive));
     source.adapter = FutureAdapter(config, spec);
     RETURN_IF_ERROR(UseRunText(text, &source));
     return source;
   }
-  ASSIGN_OR_RETURN(ExportSource source, OpenTrained(config, families));
+  ASSIGN_OR_RETURN(ModelSource source, OpenTrained(config, families));
   RETURN_IF_ERROR(UseRunText(text, &source));
   source.description = source.weights.description = description;
   for (const ParameterSpec& parameter : DecoderParameters(spec))
@@ -189,7 +189,7 @@ absl::StatusOr<ExportSource> OpenFutureCheckpoint(const RunConfig& config, const
   return source;
 }
 
-absl::Status UseRunText(const RunText& text, ExportSource* source) {
+absl::Status UseRunText(const RunText& text, ModelSource* source) {
   if (!text.chat_template.empty()) source->text.chat_template = text.chat_template;
   source->text.ends.insert(source->text.ends.end(), text.ends.begin(), text.ends.end());
   source->text.ends_by_template = source->text.ends_by_template || text.ends_by_template;
@@ -237,8 +237,8 @@ absl::StatusOr<DecoderSpec> SpecifyModel(const ModelConfig& model, const std::ve
   return Error(ExitCode::kData, "the model does not fit:\n  ", absl::StrJoin(problems, "\n  "));
 }
 
-absl::StatusOr<ExportSource> OpenExportSource(const std::string& source, const std::vector<ModelFamily>& families,
-                                              const std::function<void()>& alive) {
+absl::StatusOr<ModelSource> OpenModelSource(const std::string& source, const std::vector<ModelFamily>& families,
+                                            const std::function<void()>& alive) {
   ASSIGN_OR_RETURN(const std::string checkpoint, CheckpointOf(source));
   if (!checkpoint.empty()) return OpenCheckpoint(checkpoint, families, alive);
   if (NamesGguf(source)) return OpenGguf(source, families);
@@ -251,9 +251,9 @@ absl::StatusOr<ExportSource> OpenExportSource(const std::string& source, const s
                            : absl::StrCat(": ", folder.status().message()));
 }
 
-absl::StatusOr<ExportSource> Merged(const ExportSource& base, std::shared_ptr<const AdapterSource> adapter,
-                                    const DecoderSpec& spec, bool keep_dtype, const std::function<void()>& alive) {
-  ExportSource merged = base;
+absl::StatusOr<ModelSource> Merged(const ModelSource& base, std::shared_ptr<const AdapterSource> adapter,
+                                   const DecoderSpec& spec, bool keep_dtype, const std::function<void()>& alive) {
+  ModelSource merged = base;
   merged.description = absl::StrCat(base.description, " + ", adapter->description);
   merged.adapter = nullptr;
   ASSIGN_OR_RETURN(merged.weights, MergedWeights(base.weights, adapter, spec, keep_dtype, alive));

@@ -20,7 +20,7 @@ namespace trireme {
 
 struct AdapterSource;  // models/weights/adapter_source.h
 
-struct ExportSource {
+struct ModelSource {
   std::string description;  // "checkpoint runs/a/checkpoints/step-00000100"
   ModelConfig model;        // resolved
   WeightSource weights;
@@ -41,7 +41,7 @@ struct ExportSource {
 
 // Makes what a run says about text part of the model that it trained: its tokenizer goes before the base model's, whose
 // ids of special tokens are forgotten where the two differ. Errors are kData: that tokenizer is gone, or another now.
-absl::Status UseRunText(const RunText& text, ExportSource* source);
+absl::Status UseRunText(const RunText& text, ModelSource* source);
 
 // The decoder that a configuration describes.
 absl::StatusOr<DecoderSpec> SpecifyModel(const ModelConfig& model, const std::vector<ModelFamily>& families);
@@ -49,19 +49,19 @@ absl::StatusOr<DecoderSpec> SpecifyModel(const ModelConfig& model, const std::ve
 // SOURCE: a run_dir (its newest checkpoint that is whole), a checkpoint's step folder, a Hugging Face directory or
 // ORG/NAME in the local cache, or a GGUF file. A checkpoint's weights are checked against their digests first.
 // alive: called now and then meanwhile; may be empty.
-absl::StatusOr<ExportSource> OpenExportSource(const std::string& source, const std::vector<ModelFamily>& families,
-                                              const std::function<void()>& alive);
+absl::StatusOr<ModelSource> OpenModelSource(const std::string& source, const std::vector<ModelFamily>& families,
+                                            const std::function<void()>& alive);
 
-// What OpenExportSource() will make of a checkpoint of a run with this resolved config, before there is one: its
+// What OpenModelSource() will make of a checkpoint of a run with this resolved config, before there is one: its
 // weights and its adapter have made-up values. `spec` is the run's decoder, with its adapter.
-absl::StatusOr<ExportSource> OpenFutureCheckpoint(const RunConfig& config, const DecoderSpec& spec,
-                                                  const std::vector<ModelFamily>& families,
-                                                  const std::function<void()>& alive);
+absl::StatusOr<ModelSource> OpenFutureCheckpoint(const RunConfig& config, const DecoderSpec& spec,
+                                                 const std::vector<ModelFamily>& families,
+                                                 const std::function<void()>& alive);
 
 // `base` with the adapter merged into its weights (MergedWeights()).
-absl::StatusOr<ExportSource> Merged(const ExportSource& base, std::shared_ptr<const AdapterSource> adapter,
-                                    const DecoderSpec& spec, bool keep_dtype,
-                                    const std::function<void()>& alive = nullptr);
+absl::StatusOr<ModelSource> Merged(const ModelSource& base, std::shared_ptr<const AdapterSource> adapter,
+                                   const DecoderSpec& spec, bool keep_dtype,
+                                   const std::function<void()>& alive = nullptr);
 
 }  // namespace trireme
 

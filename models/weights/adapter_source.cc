@@ -23,9 +23,9 @@
 #include "launch/base/log.h"
 #include "models/formats/hf/peft.h"
 #include "models/spec/parameters.h"
+#include "models/weights/checkpoint_manifest.h"
 #include "models/weights/sharded_tensors.h"
 #include "models/weights/tensor_mismatch.h"
-#include "models/weights/checkpoint_manifest.h"
 
 namespace trireme {
 namespace {
@@ -340,8 +340,7 @@ absl::StatusOr<DecoderSpec> Adapted(const AdapterSource& source, DecoderSpec spe
 }
 
 absl::Status LoadAdapter(const AdapterSource& source, const DecoderSpec& spec,
-                         const std::vector<ParameterBuffer*>& buffers,
-                         const std::function<void()>& alive) {
+                         const std::vector<ParameterBuffer*>& buffers, const std::function<void()>& alive) {
   for (ParameterBuffer* buffer : buffers) {
     if (!source.copies.empty() && !buffer->quantized()) {
       for (const TensorPart& part : PartsOf(*buffer, buffer->own_weights(), "", /*unique=*/false)) {
@@ -384,8 +383,8 @@ absl::StatusOr<WeightSource> MergedWeights(const WeightSource& base, std::shared
     const bool changed = spec.adapter->Find(tensor.name) != nullptr || adapter->Find(tensor.name) != nullptr;
     if (changed && !keep_dtype) tensor.dtype = at::kFloat;
   }
-  merged.read = [base, adapter, specification = spec.adapter](
-                            const SourceTensor& tensor, const Rectangle& r, const at::Tensor& out) -> absl::Status {
+  merged.read = [base, adapter, specification = spec.adapter](const SourceTensor& tensor, const Rectangle& r,
+                                                              const at::Tensor& out) -> absl::Status {
     // A module that was trained whole.
     if (const SourceTensor* whole = adapter->Find(tensor.name); whole != nullptr) return adapter->read(*whole, r, out);
     const SourceTensor& stored = *std::find_if(base.tensors.begin(), base.tensors.end(),

@@ -36,17 +36,17 @@ std::shared_ptr<const AdapterSource> FutureAdapter(const RunConfig& config, cons
 // The decoder with the adapter on it. Errors (kData) when names or shapes do not fit, listing them.
 absl::StatusOr<DecoderSpec> Adapted(const AdapterSource& source, DecoderSpec spec);
 
-// Fills what the adapter brings into the buffers of a decoder built by `spec` of Adapted(), whose base is loaded. Not collective;
-// Publish() must follow. Errors are kData: the adapter's copies of frozen weights are not the base's. alive: called now
-// and then meanwhile, here and below; may be empty.
+// Fills what the adapter brings into the buffers of a decoder built by `spec` of Adapted(), whose base is loaded. Not
+// collective; Publish() must follow. Errors are kData: the adapter's copies of frozen weights are not the base's.
+// alive: called now and then meanwhile, here and below; may be empty.
 absl::Status LoadAdapter(const AdapterSource& source, const DecoderSpec& spec,
-                         const std::vector<ParameterBuffer*>& buffers,
-                         const std::function<void()>& alive);
+                         const std::vector<ParameterBuffer*>& buffers, const std::function<void()>& alive);
 
 // `base` with the adapter's updates added to its weights, in float32: W + s B A, DoRA's m (W + s B A) / |W + s B A|.
 // keep_dtype: then rounded to the dtype of the base; otherwise changed weights are float32.
 absl::StatusOr<WeightSource> MergedWeights(const WeightSource& base, std::shared_ptr<const AdapterSource> adapter,
-                                    const DecoderSpec& spec, bool keep_dtype, const std::function<void()>& alive);
+                                           const DecoderSpec& spec, bool keep_dtype,
+                                           const std::function<void()>& alive);
 
 // Into `folder`, which exists: adapter_config.json and adapter_model.safetensors as PEFT's save_pretrained() writes
 // them, in the dtype they are stored in.

@@ -22,13 +22,14 @@
 #include "models/blocks/decoder.h"
 #include "models/engine/engine.h"
 #include "models/formats/base/safetensors.h"
+#include "models/weights/checkpoint_list.h"
 #include "models/weights/sharded_tensors.h"
 #include "parallel/comm/agreement.h"
 #include "parallel/comm/mpi_group.h"
 #include "trainer/loop/checkpointer.h"
 #include "trainer/loop/optimizer.h"
-#include "trainer/loop/train.h"
 #include "trainer/recipe/corpora.h"
+#include "trainer/recipe/start_up.h"
 
 namespace trireme {
 namespace {
@@ -101,7 +102,7 @@ absl::StatusOr<std::vector<StepBatch>> ReadBatches(const std::string& path, int 
   return batches;
 }
 
-std::vector<TensorPart> OwnParts(Model& model, Mesh& mesh, bool gradients, bool unique) {
+std::vector<TensorPart> OwnParts(Engine& model, Mesh& mesh, bool gradients, bool unique) {
   std::vector<TensorPart> parts;
   if (unique && mesh.coordinate(Axis::kDataReplicate) != 0) return parts;
   for (ParameterBuffer* buffer : model.buffers()) {
@@ -118,7 +119,7 @@ std::vector<TensorPart> OwnParts(Model& model, Mesh& mesh, bool gradients, bool 
   return parts;
 }
 
-absl::Status LoadWeights(const std::string& folder, Model& model, Mesh& mesh) {
+absl::Status LoadWeights(const std::string& folder, Engine& model, Mesh& mesh) {
   ASSIGN_OR_RETURN(const ShardedTensorReader reader, ShardedTensorReader::Open(folder));
   for (const TensorPart& part : OwnParts(model, mesh, /*gradients=*/false, /*unique=*/false))
     RETURN_IF_ERROR(reader.Read(part));
@@ -132,7 +133,7 @@ absl::Status WriteFolder(const std::string& folder, Mesh& mesh, const std::vecto
 }
 
 absl::Status WriteRope(const std::string& path, const Recipe& recipe) {
-  const RopeTable table = MakeRopeTable(recipe.model, recipe.model.max_positions, at::kFloat, at::kCPU);
+  const RopeTable table = MakeRopeTable(recipe.engine.model, recipe.engine.model.max_positions, at::kFloat, at::kCPU);
   const std::vector<int64_t> shape = table.cosine.sizes().vec();
   const auto produce = [&](const SafetensorsEntry& entry, FileWriter& writer) {
     const at::Tensor& tensor = entry.name == "cosine" ? table.cosine : table.sine;
@@ -146,7 +147,7 @@ absl::Status WriteRope(const std::string& path, const Recipe& recipe) {
   return WriteSafetensors(path, {cosine, sine}, {}, produce).status();
 }
 
-absl::Status TrainSteps(const Flags& flags, const Recipe& recipe, Mesh& mesh, Model& model, Optimizer& optimizer,
+absl::Status TrainSteps(const Flags& flags, const Recipe& recipe, Mesh& mesh, Engine& model, Optimizer& optimizer,
                         const std::vector<StepBatch>& batches, nlohmann::json* result) {
   for (size_t i = 0; i < batches.size(); ++i) {
     const int64_t step = static_cast<int64_t>(i) + 1;
@@ -166,7 +167,8 @@ absl::Status TrainSteps(const Flags& flags, const Recipe& recipe, Mesh& mesh, Mo
 }
 
 absl::Status RunModel(const Flags& flags, const Recipe& recipe, Mesh& mesh, const Extensions& extensions) {
-  ASSIGN_OR_RETURN(const std::unique_ptr<Model> model, Model::Create(recipe, mesh, extensions));
+  ASSIGN_OR_RETURN(const std::unique_ptr<Engine> model, Engine::Create(recipe.engine, mesh, extensions));
+  model->set_decision_rule(recipe.decision_rule());
   Optimizer optimizer(recipe.config.optimizer(), model->buffers(), recipe.config.seed());
   if (SafetensorsFile::Open(flags.folder + "/weights/model.safetensors").ok()) {
     RETURN_IF_ERROR(LoadWeights(flags.folder + "/weights", *model, mesh));
@@ -178,7 +180,7 @@ absl::Status RunModel(const Flags& flags, const Recipe& recipe, Mesh& mesh, cons
   nlohmann::json result = {{"mesh", mesh.shape().ToString()}, {"attention", model->attention().name}};
   if (flags.evaluate) {
     for (const StepBatch& batch : batches) {
-      const Model::EvaluationSums sums = model->Evaluate(batch.microbatches);
+      const Engine::EvaluationSums sums = model->Evaluate(batch.microbatches);
       result["loss_sum"].push_back(sums.loss_sum);
       result["targets"].push_back(sums.targets);
     }
@@ -200,7 +202,7 @@ absl::Status RunModel(const Flags& flags, const Recipe& recipe, Mesh& mesh, cons
 // What a second program needs to repeat the run: the model in Hugging Face's terms, the update rule, each step's
 // learning rate.
 nlohmann::json Describe(const Recipe& recipe, int64_t steps) {
-  const DecoderSpec& m = recipe.model;
+  const DecoderSpec& m = recipe.engine.model;
   const AdamW& adamw = recipe.config.optimizer().adamw();
   nlohmann::json rates = nlohmann::json::array();
   for (int64_t step = 1; step <= steps; ++step) rates.push_back(recipe.LearningRate(step));
@@ -226,8 +228,8 @@ nlohmann::json Describe(const Recipe& recipe, int64_t steps) {
 
 // What repeating the run with plain Transformers cannot express.
 absl::Status CheckPlain(const Recipe& recipe) {
-  const bool plain = recipe.config.optimizer().has_adamw() && !recipe.model.rope_scaling.has_value() &&
-                     recipe.model.sliding_window == 0 && !recipe.model.scaled_residual_init &&
+  const bool plain = recipe.config.optimizer().has_adamw() && !recipe.engine.model.rope_scaling.has_value() &&
+                     recipe.engine.model.sliding_window == 0 && !recipe.engine.model.scaled_residual_init &&
                      recipe.config.loss().z_loss() == 0 && recipe.config.precision().compute() == PrecisionConfig::FP32;
   if (plain) return absl::OkStatus();
   return Error(ExitCode::kConfig,
@@ -281,7 +283,8 @@ absl::Status WriteTokens(const Flags& flags, const Recipe& recipe, const Corpora
 
 // What a run of the recipe starts from, on any number of ranks, to the folder "initial".
 absl::Status WriteInitialWeights(const Flags& flags, const Recipe& recipe, Mesh& mesh, const Extensions& extensions) {
-  ASSIGN_OR_RETURN(const std::unique_ptr<Model> model, Model::Create(recipe, mesh, extensions));
+  ASSIGN_OR_RETURN(const std::unique_ptr<Engine> model, Engine::Create(recipe.engine, mesh, extensions));
+  model->set_decision_rule(recipe.decision_rule());
   model->Initialize();
   return WriteFolder(flags.folder + "/initial", mesh, OwnParts(*model, mesh, /*gradients=*/false, /*unique=*/true));
 }
@@ -297,7 +300,7 @@ absl::Status Run(const Flags& flags, const Extensions& extensions, const Process
   ASSIGN_OR_RETURN(const Recipe recipe,
                    MakeRecipe(config, process.size(), extensions.families, attention, corpora.facts));
   ASSIGN_OR_RETURN(const at::Device device, SetUpDevice(config.launch(), process));
-  ASSIGN_OR_RETURN(const std::unique_ptr<Mesh> mesh, Mesh::Create(process, recipe.mesh, device));
+  ASSIGN_OR_RETURN(const std::unique_ptr<Mesh> mesh, Mesh::Create(process, recipe.engine.mesh, device));
   if (flags.tokens > 0) {
     RETURN_IF_ERROR(WriteTokens(flags, recipe, corpora));
     return WriteInitialWeights(flags, recipe, *mesh, extensions);

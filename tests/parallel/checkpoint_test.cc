@@ -8,6 +8,7 @@
 #include <filesystem>
 
 #include "launch/base/file.h"
+#include "models/weights/checkpoint_list.h"
 #include "parallel/comm/agreement.h"
 #include "parallel/comm/mpi_group.h"
 #include "tests/parallel/multi_rank.h"

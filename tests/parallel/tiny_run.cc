@@ -64,10 +64,11 @@ TinyRun::TinyRun(const std::vector<std::string>& fragments, bool alone) {
   absl::StatusOr<Recipe> recipe = MakeRecipe(config, world, extensions_.families, {"cpu", "math"}, CorpusFacts());
   TRIREME_CHECK(recipe.ok(), recipe.status().message());
   recipe_ = *std::move(recipe);
-  mesh_ = alone ? std::shared_ptr<Mesh>(Mesh::Alone(at::kCPU)) : MeshOf(recipe_.mesh);
-  absl::StatusOr<std::unique_ptr<Model>> model = Model::Create(recipe_, *mesh_, extensions_);
+  mesh_ = alone ? std::shared_ptr<Mesh>(Mesh::Alone(at::kCPU)) : MeshOf(recipe_.engine.mesh);
+  absl::StatusOr<std::unique_ptr<Engine>> model = Engine::Create(recipe_.engine, *mesh_, extensions_);
   TRIREME_CHECK(model.ok(), model.status().message());
   model_ = *std::move(model);
+  model_->set_decision_rule(recipe_.decision_rule());
   optimizer_ = std::make_unique<Optimizer>(recipe_.config.optimizer(), model_->buffers(), recipe_.config.seed());
   checkpointer_ = std::make_unique<Checkpointer>(recipe_, *mesh_, *model_, *optimizer_, std::vector<std::string>());
 }
@@ -111,7 +112,7 @@ PendingResults TinyRun::Issue() {
 }
 
 double TinyRun::Evaluate(int64_t step) {
-  const Model::EvaluationSums sums = model_->Evaluate(Batch(step).microbatches);
+  const Engine::EvaluationSums sums = model_->Evaluate(Batch(step).microbatches);
   return sums.loss_sum / static_cast<double>(sums.targets);
 }
 
@@ -122,7 +123,7 @@ Tensors TinyRun::Whole(const std::vector<TensorPart>& parts, const std::string& 
   const absl::StatusOr<Recipe> recipe = MakeRecipe(config, 1, extensions_.families, {"cpu", "math"}, CorpusFacts());
   TRIREME_CHECK(recipe.ok(), recipe.status().message());
   const std::unique_ptr<Mesh> alone = Mesh::Alone(at::kCPU);
-  const absl::StatusOr<std::unique_ptr<Model>> model = Model::Create(*recipe, *alone, extensions_);
+  const absl::StatusOr<std::unique_ptr<Engine>> model = Engine::Create(recipe->engine, *alone, extensions_);
   Tensors whole;
   for (ParameterBuffer* buffer : (*model)->buffers()) {
     for (const ParameterSpec& spec : buffer->specs())

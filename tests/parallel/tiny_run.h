@@ -45,7 +45,7 @@ class TinyRun {
   Tensors Weights();
   std::map<std::string, std::string> Bytes();  // of weights and optimizer state
 
-  Model& model() { return *model_; }
+  Engine& model() { return *model_; }
   Mesh& mesh() { return *mesh_; }
   const Recipe& recipe() const { return recipe_; }
 
@@ -56,7 +56,7 @@ class TinyRun {
   Extensions extensions_;
   Recipe recipe_;
   std::shared_ptr<Mesh> mesh_;
-  std::unique_ptr<Model> model_;
+  std::unique_ptr<Engine> model_;
   std::unique_ptr<Optimizer> optimizer_;
   std::unique_ptr<Checkpointer> checkpointer_;
   TrainProgress progress_;

@@ -57,9 +57,9 @@ void ExpectRefused(const std::string& change, const std::string& reason, int wor
 
 TEST(RecipeTest, FillsInWhatIsLeftOpen) {
   const Recipe recipe = MustMake("", 3);
-  EXPECT_EQ(recipe.model.vocab_size, 211) << "the corpus's tokenizer says";
-  EXPECT_EQ(recipe.model.max_positions, 128);
-  EXPECT_EQ(recipe.mesh[Axis::kDataShard], 3);
+  EXPECT_EQ(recipe.engine.model.vocab_size, 211) << "the corpus's tokenizer says";
+  EXPECT_EQ(recipe.engine.model.max_positions, 128);
+  EXPECT_EQ(recipe.engine.mesh[Axis::kDataShard], 3);
   EXPECT_EQ(recipe.config.parallel().data_shard(), 3);
   EXPECT_EQ(recipe.num_microbatches, 2);  // 12 / (2 x 3).
   EXPECT_EQ(recipe.tokens_per_step, 12 * 128);
@@ -68,9 +68,9 @@ TEST(RecipeTest, FillsInWhatIsLeftOpen) {
 
 TEST(RecipeTest, ReplicasTakeTheirRanks) {
   const Recipe recipe = MustMake("parallel { data_replicate: 2 }", 6);
-  EXPECT_EQ(recipe.mesh[Axis::kDataShard], 3);
-  EXPECT_EQ(recipe.mesh[Axis::kDataReplicate], 2);
-  EXPECT_EQ(recipe.mesh.world(), 6);
+  EXPECT_EQ(recipe.engine.mesh[Axis::kDataShard], 3);
+  EXPECT_EQ(recipe.engine.mesh[Axis::kDataReplicate], 2);
+  EXPECT_EQ(recipe.engine.mesh.world(), 6);
   EXPECT_EQ(recipe.num_microbatches, 1);
 }
 

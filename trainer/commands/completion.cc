@@ -1,10 +1,9 @@
-#include "trainer/commands/completion_script.h"
-
 #include <iostream>
 #include <memory>
 #include <string>
 
 #include "trainer/commands/commands.h"
+#include "trainer/commands/completion_script.h"
 
 namespace trireme {
 

@@ -31,7 +31,7 @@ absl::Status Run(const Flags& flags, const Extensions& extensions) {
   ASSIGN_OR_RETURN(const RunPlan plan, MakePlan(recipe, flags.options));
   std::cout << PlanText(recipe, plan);
   if (!flags.svg.empty()) RETURN_IF_ERROR(WriteFileAtomically(flags.svg, DrawSvg(plan.timeline)));
-  if (!flags.csv.empty()) RETURN_IF_ERROR(WriteFileAtomically(flags.csv, PrintCsv(recipe.schedule)));
+  if (!flags.csv.empty()) RETURN_IF_ERROR(WriteFileAtomically(flags.csv, PrintCsv(recipe.engine.schedule)));
   return absl::OkStatus();
 }
 

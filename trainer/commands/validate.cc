@@ -85,18 +85,19 @@ absl::Status Run(const Flags& flags, const Extensions& extensions) {
                  absl::StrJoin(problems, "\n  "));
   }
   for (const std::string& sentence : SettingsWithoutEffect(config, *recipe)) Warning(sentence);
-  std::cout << ConfigText(recipe->config) << "\n# fits " << flags.ranks << " ranks: " << recipe->mesh.ToString()
-            << "\n# " << HumanCount(static_cast<double>(NumParameters(recipe->model))) << " parameters, "
+  std::cout << ConfigText(recipe->config) << "\n# fits " << flags.ranks << " ranks: " << recipe->engine.mesh.ToString()
+            << "\n# " << HumanCount(static_cast<double>(NumParameters(recipe->engine.model))) << " parameters, "
             << recipe->total_steps << " steps of " << HumanCount(static_cast<double>(recipe->tokens_per_step))
             << " tokens, " << recipe->num_microbatches << " microbatches per rank and step\n";
   const absl::StatusOr<int> gpus = CudaDeviceCount();
   const bool cuda = gpus.ok() && *gpus > 0;
   int64_t together = 0;
-  for (int rank = 0; rank < recipe->schedule.num_ranks(); ++rank) {
-    const RankMemory memory = EstimateMemory(*recipe, rank, cuda ? at::kCUDA : at::kCPU);
-    together += memory.total() * (flags.ranks / recipe->schedule.num_ranks());
+  for (int rank = 0; rank < recipe->engine.schedule.num_ranks(); ++rank) {
+    const RankMemory memory =
+        EstimateMemory(recipe->engine, recipe->optimizer_state_bytes(), rank, cuda ? at::kCUDA : at::kCPU);
+    together += memory.total() * (flags.ranks / recipe->engine.schedule.num_ranks());
     std::cout << "# memory per rank"
-              << (recipe->schedule.num_ranks() > 1 ? absl::StrCat(" of pipeline rank ", rank) : "")
+              << (recipe->engine.schedule.num_ranks() > 1 ? absl::StrCat(" of pipeline rank ", rank) : "")
               << ", beside the program itself: " << ToString(memory) << "\n";
   }
   const int64_t there = TotalMemoryBytes(at::kCPU);
@@ -104,8 +105,8 @@ absl::Status Run(const Flags& flags, const Extensions& extensions) {
     Warning("memory: the ", flags.ranks, " ranks need about ", HumanBytes(static_cast<double>(together)),
             " together; this machine has ", HumanBytes(static_cast<double>(there)),
             ": spread them over more machines, lower micro_batch_size or sequence_length, or set recompute");
-  if (recipe->model.adapter != nullptr) {
-    for (const std::string& refusal : VllmRefusals(*recipe->model.adapter))
+  if (recipe->engine.model.adapter != nullptr) {
+    for (const std::string& refusal : VllmRefusals(*recipe->engine.model.adapter))
       std::cout << "# adapter: " << refusal << "\n";
   }
   return absl::OkStatus();

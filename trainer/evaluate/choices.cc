@@ -59,16 +59,16 @@ absl::StatusOr<std::vector<Candidate>> Candidates(const Session& session, const 
       const auto [context, continuation] = JoinChoice(questions[i].prompt, choice);
       ASSIGN_OR_RETURN(std::vector<int64_t> ids, encode(context + continuation));
       ASSIGN_OR_RETURN(const std::vector<int64_t> before, encode(context));
-      const auto own = static_cast<int64_t>(ids.size()) - 1, positions = session.recipe.model.max_positions;
+      const auto own = static_cast<int64_t>(ids.size()) - 1, positions = session.recipe.engine.model.max_positions;
       // Where the choice's tokens begin. Its first may have melted into the prompt's last.
       const int64_t begin = std::min<int64_t>(static_cast<int64_t>(before.size()), own);
       if (begin < 1)
         return Error(ExitCode::kData, "evaluate --choices: question ", i + 1,
                      " has an empty prompt; nothing would come before the choice");
       for (const int64_t id : ids) {
-        if (id < 0 || id >= session.recipe.model.vocab_size)
+        if (id < 0 || id >= session.recipe.engine.model.vocab_size)
           return Error(ExitCode::kData, "evaluate --choices: question ", i + 1, " has the token id ", id,
-                       ", which is outside the model's vocabulary of ", session.recipe.model.vocab_size);
+                       ", which is outside the model's vocabulary of ", session.recipe.engine.model.vocab_size);
       }
       if (own > positions)
         return Error(ExitCode::kData, "evaluate --choices: question ", i + 1, " has ", own + 1,

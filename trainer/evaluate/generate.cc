@@ -50,7 +50,7 @@ absl::StatusOr<std::vector<int64_t>> PromptIds(const GenerateOptions& options, c
   }
   if (ids.empty())
     return Error(ExitCode::kConfig, "generate: the prompt has no tokens; give --prompt some text to go on from");
-  const int64_t vocab = session.recipe.model.vocab_size, positions = session.recipe.model.max_positions;
+  const int64_t vocab = session.recipe.engine.model.vocab_size, positions = session.recipe.engine.model.max_positions;
   for (const int64_t id : ids) {
     if (id < 0 || id >= vocab)
       return Error(ExitCode::kConfig, "generate: token id ", id, " is outside the model's vocabulary of ", vocab);
@@ -79,7 +79,7 @@ absl::Status Run(const GenerateOptions& options, Session& session) {
   const auto prompt_tokens = static_cast<int64_t>(prompt->size());
   // The last token is never read again, so it needs no place.
   const int64_t length =
-      prompt_tokens + std::min(options.max_tokens, session.recipe.model.max_positions - prompt_tokens);
+      prompt_tokens + std::min(options.max_tokens, session.recipe.engine.model.max_positions - prompt_tokens);
   KvCache cache = KvCache::Contiguous(length, session.mesh.device());
   std::optional<TextStream> stream;
   if (session.text.ok()) stream.emplace(*session.text->tokenizer);
@@ -129,13 +129,13 @@ absl::Status Run(const GenerateOptions& options, Session& session) {
   Info(absl::StrFormat("prompt: %d tokens in %s; %d tokens after it%s, %.1f tokens/s", prompt_tokens,
                        HumanSeconds(first_token - start), ids.size(), ended ? " up to the model's own end" : "", rate));
   if (!ended && static_cast<int64_t>(ids.size()) < options.max_tokens)
-    Info("stopped at the ", session.recipe.model.max_positions, " tokens that the model is meant for");
+    Info("stopped at the ", session.recipe.engine.model.max_positions, " tokens that the model is meant for");
   return absl::OkStatus();
 }
 
 }  // namespace
 
-void GenerateTokens(Model& model, Mesh& mesh, KvCache& cache, const std::vector<int64_t>& prompt, int64_t max_tokens,
+void GenerateTokens(Engine& model, Mesh& mesh, KvCache& cache, const std::vector<int64_t>& prompt, int64_t max_tokens,
                     const SamplingOptions& sampling, const std::function<bool(const GeneratedToken&)>& next) {
   std::vector<int64_t> fresh = prompt;
   for (int64_t step = 0; step < max_tokens; ++step) {

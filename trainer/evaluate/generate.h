@@ -21,7 +21,7 @@ struct GeneratedToken {
 // Continues `prompt` (not empty) by up to max_tokens tokens, as far as cache.capacity(0) reaches; `cache` is empty.
 // `next` hears of each token, on every rank alike, and returns whether to go on. The same tokens on every mesh, up to
 // round-off. Collective.
-void GenerateTokens(Model& model, Mesh& mesh, KvCache& cache, const std::vector<int64_t>& prompt, int64_t max_tokens,
+void GenerateTokens(Engine& model, Mesh& mesh, KvCache& cache, const std::vector<int64_t>& prompt, int64_t max_tokens,
                     const SamplingOptions& sampling, const std::function<bool(const GeneratedToken&)>& next);
 
 struct GenerateOptions {

@@ -34,9 +34,9 @@ absl::StatusOr<std::vector<int64_t>> TokensFor(const Session& session) {
     tokens.assign(ids.begin(), ids.end());
   } else {
     for (size_t i = 0; i < kMaxTokens; ++i)
-      tokens.push_back(static_cast<int64_t>(i * 7919) % session.recipe.model.vocab_size);
+      tokens.push_back(static_cast<int64_t>(i * 7919) % session.recipe.engine.model.vocab_size);
   }
-  tokens.resize(std::min({tokens.size(), kMaxTokens, static_cast<size_t>(session.recipe.model.max_positions)}));
+  tokens.resize(std::min({tokens.size(), kMaxTokens, static_cast<size_t>(session.recipe.engine.model.max_positions)}));
   return tokens;
 }
 

@@ -4,7 +4,6 @@
 #define TRIREME_TRAINER_EVALUATE_MERGE_DIVERGENCE_H_
 
 #include "trainer/export/export.h"
-#include "trainer/loop/train.h"
 
 namespace trireme {
 

@@ -7,12 +7,12 @@
 #include "data/tokenizer/tokenizer.h"
 #include "launch/base/log.h"
 #include "launch/base/version.h"
-#include "models/engine/import.h"
+#include "models/source/model_config.h"
 #include "models/spec/parameters.h"
 #include "models/weights/adapter_source.h"
 #include "parallel/comm/agreement.h"
 #include "parallel/comm/mpi_group.h"
-#include "trainer/loop/train.h"
+#include "trainer/recipe/start_up.h"
 
 namespace trireme {
 namespace {
@@ -21,14 +21,14 @@ constexpr int64_t kDefaultSequenceLength = 1024;
 
 // What can be done before the ranks depend on each other.
 struct Plan {
-  ExportSource source;
+  ModelSource source;
   Recipe recipe;
   Corpora corpora;
   at::Device device = at::kCPU;
   absl::StatusOr<ModelText> text = absl::UnknownError("");
 };
 
-absl::StatusOr<ModelText> OpenText(const ExportSource& source) {
+absl::StatusOr<ModelText> OpenText(const ModelSource& source) {
   const std::string& own = source.text.chat_template;
   for (const std::string& folder : source.tokenizer_folders) {
     if (!FindTokenizer(folder).empty()) return OpenModelText(folder, own, TemplateDate::kToday);
@@ -63,7 +63,7 @@ absl::StatusOr<Plan> MakePlan(const SessionOptions& options, const Extensions& e
     return Error(ExitCode::kConfig,
                  "--set: model and data are SOURCE's and --data's; parallel, precision, kernels and "
                  "launch can be set");
-  ASSIGN_OR_RETURN(plan.source, OpenExportSource(options.source, extensions.families, nullptr));
+  ASSIGN_OR_RETURN(plan.source, OpenModelSource(options.source, extensions.families, nullptr));
   if (!options.adapter.empty()) {
     ASSIGN_OR_RETURN(plan.source.adapter, OpenAdapter(options.adapter));
     RETURN_IF_ERROR(UseRunText(plan.source.adapter->text, &plan.source));
@@ -121,24 +121,24 @@ absl::Status CompareRanks(ProcessGroup& world, const SessionOptions& options, co
   return CompareFacts(world, ContentFacts(contents));
 }
 
-absl::Status LoadWeights(const ExportSource& source, const DecoderSpec& spec, Mesh& mesh, Model& model) {
+absl::Status LoadWeights(const ModelSource& source, const DecoderSpec& spec, Mesh& mesh, Engine& model) {
   const auto of_model = [](const ParameterBuffer& buffer) { return !buffer.specs()[0].added; };
-  RETURN_IF_ERROR(FillWeights(source.weights, mesh, model, of_model));
+  RETURN_IF_ERROR(FillWeights(source.weights, mesh, model.buffers(), of_model));
   if (source.adapter == nullptr) return absl::OkStatus();
-  return LoadAdapter(*source.adapter, spec, model, [&] { mesh.log().Beat("loading the adapter"); });
+  return LoadAdapter(*source.adapter, spec, model.buffers(), [&] { mesh.log().Beat("loading the adapter"); });
 }
 
 absl::Status RunOn(const Plan& plan, const Extensions& extensions, const Process& process, Mesh& mesh,
                    const std::function<absl::Status(Session&)>& run) {
-  absl::StatusOr<std::unique_ptr<Model>> model = Model::Create(plan.recipe, mesh, extensions);
+  absl::StatusOr<std::unique_ptr<Engine>> model = Engine::Create(plan.recipe.engine, mesh, extensions);
   RETURN_IF_ERROR(Agree(mesh.control(), model.status()));
   const double start = MonotonicSeconds();
-  RETURN_IF_ERROR(Agree(mesh.control(), LoadWeights(plan.source, plan.recipe.model, mesh, **model)));
+  RETURN_IF_ERROR(Agree(mesh.control(), LoadWeights(plan.source, plan.recipe.engine.model, mesh, **model)));
   for (ParameterBuffer* buffer : (*model)->buffers()) buffer->Publish(/*converted=*/false);
   Info(plan.source.description,
        plan.source.adapter != nullptr ? absl::StrCat(" with ", plan.source.adapter->description) : "", ": ",
-       HumanCount(static_cast<double>(NumParameters(plan.recipe.model))), " parameters on ",
-       plan.recipe.mesh.ToString(), ", loaded in ", HumanSeconds(MonotonicSeconds() - start));
+       HumanCount(static_cast<double>(NumParameters(plan.recipe.engine.model))), " parameters on ",
+       plan.recipe.engine.mesh.ToString(), ", loaded in ", HumanSeconds(MonotonicSeconds() - start));
   Session session{process, plan.source, plan.recipe, plan.corpora, mesh, **model, plan.text};
   return run(session);
 }
@@ -162,7 +162,7 @@ absl::Status WithSessions(const std::vector<SessionOptions>& options, const Exte
     const absl::StatusOr<Plan> plan = MakePlan(one, extensions, process);
     FailUnlessAgreed(*everyone, plan.status());
     FailUnlessAgreed(*everyone, CompareRanks(*everyone, one, *plan, process));
-    absl::StatusOr<std::unique_ptr<Mesh>> mesh = Mesh::Create(process, plan->recipe.mesh, plan->device);
+    absl::StatusOr<std::unique_ptr<Mesh>> mesh = Mesh::Create(process, plan->recipe.engine.mesh, plan->device);
     FailUnlessAgreed(*everyone, mesh.status());
     const absl::Status status = RunOn(*plan, extensions, process, **mesh, run);
     if (status.ok()) continue;

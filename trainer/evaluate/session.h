@@ -17,7 +17,7 @@
 namespace trireme {
 
 struct SessionOptions {
-  std::string source;                  // as for OpenExportSource()
+  std::string source;                  // as for OpenModelSource()
   std::string adapter;                 // an adapter to put on it (adapter_source.h); "": the source's own, if any
   std::vector<std::string> overrides;  // --set: parallel, precision, kernels and launch
   int expected_ranks = 0;              // 0: any
@@ -29,11 +29,11 @@ struct SessionOptions {
 
 struct Session {
   const Process& process;
-  const ExportSource& source;
+  const ModelSource& source;
   const Recipe& recipe;
   const Corpora& corpora;
   Mesh& mesh;
-  Model& model;
+  Engine& model;
   const absl::StatusOr<ModelText>& text;  // the source's tokenizer and template, or why it has none
 };
 

@@ -14,13 +14,13 @@
 #include "models/formats/hf/peft.h"
 #include "models/source/model_source.h"
 #include "models/weights/adapter_source.h"
+#include "models/weights/checkpoint_list.h"
+#include "models/weights/checkpoint_manifest.h"
 #include "models/weights/requantized.h"
 #include "parallel/comm/agreement.h"
 #include "trainer/export/export_gguf.h"
 #include "trainer/export/export_gguf_lora.h"
 #include "trainer/export/export_hf.h"
-#include "models/weights/checkpoint_list.h"
-#include "models/weights/checkpoint_manifest.h"
 
 namespace trireme {
 namespace {
@@ -48,7 +48,7 @@ absl::Status CheckDtype(ExportConfig::Format format, ExportConfig::Dtype dtype) 
 }
 
 // Merges the source's adapter, if that is what is wanted of it.
-absl::Status UseAdapter(const ExportOptions& options, const std::vector<ModelFamily>& families, ExportSource* source) {
+absl::Status UseAdapter(const ExportOptions& options, const std::vector<ModelFamily>& families, ModelSource* source) {
   if (source->adapter == nullptr) {
     if (!options.merge && !IsAdapterFormat(options.format)) return absl::OkStatus();
     return Error(ExitCode::kConfig, "export: ", source->description,
@@ -85,7 +85,7 @@ absl::Status UseAdapter(const ExportOptions& options, const std::vector<ModelFam
   return absl::OkStatus();
 }
 
-absl::Status Write(const ExportSource& source, const ExportOptions& options, const std::vector<ModelFamily>& families,
+absl::Status Write(const ModelSource& source, const ExportOptions& options, const std::vector<ModelFamily>& families,
                    const std::string& folder) {
   if (options.format == ExportConfig::HF) return WriteHfDirectory(source, options, folder);
   if (options.format == ExportConfig::GGUF) return WriteGgufModel(source, options, folder);
@@ -129,7 +129,7 @@ absl::Status Export(const ExportOptions& options, const std::vector<ModelFamily>
   if (IsTaken(output))
     return Error(ExitCode::kConfig, "export: ", output, " exists already; remove it or choose another output");
   RETURN_IF_ERROR(CheckDtype(options.format, options.dtype));
-  ASSIGN_OR_RETURN(ExportSource source, OpenExportSource(options.source, families, options.alive));
+  ASSIGN_OR_RETURN(ModelSource source, OpenModelSource(options.source, families, options.alive));
   if (!options.adapter.empty()) {
     ASSIGN_OR_RETURN(source.adapter, OpenAdapter(options.adapter));
     RETURN_IF_ERROR(UseRunText(source.adapter->text, &source));
@@ -200,19 +200,19 @@ absl::Status TryWriting(const Recipe& recipe, const std::vector<ModelFamily>& fa
   RETURN_IF_ERROR(CheckExport(config));
   RETURN_IF_ERROR(CheckExportOutput(config));
   absl::Status status = absl::OkStatus();
-  if (recipe.model.adapter != nullptr) {
-    DecoderSpec plain = recipe.model;
+  if (recipe.engine.model.adapter != nullptr) {
+    DecoderSpec plain = recipe.engine.model;
     plain.adapter = nullptr;
     const std::string folder = place(config.run_dir() + "/adapter.tmp-new", "adapter");
-    status =
-        TryIn(folder, [&] { return WritePeftDirectory(*FutureAdapter(config, recipe.model), plain, folder, alive); });
+    status = TryIn(
+        folder, [&] { return WritePeftDirectory(*FutureAdapter(config, recipe.engine.model), plain, folder, alive); });
   }
   if (status.ok() && config.has_export_()) {
     ExportOptions options = AtEnd(config, alive);
     options.without_weights = true;
     const std::string folder = place(TemporaryFor(options.output), "export");
     status = TryIn(folder, [&]() -> absl::Status {
-      ASSIGN_OR_RETURN(ExportSource source, OpenFutureCheckpoint(config, recipe.model, families, alive));
+      ASSIGN_OR_RETURN(ModelSource source, OpenFutureCheckpoint(config, recipe.engine.model, families, alive));
       RETURN_IF_ERROR(UseAdapter(options, families, &source));
       return Write(source, options, families, folder);
     });
@@ -221,7 +221,7 @@ absl::Status TryWriting(const Recipe& recipe, const std::vector<ModelFamily>& fa
 }
 
 absl::Status SaveAdapter(const Recipe& recipe, int64_t step, Mesh& mesh, bool if_older) {
-  if (recipe.model.adapter == nullptr) return absl::OkStatus();
+  if (recipe.engine.model.adapter == nullptr) return absl::OkStatus();
   const auto write = [&]() -> absl::Status {
     const std::string target = recipe.config.run_dir() + "/adapter", temporary = target + ".tmp-new",
                       old = target + ".tmp-old";
@@ -231,7 +231,7 @@ absl::Status SaveAdapter(const Recipe& recipe, int64_t step, Mesh& mesh, bool if
     if (if_older && !error && written >= fs::last_write_time(fs::path(checkpoint) / "manifest.pb", error))
       return absl::OkStatus();
     ASSIGN_OR_RETURN(const auto adapter, OpenAdapter(checkpoint));
-    DecoderSpec plain = recipe.model;
+    DecoderSpec plain = recipe.engine.model;
     plain.adapter = nullptr;
     RETURN_IF_ERROR(RemoveAll(temporary));
     RETURN_IF_ERROR(MakeDirectories(temporary));
@@ -241,7 +241,7 @@ absl::Status SaveAdapter(const Recipe& recipe, int64_t step, Mesh& mesh, bool if
     RETURN_IF_ERROR(RenameDurably(temporary, target));
     RETURN_IF_ERROR(RemoveAll(old));
     Info("the adapter of step ", step, " is in ", target);
-    for (const std::string& refusal : VllmRefusals(*recipe.model.adapter)) Warning("adapter: ", refusal);
+    for (const std::string& refusal : VllmRefusals(*recipe.engine.model.adapter)) Warning("adapter: ", refusal);
     return absl::OkStatus();
   };
   const absl::Status written = mesh.control().rank() == 0 ? write() : absl::OkStatus();

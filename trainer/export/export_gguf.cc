@@ -38,7 +38,7 @@ GgufType Target(ExportConfig::Dtype wanted, at::ScalarType stored) {
 }
 
 // Of a file's tokenizer: what training taught to stop at goes where the file names nothing yet.
-GgufMetadata WithEnds(const ExportSource& source, GgufMetadata metadata) {
+GgufMetadata WithEnds(const ModelSource& source, GgufMetadata metadata) {
   // A file may have no tokenizer, or one that is only passed on.
   const absl::StatusOr<ModelText> text =
       OpenModelText(source.tokenizer_gguf->path(), source.text.chat_template, TemplateDate::kOneDay);
@@ -62,7 +62,7 @@ GgufMetadata WithEnds(const ExportSource& source, GgufMetadata metadata) {
 }
 
 // A file's tokenizer is kept as it is, but for what the run changed; another is translated.
-absl::StatusOr<GgufMetadata> TokenizerOf(const ExportSource& source, const std::string& folder) {
+absl::StatusOr<GgufMetadata> TokenizerOf(const ModelSource& source, const std::string& folder) {
   if (source.tokenizer_gguf == nullptr) {
     ASSIGN_OR_RETURN(const HfTokenIds ids, ExportTokenizer(source, folder));
     return ExportedGgufTokenizer(folder, ids, source.model.vocab_size());
@@ -78,7 +78,7 @@ absl::StatusOr<GgufMetadata> TokenizerOf(const ExportSource& source, const std::
   return WithEnds(source, std::move(metadata));
 }
 
-absl::Status WriteTensor(const ExportSource& source, const SourceTensor& tensor, const GgufModelFacts& facts,
+absl::Status WriteTensor(const ModelSource& source, const SourceTensor& tensor, const GgufModelFacts& facts,
                          GgufWriter& writer, const std::function<void()>& alive) {
   const bool reorders = GgufReordersRows(*facts.architecture, tensor.name);
   return ReadPieces(
@@ -100,7 +100,7 @@ absl::Status WriteTensor(const ExportSource& source, const SourceTensor& tensor,
       });
 }
 
-absl::StatusOr<GgufWritten> WriteTensors(const ExportSource& source, const ExportOptions& options,
+absl::StatusOr<GgufWritten> WriteTensors(const ModelSource& source, const ExportOptions& options,
                                          const GgufModelFacts& facts, GgufWriter& writer, int64_t total) {
   std::map<std::string, const SourceTensor*> by_name;
   for (const SourceTensor& tensor : source.weights.tensors) {
@@ -166,7 +166,7 @@ absl::Status CheckGgufModel(const ModelConfig& model, ExportConfig::Dtype dtype)
   return GgufModelTensors(facts, Target(dtype, at::kFloat)).status();
 }
 
-absl::Status WriteGgufModel(const ExportSource& source, const ExportOptions& options, const std::string& folder) {
+absl::Status WriteGgufModel(const ModelSource& source, const ExportOptions& options, const std::string& folder) {
   // Matrices have one type in a file; the largest stands for the rest.
   const SourceTensor& largest = *std::max_element(
       source.weights.tensors.begin(), source.weights.tensors.end(),

@@ -16,7 +16,7 @@ absl::Status CheckGgufModel(const ModelConfig& model, ExportConfig::Dtype dtype)
 
 // Into `folder`, which exists and is empty: kGgufModelName with metadata, tokenizer, chat template and weights, opened
 // again and compared. Other files may be left there.
-absl::Status WriteGgufModel(const ExportSource& source, const ExportOptions& options, const std::string& folder);
+absl::Status WriteGgufModel(const ModelSource& source, const ExportOptions& options, const std::string& folder);
 
 }  // namespace trireme
 

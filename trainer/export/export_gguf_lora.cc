@@ -43,7 +43,7 @@ absl::Status CheckGgufLora(const ModelConfig& model, const AdapterConfig& adapte
   return GgufFactsOf(model, "").status();
 }
 
-absl::Status WriteGgufLora(const ExportSource& source, const DecoderSpec& plain, const std::string& name,
+absl::Status WriteGgufLora(const ModelSource& source, const DecoderSpec& plain, const std::string& name,
                            const std::string& folder, const std::function<void()>& alive) {
   const AdapterSource& adapter = *source.adapter;
   ASSIGN_OR_RETURN(const DecoderSpec spec, Adapted(adapter, plain));

@@ -41,13 +41,13 @@ at::ScalarType Target(ExportConfig::Dtype wanted, at::ScalarType stored) {
 }
 
 // Matrices of blocks, but for those that stay as they are.
-bool IsQuantized(const ExportSource& source, const ExportOptions& options, const WeightTable::Stored& tensor) {
+bool IsQuantized(const ModelSource& source, const ExportOptions& options, const WeightTable::Stored& tensor) {
   if (!options.quantize_nf4 || tensor.shape.size() != 2) return false;
   return QuantizedByName(tensor.name, source.model.quantization());
 }
 
 // As the source stores it: its parameters have one dtype.
-at::ScalarType StoredDtype(const ExportSource& source, const WeightTable::Stored& tensor) {
+at::ScalarType StoredDtype(const ModelSource& source, const WeightTable::Stored& tensor) {
   return source.weights.tensors[tensor.runs[0].parameter].dtype;
 }
 
@@ -77,7 +77,7 @@ struct Shard {
 int64_t RowsOfBlocks(const WeightTable::Stored& matrix) { return kNf4Block / std::gcd(kNf4Block, matrix.shape[1]); }
 
 // Quantizes a matrix piece by piece; the scales of all its blocks come together.
-absl::StatusOr<at::Tensor> QuantizePieces(const ExportSource& source, const Item& item,
+absl::StatusOr<at::Tensor> QuantizePieces(const ModelSource& source, const Item& item,
                                           const std::function<absl::Status(const std::vector<uint8_t>&)>& use) {
   const WeightTable::Stored& matrix = source.table.stored[item.stored];
   at::Tensor absmax = at::empty({Numel(matrix) / kNf4Block}, at::TensorOptions().dtype(at::kFloat));
@@ -96,7 +96,7 @@ absl::StatusOr<at::Tensor> QuantizePieces(const ExportSource& source, const Item
 }
 
 // As many tensors in a file as fit, in the model's order.
-absl::StatusOr<std::vector<Shard>> CutIntoShards(const ExportSource& source, const ExportOptions& options) {
+absl::StatusOr<std::vector<Shard>> CutIntoShards(const ModelSource& source, const ExportOptions& options) {
   const std::vector<WeightTable::Stored>& tensors = source.table.stored;
   if (options.quantize_nf4 && std::none_of(tensors.begin(), tensors.end(), [&](const WeightTable::Stored& tensor) {
         return IsQuantized(source, options, tensor);
@@ -148,7 +148,7 @@ std::vector<SafetensorsEntry> EntriesOf(const Shard& shard) {
   return entries;
 }
 
-absl::Status WritePlain(const ExportSource& source, const Item& item, FileWriter& writer,
+absl::Status WritePlain(const ModelSource& source, const Item& item, FileWriter& writer,
                         const std::function<void(uint64_t)>& wrote) {
   const auto write = [&](const at::Tensor& piece) -> absl::Status {
     const at::Tensor values = piece.to(item.dtype);
@@ -166,7 +166,7 @@ absl::Status WritePlain(const ExportSource& source, const Item& item, FileWriter
 // Writes the entries of a shard in their order: codes first, which bring the scales of the entries after them.
 class ShardWriter {
  public:
-  ShardWriter(const ExportSource& source, const Shard& shard, std::function<void(uint64_t)> wrote)
+  ShardWriter(const ModelSource& source, const Shard& shard, std::function<void(uint64_t)> wrote)
       : source_(source), shard_(shard), wrote_(std::move(wrote)) {}
 
   absl::Status WriteNext(FileWriter& writer) {
@@ -201,7 +201,7 @@ class ShardWriter {
   }
 
  private:
-  const ExportSource& source_;
+  const ModelSource& source_;
   const Shard& shard_;
   std::function<void(uint64_t)> wrote_;
   size_t item_ = 0, entry_ = 0;
@@ -209,7 +209,7 @@ class ShardWriter {
   NestedScales nested_;
 };
 
-absl::Status WriteShards(const ExportSource& source, const ExportOptions& options, const std::string& folder,
+absl::Status WriteShards(const ModelSource& source, const ExportOptions& options, const std::string& folder,
                          std::vector<Shard>* shards) {
   int64_t total = 0, done = 0;
   for (const Shard& shard : *shards) total += static_cast<int64_t>(shard.bytes);
@@ -237,7 +237,7 @@ absl::Status WriteText(const std::string& path, const std::string& text) {
   return writer->Close();
 }
 
-std::string IndexText(const ExportSource& source, const std::vector<Shard>& shards) {
+std::string IndexText(const ModelSource& source, const std::vector<Shard>& shards) {
   nlohmann::ordered_json index;
   uint64_t bytes = 0;
   int64_t parameters = 0;
@@ -290,7 +290,7 @@ absl::Status Verify(const std::string& folder, const ModelConfig& model, const H
 
 }  // namespace
 
-absl::Status WriteHfDirectory(const ExportSource& source, const ExportOptions& options, const std::string& folder) {
+absl::Status WriteHfDirectory(const ModelSource& source, const ExportOptions& options, const std::string& folder) {
   const HfModelType* type = HfModelTypeOf(source.hf_types, source.model);
   if (type == nullptr)
     return Error(ExitCode::kConfig, "export: ", source.description, " is of the family \"", source.model.family(),

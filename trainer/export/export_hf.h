@@ -11,7 +11,7 @@ namespace trireme {
 
 // Into `folder`, which exists and is empty: config.json, model.safetensors (or several files and their index), the
 // tokenizer's files, generation_config.json; reads everything back and compares.
-absl::Status WriteHfDirectory(const ExportSource& source, const ExportOptions& options, const std::string& folder);
+absl::Status WriteHfDirectory(const ModelSource& source, const ExportOptions& options, const std::string& folder);
 
 }  // namespace trireme
 

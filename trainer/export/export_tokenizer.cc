@@ -168,7 +168,7 @@ std::string ChatTemplateOf(const Json& config) {
 }
 
 // `folder` holds the tokenizer and the template already.
-std::vector<int64_t> EndsOf(const ExportSource& source, const std::string& folder, const Tokenizer* tokenizer) {
+std::vector<int64_t> EndsOf(const ModelSource& source, const std::string& folder, const Tokenizer* tokenizer) {
   const absl::StatusOr<ChatTemplate> turns =
       source.text.ends_by_template ? LoadChatTemplate(folder) : absl::StatusOr<ChatTemplate>(absl::NotFoundError(""));
   return EndIds(source, tokenizer, turns.ok() ? &*turns : nullptr);
@@ -176,7 +176,7 @@ std::vector<int64_t> EndsOf(const ExportSource& source, const std::string& folde
 
 }  // namespace
 
-absl::StatusOr<HfTokenIds> ExportTokenizer(const ExportSource& source, const std::string& output) {
+absl::StatusOr<HfTokenIds> ExportTokenizer(const ModelSource& source, const std::string& output) {
   const std::vector<std::string>& folders = source.tokenizer_folders;
   const ModelConfig& model = source.model;
   const bool own_template = !source.text.chat_template.empty();

@@ -14,7 +14,7 @@ namespace trireme {
 // tokenizer_config.json and generation_config.json where there are none. The chat template of a run takes the place of
 // those files' own. Returns the ids of bos and pad (source.ids where it says, else what the tokenizer's files say) and
 // EndIds(), which generation_config.json gets too. Without any tokenizer there is none to write, and a warning says so.
-absl::StatusOr<HfTokenIds> ExportTokenizer(const ExportSource& source, const std::string& output);
+absl::StatusOr<HfTokenIds> ExportTokenizer(const ModelSource& source, const std::string& output);
 
 // What a GGUF file holds of a tokenizer that ExportTokenizer wrote to `folder`; empty when it wrote none. ids: what it
 // returned.

@@ -16,8 +16,8 @@
 #include "models/formats/gguf/gguf_tokenizer_json.h"
 #include "models/formats/hf/hf_directory.h"
 #include "models/source/model_source.h"
-#include "models/weights/sharded_tensors.h"
 #include "models/weights/checkpoint_manifest.h"
+#include "models/weights/sharded_tensors.h"
 
 namespace trireme {
 namespace {

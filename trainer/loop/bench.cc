@@ -18,9 +18,9 @@
 #include "parallel/comm/agreement.h"
 #include "parallel/comm/mpi_group.h"
 #include "trainer/loop/optimizer.h"
-#include "trainer/loop/train.h"
 #include "trainer/observe/utilization.h"
 #include "trainer/recipe/same_everywhere.h"
+#include "trainer/recipe/start_up.h"
 
 namespace trireme {
 namespace {
@@ -28,7 +28,7 @@ namespace {
 // A step of random tokens: every sequence one segment.
 StepBatch SyntheticBatch(const Recipe& recipe, int64_t step, int data_rank) {
   const int64_t length = recipe.config.data().sequence_length();
-  const auto vocab = static_cast<uint64_t>(recipe.model.vocab_size);
+  const auto vocab = static_cast<uint64_t>(recipe.engine.model.vocab_size);
   const RandomKey key = MakeRandomKey(recipe.config.seed(), RandomPurpose::kSynthetic, static_cast<uint64_t>(data_rank),
                                       static_cast<uint64_t>(step));
   StepBatch batch;
@@ -74,11 +74,12 @@ absl::Status Bench(const BenchOptions& options, const Extensions& extensions) {
                                                        {"launch.device", device->is_cuda() ? "a GPU" : "a CPU"}}));
   FailUnlessAgreed(*everyone, CompareConfigs(*everyone, recipe->config));
   const int64_t idle_bytes = PeakMemoryBytes(*device);
-  absl::StatusOr<std::unique_ptr<Mesh>> created = Mesh::Create(process, recipe->mesh, *device);
+  absl::StatusOr<std::unique_ptr<Mesh>> created = Mesh::Create(process, recipe->engine.mesh, *device);
   FailUnlessAgreed(*everyone, created.status());
   const std::unique_ptr<Mesh> mesh = *std::move(created);
-  const absl::StatusOr<std::unique_ptr<Model>> model = Model::Create(*recipe, *mesh, extensions);
+  const absl::StatusOr<std::unique_ptr<Engine>> model = Engine::Create(recipe->engine, *mesh, extensions);
   FailUnlessAgreed(*everyone, model.status());
+  (*model)->set_decision_rule(recipe->decision_rule());
   Optimizer optimizer(recipe->config.optimizer(), (*model)->buffers(), recipe->config.seed());
   (*model)->Initialize();
 
@@ -111,7 +112,7 @@ absl::Status Bench(const BenchOptions& options, const Extensions& extensions) {
                                  {"step_ms", {{"median", median * 1e3}, {"min", times[0] * 1e3}}},
                                  {"peak_memory_bytes", peak_bytes},
                                  {"idle_memory_bytes", idle_bytes}};
-  const double flops = recipe->model.TrainingFlopsPerToken(recipe->config.data().sequence_length()) * rate;
+  const double flops = recipe->engine.model.TrainingFlopsPerToken(recipe->config.data().sequence_length()) * rate;
   const std::optional<double> utilization = Utilization(peak_flops, own_peak, nullptr).Of(flops);
   if (utilization.has_value()) line["model_flops_utilization"] = *utilization;
   line["loss"] = loss_mean;
@@ -119,7 +120,7 @@ absl::Status Bench(const BenchOptions& options, const Extensions& extensions) {
   line["threads_per_rank"] = CpuThreads();
   line["device"] = DeviceName(*device);
   line["attention"] = (*model)->attention().name;
-  line["parameters"] = NumParameters(recipe->model);
+  line["parameters"] = NumParameters(recipe->engine.model);
   std::cout << DumpJson(line) << std::endl;
   return absl::OkStatus();
 }

@@ -12,11 +12,9 @@
 #include <vector>
 
 #include "launch/base/status.h"
+#include "models/engine/step_decision.h"
 
 namespace trireme {
-
-// By parameter, in the model's order.
-using GradientNorms = std::vector<std::pair<std::string, double>>;
 
 class RunComparison {
  public:

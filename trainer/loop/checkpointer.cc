@@ -77,7 +77,7 @@ absl::Status AgreedError(ExitCode code, const Args&... args) {
 
 }  // namespace
 
-Checkpointer::Checkpointer(const Recipe& recipe, Mesh& mesh, Model& model, Optimizer& optimizer,
+Checkpointer::Checkpointer(const Recipe& recipe, Mesh& mesh, Engine& model, Optimizer& optimizer,
                            std::vector<std::string> corpus_digests, std::string base_digest,
                            std::optional<RunText> text)
     : recipe_(recipe),
@@ -156,7 +156,7 @@ absl::Status Checkpointer::Write(const std::string& folder, const TrainProgress&
     manifest.set_version(kCheckpointVersion);
     *manifest.mutable_progress() = progress;
     *manifest.mutable_config() = recipe_.config;
-    for (int size : recipe_.mesh.size) manifest.add_mesh(size);
+    for (int size : recipe_.engine.mesh.size) manifest.add_mesh(size);
     for (const std::string& digest : corpus_digests_) manifest.add_corpus_digest(digest);
     if (!base_digest_.empty()) manifest.set_base_digest(base_digest_);
     if (text_.has_value()) *manifest.mutable_text() = RecordOf(*text_);
@@ -181,8 +181,9 @@ void Checkpointer::Sweep(const TrainProgress& progress, const std::string& saved
   for (const std::string& name : names.ok() ? *names : std::vector<std::string>()) {
     if (absl::StrContains(name, ".tmp-")) leftovers.push_back(absl::StrCat(root, "/", name));
   }
-  const std::string best =
-      config.keep_best() && progress.has_best_step() ? CheckpointFolder(recipe_.config.run_dir(), progress.best_step()) : "";
+  const std::string best = config.keep_best() && progress.has_best_step()
+                               ? CheckpointFolder(recipe_.config.run_dir(), progress.best_step())
+                               : "";
   int kept = 0;
   for (const std::string& folder : ListCheckpoints(recipe_.config.run_dir())) {
     if (config.keep_last() <= 0 || folder == best) continue;
@@ -271,7 +272,7 @@ absl::Status Checkpointer::Load(const std::string& folder, const CheckpointManif
                      mesh_.log().Beat("loading weights");
                    }));
   std::set<std::string> known;
-  for (const auto& parameters : {DecoderParameters(recipe_.model), AdapterParameters(recipe_.model)}) {
+  for (const auto& parameters : {DecoderParameters(recipe_.engine.model), AdapterParameters(recipe_.engine.model)}) {
     for (const ParameterSpec& parameter : parameters) known.insert(parameter.name);
   }
   for (const auto& [name, shape] : weights.shapes()) {

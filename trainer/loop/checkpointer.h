@@ -25,7 +25,7 @@ class Checkpointer {
  public:
   // All must outlive it. corpus_digests identify the data, base_digest (IdentifyModel) the model that an adapter is
   // trained on; "": there is none. text: what the data say about the finished model. Not collective.
-  Checkpointer(const Recipe& recipe, Mesh& mesh, Model& model, Optimizer& optimizer,
+  Checkpointer(const Recipe& recipe, Mesh& mesh, Engine& model, Optimizer& optimizer,
                std::vector<std::string> corpus_digests, std::string base_digest = "",
                std::optional<RunText> text = std::nullopt);
 
@@ -46,7 +46,7 @@ class Checkpointer {
 
   const Recipe& recipe_;
   Mesh& mesh_;
-  Model& model_;
+  Engine& model_;
   Optimizer& optimizer_;
   std::vector<std::string> corpus_digests_;
   std::string base_digest_;

@@ -4,7 +4,7 @@
 
 namespace trireme {
 
-absl::StatusOr<double> EvaluateSplit(Model& model, Mesh& mesh, const Sampler& sampler, const Recipe& recipe,
+absl::StatusOr<double> EvaluateSplit(Engine& model, Mesh& mesh, const Sampler& sampler, const Recipe& recipe,
                                      int64_t max_sequences, const std::function<void(const Microbatch&)>& seen) {
   const int64_t windows =
       max_sequences > 0 ? std::min<int64_t>(max_sequences, sampler.num_windows()) : sampler.num_windows();
@@ -26,7 +26,7 @@ absl::StatusOr<double> EvaluateSplit(Model& model, Mesh& mesh, const Sampler& sa
     }
     if (seen) seen(microbatch);
     mesh.log().Beat("evaluating");
-    const Model::EvaluationSums sums = model.Evaluate({microbatch});
+    const Engine::EvaluationSums sums = model.Evaluate({microbatch});
     loss_sum += sums.loss_sum;
     targets += static_cast<double>(sums.targets);
   }

@@ -14,7 +14,7 @@ namespace trireme {
 
 // Mean cross-entropy per target over the first `max_sequences` windows (0: all), in nat; the same on every rank and, up
 // to round-off, for every number of ranks. Collective. seen: told of each microbatch of this data rank.
-absl::StatusOr<double> EvaluateSplit(Model& model, Mesh& mesh, const Sampler& sampler, const Recipe& recipe,
+absl::StatusOr<double> EvaluateSplit(Engine& model, Mesh& mesh, const Sampler& sampler, const Recipe& recipe,
                                      int64_t max_sequences, const std::function<void(const Microbatch&)>& seen = {});
 
 }  // namespace trireme

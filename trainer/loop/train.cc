@@ -21,8 +21,8 @@
 #include "launch/base/log.h"
 #include "launch/base/version.h"
 #include "models/engine/engine.h"
-#include "models/engine/import.h"
 #include "models/engine/memory_estimate.h"
+#include "models/source/model_config.h"
 #include "models/spec/parameters.h"
 #include "parallel/comm/agreement.h"
 #include "parallel/comm/mpi_group.h"
@@ -31,12 +31,14 @@
 #include "trainer/loop/check_against.h"
 #include "trainer/loop/checkpointer.h"
 #include "trainer/loop/evaluation.h"
+#include "trainer/loop/initialize.h"
 #include "trainer/loop/optimizer.h"
 #include "trainer/observe/metrics.h"
 #include "trainer/observe/trace.h"
 #include "trainer/observe/utilization.h"
 #include "trainer/recipe/corpora.h"
 #include "trainer/recipe/same_everywhere.h"
+#include "trainer/recipe/start_up.h"
 
 namespace trireme {
 namespace {
@@ -65,7 +67,7 @@ struct Job {
   const Recipe& recipe;
   const Corpora& corpora;
   Mesh& mesh;
-  Model& model;
+  Engine& model;
   Optimizer& optimizer;
   Checkpointer& checkpointer;
   MetricsLog* metrics;  // rank 0's; null elsewhere
@@ -160,7 +162,8 @@ absl::Status Record(Job& job, const IssuedStep& issued, const StepResults& resul
   record.peak_memory_bytes = PeakMemoryBytes(job.mesh.device());
   const double with_target =
       static_cast<double>(results.loss.targets) / static_cast<double>(job.recipe.tokens_per_step);
-  const double flops = job.recipe.model.TrainingFlopsPerToken(job.recipe.config.data().sequence_length(), with_target);
+  const double flops =
+      job.recipe.engine.model.TrainingFlopsPerToken(job.recipe.config.data().sequence_length(), with_target);
   record.mfu = job.utilization.Of(flops * record.tokens_per_second);
   const double mean_seconds = (MonotonicSeconds() - job.begin) / static_cast<double>(step - job.first_step);
   record.eta_seconds = static_cast<double>(job.recipe.total_steps - step) * mean_seconds;
@@ -257,8 +260,8 @@ RunDescription Describe(const Recipe& recipe, const Process& process, at::Device
   RunDescription run;
   run.config = ConfigText(recipe.config);
   run.ranks = process.size();
-  run.mesh = recipe.mesh.ToString();
-  run.parameters = NumParameters(recipe.model);
+  run.mesh = recipe.engine.mesh.ToString();
+  run.parameters = NumParameters(recipe.engine.model);
   run.device = DeviceName(device);
   run.total_steps = recipe.total_steps;
   run.version = kVersion;
@@ -331,10 +334,12 @@ absl::Status Run(const TrainOptions& options, const Extensions& extensions, cons
     return PeakFlops(mesh.device(), bf16 ? at::kBFloat16 : at::kFloat);
   };
   double own_peak = measure_peak();
-  const RankMemory estimate = EstimateMemory(recipe, mesh.coordinate(Axis::kPipeline), mesh.device().type());
+  const RankMemory estimate = EstimateMemory(recipe.engine, recipe.optimizer_state_bytes(),
+                                             mesh.coordinate(Axis::kPipeline), mesh.device().type());
   WarnOfMemory(world, estimate.total() * (mesh.device().is_cuda() ? 1 : process.local_size()), mesh.device());
-  absl::StatusOr<std::unique_ptr<Model>> model = Model::Create(recipe, mesh, extensions);
+  absl::StatusOr<std::unique_ptr<Engine>> model = Engine::Create(recipe.engine, mesh, extensions);
   RETURN_IF_ERROR(Agree(world, model.status()));
+  (*model)->set_decision_rule(recipe.decision_rule());
   std::vector<ParameterBuffer*> buffers = (*model)->buffers();
   Optimizer optimizer(config.optimizer(), buffers, config.seed());
   Checkpointer checkpointer(recipe, mesh, **model, optimizer, corpora.digests, base_digest, corpora.text);
@@ -362,9 +367,9 @@ absl::Status Run(const TrainOptions& options, const Extensions& extensions, cons
   ReleaseCachedCpuMemory();
   ResetPeakTensorBytes(mesh.device());
   Info(absl::StrFormat("trireme %s: training %s parameters for %d steps of %s tokens on %d x %s (%s), attention %s, %s",
-                       kVersion, Trained(recipe.model), recipe.total_steps,
+                       kVersion, Trained(recipe.engine.model), recipe.total_steps,
                        HumanCount(static_cast<double>(recipe.tokens_per_step)), process.size(),
-                       DeviceName(mesh.device()), recipe.mesh.ToString(), (*model)->attention().name,
+                       DeviceName(mesh.device()), recipe.engine.mesh.ToString(), (*model)->attention().name,
                        mesh.device().is_cuda() ? "NCCL" : absl::StrCat(CpuThreads(), " threads each, ", BlasName())));
   Info("memory a rank should need beside the program itself: ", ToString(estimate));
   if (corpora.unigram_entropy > 0)
@@ -374,7 +379,7 @@ absl::Status Run(const TrainOptions& options, const Extensions& extensions, cons
   std::optional<RunComparison> comparison;
   if (!options.check_against.empty()) {
     absl::StatusOr<RunComparison> opened =
-        RunComparison::Open(options.check_against, recipe.mesh.ToString(), options.check_tolerance,
+        RunComparison::Open(options.check_against, recipe.engine.mesh.ToString(), options.check_tolerance,
                             [&mesh] { mesh.log().Beat("reading the run to check against"); });
     RETURN_IF_ERROR(Agree(world, opened.status()));
     comparison = *std::move(opened);
@@ -482,16 +487,6 @@ absl::StatusOr<Digest> CompareRanks(ProcessGroup& world, const TrainOptions& opt
 
 }  // namespace
 
-absl::StatusOr<at::Device> SetUpDevice(const LaunchConfig& config, const Process& process) {
-  InstallCpuAllocator();
-  SetCpuThreads(process.recommended_threads());
-  BlasName();  // Chosen and set up before anything multiplies.
-  if (config.device() == LaunchConfig::CPU) return at::Device(at::kCPU);
-  ASSIGN_OR_RETURN(const int gpus, CudaDeviceCount());
-  if (gpus == 0 && config.device() == LaunchConfig::AUTO) return at::Device(at::kCPU);
-  return UseCudaDevice(process.local_rank());
-}
-
 absl::Status Train(const TrainOptions& options, const Extensions& extensions) {
   absl::StatusOr<std::unique_ptr<Process>> started =
       Process::Start(options.expected_ranks, Process::Signals::kFinishStep);
@@ -503,7 +498,7 @@ absl::Status Train(const TrainOptions& options, const Extensions& extensions) {
   FailUnlessAgreed(*everyone, plan.status());
   const absl::StatusOr<Digest> base_digest = CompareRanks(*everyone, options, *plan, process);
   if (!base_digest.ok()) FailTogether(*everyone, base_digest.status());
-  absl::StatusOr<std::unique_ptr<Mesh>> mesh = Mesh::Create(process, plan->recipe.mesh, plan->device);
+  absl::StatusOr<std::unique_ptr<Mesh>> mesh = Mesh::Create(process, plan->recipe.engine.mesh, plan->device);
   FailUnlessAgreed(*everyone, mesh.status());
   const absl::Status status = Run(options, extensions, process, **mesh, plan->recipe, plan->corpora, *base_digest);
   if (status.ok() || ExitCodeOf(status) == ExitCode::kPreempted) return status;

@@ -26,9 +26,6 @@ struct TrainOptions {
 // Starts MPI, trains, and ends the process on every error. Returns kPreempted when asked to stop early.
 absl::Status Train(const TrainOptions& options, const Extensions& extensions);
 
-// This rank's device as launch.device says; also sets up CPU memory and threads. Call before the first tensor.
-absl::StatusOr<at::Device> SetUpDevice(const LaunchConfig& config, const Process& process);
-
 }  // namespace trireme
 
 #endif  // TRIREME_TRAINER_LOOP_TRAIN_H_

@@ -58,8 +58,8 @@ Costs MeasuredCosts(const Schedule& schedule, const std::vector<std::vector<Acti
 
 std::string TraceText(const Recipe& recipe, const std::vector<std::vector<ActionTimes>>& by_rank,
                       const std::vector<int>& pipeline_rank_of) {
-  const Costs costs = MeasuredCosts(recipe.schedule, by_rank);
-  const Timeline predicted = Simulate(recipe.schedule, costs);
+  const Costs costs = MeasuredCosts(recipe.engine.schedule, by_rank);
+  const Timeline predicted = Simulate(recipe.engine.schedule, costs);
   Json events = Json::array();
   const int ranks = static_cast<int>(by_rank.size());
   for (int rank = 0; rank < ranks; ++rank) {
@@ -88,8 +88,8 @@ std::string TraceText(const Recipe& recipe, const std::vector<std::vector<Action
   const Json trace = {{"traceEvents", events},
                       {"displayTimeUnit", "ms"},
                       {"trireme",
-                       {{"mesh", recipe.mesh.ToString()},
-                        {"schedule", recipe.schedule.name},
+                       {{"mesh", recipe.engine.mesh.ToString()},
+                        {"schedule", recipe.engine.schedule.name},
                         {"stages", stages},
                         {"predicted_seconds", predicted.total},
                         {"measured_seconds", measured}}}};

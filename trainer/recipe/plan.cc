@@ -23,14 +23,14 @@ namespace {
 Costs CostsFromSizes(const Recipe& recipe, const PlanOptions& options) {
   const RunConfig& config = recipe.config;
   const int64_t length = config.data().sequence_length();
-  const std::vector<double> units = UnitCosts(recipe.model, length);
+  const std::vector<double> units = UnitCosts(recipe.engine.model, length);
   const double tokens = static_cast<double>(config.micro_batch_size() * length) /
-                        (recipe.mesh[Axis::kContext] * recipe.mesh[Axis::kTensor]);
+                        (recipe.engine.mesh[Axis::kContext] * recipe.engine.mesh[Axis::kTensor]);
   const double second = options.flops > 0 ? tokens / options.flops : 1 / units[1];
   const bool again = config.recompute().policy() != RecomputeConfig::NONE;
   Costs costs;
   size_t unit = 0;
-  for (int count : recipe.stage_units) {
+  for (int count : recipe.engine.stage_units) {
     StageCosts stage = {0, 0, 0, 0};
     for (int i = 0; i < count; ++i, ++unit) {
       const double cost = units[unit] * second;
@@ -39,13 +39,13 @@ Costs CostsFromSizes(const Recipe& recipe, const PlanOptions& options) {
       if (!block) continue;
       stage.input_gradient_seconds += again ? 2 * cost : cost;
       stage.weight_gradient_seconds += cost;
-      stage.activation_bytes += static_cast<double>(BlockActivationBytes(recipe));
+      stage.activation_bytes += static_cast<double>(BlockActivationBytes(recipe.engine));
     }
     costs.stages.push_back(stage);
   }
   if (options.bandwidth > 0) {
     const double size = config.precision().compute() == PrecisionConfig::BF16 ? 2 : 4;
-    const double bytes = tokens * static_cast<double>(recipe.model.hidden_size) * size;
+    const double bytes = tokens * static_cast<double>(recipe.engine.model.hidden_size) * size;
     costs.transfer_seconds = bytes / options.bandwidth / (options.flops > 0 ? 1 : units[1]);
   }
   return costs;
@@ -88,28 +88,28 @@ absl::StatusOr<RunPlan> MakePlan(const Recipe& recipe, const PlanOptions& option
   plan.costs = CostsFromSizes(recipe, options);
   plan.time_unit = options.flops > 0 ? "s" : "block forwards";
   if (!options.costs_file.empty()) {
-    ASSIGN_OR_RETURN(Costs measured, ReadCosts(options.costs_file, recipe.schedule.num_stages()));
+    ASSIGN_OR_RETURN(Costs measured, ReadCosts(options.costs_file, recipe.engine.schedule.num_stages()));
     for (size_t s = 0; s < measured.stages.size(); ++s)
       measured.stages[s].activation_bytes = plan.costs.stages[s].activation_bytes;
     plan.costs = std::move(measured);
     plan.time_unit = "s";
   }
-  plan.timeline = Simulate(recipe.schedule, plan.costs);
-  plan.in_flight = MaxInFlight(recipe.schedule);
-  for (int rank = 0; rank < recipe.schedule.num_ranks(); ++rank)
-    plan.memory.push_back(EstimateMemory(recipe, rank, at::kCUDA));
+  plan.timeline = Simulate(recipe.engine.schedule, plan.costs);
+  plan.in_flight = MaxInFlight(recipe.engine.schedule);
+  for (int rank = 0; rank < recipe.engine.schedule.num_ranks(); ++rank)
+    plan.memory.push_back(EstimateMemory(recipe.engine, recipe.optimizer_state_bytes(), rank, at::kCUDA));
   return plan;
 }
 
 std::string PlanText(const Recipe& recipe, const RunPlan& plan) {
-  const Schedule& schedule = recipe.schedule;
+  const Schedule& schedule = recipe.engine.schedule;
   std::string text =
-      absl::StrCat("mesh       ", recipe.mesh.ToString(), "\nmodel      ",
-                   HumanCount(static_cast<double>(NumParameters(recipe.model))), " parameters\nschedule   ",
+      absl::StrCat("mesh       ", recipe.engine.mesh.ToString(), "\nmodel      ",
+                   HumanCount(static_cast<double>(NumParameters(recipe.engine.model))), " parameters\nschedule   ",
                    schedule.name, ", ", schedule.num_stages(), schedule.num_stages() == 1 ? " stage" : " stages", ", ",
                    schedule.num_microbatches, " microbatches of ", recipe.config.micro_batch_size(), " x ",
                    recipe.config.data().sequence_length(), " tokens per data rank\nunits      ",
-                   absl::StrJoin(recipe.stage_units, " | "), "  (embedding, blocks, head; by stage)\n");
+                   absl::StrJoin(recipe.engine.stage_units, " | "), "  (embedding, blocks, head; by stage)\n");
   absl::StrAppendFormat(
       &text,
       "step       %s, bubble %.1f%% of all ranks' time (communication of tensor, context and data ranks left out)\n",

@@ -7,9 +7,9 @@
 
 #include "configs/config_loader.h"
 #include "launch/base/log.h"
-#include "models/engine/import.h"
 #include "models/engine/layout.h"
 #include "models/formats/hf/peft.h"
+#include "models/source/model_config.h"
 #include "models/spec/parameters.h"
 #include "parallel/layers/kept_results.h"
 
@@ -18,17 +18,74 @@ namespace {
 
 using Problems = std::vector<std::string>;
 
+BatchShape BatchOf(const RunConfig& config) {
+  return {config.data().sequence_length(), config.micro_batch_size(), config.global_batch_size()};
+}
+
+PipelineChoice PipelineOf(const ParallelConfig& config) {
+  return {config.pipeline_schedule(),
+          config.pipeline_stages_per_rank(),
+          {config.pipeline_blocks().begin(), config.pipeline_blocks().end()}};
+}
+
+ShardLevel LevelOf(ParallelConfig::Shard shard) {
+  switch (shard) {
+    case ParallelConfig::NONE:
+      return ShardLevel::kNone;
+    case ParallelConfig::OPTIMIZER:
+      return ShardLevel::kOptimizer;
+    case ParallelConfig::GRADIENTS:
+      return ShardLevel::kGradients;
+    case ParallelConfig::PARAMETERS:
+      return ShardLevel::kParameters;
+  }
+  TRIREME_CHECK(false, "no such sharding level");
+}
+
+at::ScalarType DtypeOf(PrecisionConfig::Format format) {
+  return format == PrecisionConfig::BF16 ? at::kBFloat16 : at::kFloat;
+}
+
+RecomputePolicy RecomputeOf(const RecomputeConfig& config) {
+  RecomputePolicy policy;
+  policy.blocks = config.policy() != RecomputeConfig::NONE;
+  policy.offload = config.offload();
+  if (config.policy() != RecomputeConfig::SELECTIVE) return policy;
+  policy.keep.insert(config.keep().begin(), config.keep().end());
+  if (policy.keep.empty()) policy.keep.insert(kKeepAttention);
+  return policy;
+}
+
+// All of the plan that needs no check against the model and the ranks.
+void PlanFrom(const RunConfig& config, EnginePlan* plan) {
+  plan->storage.shard = LevelOf(config.parallel().shard());
+  plan->storage.reduce_every_microbatch = config.parallel().reduce_gradients() == ParallelConfig::EVERY_MICROBATCH;
+  plan->storage.compute = DtypeOf(config.precision().compute());
+  plan->storage.master_weights = config.precision().master_weights();
+  plan->storage.reduce = DtypeOf(config.precision().reduce());
+  plan->recompute = RecomputeOf(config.recompute());
+  plan->attention = config.kernels().attention();
+  plan->context_method =
+      config.parallel().context_method() == ParallelConfig::RING ? ContextMethod::kRing : ContextMethod::kGather;
+  plan->sequence_length = config.data().sequence_length();
+  plan->micro_batch_size = config.micro_batch_size();
+  plan->z_loss = config.loss().z_loss();
+  if (config.kernels().has_loss_chunk_tokens()) plan->loss_chunk_tokens = config.kernels().loss_chunk_tokens();
+  plan->deterministic = config.kernels().deterministic();
+  plan->seed = config.seed();
+}
+
 void CheckParallel(const RunConfig& config, int world, Recipe* recipe, Problems* problems) {
   const ParallelConfig& p = config.parallel();
   const auto degree = [&](const char* field, int value) {
     if (value < 1) problems->push_back(absl::StrCat("parallel.", field, ": is ", value, "; give 1 or more"));
     return std::max(1, value);
   };
-  recipe->mesh[Axis::kTensor] = degree("tensor", p.tensor());
-  recipe->mesh[Axis::kPipeline] = degree("pipeline", p.pipeline());
-  recipe->mesh[Axis::kContext] = degree("context", p.context());
-  recipe->mesh[Axis::kDataReplicate] = degree("data_replicate", p.data_replicate());
-  const int others = recipe->mesh.world();
+  recipe->engine.mesh[Axis::kTensor] = degree("tensor", p.tensor());
+  recipe->engine.mesh[Axis::kPipeline] = degree("pipeline", p.pipeline());
+  recipe->engine.mesh[Axis::kContext] = degree("context", p.context());
+  recipe->engine.mesh[Axis::kDataReplicate] = degree("data_replicate", p.data_replicate());
+  const int others = recipe->engine.mesh.world();
   int shard = p.data_shard();
   if (shard < 0) {
     problems->push_back(
@@ -46,12 +103,12 @@ void CheckParallel(const RunConfig& config, int world, Recipe* recipe, Problems*
                                      shard * others, " ranks, but the job has ", world, "; start it with `mpirun -np ",
                                      shard * others, "` or set data_shard: 0"));
   }
-  recipe->mesh[Axis::kDataShard] = shard;
+  recipe->engine.mesh[Axis::kDataShard] = shard;
   recipe->config.mutable_parallel()->set_data_shard(shard);
 }
 
 void CheckBatch(const RunConfig& config, Recipe* recipe, Problems* problems) {
-  const int64_t data_ranks = recipe->mesh[Axis::kDataReplicate] * recipe->mesh[Axis::kDataShard];
+  const int64_t data_ranks = recipe->engine.mesh[Axis::kDataReplicate] * recipe->engine.mesh[Axis::kDataShard];
   const int64_t length = config.data().sequence_length(), global = config.global_batch_size(),
                 micro = config.micro_batch_size();
   if (length < 1)
@@ -73,26 +130,29 @@ void CheckBatch(const RunConfig& config, Recipe* recipe, Problems* problems) {
 
 // The mesh against the model, once both are known: what does not fit, the closest mesh that does, and the stages.
 void CheckLayout(const RunConfig& config, int world, Recipe* recipe, Problems* problems) {
-  std::vector<std::string> found = LayoutProblems(config, recipe->model, recipe->mesh);
+  std::vector<std::string> found =
+      LayoutProblems(BatchOf(config), PipelineOf(config.parallel()), recipe->engine.model, recipe->engine.mesh);
   if (!found.empty()) {
-    const std::string proposal = ProposeLayout(config, recipe->model, recipe->mesh, world);
+    const std::string proposal =
+        ProposeLayout(BatchOf(config), PipelineOf(config.parallel()), recipe->engine.model, recipe->engine.mesh, world);
     if (!proposal.empty())
       absl::StrAppend(&found.back(), "\n    the closest layout of ", world, " ranks that fits: ", proposal);
     problems->insert(problems->end(), found.begin(), found.end());
     return;
   }
   if (recipe->num_microbatches < 1) return;
-  absl::StatusOr<Schedule> schedule = MakePipelineSchedule(config.parallel(), recipe->mesh[Axis::kPipeline],
-                                                           static_cast<int>(recipe->num_microbatches));
+  absl::StatusOr<Schedule> schedule = MakePipelineSchedule(
+      PipelineOf(config.parallel()), recipe->engine.mesh[Axis::kPipeline], static_cast<int>(recipe->num_microbatches));
   if (!schedule.ok()) {
     problems->push_back(std::string(schedule.status().message()));
     return;
   }
-  recipe->schedule = *std::move(schedule);
+  recipe->engine.schedule = *std::move(schedule);
   absl::StatusOr<std::vector<int>> units =
-      StageUnits(config.parallel(), recipe->model, config.data().sequence_length(), recipe->schedule.num_stages());
+      StageUnits(PipelineOf(config.parallel()), recipe->engine.model, config.data().sequence_length(),
+                 recipe->engine.schedule.num_stages());
   if (units.ok()) {
-    recipe->stage_units = *std::move(units);
+    recipe->engine.stage_units = *std::move(units);
   } else {
     problems->push_back(std::string(units.status().message()));
   }
@@ -233,18 +293,19 @@ absl::StatusOr<Recipe> MakeRecipe(const RunConfig& config, int world_size, const
   // Samples in one sequence know nothing of each other.
   if (config.data().has_conversations()) recipe.config.mutable_data()->set_document_mask(true);
   if (!model->has_max_position_embeddings()) model->set_max_position_embeddings(config.data().sequence_length());
+  PlanFrom(config, &recipe.engine);
   CheckParallel(config, world_size, &recipe, &problems);
   CheckBatch(config, &recipe, &problems);
   absl::StatusOr<ModelFamily> family = FindFamily(families, model->family());
   if (family.ok()) {
-    recipe.model = family->specify(*model, &problems);
+    recipe.engine.model = family->specify(*model, &problems);
     recipe.weights = family->weights;
-    if (config.data().sequence_length() > recipe.model.max_positions) {
+    if (config.data().sequence_length() > recipe.engine.model.max_positions) {
       problems.push_back(absl::StrCat("data.sequence_length: ", config.data().sequence_length(),
-                                      " exceeds model.max_position_embeddings ", recipe.model.max_positions));
+                                      " exceeds model.max_position_embeddings ", recipe.engine.model.max_positions));
     }
-    if (facts.vocab_size > recipe.model.vocab_size) {
-      problems.push_back(absl::StrCat("model.vocab_size: ", recipe.model.vocab_size,
+    if (facts.vocab_size > recipe.engine.model.vocab_size) {
+      problems.push_back(absl::StrCat("model.vocab_size: ", recipe.engine.model.vocab_size,
                                       " is smaller than the corpus's tokenizer, which has ", facts.vocab_size, " ids; ",
                                       model->has_from()
                                           ? "use the tokenizer that belongs to model.from, or give its embedding rows "
@@ -255,7 +316,8 @@ absl::StatusOr<Recipe> MakeRecipe(const RunConfig& config, int world_size, const
     problems.push_back(std::string(family.status().message()));
   }
   if (config.has_adapter()) ResolveAdapterConfig(recipe.config.mutable_adapter(), &problems);
-  if (family.ok() && config.has_adapter()) PutAdapter(recipe.config.adapter(), config.seed(), &recipe.model, &problems);
+  if (family.ok() && config.has_adapter())
+    PutAdapter(recipe.config.adapter(), config.seed(), &recipe.engine.model, &problems);
   if (model->has_quantization() && model->has_from() && !config.has_adapter())
     problems.push_back(
         "model.quantization: quantized weights cannot be trained; set adapter { }, or give the model unquantized");
@@ -306,8 +368,8 @@ std::vector<std::string> SettingsWithoutEffect(const RunConfig& config, const Re
   idle(config.recompute().offload() && config.recompute().policy() == RecomputeConfig::NONE, "recompute.offload",
        "without recompute.policy: BLOCK or SELECTIVE");
   const ParallelConfig& parallel = config.parallel();
-  const int pipeline = recipe.mesh[Axis::kPipeline];
-  idle(parallel.has_context_method() && recipe.mesh[Axis::kContext] == 1, "parallel.context_method",
+  const int pipeline = recipe.engine.mesh[Axis::kPipeline];
+  idle(parallel.has_context_method() && recipe.engine.mesh[Axis::kContext] == 1, "parallel.context_method",
        "without parallel.context");
   idle(parallel.has_pipeline_schedule() && pipeline == 1, "parallel.pipeline_schedule", "without parallel.pipeline");
   idle(parallel.has_reduce_gradients() && recipe.num_microbatches == 1, "parallel.reduce_gradients",
@@ -316,6 +378,20 @@ std::vector<std::string> SettingsWithoutEffect(const RunConfig& config, const Re
   idle(model.quantization().has_double_quantization() && model.quantization().method() == QuantizationConfig::INT8,
        "model.quantization.double_quantization", "on INT8");
   return found;
+}
+
+DecisionRule Recipe::decision_rule() const {
+  DecisionRule rule;
+  const NonFiniteConfig& policy = config.non_finite();
+  rule.max_consecutive_skips =
+      policy.policy() == NonFiniteConfig::SKIP_UPDATE ? static_cast<double>(policy.max_consecutive_skips()) : 0;
+  rule.beta1 = config.optimizer().adamw().beta1();
+  rule.beta2 = config.optimizer().adamw().beta2();
+  return rule;
+}
+
+int64_t Recipe::optimizer_state_bytes() const {
+  return config.optimizer().has_adamw() ? 8 : config.optimizer().sgd().momentum() > 0 ? 4 : 0;
 }
 
 double Recipe::peak_learning_rate() const {

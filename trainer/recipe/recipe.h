@@ -9,11 +9,10 @@
 #include <vector>
 
 #include "configs/run_config.pb.h"
+#include "kernels/base/update_decision.h"
 #include "launch/base/status.h"
-#include "models/spec/decoder_spec.h"
+#include "models/engine/engine_plan.h"
 #include "models/spec/family.h"
-#include "parallel/comm/mesh.h"
-#include "parallel/pipeline/schedule.h"
 
 namespace trireme {
 
@@ -24,15 +23,17 @@ struct CorpusFacts {
 };
 
 struct Recipe {
-  RunConfig config;  // with everything that was left open filled in
-  DecoderSpec model;
-  WeightNames weights;  // of the family's checkpoints
-  MeshShape mesh;
+  RunConfig config;              // with everything that was left open filled in
+  EnginePlan engine;             // what the config says of the model on its ranks
+  WeightNames weights;           // of the family's checkpoints
   int64_t num_microbatches = 0;  // per data-parallel rank and step
-  Schedule schedule;             // over pipeline ranks, computations only
-  std::vector<int> stage_units;  // how many units (embedding, blocks, head) each stage has
   int64_t tokens_per_step = 0;   // over all ranks
   int64_t total_steps = 0;
+
+  // What the config says about a step's update (the bound of the norm goes with each step).
+  DecisionRule decision_rule() const;
+  // Bytes that the optimizer keeps for each element that is trained.
+  int64_t optimizer_state_bytes() const;
 
   double peak_learning_rate() const;
   // Of step `step`, counted from 1.

@@ -1,17 +1,15 @@
-// models/engine/import.h
-// Models of other software as the start of a run.
-#ifndef TRIREME_MODELS_ENGINE_IMPORT_H_
-#define TRIREME_MODELS_ENGINE_IMPORT_H_
+// models/source/model_config.h
+// What a config says of a model that other files describe, and how one such model is told from another.
+#ifndef TRIREME_MODELS_SOURCE_MODEL_CONFIG_H_
+#define TRIREME_MODELS_SOURCE_MODEL_CONFIG_H_
 
-#include <functional>
-#include <map>
 #include <string>
 #include <vector>
 
+#include "configs/run_config.pb.h"
 #include "launch/base/file.h"
-#include "models/engine/engine.h"
-#include "models/weights/sharded_tensors.h"
-#include "parallel/comm/mesh.h"
+#include "launch/base/status.h"
+#include "models/spec/family.h"
 
 namespace trireme {
 
@@ -28,13 +26,6 @@ absl::StatusOr<Digest> IdentifyModel(const std::string& from);
 // checkpoint its manifest, which has the digests of all its files.
 absl::StatusOr<Digest> IdentifyAdapter(const std::string& from);
 
-// Fills the weights of `model` at the start of a run: from model.from, a directory (converted from F32, BF16 or F16) or
-// a GGUF file (of any type that GgufDequantize knows), else from the seed; those of adapters from adapter.from or the
-// seed. resumed: only those that the checkpoint did not bring, since they are not trained. Each rank maps the files and
-// touches only its own rectangles. Missing and unexpected tensors are one error that lists them. Collective; errors are
-// agreed.
-absl::Status InitializeWeights(const Recipe& recipe, Mesh& mesh, Model& model, bool resumed);
-
 }  // namespace trireme
 
-#endif  // TRIREME_MODELS_ENGINE_IMPORT_H_
+#endif  // TRIREME_MODELS_SOURCE_MODEL_CONFIG_H_
