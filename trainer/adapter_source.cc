@@ -134,23 +134,30 @@ void Unite(AdapterSource* source) {
   };
 }
 
+// What a run with this config trains, its checkpoints holding `tensors`.
+std::shared_ptr<const AdapterSource> AdapterOfRun(const std::string& description, const RunConfig& config,
+                                                  std::vector<SourceTensor> tensors, TensorReader read) {
+  auto source = std::make_shared<AdapterSource>();
+  source->description = description;
+  source->config = config.adapter();
+  source->config.clear_from();
+  source->base = config.model().from();
+  source->tensors = std::move(tensors);
+  source->read = std::move(read);
+  if (source->config.init_lora_weights() == AdapterConfig::PISSA) Unite(source.get());
+  FindCopies(source.get());
+  return source;
+}
+
 absl::StatusOr<std::shared_ptr<const AdapterSource>> OpenAdapterCheckpoint(const std::string& folder) {
   ASSIGN_OR_RETURN(const CheckpointManifest manifest, ReadCheckpointManifest(folder, /*verify=*/false, 0, 1));
   if (!manifest.config().has_adapter())
     return Error(ExitCode::kConfig, "checkpoint ", folder, ": is of a run that trained no adapter");
-  auto source = std::make_shared<AdapterSource>();
-  source->description = absl::StrCat("checkpoint ", folder);
-  source->config = manifest.config().adapter();
-  source->config.clear_from();
-  source->base = manifest.config().model().from();
-  ASSIGN_OR_RETURN(ShardedTensorReader opened, ShardedTensorReader::Open(folder + "/weights"));
+  ASSIGN_OR_RETURN(ShardedTensorReader opened, ShardedTensorReader::Open(folder, manifest, "weights"));
   const auto reader = std::make_shared<const ShardedTensorReader>(std::move(opened));
-  const at::ScalarType stored = manifest.config().precision().master_weights() ? at::kFloat : at::kBFloat16;
-  for (const auto& [name, shape] : reader->shapes()) source->tensors.push_back({name, shape, stored});
-  source->read = ReaderOf(reader);
-  if (source->config.init_lora_weights() == AdapterConfig::PISSA) Unite(source.get());
-  FindCopies(source.get());
-  return std::shared_ptr<const AdapterSource>(std::move(source));
+  std::vector<SourceTensor> tensors;
+  for (const auto& [name, shape] : reader->shapes()) tensors.push_back({name, shape, StoredBy(manifest.config())});
+  return AdapterOfRun(absl::StrCat("checkpoint ", folder), manifest.config(), std::move(tensors), ReaderOf(reader));
 }
 
 // What an adapter brings: its own parameters, and the model's that it trains whole.
@@ -257,6 +264,21 @@ absl::StatusOr<std::shared_ptr<const AdapterSource>> OpenAdapter(const std::stri
                ") nor a run_dir or checkpoint");
 }
 
+std::shared_ptr<const AdapterSource> FutureAdapter(const RunConfig& config, const DecoderSpec& spec) {
+  std::vector<SourceTensor> tensors;
+  std::set<std::string> names;
+  std::vector<ParameterSpec> parameters = AddedAndTrained(spec);
+  for (const ParameterSpec& parameter : AdapterParameters(spec)) parameters.push_back(parameter);
+  for (const ParameterSpec& parameter : parameters) {
+    if (names.insert(parameter.name).second) tensors.push_back({parameter.name, parameter.shape, StoredBy(config)});
+  }
+  const auto made_up = [](const SourceTensor& tensor, const Rectangle&, const at::Tensor& out) {
+    out.fill_(1 + static_cast<double>(std::hash<std::string>()(tensor.name) % 100) / 128);
+    return absl::OkStatus();
+  };
+  return AdapterOfRun("the adapter to be trained", config, std::move(tensors), made_up);
+}
+
 absl::StatusOr<DecoderSpec> Adapted(const AdapterSource& source, DecoderSpec spec) {
   std::vector<std::string> problems;
   AdapterConfig config = source.config;
@@ -299,24 +321,28 @@ absl::StatusOr<DecoderSpec> Adapted(const AdapterSource& source, DecoderSpec spe
                ": its tensors are not those that its settings need:", mismatch.ToString());
 }
 
-absl::Status LoadAdapter(const AdapterSource& source, const DecoderSpec& spec, Model& model) {
+absl::Status LoadAdapter(const AdapterSource& source, const DecoderSpec& spec, Model& model,
+                         const std::function<void()>& alive) {
   for (ParameterBuffer* buffer : model.buffers()) {
     if (!source.copies.empty() && !buffer->quantized()) {
-      for (const TensorPart& part : PartsOf(*buffer, buffer->own_weights(), "", /*unique=*/false))
+      for (const TensorPart& part : PartsOf(*buffer, buffer->own_weights(), "", /*unique=*/false)) {
         RETURN_IF_ERROR(CheckCopies(source, spec, part));
+        if (alive) alive();
+      }
     }
     if (!buffer->trainable()) continue;
     for (const TensorPart& part : PartsOf(*buffer, buffer->own_weights(), "", /*unique=*/false)) {
       const SourceTensor* tensor = source.Find(part.name);
       if (tensor == nullptr) continue;  // a frozen parameter beside a trained one; Adapted() checked the rest
       RETURN_IF_ERROR(source.read(*tensor, part.rectangle, part.values.view({part.rectangle.size[0], -1})));
+      if (alive) alive();
     }
   }
   return absl::OkStatus();
 }
 
 absl::StatusOr<ExportSource> Merged(const ExportSource& base, std::shared_ptr<const AdapterSource> adapter,
-                                    const DecoderSpec& plain, bool keep_dtype) {
+                                    const DecoderSpec& plain, bool keep_dtype, const std::function<void()>& alive) {
   ASSIGN_OR_RETURN(const DecoderSpec spec, Adapted(*adapter, plain));
   for (const SourceTensor& tensor : base.weights.tensors) {
     if (!HasCopy(*adapter, spec, tensor.name)) continue;
@@ -327,6 +353,7 @@ absl::StatusOr<ExportSource> Merged(const ExportSource& base, std::shared_ptr<co
       part.rectangle = {{row}, {rows}};
       if (tensor.shape.size() == 2) part.rectangle = {{row, 0}, {rows, tensor.row_numel()}};
       row += rows;
+      if (alive) alive();
       return CheckCopies(*adapter, spec, part);
     };
     RETURN_IF_ERROR(ReadPieces(base.weights, tensor, /*multiple=*/1, compare));
@@ -358,7 +385,8 @@ absl::StatusOr<ExportSource> Merged(const ExportSource& base, std::shared_ptr<co
   return merged;
 }
 
-absl::Status WritePeftDirectory(const AdapterSource& source, const DecoderSpec& plain, const std::string& folder) {
+absl::Status WritePeftDirectory(const AdapterSource& source, const DecoderSpec& plain, const std::string& folder,
+                                const std::function<void()>& alive) {
   ASSIGN_OR_RETURN(const DecoderSpec spec, Adapted(source, plain));
   std::set<std::string> wanted;
   for (const ParameterSpec& parameter : AddedAndTrained(spec)) wanted.insert(parameter.name);
@@ -381,7 +409,13 @@ absl::Status WritePeftDirectory(const AdapterSource& source, const DecoderSpec& 
   const auto produce = [&](const SafetensorsEntry& entry, FileWriter& writer) -> absl::Status {
     const SourceTensor& tensor = find(FromPeftName(entry.name));
     ASSIGN_OR_RETURN(const at::Tensor values, ReadWhole(source.read, tensor));
-    return writer.Append(values.const_data_ptr(), values.nbytes());
+    constexpr size_t kPieceBytes = 16 << 20;
+    for (size_t begin = 0; begin < values.nbytes(); begin += kPieceBytes) {
+      RETURN_IF_ERROR(writer.Append(static_cast<const uint8_t*>(values.const_data_ptr()) + begin,
+                                    std::min(kPieceBytes, values.nbytes() - begin)));
+      if (alive) alive();
+    }
+    return absl::OkStatus();
   };
   RETURN_IF_ERROR(
       WriteSafetensors(absl::StrCat(folder, "/", kPeftWeightsName), entries, {{"format", "pt"}}, produce).status());

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <map>
 #include <vector>
 
 #include "launch/log.h"
@@ -68,6 +69,29 @@ absl::Status MarkAgreed(const absl::Status& status) {
 }
 
 bool IsAgreed(const absl::Status& status) { return status.GetPayload(kAgreedPayload).has_value(); }
+
+std::string RankNames(const std::vector<int>& ranks) {
+  std::string text = ranks.size() == 1 ? "rank " : "ranks ";
+  for (size_t begin = 0; begin < ranks.size();) {
+    size_t end = begin + 1;
+    while (end < ranks.size() && ranks[end] == ranks[end - 1] + 1) ++end;
+    absl::StrAppend(&text, begin == 0 ? "" : ", ", ranks[begin]);
+    if (end - begin > 1) absl::StrAppend(&text, end - begin == 2 ? ", " : "-", ranks[end - 1]);
+    begin = end;
+  }
+  return text;
+}
+
+void WarnTogether(ProcessGroup& world, const std::string& warning) {
+  const std::vector<std::string> warnings = GatherBytes(world, warning);
+  if (world.rank() != 0) return;
+  std::map<std::string, std::vector<int>> ranks_of;
+  for (int rank = 0; rank < world.size(); ++rank) {
+    if (!warnings[rank].empty()) ranks_of[warnings[rank]].push_back(rank);
+  }
+  for (const auto& [text, ranks] : ranks_of)
+    Warning(static_cast<int>(ranks.size()) < world.size() ? absl::StrCat(RankNames(ranks), ": ") : "", text);
+}
 
 void FailTogether(ProcessGroup& world, const absl::Status& status) {
   if (world.rank() == 0) WriteLog(Severity::kError, std::string(status.message()));

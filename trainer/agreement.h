@@ -4,6 +4,7 @@
 #define TRIREME_TRAINER_AGREEMENT_H_
 
 #include <string>
+#include <vector>
 
 #include "launch/status.h"
 #include "parallel/comm/process_group.h"
@@ -23,6 +24,13 @@ std::vector<std::string> GatherBytes(ProcessGroup& world, const std::string& byt
 
 // Collective. Rank 0's bytes on every rank.
 std::string BroadcastBytes(ProcessGroup& world, const std::string& bytes);
+
+// "rank 3", "ranks 0, 2-7". Ascending.
+std::string RankNames(const std::vector<int>& ranks);
+
+// Collective. Rank 0 prints each different warning of the ranks once, with the ranks that have it unless all do; "":
+// this rank has none. What all ranks see alike needs no talk: of Warning() rank 0's is printed.
+void WarnTogether(ProcessGroup& world, const std::string& warning);
 
 // Ends all ranks with an agreed error: rank 0 prints it, then all exit with its code. Collective.
 [[noreturn]] void FailTogether(ProcessGroup& world, const absl::Status& status);

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <iostream>
 #include <nlohmann/json.hpp>
+#include <optional>
 
 #include "configs/config_loader.h"
 #include "kernels/device.h"
@@ -15,7 +16,10 @@
 #include "trainer/agreement.h"
 #include "trainer/model.h"
 #include "trainer/optimizer.h"
+#include "trainer/same_everywhere.h"
 #include "trainer/train.h"
+#include "trainer/utilization.h"
+#include "trainer/version.h"
 
 namespace trireme {
 namespace {
@@ -63,6 +67,11 @@ absl::Status Bench(const BenchOptions& options, const Extensions& extensions) {
   FailUnlessAgreed(*everyone, recipe.status());
   const absl::StatusOr<at::Device> device = SetUpDevice(recipe->config.launch(), process);
   FailUnlessAgreed(*everyone, device.status());
+  FailUnlessAgreed(*everyone, CompareFacts(*everyone, {{"the version of trireme", kVersion},
+                                                       {"--steps", absl::StrCat(options.steps)},
+                                                       {"--warmup", absl::StrCat(options.warmup)},
+                                                       {"launch.device", device->is_cuda() ? "a GPU" : "a CPU"}}));
+  FailUnlessAgreed(*everyone, CompareConfigs(*everyone, recipe->config));
   const int64_t idle_bytes = PeakMemoryBytes(*device);
   absl::StatusOr<std::unique_ptr<Mesh>> created = Mesh::Create(process, recipe->mesh, *device);
   FailUnlessAgreed(*everyone, created.status());
@@ -72,6 +81,9 @@ absl::Status Bench(const BenchOptions& options, const Extensions& extensions) {
   Optimizer optimizer(recipe->config.optimizer(), (*model)->buffers(), recipe->config.seed());
   (*model)->Initialize();
 
+  const at::ScalarType dtype =
+      recipe->config.precision().compute() == PrecisionConfig::BF16 ? at::kBFloat16 : at::kFloat;
+  double own_peak = PeakFlops(*device, dtype);
   std::vector<double> times;
   double loss_mean = 0;
   for (int64_t step = 1; step <= options.warmup + options.steps; ++step) {
@@ -86,9 +98,8 @@ absl::Status Bench(const BenchOptions& options, const Extensions& extensions) {
     loss_mean = loss.mean;
   }
   const int64_t peak_bytes = PeakMemoryBytes(*device);
-  const at::ScalarType dtype =
-      recipe->config.precision().compute() == PrecisionConfig::BF16 ? at::kBFloat16 : at::kFloat;
-  const double peak_flops = SumOverRanks(*everyone, PeakFlops(*device, dtype));
+  own_peak = std::max(own_peak, PeakFlops(*device, dtype));
+  const double peak_flops = SumOverRanks(*everyone, own_peak);
   if (process.rank() != 0) return absl::OkStatus();
   std::sort(times.begin(), times.end());
   const double median = times[times.size() / 2];
@@ -97,9 +108,9 @@ absl::Status Bench(const BenchOptions& options, const Extensions& extensions) {
                                  {"step_ms", {{"median", median * 1e3}, {"min", times[0] * 1e3}}},
                                  {"peak_memory_bytes", peak_bytes},
                                  {"idle_memory_bytes", idle_bytes}};
-  if (peak_flops > 0)
-    line["model_flops_utilization"] =
-        recipe->model.TrainingFlopsPerToken(recipe->config.data().sequence_length()) * rate / peak_flops;
+  const double flops = recipe->model.TrainingFlopsPerToken(recipe->config.data().sequence_length()) * rate;
+  const std::optional<double> utilization = Utilization(peak_flops, own_peak, nullptr).Of(flops);
+  if (utilization.has_value()) line["model_flops_utilization"] = *utilization;
   line["loss"] = loss_mean;
   line["ranks"] = process.size();
   line["threads_per_rank"] = CpuThreads();

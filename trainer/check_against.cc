@@ -100,8 +100,8 @@ std::string LikelyCause(const std::vector<std::pair<std::string, double>>& diffe
                       : absl::StrCat("one of the axes in which the layouts differ: ", axes);
 }
 
-absl::StatusOr<RunComparison> RunComparison::Open(const std::string& run_dir, const std::string& mesh,
-                                                  double tolerance) {
+absl::StatusOr<RunComparison> RunComparison::Open(const std::string& run_dir, const std::string& mesh, double tolerance,
+                                                  const std::function<void()>& alive) {
   RunComparison comparison;
   comparison.run_dir_ = run_dir;
   comparison.mesh_ = mesh;
@@ -113,6 +113,7 @@ absl::StatusOr<RunComparison> RunComparison::Open(const std::string& run_dir, co
   int64_t number = 0;
   while (std::getline(file, line)) {
     ++number;
+    if (alive) alive();
     // A run that was killed may leave half a line at the end.
     const Json json = Json::parse(line, nullptr, /*allow_exceptions=*/false);
     if (!json.is_object()) continue;

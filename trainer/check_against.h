@@ -5,6 +5,7 @@
 #define TRIREME_TRAINER_CHECK_AGAINST_H_
 
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <string>
 #include <utility>
@@ -22,7 +23,9 @@ class RunComparison {
   // Reads run_dir/metrics.jsonl; a step that was repeated counts as it came last. mesh: this run's, as
   // MeshShape::ToString() prints it. tolerance: relative; gradient norms below 1e-6 of the step's largest may differ by
   // that much whatever it is.
-  static absl::StatusOr<RunComparison> Open(const std::string& run_dir, const std::string& mesh, double tolerance);
+  // alive: called for each line; may be empty.
+  static absl::StatusOr<RunComparison> Open(const std::string& run_dir, const std::string& mesh, double tolerance,
+                                            const std::function<void()>& alive = nullptr);
 
   // kCheckFailed: names the first parameter that differs, both values, how many do, and what the pattern points to.
   // A step that the other run did not record is passed over. NaN is the same as NaN.

@@ -1,14 +1,16 @@
 #include "trainer/checkpointer.h"
 
 #include <absl/strings/match.h>
-#include <absl/strings/numbers.h>
 #include <absl/strings/str_format.h>
 #include <absl/strings/str_join.h>
+#include <fcntl.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <chrono>
+#include <cstdio>
+#include <cstring>
 #include <filesystem>
 #include <set>
 
@@ -16,6 +18,7 @@
 #include "launch/log.h"
 #include "models/parameters.h"
 #include "trainer/agreement.h"
+#include "trainer/checkpoint_list.h"
 #include "trainer/sharded_tensors.h"
 #include "trainer/version.h"
 
@@ -27,19 +30,62 @@ namespace fs = std::filesystem;
 constexpr int kFormatVersion = 1;
 constexpr uint64_t kMaxManifestBytes = uint64_t{256} << 20;
 
-// "step-00000100" -> 100; -1 for anything else.
-int64_t StepOf(const std::string& name) {
-  int64_t step = -1;
-  if (!absl::StartsWith(name, "step-") || name.size() < 6 ||
-      !std::all_of(name.begin() + 5, name.end(), [](char c) { return c >= '0' && c <= '9'; }))
-    return -1;
-  return absl::SimpleAtoi(name.substr(5), &step) ? step : -1;
-}
-
 bool IsPlainRelative(const std::string& path) {
   const fs::path parsed(path);
   if (parsed.is_absolute() || parsed.empty()) return false;
   return std::none_of(parsed.begin(), parsed.end(), [](const fs::path& part) { return part == ".."; });
+}
+
+// How a sealed manifest ends: the field own_digest, as protobuf writes it.
+constexpr char kSealTag[] = {0x7a, 0x20};
+constexpr size_t kDigestSize = 32, kSealSize = sizeof(kSealTag) + kDigestSize;
+
+// False: the bytes end in a digest that is not theirs.
+bool SealHolds(absl::string_view bytes) {
+  if (bytes.size() < kSealSize) return true;
+  const absl::string_view seal = bytes.substr(bytes.size() - kSealSize);
+  if (seal.substr(0, sizeof(kSealTag)) != absl::string_view(kSealTag, sizeof(kSealTag))) return true;
+  return seal.substr(sizeof(kSealTag)) == HashBytes(bytes.data(), bytes.size() - kSealSize);
+}
+
+// Puts the folder `from` in the place of `to`, which may exist; what stood there then has a temporary's name. At every
+// moment one of the two is there: where a file system cannot exchange names, RestoreReplaced() knows the old one.
+constexpr char kReplaced[] = ".tmp-replaced";
+absl::Status PutInPlace(const std::string& from, const std::string& to) {
+  if (!Exists(to)) return RenameDurably(from, to);
+  if (::renameat2(AT_FDCWD, from.c_str(), AT_FDCWD, to.c_str(), RENAME_EXCHANGE) == 0)
+    return SyncDirectory(fs::path(to).parent_path().string());
+  const std::string replaced = to + kReplaced;
+  RETURN_IF_ERROR(RemoveAll(replaced));
+  RETURN_IF_ERROR(RenameDurably(to, replaced));
+  return RenameDurably(from, to);
+}
+
+// After a crash between the two renames of PutInPlace().
+void RestoreReplaced(const std::string& run_dir) {
+  std::vector<std::string> replaced;
+  std::error_code error;
+  for (const auto& entry : fs::directory_iterator(CheckpointsRoot(run_dir), error)) {
+    if (absl::EndsWith(entry.path().string(), kReplaced)) replaced.push_back(entry.path().string());
+  }
+  for (const std::string& path : replaced) {
+    const std::string own = path.substr(0, path.size() - std::strlen(kReplaced));
+    if (!Exists(own)) RenameDurably(path, own).IgnoreError();
+  }
+}
+
+// RemoveAll(), file by file: deleting large ones may take long.
+absl::Status RemoveSlowly(const std::string& folder, const std::function<void()>& alive) {
+  std::error_code error;
+  std::vector<fs::path> files;
+  for (const auto& entry : fs::recursive_directory_iterator(folder, error)) {
+    if (!entry.is_directory(error)) files.push_back(entry.path());
+  }
+  for (const fs::path& file : files) {
+    fs::remove(file, error);
+    alive();
+  }
+  return RemoveAll(folder);
 }
 
 // Of conditions that every rank sees alike.
@@ -50,18 +96,29 @@ absl::Status AgreedError(ExitCode code, const Args&... args) {
 
 }  // namespace
 
-absl::StatusOr<CheckpointManifest> ReadCheckpointManifest(const std::string& folder, bool verify, int rank, int ranks) {
+std::string SealManifest(CheckpointManifest manifest) {
+  manifest.set_sealed(true);
+  manifest.clear_own_digest();
+  const std::string bytes = manifest.SerializeAsString();
+  return absl::StrCat(bytes, absl::string_view(kSealTag, sizeof(kSealTag)), HashBytes(bytes.data(), bytes.size()));
+}
+
+absl::StatusOr<CheckpointManifest> ReadCheckpointManifest(const std::string& folder, bool verify, int rank, int ranks,
+                                                          const std::function<void()>& alive) {
   const auto bad = [&](const auto&... why) {
     return Error(ExitCode::kCheckpoint, "checkpoint ", folder, ": ", why...);
   };
   absl::StatusOr<std::string> bytes = ReadFile(folder + "/manifest.pb", kMaxManifestBytes);
   if (!bytes.ok()) return bad(bytes.status().message());
   CheckpointManifest manifest;
-  if (!manifest.ParseFromString(*bytes)) return bad("manifest.pb is damaged");
+  // Damage may hide in any field; a manifest without a digest is an older version's.
+  if (!SealHolds(*bytes) || !manifest.ParseFromString(*bytes) || (manifest.sealed() && !manifest.has_own_digest()))
+    return bad("manifest.pb is damaged");
   if (manifest.version() > kFormatVersion)
     return bad("has format version ", manifest.version(), ", this program knows up to ", kFormatVersion,
                "; use a newer one");
   for (int i = 0; i < manifest.file_size(); ++i) {
+    if (alive) alive();
     const CheckpointFile& file = manifest.file(i);
     if (!IsPlainRelative(file.path())) return bad("manifest.pb names a file outside the folder: ", file.path());
     const std::string path = absl::StrCat(folder, "/", file.path());
@@ -70,7 +127,9 @@ absl::StatusOr<CheckpointManifest> ReadCheckpointManifest(const std::string& fol
     if (info.st_size != file.bytes())
       return bad(file.path(), " has ", info.st_size, " bytes, the manifest says ", file.bytes());
     if (verify && i % ranks == rank) {
-      ASSIGN_OR_RETURN(const Digest digest, HashFile(path));
+      ASSIGN_OR_RETURN(const Digest digest, HashFile(path, [&](uint64_t) {
+                         if (alive) alive();
+                       }));
       if (digest != file.digest())
         return bad(file.path(), " has another content than when it was saved (hash ", digest, ", expected ",
                    file.digest(), ")");
@@ -86,11 +145,10 @@ Checkpointer::Checkpointer(const Recipe& recipe, Mesh& mesh, Model& model, Optim
       model_(model),
       optimizer_(optimizer),
       corpus_digests_(std::move(corpus_digests)),
-      base_digest_(std::move(base_digest)),
-      root_(recipe.config.run_dir() + "/checkpoints") {}
+      base_digest_(std::move(base_digest)) {}
 
 std::string Checkpointer::FolderFor(const std::string& run_dir, int64_t step) {
-  return absl::StrFormat("%s/checkpoints/step-%08d", run_dir, step);
+  return CheckpointFolder(run_dir, step);
 }
 
 absl::Status Checkpointer::Save(const TrainProgress& progress) {
@@ -102,16 +160,19 @@ absl::Status Checkpointer::Save(const TrainProgress& progress) {
       absl::StrCat(folder, ".tmp-", BroadcastBytes(world, absl::StrFormat("%x-%x", now, ::getpid())));
   const absl::Status status = Write(temporary, progress);
   if (!status.ok()) {
-    if (world.rank() == 0) RemoveAll(temporary).IgnoreError();
+    if (world.rank() == 0) RemoveSlowly(temporary, [this] { mesh_.log().Beat("removing"); }).IgnoreError();
     world.Barrier();
     return MarkAgreed(Annotate(status, absl::StrCat("saving step ", progress.step())));
   }
   absl::Status renamed = absl::OkStatus();
   if (world.rank() == 0) {
-    // A checkpoint of this step can only stand there from a run that is being repeated: the new one takes its place.
-    if (fs::exists(folder)) renamed = RemoveAll(folder);
-    if (renamed.ok()) renamed = RenameDurably(temporary, folder);
-    if (renamed.ok()) renamed = WriteFileAtomically(root_ + "/LATEST", fs::path(folder).filename().string() + "\n");
+    // A checkpoint of this step can only stand there from a run that is being repeated: the new one takes its place,
+    // and the old one, under a temporary's name now, goes with the sweep.
+    renamed = PutInPlace(temporary, folder);
+    if (renamed.ok()) {
+      renamed = WriteFileAtomically(CheckpointsRoot(recipe_.config.run_dir()) + "/LATEST",
+                                    fs::path(folder).filename().string() + "\n");
+    }
     if (renamed.ok()) Sweep(progress, folder);
   }
   return Agree(world, renamed);
@@ -141,13 +202,13 @@ absl::Status Checkpointer::Write(const std::string& folder, const TrainProgress&
     }
   }
   CheckpointManifest own;
+  const auto alive = [this, phase = absl::StrCat("saving step ", progress.step())] { mesh_.log().Beat(phase); };
   const auto write = [&](const char* part, const std::vector<TensorPart>& parts) -> absl::Status {
-    ASSIGN_OR_RETURN(std::vector<CheckpointFile> files, WriteParts(folder + part, world.rank(), parts));
+    ASSIGN_OR_RETURN(std::vector<CheckpointFile> files, WriteParts(folder + part, world.rank(), parts, alive));
     for (CheckpointFile& file : files) *own.add_file() = std::move(file);
     return absl::OkStatus();
   };
   status = write("/weights", weights);
-  mesh_.log().Beat(absl::StrCat("saving step ", progress.step()));
   if (status.ok()) status = write("/optimizer", states);
   RETURN_IF_ERROR(Agree(world, status));
 
@@ -167,36 +228,23 @@ absl::Status Checkpointer::Write(const std::string& folder, const TrainProgress&
       TRIREME_CHECK(part.ParseFromString(bytes));
       manifest.mutable_file()->MergeFrom(part.file());
     }
-    status = WriteFileAtomically(folder + "/manifest.pb", manifest.SerializeAsString());
+    status = WriteFileAtomically(folder + "/manifest.pb", SealManifest(std::move(manifest)));
     if (status.ok()) status = SyncDirectory(folder);
   }
   return Agree(world, status);
-}
-
-std::vector<std::string> Checkpointer::Candidates() const {
-  std::vector<std::pair<int64_t, std::string>> found;
-  std::error_code error;
-  for (const auto& entry : fs::directory_iterator(root_, error)) {
-    const int64_t step = StepOf(entry.path().filename().string());
-    if (step >= 0) found.emplace_back(step, entry.path().string());
-  }
-  std::sort(found.rbegin(), found.rend());
-  std::vector<std::string> folders;
-  for (const auto& [step, folder] : found) folders.push_back(folder);
-  return folders;
 }
 
 void Checkpointer::Sweep(const TrainProgress& progress, const std::string& saved) const {
   const CheckpointConfig& config = recipe_.config.checkpoint();
   std::error_code error;
   std::vector<std::string> leftovers;
-  for (const auto& entry : fs::directory_iterator(root_, error)) {
+  for (const auto& entry : fs::directory_iterator(CheckpointsRoot(recipe_.config.run_dir()), error)) {
     if (absl::StrContains(entry.path().filename().string(), ".tmp-")) leftovers.push_back(entry.path().string());
   }
   const std::string best =
       config.keep_best() && progress.has_best_step() ? FolderFor(recipe_.config.run_dir(), progress.best_step()) : "";
   int kept = 0;
-  for (const std::string& folder : Candidates()) {
+  for (const std::string& folder : ListCheckpoints(recipe_.config.run_dir())) {
     if (config.keep_last() <= 0 || folder == best) continue;
     const bool enough = kept >= config.keep_last();
     // What is damaged saves nobody: it takes no other's place.
@@ -208,14 +256,15 @@ void Checkpointer::Sweep(const TrainProgress& progress, const std::string& saved
     // Renamed first, so that a folder half removed is never taken for a checkpoint.
     const std::string doomed = absl::StrContains(folder, ".tmp-") ? folder : folder + ".tmp-removed";
     if (doomed != folder) fs::rename(folder, doomed, error);
-    const absl::Status removed = RemoveAll(doomed);
+    const absl::Status removed = RemoveSlowly(doomed, [this] { mesh_.log().Beat("removing old checkpoints"); });
     if (!removed.ok()) Warning("old checkpoint: ", removed.message());
   }
 }
 
 absl::StatusOr<CheckpointManifest> Checkpointer::Inspect(const std::string& folder, bool verify) {
   ProcessGroup& world = mesh_.control();
-  absl::StatusOr<CheckpointManifest> manifest = ReadCheckpointManifest(folder, verify, world.rank(), world.size());
+  absl::StatusOr<CheckpointManifest> manifest = ReadCheckpointManifest(
+      folder, verify, world.rank(), world.size(), [this] { mesh_.log().Beat("checking a checkpoint"); });
   RETURN_IF_ERROR(Agree(world, manifest.status()));
   return manifest;
 }
@@ -226,14 +275,16 @@ absl::StatusOr<bool> Checkpointer::Resume(bool allow_change, TrainProgress* prog
   const RunConfig::Resume policy = recipe_.config.resume();
   // Rank 0 looks; the others take its word, since a shared file system may show them another moment.
   std::vector<std::string> candidates;
-  const std::string joined = BroadcastBytes(world, absl::StrJoin(Candidates(), "\n"));
+  const std::string &run_dir = recipe_.config.run_dir(), root = CheckpointsRoot(run_dir);
+  if (world.rank() == 0) RestoreReplaced(run_dir);
+  const std::string joined = BroadcastBytes(world, absl::StrJoin(ListCheckpoints(run_dir), "\n"));
   for (size_t begin = 0; begin < joined.size();) {
     const size_t end = std::min(joined.find('\n', begin), joined.size());
     candidates.push_back(joined.substr(begin, end - begin));
     begin = end + 1;
   }
   if (policy == RunConfig::NEVER && !candidates.empty()) {
-    return AgreedError(ExitCode::kCheckpoint, "resume: NEVER, but ", root_, " already holds ", candidates.size(),
+    return AgreedError(ExitCode::kCheckpoint, "resume: NEVER, but ", root, " already holds ", candidates.size(),
                        " checkpoints (newest ", candidates[0], "); choose another run_dir, or resume: AUTO");
   }
   for (const std::string& folder : candidates) {
@@ -261,20 +312,23 @@ absl::StatusOr<bool> Checkpointer::Resume(bool allow_change, TrainProgress* prog
     RETURN_IF_ERROR(Agree(world, Load(folder, *manifest)));
     for (ParameterBuffer* buffer : model_.buffers()) buffer->Publish(/*converted=*/false);
     *progress = manifest->progress();
+    if (!progress->has_updates()) progress->set_updates(progress->step());
     Info("resumed from ", folder);
     return true;
   }
   if (!candidates.empty()) {
-    return AgreedError(ExitCode::kCheckpoint, "resume: none of the ", candidates.size(), " checkpoints in ", root_,
+    return AgreedError(ExitCode::kCheckpoint, "resume: none of the ", candidates.size(), " checkpoints in ", root,
                        " is whole; repair one, or remove them to start over");
   }
   if (policy == RunConfig::REQUIRED)
-    return AgreedError(ExitCode::kCheckpoint, "resume: REQUIRED, but ", root_, " holds no checkpoint");
+    return AgreedError(ExitCode::kCheckpoint, "resume: REQUIRED, but ", root, " holds no checkpoint");
   return false;
 }
 
-absl::Status Checkpointer::Load(const std::string& folder, const CheckpointManifest&) {
-  ASSIGN_OR_RETURN(const ShardedTensorReader weights, ShardedTensorReader::Open(folder + "/weights"));
+absl::Status Checkpointer::Load(const std::string& folder, const CheckpointManifest& manifest) {
+  ASSIGN_OR_RETURN(const ShardedTensorReader weights, ShardedTensorReader::Open(folder, manifest, "weights", [this] {
+                     mesh_.log().Beat("loading weights");
+                   }));
   std::set<std::string> known;
   for (const auto& parameters : {DecoderParameters(recipe_.model), AdapterParameters(recipe_.model)}) {
     for (const ParameterSpec& parameter : parameters) known.insert(parameter.name);
@@ -291,7 +345,9 @@ absl::Status Checkpointer::Load(const std::string& folder, const CheckpointManif
     mesh_.log().Beat("loading weights");
   }
   if (optimizer_.states().empty()) return absl::OkStatus();
-  ASSIGN_OR_RETURN(const ShardedTensorReader states, ShardedTensorReader::Open(folder + "/optimizer"));
+  ASSIGN_OR_RETURN(const ShardedTensorReader states, ShardedTensorReader::Open(folder, manifest, "optimizer", [this] {
+                     mesh_.log().Beat("loading optimizer");
+                   }));
   for (const Optimizer::State& state : optimizer_.states()) {
     for (const TensorPart& part : PartsOf(*state.buffer, state.tensor, state.name, /*unique=*/false))
       RETURN_IF_ERROR(states.Read(part));

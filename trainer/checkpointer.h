@@ -3,6 +3,7 @@
 #ifndef TRIREME_TRAINER_CHECKPOINTER_H_
 #define TRIREME_TRAINER_CHECKPOINTER_H_
 
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -40,7 +41,6 @@ class Checkpointer {
   absl::Status Write(const std::string& folder, const TrainProgress& progress);
   absl::StatusOr<CheckpointManifest> Inspect(const std::string& folder, bool verify);
   absl::Status Load(const std::string& folder, const CheckpointManifest& manifest);
-  std::vector<std::string> Candidates() const;  // newest first
   void Sweep(const TrainProgress& progress, const std::string& saved) const;
 
   const Recipe& recipe_;
@@ -49,12 +49,16 @@ class Checkpointer {
   Optimizer& optimizer_;
   std::vector<std::string> corpus_digests_;
   std::string base_digest_;
-  std::string root_;  // run_dir/checkpoints
 };
 
 // Reads and checks the manifest of a checkpoint folder: it parses, and every file is there with its size; verify: and
-// its digest, for files whose index modulo `ranks` is `rank`. Errors are kCheckpoint.
-absl::StatusOr<CheckpointManifest> ReadCheckpointManifest(const std::string& folder, bool verify, int rank, int ranks);
+// its digest, for files whose index modulo `ranks` is `rank`. Errors are kCheckpoint. alive: called now and then
+// meanwhile; may be empty.
+absl::StatusOr<CheckpointManifest> ReadCheckpointManifest(const std::string& folder, bool verify, int rank, int ranks,
+                                                          const std::function<void()>& alive = nullptr);
+
+// A manifest as its file holds it: with a digest of itself at the end. (Those of older versions have none.)
+std::string SealManifest(CheckpointManifest manifest);
 
 }  // namespace trireme
 

@@ -5,11 +5,44 @@
 #include <algorithm>
 #include <utility>
 
+#include "launch/file.h"
 #include "launch/log.h"
+#include "models/formats/gguf_config.h"
 #include "trainer/model_text.h"
 
 namespace trireme {
 namespace {
+
+// Of the files that turn text into tokens.
+absl::StatusOr<std::vector<std::pair<std::string, std::string>>> TextContents(const ModelText& text,
+                                                                              const std::string& chat_template) {
+  std::string tokenizer, chat = chat_template;
+  const auto add = [](const std::string& path, std::string* digests) -> absl::Status {
+    ASSIGN_OR_RETURN(const Digest digest, HashFile(path));
+    absl::StrAppend(digests, digest);
+    return absl::OkStatus();
+  };
+  if (Exists(chat_template)) {
+    chat.clear();
+    RETURN_IF_ERROR(add(chat_template, &chat));
+  }
+  if (NamesGguf(text.origin)) {
+    ASSIGN_OR_RETURN(tokenizer, HashSamples(text.origin));
+  } else {
+    for (const char* name : {"tokenizer.json", "tokenizer.model", "added_tokens.json", "special_tokens_map.json",
+                             "tokenizer_config.json"}) {
+      const std::string path = absl::StrCat(text.origin, "/", name);
+      if (Exists(path)) RETURN_IF_ERROR(add(path, &tokenizer));
+    }
+    for (const char* name : {"chat_template.jinja", "chat_template.json"}) {
+      const std::string path = absl::StrCat(text.origin, "/", name);
+      if (chat_template.empty() && Exists(path)) RETURN_IF_ERROR(add(path, &chat));
+    }
+  }
+  return std::vector<std::pair<std::string, std::string>>{
+      {"data.conversations.tokenizer", HashBytes(tokenizer.data(), tokenizer.size())},
+      {"data.conversations.chat_template", HashBytes(chat.data(), chat.size())}};
+}
 
 absl::StatusOr<Corpora> CorporaOfConversations(const RunConfig& config) {
   ASSIGN_OR_RETURN(const OpenedConversations opened, OpenConversationData(config));
@@ -26,6 +59,10 @@ absl::StatusOr<Corpora> CorporaOfConversations(const RunConfig& config) {
     corpora.validation = MakePackedSampler(validation.sequences, config.seed(), /*shuffle=*/false);
   }
   corpora.digests = {train.sequences->Digest()};
+  corpora.contents = opened.contents;
+  corpora.contents.emplace_back("data.conversations", corpora.digests[0]);
+  if (validation.sequences != nullptr)
+    corpora.contents.emplace_back("data.conversations (validation)", validation.sequences->Digest());
   corpora.facts.vocab_size = opened.tokenizer->vocab_size();
   corpora.facts.num_windows = corpora.train->num_windows();
   return corpora;
@@ -54,7 +91,8 @@ absl::StatusOr<OpenedConversations> OpenConversationData(const RunConfig& config
   options.train_on = data.train_on();
   ASSIGN_OR_RETURN(ConversationSet set,
                    OpenConversations(data, config.data().sequence_length(), SampleTokenizer(std::move(options))));
-  return OpenedConversations{text.tokenizer, std::move(set)};
+  ASSIGN_OR_RETURN(auto contents, TextContents(text, data.chat_template()));
+  return OpenedConversations{text.tokenizer, std::move(set), std::move(contents)};
 }
 
 absl::Status CheckEvaluation(const RunConfig& config, const Corpora& corpora) {
@@ -115,6 +153,10 @@ absl::StatusOr<Corpora> OpenCorpora(const RunConfig& config) {
       if (data.source_size() == 1) corpora.unigram_entropy = manifest.unigram_entropy();
     }
     corpora.digests.push_back(corpus.digest);
+    const std::string name = data.source_size() == 1 ? "data.source" : absl::StrCat("data.source[", i, "]");
+    if (corpus.manifest.has_value())
+      corpora.contents.emplace_back(absl::StrCat("the tokenizer of ", name), corpus.manifest->tokenizer_digest());
+    corpora.contents.emplace_back(name, corpus.digest);
     train.push_back(corpus.train);
     train_weights.push_back(source.weight());
     // A validation split shorter than one window has nothing to evaluate.

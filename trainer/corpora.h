@@ -5,6 +5,7 @@
 
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "data/conversations.h"
@@ -18,6 +19,8 @@ struct Corpora {
   std::shared_ptr<const Sampler> train;
   std::shared_ptr<const Sampler> validation;  // null when no source has a validation split
   std::vector<std::string> digests;           // of each source
+  // Of all that was read, names for people with digests: what ranks must have the same of.
+  std::vector<std::pair<std::string, std::string>> contents;
   CorpusFacts facts;
   double unigram_entropy = 0;  // of the only source, 0 otherwise. Unit: nat per token
 };
@@ -34,6 +37,7 @@ absl::Status CheckEvaluation(const RunConfig& config, const Corpora& corpora);
 struct OpenedConversations {
   std::shared_ptr<const Tokenizer> tokenizer;
   ConversationSet set;
+  std::vector<std::pair<std::string, std::string>> contents;  // of tokenizer and template, as Corpora has them
 };
 absl::StatusOr<OpenedConversations> OpenConversationData(const RunConfig& config);
 

@@ -118,7 +118,12 @@ absl::Status EvaluateChoices(const EvaluateOptions& options, Session& session) {
 }  // namespace
 
 absl::Status Evaluate(const EvaluateOptions& options, const Extensions& extensions) {
-  return WithSession(options.session, extensions, [&](Session& session) {
+  SessionOptions opening = options.session;
+  opening.asked = {{"--split", options.train_split ? "train" : "validation"},
+                   {"--max-sequences", absl::StrCat(options.max_sequences)}};
+  if (!options.choices.empty())
+    opening.asked.push_back({"the content of --choices", DigestOrError(HashFile(options.choices)), ExitCode::kData});
+  return WithSession(opening, extensions, [&](Session& session) {
     return options.choices.empty() ? EvaluateCorpus(options, session) : EvaluateChoices(options, session);
   });
 }

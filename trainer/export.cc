@@ -77,9 +77,10 @@ absl::Status UseAdapter(const ExportOptions& options, const std::vector<ModelFam
     source->model.clear_quantization();
     ASSIGN_OR_RETURN(spec, SpecifyModel(source->model, families));
   }
-  ASSIGN_OR_RETURN(*source, Merged(*source, source->adapter, spec, options.dtype == ExportConfig::AS_STORED));
+  ASSIGN_OR_RETURN(*source,
+                   Merged(*source, source->adapter, spec, options.dtype == ExportConfig::AS_STORED, options.alive));
   source->merged = record;
-  Info("merging ", record);
+  if (!options.without_weights) Info("merging ", record);
   return absl::OkStatus();
 }
 
@@ -89,8 +90,33 @@ absl::Status Write(const ExportSource& source, const ExportOptions& options, con
   if (options.format == ExportConfig::GGUF) return WriteGgufModel(source, options, folder);
   ASSIGN_OR_RETURN(const DecoderSpec spec, SpecifyModel(source.model, families));
   if (options.format == ExportConfig::GGUF_LORA)
-    return WriteGgufLora(source, spec, fs::path(options.output).stem().string(), folder);
-  return WritePeftDirectory(*source.adapter, spec, folder);
+    return WriteGgufLora(source, spec, fs::path(options.output).stem().string(), folder, options.alive);
+  return WritePeftDirectory(*source.adapter, spec, folder, options.alive);
+}
+
+// What config.export asks for.
+ExportOptions AtEnd(const RunConfig& config, const std::function<void()>& alive) {
+  ExportOptions options;
+  options.output = config.export_().output();
+  options.format = config.export_().format();
+  options.dtype = config.export_().dtype();
+  options.merge = config.export_().merge();
+  options.alive = alive;
+  return options;
+}
+
+// Makes `folder`, has it filled, and removes it.
+absl::Status TryIn(const std::string& folder, const std::function<absl::Status()>& fill) {
+  absl::Status status = RemoveAll(folder);
+  if (status.ok()) status = MakeDirectories(folder);
+  if (status.ok()) status = fill();
+  const absl::Status removed = RemoveAll(folder);
+  return status.ok() ? removed : status;
+}
+
+std::string TemporaryFor(const std::string& output) {
+  const int64_t now = std::chrono::system_clock::now().time_since_epoch().count();
+  return absl::StrFormat("%s.tmp-%x-%x", output, now, ::getpid());
 }
 
 }  // namespace
@@ -107,8 +133,7 @@ absl::Status Export(const ExportOptions& options, const std::vector<ModelFamily>
     ASSIGN_OR_RETURN(source.adapter, OpenAdapter(options.adapter));
   }
   RETURN_IF_ERROR(UseAdapter(options, families, &source));
-  const int64_t now = std::chrono::system_clock::now().time_since_epoch().count();
-  const std::string temporary = absl::StrFormat("%s.tmp-%x-%x", output, now, ::getpid());
+  const std::string temporary = TemporaryFor(output);
   absl::Status status = MakeDirectories(temporary);
   if (status.ok()) status = Write(source, options, families, temporary);
   if (status.ok() && IsTaken(output)) status = Error(ExitCode::kStorage, "export: ", output, " has appeared meanwhile");
@@ -164,6 +189,35 @@ absl::Status CheckExportOutput(const RunConfig& config) {
                " exists already; remove it or choose another");
 }
 
+absl::Status TryWriting(const Recipe& recipe, const std::vector<ModelFamily>& families, const std::string& scratch,
+                        const std::function<void()>& alive) {
+  const RunConfig& config = recipe.config;
+  const auto place = [&](const std::string& own, const char* name) {
+    return scratch.empty() ? own : absl::StrCat(scratch, "/", name);
+  };
+  RETURN_IF_ERROR(CheckExport(config));
+  RETURN_IF_ERROR(CheckExportOutput(config));
+  absl::Status status = absl::OkStatus();
+  if (recipe.model.adapter != nullptr) {
+    DecoderSpec plain = recipe.model;
+    plain.adapter = nullptr;
+    const std::string folder = place(config.run_dir() + "/adapter.tmp-new", "adapter");
+    status =
+        TryIn(folder, [&] { return WritePeftDirectory(*FutureAdapter(config, recipe.model), plain, folder, alive); });
+  }
+  if (status.ok() && config.has_export_()) {
+    ExportOptions options = AtEnd(config, alive);
+    options.without_weights = true;
+    const std::string folder = place(TemporaryFor(options.output), "export");
+    status = TryIn(folder, [&]() -> absl::Status {
+      ASSIGN_OR_RETURN(ExportSource source, OpenFutureCheckpoint(config, recipe.model, families, alive));
+      RETURN_IF_ERROR(UseAdapter(options, families, &source));
+      return Write(source, options, families, folder);
+    });
+  }
+  return status.ok() ? status : Annotate(status, "what the run writes at its end was tried");
+}
+
 absl::Status SaveAdapter(const Recipe& recipe, int64_t step, Mesh& mesh, bool if_older) {
   if (recipe.model.adapter == nullptr) return absl::OkStatus();
   const auto write = [&]() -> absl::Status {
@@ -179,7 +233,7 @@ absl::Status SaveAdapter(const Recipe& recipe, int64_t step, Mesh& mesh, bool if
     plain.adapter = nullptr;
     RETURN_IF_ERROR(RemoveAll(temporary));
     RETURN_IF_ERROR(MakeDirectories(temporary));
-    RETURN_IF_ERROR(WritePeftDirectory(*adapter, plain, temporary));
+    RETURN_IF_ERROR(WritePeftDirectory(*adapter, plain, temporary, [&mesh] { mesh.log().Beat("saving the adapter"); }));
     RETURN_IF_ERROR(RemoveAll(old));
     if (IsTaken(target)) RETURN_IF_ERROR(RenameDurably(target, old));
     RETURN_IF_ERROR(RenameDurably(temporary, target));
@@ -196,13 +250,8 @@ absl::Status ExportAtEnd(const Recipe& recipe, int64_t step, const std::vector<M
   if (!recipe.config.has_export_()) return absl::OkStatus();
   absl::Status status = absl::OkStatus();
   if (mesh.control().rank() == 0 && !IsTaken(recipe.config.export_().output())) {
-    ExportOptions options;
+    ExportOptions options = AtEnd(recipe.config, [&mesh] { mesh.log().Beat("exporting"); });
     options.source = Checkpointer::FolderFor(recipe.config.run_dir(), step);
-    options.output = recipe.config.export_().output();
-    options.format = recipe.config.export_().format();
-    options.dtype = recipe.config.export_().dtype();
-    options.merge = recipe.config.export_().merge();
-    options.alive = [&mesh] { mesh.log().Beat("exporting"); };
     options.alive();
     status = Export(options, families);
   }

@@ -26,6 +26,7 @@ struct ExportOptions {
   bool quantize_nf4 = false;             // HF: matrices of blocks as bitsandbytes' NF4, with double quantization
   uint64_t shard_bytes = 5'000'000'000;  // of one safetensors file; a larger tensor has a file of its own
   std::function<void()> alive;           // called now and then; may be empty
+  bool without_weights = false;          // a trial: all but a model's weights is written
 };
 
 // Writes OUTPUT: a Hugging Face directory (export_hf.h) or a GGUF file (export_gguf.h). Weights are read, converted and
@@ -40,6 +41,13 @@ absl::StatusOr<uint64_t> ParseSize(const std::string& text);
 absl::Status CheckExport(const RunConfig& config);
 // The same when its output exists. Reads the file system; not collective.
 absl::Status CheckExportOutput(const RunConfig& config);
+
+// Tries what a run will write at its end, its adapter and its export, as far as that can be known before there are
+// weights: names, shapes, tokenizer and settings go through the code that will write them. Nothing is left behind.
+// scratch: a folder that exists, to write into; "": the places themselves, which thereby prove to be writable. alive:
+// called now and then; may be empty. Not collective.
+absl::Status TryWriting(const Recipe& recipe, const std::vector<ModelFamily>& families, const std::string& scratch,
+                        const std::function<void()>& alive);
 
 // Collective: rank 0 writes the adapter of the checkpoint of `step` to run_dir/adapter, a PEFT directory, in place of
 // an older one; nothing for a run without adapter. if_older: nothing either where the directory is no older than the

@@ -48,10 +48,11 @@ absl::StatusOr<GgufMetadata> TokenizerOf(const ExportSource& source, const std::
 }
 
 absl::Status WriteTensor(const ExportSource& source, const SourceTensor& tensor, const GgufModelFacts& facts,
-                         GgufWriter& writer) {
+                         GgufWriter& writer, const std::function<void()>& alive) {
   const bool reorders = GgufReordersRows(*facts.architecture, tensor.name);
   return ReadPieces(
       source.weights, tensor, reorders ? facts.head_dim : 1, [&](const at::Tensor& stored) -> absl::Status {
+        if (alive) alive();
         const at::Tensor values = stored.to(at::kFloat);
         const float* data = values.const_data_ptr<float>();
         const int64_t columns = tensor.row_numel();
@@ -81,7 +82,7 @@ absl::StatusOr<GgufWritten> WriteTensors(const ExportSource& source, const Expor
     const auto bytes = static_cast<int64_t>(tensor->end - tensor->begin);
     const auto found = by_name.find(tensor->name);
     if (found != by_name.end()) {
-      RETURN_IF_ERROR(WriteTensor(source, *found->second, facts, writer));
+      RETURN_IF_ERROR(WriteTensor(source, *found->second, facts, writer, options.alive));
     } else {
       TRIREME_CHECK(facts.rope_scaling.has_value() && tensor->rows() == 1, "no source for ", tensor->name);
       const std::vector<float> factors = GgufRopeFactors(facts);
@@ -147,6 +148,7 @@ absl::Status WriteGgufModel(const ExportSource& source, const ExportOptions& opt
   ASSIGN_OR_RETURN(const GgufMetadata tokenizer, TokenizerOf(source, folder));
   metadata.insert(metadata.end(), tokenizer.begin(), tokenizer.end());
   if (!source.merged.empty()) metadata.emplace_back("trireme.merged", source.merged);
+  if (options.without_weights) return absl::OkStatus();
   int64_t total = 0;
   for (const GgufTensor& tensor : tensors) total += tensor.rows() * GgufRowBytes(tensor.type, tensor.columns());
   const std::string path = absl::StrCat(folder, "/", kGgufModelName);

@@ -44,7 +44,7 @@ absl::Status CheckGgufLora(const ModelConfig& model, const AdapterConfig& adapte
 }
 
 absl::Status WriteGgufLora(const ExportSource& source, const DecoderSpec& plain, const std::string& name,
-                           const std::string& folder) {
+                           const std::string& folder, const std::function<void()>& alive) {
   const AdapterSource& adapter = *source.adapter;
   ASSIGN_OR_RETURN(const DecoderSpec spec, Adapted(adapter, plain));
   RETURN_IF_ERROR(Annotate(CheckGgufLora(source.model, adapter.config), absl::StrCat("export: ", adapter.description)));
@@ -83,6 +83,7 @@ absl::Status WriteGgufLora(const ExportSource& source, const DecoderSpec& plain,
     ASSIGN_OR_RETURN(const at::Tensor values, Values(adapter, factor, facts));
     const at::Tensor contiguous = values.contiguous();
     RETURN_IF_ERROR(writer->Append(contiguous.const_data_ptr<float>(), contiguous.numel()));
+    if (alive) alive();
   }
   RETURN_IF_ERROR(writer->Close().status());
   // What is on disk reads back as it was meant.

@@ -17,7 +17,7 @@ absl::Status CheckGgufLora(const ModelConfig& model, const AdapterConfig& adapte
 // Into `folder`, which exists: kGgufModelName, the adapter of `source` for its base model, in float32. Follows
 // llama.cpp's convert_lora_to_gguf.py. Errors: CheckGgufLora's.
 absl::Status WriteGgufLora(const ExportSource& source, const DecoderSpec& plain, const std::string& name,
-                           const std::string& folder);
+                           const std::string& folder, const std::function<void()>& alive);
 
 }  // namespace trireme
 

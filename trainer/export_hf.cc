@@ -253,17 +253,22 @@ std::string IndexText(const ExportSource& source, const std::vector<Shard>& shar
   return index.dump(2) + "\n";
 }
 
-// What is on disk, read by the importing code, is what was meant to be written.
+// What is on disk, read by the importing code, is what was meant to be written: config.json here, the weights below.
+absl::Status VerifyConfig(const std::string& folder, const ModelConfig& model, const HfModelTypes& types) {
+  ASSIGN_OR_RETURN(const HfConfig config, ReadHfConfig(absl::StrCat(folder, "/", kHfConfigName), types));
+  ModelConfig merged = model;
+  std::vector<std::string> problems;
+  MergeHfConfig(config.model, kHfConfigName, &merged, &problems);
+  if (problems.empty()) return absl::OkStatus();
+  return Error(ExitCode::kStorage, "export: ", folder, " does not read back as it was written: ", problems[0]);
+}
+
 absl::Status Verify(const std::string& folder, const ModelConfig& model, const HfModelTypes& types,
                     const ExportOptions& options, const std::vector<Shard>& shards) {
   const auto bad = [&](const auto&... what) {
     return Error(ExitCode::kStorage, "export: ", folder, " does not read back as it was written: ", what...);
   };
-  ASSIGN_OR_RETURN(const HfConfig config, ReadHfConfig(absl::StrCat(folder, "/", kHfConfigName), types));
-  ModelConfig merged = model;
-  std::vector<std::string> problems;
-  MergeHfConfig(config.model, kHfConfigName, &merged, &problems);
-  if (!problems.empty()) return bad(problems[0]);
+  RETURN_IF_ERROR(VerifyConfig(folder, model, types));
   ASSIGN_OR_RETURN(const HfDirectory directory, HfDirectory::Open(folder));
   size_t tensors = 0;
   for (const Shard& shard : shards) {
@@ -305,6 +310,7 @@ absl::Status WriteHfDirectory(const ExportSource& source, const ExportOptions& o
   }
   RETURN_IF_ERROR(WriteText(absl::StrCat(folder, "/", kHfConfigName), WriteHfConfig(model, *type, ids, dtype)));
   ASSIGN_OR_RETURN(std::vector<Shard> shards, CutIntoShards(source, options));
+  if (options.without_weights) return VerifyConfig(folder, model, source.hf_types);
   RETURN_IF_ERROR(WriteShards(source, options, folder, &shards));
   if (shards.size() > 1) RETURN_IF_ERROR(WriteText(absl::StrCat(folder, "/", kHfIndexName), IndexText(source, shards)));
   RETURN_IF_ERROR(SyncDirectory(folder));

@@ -12,7 +12,9 @@
 #include "launch/log.h"
 #include "models/formats/gguf_config.h"
 #include "models/formats/hf_directory.h"
+#include "models/parameters.h"
 #include "trainer/adapter_source.h"
+#include "trainer/checkpoint_list.h"
 #include "trainer/checkpointer.h"
 
 namespace trireme {
@@ -87,33 +89,24 @@ absl::Status AddOrigin(ExportSource* source) {
   return absl::OkStatus();
 }
 
-// The base model of a run that trains an adapter, with it.
-absl::StatusOr<ExportSource> OpenAdapterRun(const std::string& folder, const RunConfig& config,
-                                            const std::vector<ModelFamily>& families,
-                                            const std::function<void()>& alive) {
+// The base model of a run that trains an adapter, without it. description: of what has the adapter.
+absl::StatusOr<ExportSource> OpenBase(const std::string& description, const RunConfig& config,
+                                      const std::vector<ModelFamily>& families, const std::function<void()>& alive) {
   if (!config.model().has_from())
-    return Error(ExitCode::kConfig, "checkpoint ", folder, ": its adapter was trained on a model of random weights");
+    return Error(ExitCode::kConfig, description, ": its adapter is trained on a model of random weights");
   absl::StatusOr<ExportSource> base = OpenExportSource(config.model().from(), families, alive);
   if (!base.ok())
-    return Annotate(base.status(), absl::StrCat("checkpoint ", folder, ": the base model of its adapter, ",
-                                                config.model().from(), ", cannot be opened"));
-  ASSIGN_OR_RETURN(base->adapter, OpenAdapter(folder));
+    return Annotate(base.status(), absl::StrCat(description, ": the base model of its adapter, ", config.model().from(),
+                                                ", cannot be opened"));
   if (config.model().has_quantization()) *base->model.mutable_quantization() = config.model().quantization();
   return base;
 }
 
-absl::StatusOr<ExportSource> OpenCheckpoint(const std::string& folder, const std::vector<ModelFamily>& families,
-                                            const std::function<void()>& alive) {
-  ASSIGN_OR_RETURN(const CheckpointManifest manifest, ReadCheckpointManifest(folder, /*verify=*/false, 0, 1));
-  RETURN_IF_ERROR(CheckWeights(folder, manifest, alive));
-  const RunConfig& config = manifest.config();
-  if (config.has_adapter()) return OpenAdapterRun(folder, config, families, alive);
+// All but the weights of what a run with this config trains, which is no adapter.
+absl::StatusOr<ExportSource> OpenTrained(const RunConfig& config, const std::vector<ModelFamily>& families) {
   ExportSource source;
-  source.description = absl::StrCat("checkpoint ", folder);
   source.model = config.model();
-  ASSIGN_OR_RETURN(const DecoderSpec spec, Specify(families, &source));
-  const at::ScalarType stored = config.precision().master_weights() ? at::kFloat : at::kBFloat16;
-  ASSIGN_OR_RETURN(source.weights, OpenCheckpointWeights(folder + "/weights", spec, stored));
+  RETURN_IF_ERROR(Specify(families, &source).status());
   // One tokenizer made all sources.
   for (const DataSource& data : config.data().source()) source.tokenizer_folders.push_back(data.path());
   if (const std::string& given = config.data().conversations().tokenizer(); !given.empty() && !NamesGguf(given)) {
@@ -124,7 +117,26 @@ absl::StatusOr<ExportSource> OpenCheckpoint(const std::string& folder, const std
   return source;
 }
 
-absl::StatusOr<ExportSource> OpenDirectory(const std::string& folder, const std::vector<ModelFamily>& families) {
+absl::StatusOr<ExportSource> OpenCheckpoint(const std::string& folder, const std::vector<ModelFamily>& families,
+                                            const std::function<void()>& alive) {
+  ASSIGN_OR_RETURN(const CheckpointManifest manifest, ReadCheckpointManifest(folder, /*verify=*/false, 0, 1));
+  RETURN_IF_ERROR(CheckWeights(folder, manifest, alive));
+  const RunConfig& config = manifest.config();
+  const std::string description = absl::StrCat("checkpoint ", folder);
+  if (config.has_adapter()) {
+    ASSIGN_OR_RETURN(ExportSource source, OpenBase(description, config, families, alive));
+    ASSIGN_OR_RETURN(source.adapter, OpenAdapter(folder));
+    return source;
+  }
+  ASSIGN_OR_RETURN(ExportSource source, OpenTrained(config, families));
+  source.description = description;
+  ASSIGN_OR_RETURN(const DecoderSpec spec, SpecifyModel(source.model, families));
+  ASSIGN_OR_RETURN(source.weights, OpenCheckpointWeights(folder, manifest, spec, StoredBy(config)));
+  return source;
+}
+
+absl::StatusOr<ExportSource> OpenDirectory(const std::string& folder, const std::vector<ModelFamily>& families,
+                                           const std::function<void()>& alive) {
   ASSIGN_OR_RETURN(const HfConfig config, ReadHfConfig(folder + "/" + kHfConfigName, HfTypesOf(families)));
   ExportSource source;
   source.description = absl::StrCat("model ", folder);
@@ -132,7 +144,7 @@ absl::StatusOr<ExportSource> OpenDirectory(const std::string& folder, const std:
   source.ids = config.ids;
   source.tokenizer_folders = {folder};
   ASSIGN_OR_RETURN(const DecoderSpec spec, Specify(families, &source));
-  ASSIGN_OR_RETURN(source.weights, OpenHfWeights(folder, source.table, spec, /*compare_head=*/true));
+  ASSIGN_OR_RETURN(source.weights, OpenHfWeights(folder, source.table, spec, /*compare_head=*/true, alive));
   return source;
 }
 
@@ -152,17 +164,7 @@ absl::StatusOr<ExportSource> OpenGguf(const std::string& path, const std::vector
 
 // Newest first, the first whose manifest can be read.
 absl::StatusOr<std::string> NewestCheckpoint(const std::string& run_dir) {
-  std::vector<std::string> steps;
-  std::error_code error;
-  for (const auto& entry : fs::directory_iterator(run_dir + "/checkpoints", error)) {
-    const std::string name = entry.path().filename().string();
-    if (absl::StartsWith(name, "step-") && !absl::StrContains(name, ".")) steps.push_back(entry.path().string());
-  }
-  // Steps are padded with zeros; beyond eight digits the longer name is the later step.
-  std::sort(steps.begin(), steps.end(), [](const std::string& a, const std::string& b) {
-    return std::make_pair(a.size(), a) > std::make_pair(b.size(), b);
-  });
-  for (const std::string& step : steps) {
+  for (const std::string& step : ListCheckpoints(run_dir)) {
     const absl::Status status = ReadCheckpointManifest(step, /*verify=*/false, 0, 1).status();
     if (status.ok()) return step;
     Warning(status.message(), "; trying an older one");
@@ -171,6 +173,26 @@ absl::StatusOr<std::string> NewestCheckpoint(const std::string& run_dir) {
 }
 
 }  // namespace
+
+absl::StatusOr<ExportSource> OpenFutureCheckpoint(const RunConfig& config, const DecoderSpec& spec,
+                                                  const std::vector<ModelFamily>& families,
+                                                  const std::function<void()>& alive) {
+  const std::string description = "the model to be trained";
+  if (config.has_adapter()) {
+    ASSIGN_OR_RETURN(ExportSource source, OpenBase(description, config, families, alive));
+    source.adapter = FutureAdapter(config, spec);
+    return source;
+  }
+  ASSIGN_OR_RETURN(ExportSource source, OpenTrained(config, families));
+  source.description = source.weights.description = description;
+  for (const ParameterSpec& parameter : DecoderParameters(spec))
+    source.weights.tensors.push_back({parameter.name, parameter.shape, StoredBy(config)});
+  source.weights.read = [](const SourceTensor&, const Rectangle&, const at::Tensor& out) {
+    out.zero_();
+    return absl::OkStatus();
+  };
+  return source;
+}
 
 absl::StatusOr<DecoderSpec> SpecifyModel(const ModelConfig& model, const std::vector<ModelFamily>& families) {
   ASSIGN_OR_RETURN(const ModelFamily family, FindFamily(families, model.family()));
@@ -194,7 +216,8 @@ absl::StatusOr<ExportSource> OpenExportSource(const std::string& source, const s
   if (NamesGguf(source)) return OpenGguf(source, families);
   const absl::StatusOr<std::string> folder = FindHfDirectory(source);
   std::error_code error;
-  if (folder.ok() && fs::exists(fs::path(*folder) / kHfConfigName, error)) return OpenDirectory(*folder, families);
+  if (folder.ok() && fs::exists(fs::path(*folder) / kHfConfigName, error))
+    return OpenDirectory(*folder, families, alive);
   return Error(ExitCode::kConfig, source,
                folder.ok() ? ": is neither a run_dir, nor a checkpoint, nor a Hugging Face directory, nor a GGUF file"
                            : absl::StrCat(": ", folder.status().message()));

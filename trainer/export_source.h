@@ -49,6 +49,12 @@ absl::StatusOr<std::string> CheckpointOf(const std::string& source);
 absl::StatusOr<ExportSource> OpenExportSource(const std::string& source, const std::vector<ModelFamily>& families,
                                               const std::function<void()>& alive);
 
+// What OpenExportSource() will make of a checkpoint of a run with this resolved config, before there is one: its
+// weights and its adapter have made-up values. `spec` is the run's decoder, with its adapter.
+absl::StatusOr<ExportSource> OpenFutureCheckpoint(const RunConfig& config, const DecoderSpec& spec,
+                                                  const std::vector<ModelFamily>& families,
+                                                  const std::function<void()>& alive);
+
 }  // namespace trireme
 
 #endif  // TRIREME_TRAINER_EXPORT_SOURCE_H_

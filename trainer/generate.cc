@@ -156,7 +156,15 @@ void GenerateTokens(Model& model, Mesh& mesh, KvCache& cache, const std::vector<
 }
 
 absl::Status Generate(const GenerateOptions& options, const Extensions& extensions) {
-  return WithSession(options.session, extensions, [&](Session& session) { return Run(options, session); });
+  SessionOptions opening = options.session;
+  const SamplingOptions& sampling = options.sampling;
+  opening.asked = {{"the prompt", absl::StrCat(options.prompt.value_or("none"), " ", options.system.value_or(""), " ",
+                                               absl::StrJoin(options.prompt_ids, ","), options.chat ? " (chat)" : "")},
+                   {"--max-tokens", absl::StrCat(options.max_tokens)},
+                   {"--ignore-eos", options.ignore_eos ? "true" : "false"},
+                   {"sampling", absl::StrCat("temperature ", sampling.temperature, ", top-k ", sampling.top_k,
+                                             ", top-p ", sampling.top_p, ", seed ", sampling.seed)}};
+  return WithSession(opening, extensions, [&](Session& session) { return Run(options, session); });
 }
 
 }  // namespace trireme

@@ -10,6 +10,7 @@
 #include "models/formats/gguf_config.h"
 #include "models/formats/hf_config.h"
 #include "models/formats/hf_directory.h"
+#include "models/formats/peft.h"
 #include "models/parameters.h"
 #include "trainer/adapter_source.h"
 #include "trainer/agreement.h"
@@ -23,7 +24,7 @@ absl::StatusOr<GgufModelFacts> FactsOf(const std::string& path) {
   return ReadGgufFacts(*file);
 }
 
-absl::StatusOr<WeightSource> OpenWeights(const Recipe& recipe, bool first_rank) {
+absl::StatusOr<WeightSource> OpenWeights(const Recipe& recipe, bool first_rank, const std::function<void()>& alive) {
   const std::string& from = recipe.config.model().from();
   if (NamesGguf(from)) {
     ASSIGN_OR_RETURN(std::unique_ptr<GgufFile> file, GgufFile::Open(from));
@@ -33,7 +34,7 @@ absl::StatusOr<WeightSource> OpenWeights(const Recipe& recipe, bool first_rank) 
   ASSIGN_OR_RETURN(const std::string folder, FindHfDirectory(from));
   // Of a tied model one rank reads both matrices whole.
   return OpenHfWeights(folder, MakeWeightTable(recipe.weights, recipe.model), recipe.model,
-                       /*compare_head=*/first_rank);
+                       /*compare_head=*/first_rank, alive);
 }
 
 }  // namespace
@@ -88,8 +89,23 @@ absl::StatusOr<Digest> IdentifyModel(const std::string& from) {
   return HashBytes(digests.data(), digests.size());
 }
 
+absl::StatusOr<Digest> IdentifyAdapter(const std::string& from) {
+  const std::string settings = absl::StrCat(from, "/", kPeftConfigName);
+  if (!Exists(settings)) {
+    ASSIGN_OR_RETURN(const std::string checkpoint, CheckpointOf(from));
+    if (checkpoint.empty())
+      return Error(ExitCode::kConfig, "adapter ", from, ": is neither a PEFT directory nor a run");
+    return HashFile(absl::StrCat(checkpoint, "/manifest.pb"));
+  }
+  ASSIGN_OR_RETURN(std::string digests, HashFile(settings));
+  ASSIGN_OR_RETURN(const Digest weights, HashSamples(absl::StrCat(from, "/", kPeftWeightsName)));
+  digests += weights;
+  return HashBytes(digests.data(), digests.size());
+}
+
 absl::Status InitializeWeights(const Recipe& recipe, Mesh& mesh, Model& model, bool resumed) {
   const bool has_from = recipe.config.model().has_from();
+  const auto alive = [&mesh] { mesh.log().Beat("filling in weights"); };
   const auto added = [](const ParameterBuffer& buffer) { return buffer.specs()[0].added; };
   const auto wanted = [&](const ParameterBuffer& buffer) { return !resumed || !buffer.trainable(); };
   const auto from_file = [&](const ParameterBuffer& buffer) { return has_from && !added(buffer) && wanted(buffer); };
@@ -99,7 +115,7 @@ absl::Status InitializeWeights(const Recipe& recipe, Mesh& mesh, Model& model, b
   const bool frozen = std::any_of(all.begin(), all.end(), [](const ParameterSpec& spec) { return !spec.trainable; });
   if (has_from && (!resumed || frozen)) {
     const double start = MonotonicSeconds();
-    const absl::StatusOr<WeightSource> weights = OpenWeights(recipe, mesh.control().rank() == 0);
+    const absl::StatusOr<WeightSource> weights = OpenWeights(recipe, mesh.control().rank() == 0, alive);
     RETURN_IF_ERROR(Agree(mesh.control(), weights.status()));
     RETURN_IF_ERROR(Agree(mesh.control(), FillWeights(*weights, mesh, model, from_file)));
     Info("weights of ", weights->description, ": ", weights->tensors.size(), " tensors, took ",
@@ -107,6 +123,7 @@ absl::Status InitializeWeights(const Recipe& recipe, Mesh& mesh, Model& model, b
   }
   for (ParameterBuffer* buffer : buffers) {
     if (wanted(*buffer) && !from_file(*buffer)) buffer->Initialize(recipe.config.seed());
+    alive();
   }
   const bool continued = !resumed && recipe.config.adapter().has_from();
   if (continued) {
@@ -115,12 +132,13 @@ absl::Status InitializeWeights(const Recipe& recipe, Mesh& mesh, Model& model, b
       DecoderSpec plain = recipe.model;
       plain.adapter = nullptr;
       RETURN_IF_ERROR(Adapted(*adapter, plain).status());
-      return LoadAdapter(*adapter, recipe.model, model);
+      return LoadAdapter(*adapter, recipe.model, model, alive);
     };
     RETURN_IF_ERROR(Agree(mesh.control(), load()));
   }
   for (ParameterBuffer* buffer : buffers) {
     if (wanted(*buffer)) buffer->Publish(/*converted=*/false);
+    alive();
   }
   if (!resumed && !continued) model.InitializeDerived();
   return absl::OkStatus();

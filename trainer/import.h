@@ -24,6 +24,10 @@ std::string ResolveModelConfig(const std::vector<ModelFamily>& families, ModelCo
 // Tells the files of one model.from from another's: digests of config.json and of samples of each file of weights.
 absl::StatusOr<Digest> IdentifyModel(const std::string& from);
 
+// Tells one adapter.from from another: of a PEFT directory its settings and samples of its weights, of a run's
+// checkpoint its manifest, which has the digests of all its files.
+absl::StatusOr<Digest> IdentifyAdapter(const std::string& from);
+
 // Fills the weights of `model` at the start of a run: from model.from, a directory (converted from F32, BF16 or F16) or
 // a GGUF file (of any type that GgufDequantize knows), else from the seed; those of adapters from adapter.from or the
 // seed. resumed: only those that the checkpoint did not bring, since they are not trained. Each rank maps the files and

@@ -103,7 +103,7 @@ absl::StatusOr<Findings> InspectHf(const std::string& name, const std::vector<Mo
 
 absl::StatusOr<Findings> InspectCheckpoint(const std::string& folder) {
   ASSIGN_OR_RETURN(const CheckpointManifest manifest, ReadCheckpointManifest(folder, /*verify=*/false, 0, 1));
-  ASSIGN_OR_RETURN(const ShardedTensorReader reader, ShardedTensorReader::Open(folder + "/weights"));
+  ASSIGN_OR_RETURN(const ShardedTensorReader reader, ShardedTensorReader::Open(folder, manifest, "weights"));
   const RunConfig& config = manifest.config();
   Findings found;
   found.source = absl::StrCat("checkpoint ", folder, ", written by Trireme ", manifest.written_by());

@@ -42,7 +42,8 @@ std::string RunLine(const RunDescription& run) {
 }
 
 // Rewrites the file so that it holds the run up to `step`, followed by the resume line.
-absl::Status CutAfter(const std::string& path, int64_t step, const RunDescription& run) {
+absl::Status CutAfter(const std::string& path, int64_t step, const RunDescription& run,
+                      const std::function<void()>& alive) {
   const std::string run_line = RunLine(run);
   const std::string temporary = path + ".tmp";
   ASSIGN_OR_RETURN(std::unique_ptr<FileWriter> writer, FileWriter::Create(temporary));
@@ -51,6 +52,7 @@ absl::Status CutAfter(const std::string& path, int64_t step, const RunDescriptio
   bool described = false;
   int64_t damaged = 0;
   while (std::getline(earlier, line)) {
+    if (alive) alive();
     const bool torn = earlier.eof();  // no newline behind it
     const Json json = torn ? Json() : Json::parse(line, nullptr, /*allow_exceptions=*/false);
     if (!json.is_object()) {
@@ -100,11 +102,12 @@ std::string ConsoleLine(const TrainRecord& record, int64_t total_steps) {
 }
 
 absl::StatusOr<std::unique_ptr<MetricsLog>> MetricsLog::Open(const std::string& run_dir, bool tensorboard,
-                                                             const RunDescription& description, int64_t resume_step) {
+                                                             const RunDescription& description, int64_t resume_step,
+                                                             const std::function<void()>& alive) {
   RETURN_IF_ERROR(MakeDirectories(run_dir));
   const std::string path = run_dir + "/metrics.jsonl";
   if (resume_step > 0) {
-    RETURN_IF_ERROR(CutAfter(path, resume_step, description));
+    RETURN_IF_ERROR(CutAfter(path, resume_step, description, alive));
   } else {
     if (Exists(path)) RETURN_IF_ERROR(RenameDurably(path, run_dir + "/metrics.previous.jsonl"));
     RETURN_IF_ERROR(WriteFileAtomically(path, RunLine(description)));

@@ -4,6 +4,7 @@
 #define TRIREME_TRAINER_METRICS_H_
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
@@ -53,9 +54,10 @@ class MetricsLog {
  public:
   // resume_step 0: a fresh run; an earlier metrics.jsonl is set aside as metrics.previous.jsonl. Otherwise lines of
   // later steps, which the earlier attempt wrote but the run will repeat, and a torn last line are removed, and a line
-  // {"type":"resume","step":...} is added.
+  // {"type":"resume","step":...} is added. alive: called for each line that is read; may be empty.
   static absl::StatusOr<std::unique_ptr<MetricsLog>> Open(const std::string& run_dir, bool tensorboard,
-                                                          const RunDescription& description, int64_t resume_step);
+                                                          const RunDescription& description, int64_t resume_step,
+                                                          const std::function<void()>& alive = nullptr);
   ~MetricsLog();
   MetricsLog(const MetricsLog&) = delete;
   MetricsLog& operator=(const MetricsLog&) = delete;

@@ -192,7 +192,9 @@ void Model::Initialize() {
 }
 
 void Model::InitializeDerived() {
-  for (auto& [index, stage] : executor_->stages()) stage->InitializeDerived();
+  for (auto& [index, stage] : executor_->stages()) {
+    stage->InitializeDerived([this] { mesh_.log().Beat("filling in weights that follow from others"); });
+  }
 }
 
 MicrobatchTensors Model::ToDevice(const Microbatch& m) const {

@@ -31,11 +31,11 @@ Optimizer::Optimizer(const OptimizerConfig& config, std::vector<ParameterBuffer*
   }
 }
 
-void Optimizer::Step(int64_t step, double learning_rate, double gradient_scale) {
+void Optimizer::Step(int64_t update, double learning_rate, double gradient_scale) {
   for (size_t i = 0; i < buffers_.size(); ++i) {
     if (!buffers_[i]->own_gradient().defined()) continue;  // frozen
     if (config_.has_adamw()) {
-      StepAdamW(i, step, learning_rate, gradient_scale);
+      StepAdamW(i, update, learning_rate, gradient_scale);
     } else {
       StepSgd(i, learning_rate, gradient_scale);
     }
@@ -43,7 +43,7 @@ void Optimizer::Step(int64_t step, double learning_rate, double gradient_scale) 
   }
 }
 
-void Optimizer::StepAdamW(size_t index, int64_t step, double learning_rate, double gradient_scale) {
+void Optimizer::StepAdamW(size_t index, int64_t update, double learning_rate, double gradient_scale) {
   const ParameterBuffer& buffer = *buffers_[index];
   const AdamW& c = config_.adamw();
   AdamWStep s;
@@ -52,8 +52,8 @@ void Optimizer::StepAdamW(size_t index, int64_t step, double learning_rate, doub
   s.beta2 = static_cast<float>(c.beta2());
   s.one_minus_beta1 = static_cast<float>(1 - c.beta1());
   s.one_minus_beta2 = static_cast<float>(1 - c.beta2());
-  const double correction = 1 - std::pow(c.beta1(), static_cast<double>(step));
-  s.inverse_root_correction = static_cast<float>(1 / std::sqrt(1 - std::pow(c.beta2(), static_cast<double>(step))));
+  const double correction = 1 - std::pow(c.beta1(), static_cast<double>(update));
+  s.inverse_root_correction = static_cast<float>(1 / std::sqrt(1 - std::pow(c.beta2(), static_cast<double>(update))));
   s.eps = static_cast<float>(c.eps());
   const at::Tensor &weights = buffer.own_weights(), &gradient = buffer.own_gradient();
   const at::Tensor &m = by_buffer_[index][0], &v = by_buffer_[index][1];
@@ -70,7 +70,7 @@ void Optimizer::StepAdamW(size_t index, int64_t step, double learning_rate, doub
                   Part(copy, segment));
       continue;
     }
-    const RandomKey key = MakeRandomKey(seed_, RandomPurpose::kStochasticRounding, StableId(spec.name.c_str()), step);
+    const RandomKey key = MakeRandomKey(seed_, RandomPurpose::kStochasticRounding, StableId(spec.name.c_str()), update);
     for (const Segment& run : buffer.WholeRuns(segment)) {
       AdamWUpdateBf16(s, keep, Part(weights, run), Part(gradient, run), Part(m, run), Part(v, run), key,
                       run.parameter_begin);

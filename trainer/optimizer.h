@@ -19,9 +19,10 @@ class Optimizer {
   // Buffers must outlive it. State starts at zero. seed: of stochastic rounding.
   Optimizer(const OptimizerConfig& config, std::vector<ParameterBuffer*> buffers, uint64_t seed);
 
-  // Updates own weights from own gradients x gradient_scale, then publishes them. step counts from 1. Collective over
-  // the gather groups.
-  void Step(int64_t step, double learning_rate, double gradient_scale);
+  // Updates own weights from own gradients x gradient_scale, then publishes them. `update` counts the updates taken,
+  // from 1: a step whose update is skipped adds nothing to the moments, so it must not count in their bias correction.
+  // Collective over the gather groups.
+  void Step(int64_t update, double learning_rate, double gradient_scale);
 
   // State tensors shaped like a buffer's own weights, float32: "exp_avg", "exp_avg_sq"; "velocity".
   struct State {
@@ -33,7 +34,7 @@ class Optimizer {
   int64_t MemoryBytes() const;
 
  private:
-  void StepAdamW(size_t buffer_index, int64_t step, double learning_rate, double gradient_scale);
+  void StepAdamW(size_t buffer_index, int64_t update, double learning_rate, double gradient_scale);
   void StepSgd(size_t buffer_index, double learning_rate, double gradient_scale);
 
   OptimizerConfig config_;

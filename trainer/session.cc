@@ -10,7 +10,9 @@
 #include "parallel/comm/mpi_group.h"
 #include "trainer/adapter_source.h"
 #include "trainer/agreement.h"
+#include "trainer/import.h"
 #include "trainer/train.h"
+#include "trainer/version.h"
 
 namespace trireme {
 namespace {
@@ -91,10 +93,34 @@ absl::StatusOr<Plan> MakePlan(const SessionOptions& options, const Extensions& e
   return plan;
 }
 
+// Collective. What each rank has read and been told for itself is the same on all.
+absl::Status CompareRanks(ProcessGroup& world, const SessionOptions& options, const Plan& plan,
+                          const Process& process) {
+  if (world.size() == 1) return absl::OkStatus();
+  std::vector<SharedFact> facts = {{"the version of trireme", kVersion},
+                                   {"launch.device", plan.device.is_cuda() ? "a GPU" : "a CPU"}};
+  facts.insert(facts.end(), options.asked.begin(), options.asked.end());
+  facts.push_back({"--adapter", options.adapter.empty() ? "none" : "given"});
+  RETURN_IF_ERROR(CompareFacts(world, facts));
+  RETURN_IF_ERROR(CompareConfigs(world, plan.recipe.config));
+  std::vector<std::pair<std::string, Digest>> contents = plan.corpora.contents;
+  // Both may have other names on another machine.
+  const auto add = [&](const char* name, const std::string& path, const auto& read) {
+    contents.emplace_back(name, DigestOrError(DigestOncePerMachine(world, process.host(), path, read)));
+  };
+  add("SOURCE", options.source, [&]() -> absl::StatusOr<Digest> {
+    ASSIGN_OR_RETURN(const std::string checkpoint, CheckpointOf(options.source));
+    return checkpoint.empty() ? IdentifyModel(options.source) : HashFile(checkpoint + "/manifest.pb");
+  });
+  if (!options.adapter.empty()) add("--adapter", options.adapter, [&] { return IdentifyAdapter(options.adapter); });
+  return CompareFacts(world, ContentFacts(contents));
+}
+
 absl::Status LoadWeights(const ExportSource& source, const DecoderSpec& spec, Mesh& mesh, Model& model) {
   const auto of_model = [](const ParameterBuffer& buffer) { return !buffer.specs()[0].added; };
   RETURN_IF_ERROR(FillWeights(source.weights, mesh, model, of_model));
-  return source.adapter == nullptr ? absl::OkStatus() : LoadAdapter(*source.adapter, spec, model);
+  if (source.adapter == nullptr) return absl::OkStatus();
+  return LoadAdapter(*source.adapter, spec, model, [&] { mesh.log().Beat("loading the adapter"); });
 }
 
 absl::Status RunOn(const Plan& plan, const Extensions& extensions, const Process& process, Mesh& mesh,
@@ -130,6 +156,7 @@ absl::Status WithSessions(const std::vector<SessionOptions>& options, const Exte
   for (const SessionOptions& one : options) {
     const absl::StatusOr<Plan> plan = MakePlan(one, extensions, process);
     FailUnlessAgreed(*everyone, plan.status());
+    FailUnlessAgreed(*everyone, CompareRanks(*everyone, one, *plan, process));
     absl::StatusOr<std::unique_ptr<Mesh>> mesh = Mesh::Create(process, plan->recipe.mesh, plan->device);
     FailUnlessAgreed(*everyone, mesh.status());
     const absl::Status status = RunOn(*plan, extensions, process, **mesh, run);

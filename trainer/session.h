@@ -12,6 +12,7 @@
 #include "trainer/export_source.h"
 #include "trainer/model.h"
 #include "trainer/model_text.h"
+#include "trainer/same_everywhere.h"
 
 namespace trireme {
 
@@ -23,6 +24,7 @@ struct SessionOptions {
   // What to evaluate on; without source and conversations: nothing. Samples are read by the model's own tokenizer.
   DataConfig data;
   int32_t micro_batch_size = 1;
+  std::vector<SharedFact> asked;  // what else every rank must have been told alike
 };
 
 struct Session {

@@ -1,6 +1,7 @@
 #include "trainer/sharded_tensors.h"
 
 #include <ATen/ops/empty.h>
+#include <absl/strings/match.h>
 #include <absl/strings/str_format.h>
 
 #include <algorithm>
@@ -16,6 +17,7 @@ using Json = nlohmann::json;
 
 constexpr char kShardingInfo[] = "DCP_SHARDING_INFO";
 constexpr int kMaxPieces = 3;
+constexpr int64_t kPieceBytes = 16 << 20;  // between signs of life
 
 std::vector<int64_t> ExtentOf(const Rectangle& r) {
   std::vector<int64_t> extent;
@@ -32,17 +34,22 @@ bool Overlap(const Rectangle& a, const Rectangle& b) {
 
 // Copies the overlap of `source` (at `bytes`, row-major) into `target` values.
 void CopyOverlap(const Rectangle& source, const uint8_t* bytes, const Rectangle& target, uint8_t* out,
-                 const Rectangle& common, int element_size) {
+                 const Rectangle& common, int element_size, const std::function<void()>& alive) {
   const bool matrix = source.size.size() == 2;
   const int64_t rows = matrix ? common.size[0] : 1;
   const size_t last = matrix ? 1 : 0;
   const int64_t row_bytes = common.size[last] * element_size;
+  int64_t since = 0;
   for (int64_t r = 0; r < rows; ++r) {
     const auto index = [&](const Rectangle& box) {
       const int64_t row = matrix ? common.offset[0] + r - box.offset[0] : 0;
       return (row * box.size[last] + common.offset[last] - box.offset[last]) * element_size;
     };
     std::memcpy(out + index(target), bytes + index(source), row_bytes);
+    since += row_bytes;
+    if (since < kPieceBytes) continue;
+    since = 0;
+    if (alive) alive();
   }
 }
 
@@ -112,7 +119,8 @@ std::vector<TensorPart> PartsOf(const ParameterBuffer& buffer, const at::Tensor&
 }
 
 absl::StatusOr<std::vector<CheckpointFile>> WriteParts(const std::string& folder, int rank,
-                                                       const std::vector<TensorPart>& parts) {
+                                                       const std::vector<TensorPart>& parts,
+                                                       const std::function<void()>& alive) {
   // The k-th rectangle of each tensor goes into the k-th file.
   std::vector<std::vector<const TensorPart*>> per_file(kMaxPieces);
   std::map<std::string, int> pieces;
@@ -132,9 +140,15 @@ absl::StatusOr<std::vector<CheckpointFile>> WriteParts(const std::string& folder
     }
     size_t next = 0;
     const std::string name = absl::StrFormat("shard-%05d-%d.safetensors", rank, k);
-    const auto produce = [&](const SafetensorsEntry&, FileWriter& writer) {
+    const auto produce = [&](const SafetensorsEntry&, FileWriter& writer) -> absl::Status {
       const at::Tensor host = per_file[k][next++]->values.cpu().contiguous();
-      return writer.Append(host.data_ptr(), host.nbytes());
+      const auto bytes = static_cast<int64_t>(host.nbytes());
+      for (int64_t begin = 0; begin < bytes; begin += kPieceBytes) {
+        RETURN_IF_ERROR(writer.Append(static_cast<const uint8_t*>(host.const_data_ptr()) + begin,
+                                      static_cast<size_t>(std::min(kPieceBytes, bytes - begin))));
+        if (alive) alive();
+      }
+      return absl::OkStatus();
     };
     ASSIGN_OR_RETURN(
         const SafetensorsWritten written,
@@ -151,8 +165,6 @@ absl::StatusOr<std::vector<CheckpointFile>> WriteParts(const std::string& folder
 }
 
 absl::StatusOr<ShardedTensorReader> ShardedTensorReader::Open(const std::string& folder) {
-  ShardedTensorReader reader;
-  reader.folder_ = folder;
   std::vector<std::string> paths;
   std::error_code error;
   for (const auto& entry : fs::directory_iterator(folder, error)) {
@@ -160,8 +172,31 @@ absl::StatusOr<ShardedTensorReader> ShardedTensorReader::Open(const std::string&
   }
   if (error || paths.empty())
     return Error(ExitCode::kCheckpoint, "checkpoint: ", folder, " holds no safetensors files");
+  return OpenFiles(folder, std::move(paths), nullptr);
+}
+
+absl::StatusOr<ShardedTensorReader> ShardedTensorReader::Open(const std::string& checkpoint,
+                                                              const CheckpointManifest& manifest,
+                                                              const std::string& part, std::function<void()> alive) {
+  std::vector<std::string> paths;
+  for (const CheckpointFile& file : manifest.file()) {
+    if (absl::StartsWith(file.path(), part + "/")) paths.push_back(absl::StrCat(checkpoint, "/", file.path()));
+  }
+  const std::string folder = absl::StrCat(checkpoint, "/", part);
+  if (paths.empty())
+    return Error(ExitCode::kCheckpoint, "checkpoint: ", folder, " holds no files that its manifest names");
+  return OpenFiles(folder, std::move(paths), std::move(alive));
+}
+
+absl::StatusOr<ShardedTensorReader> ShardedTensorReader::OpenFiles(const std::string& folder,
+                                                                   std::vector<std::string> paths,
+                                                                   std::function<void()> alive) {
+  ShardedTensorReader reader;
+  reader.folder_ = folder;
+  reader.alive_ = std::move(alive);
   std::sort(paths.begin(), paths.end());
   for (const std::string& path : paths) {
+    if (reader.alive_) reader.alive_();
     absl::StatusOr<std::unique_ptr<SafetensorsFile>> file = SafetensorsFile::Open(path);
     if (!file.ok()) return Error(ExitCode::kCheckpoint, "checkpoint: ", file.status().message());
     ASSIGN_OR_RETURN(const auto offsets, Offsets(**file));
@@ -217,7 +252,7 @@ absl::Status ShardedTensorReader::Read(const TensorPart& part) const {
       return bad(
           absl::StrCat("is stored as ", source.entry->dtype, ", this run needs ", SafetensorsName(host.scalar_type())));
     CopyOverlap(source.rectangle, source.file->data(*source.entry), part.rectangle,
-                static_cast<uint8_t*>(host.data_ptr()), common, element_size);
+                static_cast<uint8_t*>(host.data_ptr()), common, element_size, alive_);
     covered += common.numel();
     bytes_read_ += common.numel() * element_size;
   }

@@ -7,6 +7,7 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <functional>
 #include <map>
 #include <memory>
 #include <optional>
@@ -43,14 +44,20 @@ std::vector<TensorPart> PartsOf(const ParameterBuffer& buffer, const at::Tensor&
                                 bool unique);
 
 // Writes this rank's parts into `folder` (which exists) as shard-RRRRR-K.safetensors. Returns the files, paths relative
-// to folder's parent. Not collective.
+// to folder's parent. Not collective. alive: called after every piece of some 16 MiB; may be empty.
 absl::StatusOr<std::vector<CheckpointFile>> WriteParts(const std::string& folder, int rank,
-                                                       const std::vector<TensorPart>& parts);
+                                                       const std::vector<TensorPart>& parts,
+                                                       const std::function<void()>& alive = nullptr);
 
 // A folder of such files (or of plain safetensors files: each key is then whole), opened for reading.
 class ShardedTensorReader {
  public:
   static absl::StatusOr<ShardedTensorReader> Open(const std::string& folder);
+
+  // The files of a checkpoint's `part` ("weights", "optimizer") that its manifest names, whatever else lies there.
+  // alive: called for every file, and by Read() after every piece of some 16 MiB; may be empty.
+  static absl::StatusOr<ShardedTensorReader> Open(const std::string& checkpoint, const CheckpointManifest& manifest,
+                                                  const std::string& part, std::function<void()> alive = nullptr);
 
   // Fills part.values from the rectangles that overlap it, reading only those bytes. Missing elements, another shape or
   // dtype are errors.
@@ -68,7 +75,11 @@ class ShardedTensorReader {
     const SafetensorsEntry* entry;
     Rectangle rectangle;
   };
+  static absl::StatusOr<ShardedTensorReader> OpenFiles(const std::string& folder, std::vector<std::string> paths,
+                                                       std::function<void()> alive);
+
   std::string folder_;
+  std::function<void()> alive_;
   std::vector<std::unique_ptr<SafetensorsFile>> files_;
   std::map<std::string, std::vector<Source>> sources_;
   std::map<std::string, std::vector<int64_t>> shapes_;

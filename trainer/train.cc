@@ -29,7 +29,9 @@
 #include "trainer/metrics.h"
 #include "trainer/model.h"
 #include "trainer/optimizer.h"
+#include "trainer/same_everywhere.h"
 #include "trainer/trace.h"
+#include "trainer/utilization.h"
 #include "trainer/version.h"
 #include "trainer/watchdog.h"
 
@@ -46,8 +48,8 @@ struct Job {
   Model& model;
   Optimizer& optimizer;
   Checkpointer& checkpointer;
-  MetricsLog* metrics;        // rank 0's; null elsewhere
-  double peak_flops;          // of all ranks together; 0: unknown
+  MetricsLog* metrics;  // rank 0's; null elsewhere
+  Utilization utilization;
   RunComparison* comparison;  // null: none
   StepTrace trace;
   TrainProgress progress;
@@ -114,7 +116,7 @@ absl::Status Record(Job& job, const Loss& loss, const GradNorm& norm, double lea
   record.peak_memory_bytes = PeakMemoryBytes(job.mesh.device());
   const double with_target = static_cast<double>(loss.targets) / static_cast<double>(job.recipe.tokens_per_step);
   const double flops = job.recipe.model.TrainingFlopsPerToken(job.recipe.config.data().sequence_length(), with_target);
-  if (job.peak_flops > 0) record.mfu = flops * record.tokens_per_second / job.peak_flops;
+  record.mfu = job.utilization.Of(flops * record.tokens_per_second);
   record.eta_seconds = static_cast<double>(job.recipe.total_steps - step) * mean_seconds;
   return job.metrics->Train(record);
 }
@@ -161,7 +163,10 @@ absl::Status Loop(Job& job) {
     const GradientNorms norms = WantsNorms(job) ? job.model.ParameterGradientNorms() : GradientNorms();
     ASSIGN_OR_RETURN(const bool skip, ApplyNonFinitePolicy(job, loss, norm));
     const double learning_rate = recipe.LearningRate(step);
-    if (!skip) job.optimizer.Step(step, learning_rate, norm.clip_factor);
+    if (!skip) {
+      job.progress.set_updates(job.progress.updates() + 1);
+      job.optimizer.Step(job.progress.updates(), learning_rate, norm.clip_factor);
+    }
     job.progress.set_samples(job.progress.samples() + recipe.config.global_batch_size());
     job.progress.set_tokens(job.progress.tokens() + recipe.tokens_per_step);
 
@@ -200,12 +205,14 @@ RunDescription Describe(const Recipe& recipe, const Process& process, at::Device
   return run;
 }
 
-void WarnOfMemory(int64_t needed, at::Device device) {
+// Machines differ, and so do pipeline ranks: each rank looks for itself. Collective.
+void WarnOfMemory(ProcessGroup& world, int64_t needed, at::Device device) {
   const int64_t there = TotalMemoryBytes(device);
-  if (needed > there)
-    Warning("memory: the ranks here will need about ", HumanBytes(static_cast<double>(needed)), ", but there is ",
-            HumanBytes(static_cast<double>(there)),
-            "; lower micro_batch_size or sequence_length, set recompute, or spread the model over more ranks");
+  const std::string warning =
+      absl::StrCat("memory: the ranks of a ", device.is_cuda() ? "GPU" : "machine", " will need about ",
+                   HumanBytes(static_cast<double>(needed)), ", but there is ", HumanBytes(static_cast<double>(there)),
+                   "; lower micro_batch_size or sequence_length, set recompute, or spread the model over more ranks");
+  WarnTogether(world, needed > there ? warning : "");
 }
 
 // "135M", or "2.44M of 137M".
@@ -235,7 +242,7 @@ absl::Status LockRun(const std::string& run_dir, OperationLog& log, std::unique_
 // Everything once the mesh stands. An error that all ranks computed alike is marked as agreed; any other is this rank's
 // own.
 absl::Status Run(const TrainOptions& options, const Extensions& extensions, const Process& process, Mesh& mesh,
-                 const Recipe& recipe, const Corpora& corpora) {
+                 const Recipe& recipe, const Corpora& corpora, const Digest& base_digest) {
   ProcessGroup& world = mesh.control();
   const RunConfig& config = recipe.config;
   absl::Status made = absl::OkStatus();
@@ -245,6 +252,7 @@ absl::Status Run(const TrainOptions& options, const Extensions& extensions, cons
     if (made.ok()) made = LockRun(config.run_dir(), mesh.log(), &lock);
   }
   RETURN_IF_ERROR(Agree(world, made));
+  RETURN_IF_ERROR(CheckSharedFolder(world, "run_dir", config.run_dir(), process.host()));
 
   Watchdog::Options watching;
   watching.seconds = config.launch().watchdog_seconds();
@@ -257,17 +265,18 @@ absl::Status Run(const TrainOptions& options, const Extensions& extensions, cons
   watching.stop_requested = [&process] { return process.stop_requested(); };
   Watchdog watchdog(&mesh.log(), watching);
 
+  // Measured more than once: the machine may be busy with something else at one moment.
+  const auto measure_peak = [&mesh, bf16 = config.precision().compute() == PrecisionConfig::BF16] {
+    return PeakFlops(mesh.device(), bf16 ? at::kBFloat16 : at::kFloat);
+  };
+  double own_peak = measure_peak();
   const RankMemory estimate = EstimateMemory(recipe, mesh.coordinate(Axis::kPipeline), mesh.device().type());
-  WarnOfMemory(estimate.total() * (mesh.device().is_cuda() ? 1 : process.local_size()), mesh.device());
+  WarnOfMemory(world, estimate.total() * (mesh.device().is_cuda() ? 1 : process.local_size()), mesh.device());
   absl::StatusOr<std::unique_ptr<Model>> model = Model::Create(recipe, mesh, extensions);
   RETURN_IF_ERROR(Agree(world, model.status()));
   std::vector<ParameterBuffer*> buffers = (*model)->buffers();
   Optimizer optimizer(config.optimizer(), buffers, config.seed());
-  absl::StatusOr<Digest> base = Digest();
-  if (world.rank() == 0 && config.has_adapter() && config.model().has_from())
-    base = IdentifyModel(config.model().from());
-  RETURN_IF_ERROR(Agree(world, base.status()));
-  Checkpointer checkpointer(recipe, mesh, **model, optimizer, corpora.digests, BroadcastBytes(world, *base));
+  Checkpointer checkpointer(recipe, mesh, **model, optimizer, corpora.digests, base_digest);
   TrainProgress progress;
   ASSIGN_OR_RETURN(const bool resumed, checkpointer.Resume(options.allow_change, &progress));
   if (progress.step() >= recipe.total_steps) {
@@ -275,18 +284,20 @@ absl::Status Run(const TrainOptions& options, const Extensions& extensions, cons
     RETURN_IF_ERROR(SaveAdapter(recipe, progress.step(), mesh, /*if_older=*/true));
     return ExportAtEnd(recipe, progress.step(), extensions.families, mesh);
   }
-  absl::Status writable = CheckExport(config);
-  if (writable.ok() && world.rank() == 0) writable = CheckExportOutput(config);
+  const absl::Status writable = world.rank() == 0
+                                    ? TryWriting(recipe, extensions.families, /*scratch=*/"",
+                                                 [&mesh] { mesh.log().Beat("trying what will be written at the end"); })
+                                    : absl::OkStatus();
   RETURN_IF_ERROR(Agree(world, writable));
   RETURN_IF_ERROR(InitializeWeights(recipe, mesh, **model, resumed));
   std::unique_ptr<MetricsLog> metrics;
   if (process.rank() == 0) {
     ASSIGN_OR_RETURN(metrics, MetricsLog::Open(config.run_dir(), config.logging().tensorboard(),
-                                               Describe(recipe, process, mesh.device()), progress.step()));
+                                               Describe(recipe, process, mesh.device()), progress.step(),
+                                               [&mesh] { mesh.log().Beat("reading metrics.jsonl"); }));
   }
-  const double own_peak =
-      PeakFlops(mesh.device(), config.precision().compute() == PrecisionConfig::BF16 ? at::kBFloat16 : at::kFloat);
-  const double peak_flops = SumOverRanks(world, own_peak);
+  own_peak = std::max(own_peak, measure_peak());
+  const double peak = SumOverRanks(world, own_peak);
   ReleaseCachedCpuMemory();
   ResetPeakTensorBytes(mesh.device());
   Info(absl::StrFormat("training %s parameters for %d steps of %s tokens on %d x %s (%s), attention %s, %s",
@@ -302,7 +313,8 @@ absl::Status Run(const TrainOptions& options, const Extensions& extensions, cons
   std::optional<RunComparison> comparison;
   if (!options.check_against.empty()) {
     absl::StatusOr<RunComparison> opened =
-        RunComparison::Open(options.check_against, recipe.mesh.ToString(), options.check_tolerance);
+        RunComparison::Open(options.check_against, recipe.mesh.ToString(), options.check_tolerance,
+                            [&mesh] { mesh.log().Beat("reading the run to check against"); });
     RETURN_IF_ERROR(Agree(world, opened.status()));
     comparison = *std::move(opened);
   }
@@ -315,7 +327,7 @@ absl::Status Run(const TrainOptions& options, const Extensions& extensions, cons
           optimizer,
           checkpointer,
           metrics.get(),
-          peak_flops,
+          Utilization(peak, own_peak, mesh.device().is_cuda() ? nullptr : std::function<double()>(measure_peak)),
           comparison.has_value() ? &*comparison : nullptr,
           StepTrace(recipe, mesh, (*model)->executor()),
           progress};
@@ -372,6 +384,38 @@ absl::StatusOr<Plan> MakePlan(const TrainOptions& options, const Extensions& ext
   return plan;
 }
 
+// Collective. What each rank has read and been told for itself is the same on all. Gives the digest of the model that
+// an adapter is trained on, "" where there is none.
+absl::StatusOr<Digest> CompareRanks(ProcessGroup& world, const TrainOptions& options, const Plan& plan,
+                                    const Process& process) {
+  const RunConfig& config = plan.recipe.config;
+  RETURN_IF_ERROR(
+      CompareFacts(world, {{"the version of trireme", kVersion},
+                           {"--allow-change", options.allow_change ? "true" : "false"},
+                           {"--check-against", options.check_against.empty() ? "nothing" : options.check_against},
+                           {"--check-tolerance", absl::StrCat(options.check_tolerance)},
+                           {"--stop-at", absl::StrCat(options.stop_at)},
+                           {"launch.device", plan.device.is_cuda() ? "a GPU" : "a CPU"}}));
+  RETURN_IF_ERROR(CompareConfigs(world, config));
+  std::vector<std::pair<std::string, Digest>> contents = plan.corpora.contents;
+  absl::StatusOr<Digest> base = Digest();
+  if (config.model().has_from() && (world.size() > 1 || config.has_adapter())) {
+    const std::string& from = config.model().from();
+    base = DigestOncePerMachine(world, process.host(), from, [&] { return IdentifyModel(from); });
+    contents.emplace_back("model.from", DigestOrError(base));
+  }
+  if (config.adapter().has_from() && world.size() > 1) {
+    const std::string& from = config.adapter().from();
+    contents.emplace_back("adapter.from", DigestOrError(DigestOncePerMachine(world, process.host(), from,
+                                                                             [&] { return IdentifyAdapter(from); })));
+  }
+  RETURN_IF_ERROR(CompareFacts(world, ContentFacts(contents)));
+  // A run that resumes needs none of the base's weights unless it trains an adapter.
+  if (!config.has_adapter()) return Digest();
+  if (!base.ok()) return MarkAgreed(base.status());
+  return base;
+}
+
 }  // namespace
 
 absl::StatusOr<at::Device> SetUpDevice(const LaunchConfig& config, const Process& process) {
@@ -392,9 +436,11 @@ absl::Status Train(const TrainOptions& options, const Extensions& extensions) {
   const std::shared_ptr<ProcessGroup> everyone = MakeWorldGroup(&start_log);
   absl::StatusOr<Plan> plan = MakePlan(options, extensions, process);
   FailUnlessAgreed(*everyone, plan.status());
+  const absl::StatusOr<Digest> base_digest = CompareRanks(*everyone, options, *plan, process);
+  if (!base_digest.ok()) FailTogether(*everyone, base_digest.status());
   absl::StatusOr<std::unique_ptr<Mesh>> mesh = Mesh::Create(process, plan->recipe.mesh, plan->device);
   FailUnlessAgreed(*everyone, mesh.status());
-  const absl::Status status = Run(options, extensions, process, **mesh, plan->recipe, plan->corpora);
+  const absl::Status status = Run(options, extensions, process, **mesh, plan->recipe, plan->corpora, *base_digest);
   if (status.ok() || ExitCodeOf(status) == ExitCode::kPreempted) return status;
   if (IsAgreed(status)) FailTogether(*everyone, status);
   FailProcess(status);

@@ -28,16 +28,20 @@ Rectangle Part(const std::vector<int64_t>& shape, int64_t row, int64_t rows, int
 
 }  // namespace
 
-absl::StatusOr<WeightSource> OpenCheckpointWeights(const std::string& folder, const DecoderSpec& spec,
-                                                   at::ScalarType dtype) {
-  ASSIGN_OR_RETURN(ShardedTensorReader opened, ShardedTensorReader::Open(folder));
+absl::StatusOr<WeightSource> OpenCheckpointWeights(const std::string& checkpoint, const CheckpointManifest& manifest,
+                                                   const DecoderSpec& spec, at::ScalarType dtype) {
+  ASSIGN_OR_RETURN(ShardedTensorReader opened, ShardedTensorReader::Open(checkpoint, manifest, "weights"));
   const auto reader = std::make_shared<const ShardedTensorReader>(std::move(opened));
   WeightSource source;
-  source.description = absl::StrCat("checkpoint ", folder);
+  source.description = absl::StrCat("checkpoint ", checkpoint);
   for (const ParameterSpec& parameter : DecoderParameters(spec))
     source.tensors.push_back({parameter.name, parameter.shape, dtype});
   source.read = ReaderOf(reader);
   return source;
+}
+
+at::ScalarType StoredBy(const RunConfig& config) {
+  return config.precision().master_weights() ? at::kFloat : at::kBFloat16;
 }
 
 TensorReader ReaderOf(std::shared_ptr<const ShardedTensorReader> shards) {
@@ -107,7 +111,16 @@ absl::Status FillWeights(const WeightSource& source, Mesh& mesh, Model& model, c
     const auto found = tensors.find(part.name);
     if (found == tensors.end() || found->second->shape != part.shape)
       return Error(ExitCode::kData, source.description, ": has no ", part.name, " of the shape that the model needs");
-    return source.read(*found->second, part.rectangle, part.values.view({part.rectangle.size[0], -1}));
+    const at::Tensor rows = part.values.view({part.rectangle.size[0], -1});
+    const int64_t step = Step(/*multiple=*/1, rows.size(1));
+    for (int64_t row = 0; row < rows.size(0); row += step) {
+      Rectangle piece = part.rectangle;
+      piece.offset[0] += row;
+      piece.size[0] = std::min(step, rows.size(0) - row);
+      RETURN_IF_ERROR(source.read(*found->second, piece, rows.narrow(0, row, piece.size[0])));
+      mesh.log().Beat("loading weights");
+    }
+    return absl::OkStatus();
   };
   // A rank that failed goes on taking part in what is collective.
   const auto attempt = [&](const TensorPart& part) {
@@ -132,8 +145,8 @@ absl::Status FillWeights(const WeightSource& source, Mesh& mesh, Model& model, c
       const auto found = source.quantized.find(buffer->specs()[i].name);
       TRIREME_CHECK(found != source.quantized.end(), buffer->specs()[i].name, " is not among the quantized matrices");
       buffer->TakeQuantized(static_cast<int>(i), found->second);
+      mesh.log().Beat("loading weights");
     }
-    mesh.log().Beat("loading weights");
   }
   return status;
 }

@@ -49,17 +49,20 @@ struct WeightSource {
 // The directory must hold exactly the tensors of `table` in their shapes, F32, BF16, F16 or quantized as `spec` says
 // (buffers that the table ignores and a head that repeats a tied embedding may be there too); else kData, listing what
 // is missing, unexpected or of another shape. compare_head: that head is compared with the embedding; both are read
-// whole.
+// whole. alive: called now and then meanwhile; may be empty.
 absl::StatusOr<WeightSource> OpenHfWeights(const std::string& folder, const WeightTable& table, const DecoderSpec& spec,
-                                           bool compare_head);
+                                           bool compare_head, const std::function<void()>& alive = nullptr);
 
 // `facts` of `file`, which must hold the model's tensors in their shapes, of any type that GgufDequantize knows.
 absl::StatusOr<WeightSource> OpenGgufWeights(std::shared_ptr<const GgufFile> file, const GgufModelFacts& facts,
                                              const DecoderSpec& spec);
 
-// A checkpoint's folder of weights, stored as `dtype`.
-absl::StatusOr<WeightSource> OpenCheckpointWeights(const std::string& folder, const DecoderSpec& spec,
-                                                   at::ScalarType dtype);
+// The weights of a checkpoint with this manifest, stored as `dtype`.
+absl::StatusOr<WeightSource> OpenCheckpointWeights(const std::string& checkpoint, const CheckpointManifest& manifest,
+                                                   const DecoderSpec& spec, at::ScalarType dtype);
+
+// How the checkpoints of a run with this config store what it trains.
+at::ScalarType StoredBy(const RunConfig& config);
 
 // Tensors out of a checkpoint's shards.
 TensorReader ReaderOf(std::shared_ptr<const ShardedTensorReader> shards);

@@ -18,6 +18,8 @@
 namespace trireme {
 namespace {
 
+constexpr uint64_t kComparedBytes = 16 << 20;  // between signs of life
+
 absl::StatusOr<at::ScalarType> PlainDtype(const SafetensorsEntry& entry) {
   const std::optional<at::ScalarType> dtype = FloatTypeOf(entry.dtype);
   if (dtype.has_value()) return *dtype;
@@ -112,13 +114,18 @@ absl::Status FindTensors(const DecoderSpec& spec, Opened* opened) {
 }
 
 // A tied model's head is its embedding: a copy in the file is fine, another matrix would be lost.
-absl::Status CheckTiedHead(const HfDirectory& directory, const WeightTable& table) {
+absl::Status CheckTiedHead(const HfDirectory& directory, const WeightTable& table, const std::function<void()>& alive) {
   if (!IsTied(table)) return absl::OkStatus();
   const NamedTensors named(directory, table);
   const HfDirectory::Tensor *head = named.Find(table.head), *embedding = named.Find(table.embedding);
   if (head == nullptr || embedding == nullptr) return absl::OkStatus();
   const SafetensorsEntry &a = *head->entry, &b = *embedding->entry;
-  if (a.shape != b.shape || a.dtype != b.dtype || std::memcmp(head->data(), embedding->data(), a.end - a.begin) != 0) {
+  bool same = a.shape == b.shape && a.dtype == b.dtype;
+  for (uint64_t at = 0, bytes = a.end - a.begin; same && at < bytes; at += kComparedBytes) {
+    same = std::memcmp(head->data() + at, embedding->data() + at, std::min(kComparedBytes, bytes - at)) == 0;
+    if (alive) alive();
+  }
+  if (!same) {
     return Error(ExitCode::kData, "model ", directory.folder(), ": config.json ties the head to the embedding, but ",
                  a.name, " differs from ", b.name, "; set tie_word_embeddings to false in a copy of config.json");
   }
@@ -170,12 +177,12 @@ void Read(const Opened& opened, size_t parameter, at::ScalarType dtype, const Re
 }  // namespace
 
 absl::StatusOr<WeightSource> OpenHfWeights(const std::string& folder, const WeightTable& table, const DecoderSpec& spec,
-                                           bool compare_head) {
+                                           bool compare_head, const std::function<void()>& alive) {
   ASSIGN_OR_RETURN(HfDirectory directory, HfDirectory::Open(folder));
   ASSIGN_OR_RETURN(BnbTensors bnb, ReadBnbTensors(directory));
   const auto opened = std::make_shared<Opened>(Opened{std::move(directory), table, std::move(bnb), /*tensors=*/{}});
   RETURN_IF_ERROR(FindTensors(spec, opened.get()));
-  if (compare_head) RETURN_IF_ERROR(CheckTiedHead(opened->directory, opened->table));
+  if (compare_head) RETURN_IF_ERROR(CheckTiedHead(opened->directory, opened->table, alive));
   WeightSource source;
   source.description = absl::StrCat("model ", folder);
   auto index = std::make_shared<std::map<std::string, size_t>>();

@@ -54,7 +54,7 @@ void Stage::Reshard(int unit) {
   for (ParameterBuffer* buffer : units_[unit]->buffers()) buffer->Reshard();
 }
 
-void Stage::InitializeDerived() {
+void Stage::InitializeDerived(const std::function<void()>& alive) {
   for (int i = 0; i < static_cast<int>(units_.size()); ++i) {
     FinishUnshard(i);
     units_[i]->InitializeDerived();
@@ -62,6 +62,7 @@ void Stage::InitializeDerived() {
       if (buffer->trainable()) buffer->Publish(/*converted=*/false);
     }
     Reshard(i);
+    alive();
   }
 }
 

@@ -46,8 +46,8 @@ class Stage {
   const std::vector<std::unique_ptr<Unit>>& units() const { return units_; }
   StageOptions& options() { return options_; }
 
-  // Unit::InitializeDerived() of all. Collective over the gather groups.
-  void InitializeDerived();
+  // Unit::InitializeDerived() of all. Collective over the gather groups. alive: called after each unit.
+  void InitializeDerived(const std::function<void()>& alive);
 
   // Starts a step: gradients begin from nothing.
   void BeginStep();

@@ -1,10 +1,14 @@
 #include <absl/strings/str_join.h>
+#include <stdlib.h>
+#include <unistd.h>
 
+#include <filesystem>
 #include <iostream>
 #include <memory>
 
 #include "configs/config_loader.h"
 #include "kernels/device.h"
+#include "launch/file.h"
 #include "launch/log.h"
 #include "models/parameters.h"
 #include "trainer/adapter_source.h"
@@ -25,6 +29,27 @@ struct Flags {
   bool without_data = false;
 };
 
+// In a folder of its own: validating leaves nothing behind.
+absl::Status TryInScratch(const Recipe& recipe, const Extensions& extensions) {
+  std::error_code error;
+  std::string scratch = (std::filesystem::temp_directory_path(error) / "trireme-validate-XXXXXX").string();
+  if (::mkdtemp(scratch.data()) == nullptr) return SystemError("make a folder", scratch, /*writing=*/true);
+  const absl::Status status = TryWriting(recipe, extensions.families, scratch, /*alive=*/nullptr);
+  RemoveAll(scratch).IgnoreError();
+  return status;
+}
+
+// Where a path does not exist yet, its nearest parent that does must let one be made.
+absl::Status CheckWritable(const std::string& field, const std::string& path) {
+  std::error_code error;
+  std::filesystem::path there = std::filesystem::absolute(path.empty() ? "." : path, error);
+  while (!there.empty() && there.has_parent_path() && there != there.parent_path() && !Exists(there.string()))
+    there = there.parent_path();
+  if (std::filesystem::is_directory(there, error) && ::access(there.c_str(), W_OK | X_OK) == 0) return absl::OkStatus();
+  return Error(ExitCode::kStorage, field, ": nothing can be written to ", path, ", since ", there.string(),
+               std::filesystem::is_directory(there, error) ? " may not be written" : " is no folder");
+}
+
 absl::Status Run(const Flags& flags, const Extensions& extensions) {
   ASSIGN_OR_RETURN(const RunConfig config, LoadConfig(flags.configs, flags.overrides));
   const absl::StatusOr<Corpora> corpora = flags.without_data ? absl::StatusOr<Corpora>(Corpora()) : OpenCorpora(config);
@@ -43,7 +68,12 @@ absl::Status Run(const Flags& flags, const Extensions& extensions) {
   if (config.run_dir().empty()) problems.emplace_back("run_dir: not set; give a folder for checkpoints and metrics");
   if (recipe.ok()) {
     for (const absl::Status& status :
-         {CheckExport(recipe->config),
+         {CheckExport(recipe->config).ok() && corpora.ok() ? TryInScratch(*recipe, extensions)
+                                                           : CheckExport(recipe->config),
+          config.run_dir().empty() ? absl::OkStatus() : CheckWritable("run_dir", config.run_dir()),
+          config.export_().output().empty()
+              ? absl::OkStatus()
+              : CheckWritable("export.output", std::filesystem::path(config.export_().output()).parent_path()),
           corpora.ok() && !flags.without_data ? CheckEvaluation(config, *corpora) : absl::OkStatus()})
       if (!status.ok()) problems.emplace_back(status.message());
   }
