@@ -33,6 +33,13 @@ bool WriteWhole(const std::string& path, const std::string& text) {
   return written;
 }
 
+// link() makes the file appear whole, for one rank only. Where a file system has no links, rename() does the first, and
+// of ranks that raise an alarm at once all but the last answer to another's.
+bool Appear(const std::string& draft, const std::string& path) {
+  if (::link(draft.c_str(), path.c_str()) == 0) return true;
+  return errno != EEXIST && ::rename(draft.c_str(), path.c_str()) == 0;
+}
+
 void RemoveLeftovers(const std::string& directory) {
   std::error_code ignored;
   for (const auto& entry : std::filesystem::directory_iterator(directory, ignored)) {
@@ -115,8 +122,7 @@ void Watchdog::Look() {
     if (!alarmed || now < not_before_) return;
     alarm = absl::StrCat("rank ", options_.rank, " alarm ", ++alarms_);
     const std::string draft = absl::StrCat(alarm_path, ".", options_.rank);
-    // link() makes the file appear whole, for one rank only.
-    raised_ = WriteWhole(draft, alarm) && ::link(draft.c_str(), alarm_path.c_str()) == 0;
+    raised_ = WriteWhole(draft, alarm) && Appear(draft, alarm_path);
     ::unlink(draft.c_str());
     if (!raised_) alarm = ReadFile(alarm_path, kMaxReportBytes).value_or(alarm);
   }

@@ -1,11 +1,13 @@
 // The ranks are processes that share a folder; what they communicate is only written into their logs.
 #include "trainer/watchdog.h"
 
+#include <fcntl.h>
 #include <gtest/gtest.h>
 #include <signal.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <cerrno>
 #include <filesystem>
 #include <functional>
 #include <memory>
@@ -14,6 +16,17 @@
 
 #include "launch/file.h"
 #include "launch/log.h"
+
+namespace {
+bool links_are_supported = true;
+}  // namespace
+
+// In place of libc's.
+extern "C" int link(const char* from, const char* to) noexcept {
+  if (links_are_supported) return ::linkat(AT_FDCWD, from, AT_FDCWD, to, 0);
+  errno = EPERM;
+  return -1;
+}
 
 namespace trireme {
 namespace {
@@ -200,6 +213,23 @@ TEST_F(WatchdogTest, AfterAStopASlowPeerIsWaitedFor) {
                                  sleep(6);
                                }});
   EXPECT_EQ(outcome.exit_codes, (std::vector<int>{kUnharmed, kUnharmed})) << outcome.output;
+}
+
+TEST_F(WatchdogTest, WhereAFolderHasNoLinksRanksStillHearOfEachOther) {
+  links_are_supported = false;
+  const auto waits = [](OperationLog& log) { EnterAndStay(log, "world", "all_reduce", 8, 2); };
+  const Outcome outcome = Run({waits,
+                               [](OperationLog& log) {
+                                 log.Beat("step 12");
+                                 sleep(10);
+                               },
+                               waits});
+  links_are_supported = true;
+  EXPECT_EQ(outcome.exit_codes, (std::vector<int>{8, 8, 8}));
+  EXPECT_EQ(Count(outcome.output, "hang: "), 1) << outcome.output;
+  EXPECT_EQ(outcome.output.find("answer"), std::string::npos) << outcome.output;
+  EXPECT_NE(outcome.output.find("ranks 0, 2 wait in all_reduce #2 of group world"), std::string::npos)
+      << outcome.output;
 }
 
 TEST_F(WatchdogTest, ZeroSecondsMeansNoWatch) {
