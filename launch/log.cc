@@ -30,11 +30,11 @@ void SetLogRank(int rank, int world_size) {
 }
 
 void WriteLog(Severity severity, const std::string& message) {
-  if (severity == Severity::kInfo && log_rank != 0) return;
+  if (severity != Severity::kError && log_rank != 0) return;
   std::string line;
   if (severity == Severity::kError) line = "error: ";
   if (severity == Severity::kWarning) line = "warning: ";
-  if (log_world_size > 1 && severity != Severity::kInfo) line = absl::StrCat("[rank ", log_rank, "] ", line);
+  if (log_world_size > 1 && severity == Severity::kError) line = absl::StrCat("[rank ", log_rank, "] ", line);
   line += message;
   line += '\n';
   std::lock_guard<std::mutex> lock(log_mutex);

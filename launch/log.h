@@ -15,7 +15,7 @@ enum class Severity { kInfo, kWarning, kError };
 // Set once at start-up; with world_size 1 no rank is printed.
 void SetLogRank(int rank, int world_size);
 
-// kInfo is printed by rank 0 only; warnings and errors by any rank. Thread-safe.
+// Errors are printed by any rank; the rest, which all ranks see alike, by rank 0 only. Thread-safe.
 void WriteLog(Severity severity, const std::string& message);
 
 template <typename... Args>

@@ -31,12 +31,16 @@ void Handle(int signal, void (*handler)(int)) {
   sigaction(signal, &action, nullptr);
 }
 
+// What takes a job down when one rank ends with an error. Read before MPI_Init, which may set such variables itself.
+bool launcher_ends_jobs = true;
+
 bool UnderMpirun() { return std::getenv("OMPI_COMM_WORLD_SIZE") != nullptr || std::getenv("PMIX_RANK") != nullptr; }
 
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<Process>> Process::Start(int expected_ranks, Signals signals) {
   if (UnderMpirun()) prctl(PR_SET_PDEATHSIG, SIGKILL);
+  launcher_ends_jobs = std::getenv("OMPI_COMM_WORLD_SIZE") != nullptr;
   int provided = 0;
   if (MPI_Init_thread(nullptr, nullptr, MPI_THREAD_FUNNELED, &provided) != MPI_SUCCESS) {
     return Error(ExitCode::kInternal,
@@ -61,9 +65,15 @@ absl::StatusOr<std::unique_ptr<Process>> Process::Start(int expected_ranks, Sign
     Handle(SIGINT, &OnInterrupt);
   }
   if (expected_ranks > 0 && expected_ranks != process->size_) {
-    return Error(ExitCode::kWorldSize, "start: this run expects ", expected_ranks, " ranks but was started with ",
-                 process->size_, process->size_ == 1 && !UnderMpirun() ? " (not under mpirun)" : "",
-                 "; start it with `mpirun -np ", expected_ranks, "`, or change --ranks or launch.expected_ranks");
+    const absl::Status status =
+        Error(ExitCode::kWorldSize, "start: this run expects ", expected_ranks, " ranks but was started with ",
+              process->size_, process->size_ == 1 && !UnderMpirun() ? " (not under mpirun)" : "",
+              "; start it with `mpirun -np ", expected_ranks, "`, or change --ranks or launch.expected_ranks");
+    if (process->size_ == 1) return status;
+    // All ranks know it: one says so, and none ends before it has.
+    if (process->rank_ == 0) WriteLog(Severity::kError, std::string(status.message()));
+    MPI_Barrier(MPI_COMM_WORLD);
+    ExitNow(ExitCode::kWorldSize);
   }
   return process;
 }
@@ -88,6 +98,17 @@ int Process::recommended_threads() const {
 
 void FailProcess(const absl::Status& status) {
   WriteLog(Severity::kError, std::string(status.message()));
+  // mpirun ends the other ranks and returns this one's code; other launchers (srun) may leave them waiting for it.
+  int started = 0, finalized = 0, main_thread = 0, size = 1;
+  MPI_Initialized(&started);
+  MPI_Finalized(&finalized);
+  if (!launcher_ends_jobs && started != 0 && finalized == 0) {
+    MPI_Is_thread_main(&main_thread);
+    MPI_Comm_size(MPI_COMM_WORLD, &size);
+    std::fflush(stdout);
+    std::fflush(stderr);
+    if (main_thread != 0 && size > 1) MPI_Abort(MPI_COMM_WORLD, static_cast<int>(ExitCodeOf(status)));
+  }
   ExitNow(ExitCodeOf(status));
 }
 

@@ -23,13 +23,16 @@ TEST_F(Logging, OneRankPrintsPlainLines) {
   EXPECT_EQ(testing::internal::GetCapturedStderr(), "loss 2.5\nwarning: slow\nerror: broken\n");
 }
 
-TEST_F(Logging, OtherRanksPrintWarningsAndErrorsWithTheirRank) {
+TEST_F(Logging, OfSeveralRanksTheFirstPrintsWarningsAndEachItsErrors) {
   SetLogRank(2, 4);
   testing::internal::CaptureStderr();
   Info("unseen");
   Warning("slow");
   ErrorLog("broken");
-  EXPECT_EQ(testing::internal::GetCapturedStderr(), "[rank 2] warning: slow\n[rank 2] error: broken\n");
+  SetLogRank(0, 4);
+  Warning("slow");
+  ErrorLog("broken");
+  EXPECT_EQ(testing::internal::GetCapturedStderr(), "[rank 2] error: broken\nwarning: slow\n[rank 0] error: broken\n");
 }
 
 TEST_F(Logging, LinesOfSeveralThreadsStayWhole) {
