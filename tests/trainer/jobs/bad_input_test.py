@@ -171,6 +171,53 @@ class BadCheckpoint(job.JobTest):
         self.assertCode(result, job.PREEMPTED)
         self.assertSays(result, " is missing", "manifest.pb is damaged", "resumed from run/checkpoints/step-00000006", times=1)
 
+    def test_a_flipped_bit_in_the_manifest(self):
+        # The samples passed so far: another number would be as good as any.
+        path = job.checkpoint(self.run_dir, 10) / "manifest.pb"
+        data = bytearray(path.read_bytes())
+        at = data.index(bytes([0x08, 10, 0x10, 80]))
+        data[at + 3] ^= 1
+        path.write_bytes(data)
+        result = job.train(self.folder, 2)
+        self.assertCode(result, 0)
+        self.assertSays(result, "step-00000010: manifest.pb is damaged", "resumed from run/checkpoints/step-00000008", times=1)
+        self.assertSameEnd(self.run_dir, self.uninterrupted())
+
+    def test_a_manifest_of_an_older_version(self):
+        # Without what this version adds: its digest, and the count of updates.
+        path = job.checkpoint(self.run_dir, 10) / "manifest.pb"
+        data = path.read_bytes()
+        self.assertEqual(data[-36:-32], bytes([0x70, 1, 0x7A, 32]))
+        data = data[:-36]
+        begin = data.index(bytes([0x12]), 2)
+        progress = data[begin + 2 : begin + 2 + data[begin + 1]]
+        self.assertEqual(progress[-2:], bytes([0x40, 10]))
+        path.write_bytes(data[:begin] + bytes([0x12, len(progress) - 2]) + progress[:-2] + data[begin + 2 + len(progress) :])
+        result = job.train(self.folder, 2)
+        self.assertCode(result, 0)
+        self.assertSays(result, "resumed from run/checkpoints/step-00000010", times=1)
+        self.assertSameEnd(self.run_dir, self.uninterrupted())
+
+    def test_a_copy_is_no_checkpoint(self):
+        shutil.copytree(job.checkpoint(self.run_dir, 8), self.run_dir / "checkpoints" / "step-00000008-copy")
+        shutil.copytree(job.checkpoint(self.run_dir, 8), self.run_dir / "checkpoints" / "step-000000011")
+        result = job.train(self.folder, 2, "--stop-at", "12")
+        self.assertCode(result, job.PREEMPTED)
+        self.assertSays(result, "resumed from run/checkpoints/step-00000010", times=1)
+        exported = job.run(self.folder, job.TRIREME, "export", "run", "--output", "of-the-newest")
+        self.assertCode(exported, 0)
+        self.assertSays(exported, "exported checkpoint run/checkpoints/step-00000012 to", times=1)
+        self.assertEqual(job.steps(self.run_dir)[-1], 12)
+
+    def test_only_what_the_manifest_names_is_read(self):
+        for part in ("weights", "optimizer"):
+            folder = job.checkpoint(self.run_dir, 10) / part
+            shutil.copy(sorted(folder.glob("*.safetensors"))[0], folder / "left-over.safetensors")
+        result = job.train(self.folder, 2)
+        self.assertCode(result, 0)
+        self.assertSays(result, "resumed from run/checkpoints/step-00000010", times=1)
+        self.assertSameEnd(self.run_dir, self.uninterrupted())
+
     def test_none_is_whole(self):
         for step in (6, 8, 10):
             self.damage(step, "flipped")
