@@ -81,7 +81,7 @@ class TransferQueue {
 // kernels always are.
 void UseDeterministicKernels();
 
-// Dense bfloat16 (or float32) matrix-product peak in operations per second. On a CPU measured now (takes some 0.3 s);
+// Dense bfloat16 (or float32) matrix-product peak in operations per second. On a CPU measured now (takes 0.15 s);
 // on a GPU the published figure of its model, 0 when unknown.
 double PeakFlops(at::Device device, at::ScalarType dtype);
 

@@ -72,7 +72,7 @@ class FileWriter {
 // Held until it is destroyed or the process ends, however it ends.
 class FileLock {
  public:
-  // Takes `path`, an empty file made where it is missing. Null: another process has it.
+  // Takes `path`, an empty file made where missing. Null: another process has it. Without locks: warns, holds nothing.
   static absl::StatusOr<std::unique_ptr<FileLock>> Take(const std::string& path);
   ~FileLock();
   FileLock(const FileLock&) = delete;

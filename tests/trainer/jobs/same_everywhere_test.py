@@ -1,10 +1,8 @@
 # Ranks that were told, or have read, different things do not train; and what all ranks know is said once.
 import json
 import os
-import pathlib
 import re
 import shutil
-import stat
 
 import job
 
@@ -20,19 +18,19 @@ run_dir: "run"
 """
 
 
-def each(*ranks, program=None):
+def each(*ranks):
     """mpirun with a command of its own for each rank: (working directory or None, arguments)."""
     command = ["mpirun", "--quiet", "--bind-to", "none", "--oversubscribe"]
     for number, (folder, arguments) in enumerate(ranks):
         command += [":"] if number > 0 else []
         command += ["-np", "1", *(["-wdir", str(folder)] if folder is not None else [])]
-        command += [(program or {}).get(number, job.TRIREME), *arguments]
+        command += [job.TRIREME, *arguments]
     return command
 
 
 class Ranks(job.JobTest):
-    def refused(self, code, *parts, ranks, program=None):
-        result = job.run(self.folder, *each(*ranks, program=program))
+    def refused(self, code, *parts, ranks):
+        result = job.run(self.folder, *each(*ranks))
         self.assertCode(result, code)
         self.assertSays(result, *parts)
         self.assertEqual(result.output.count("error"), 1, result.output)
@@ -61,16 +59,6 @@ class ToldDifferently(Ranks):
 
     def test_options(self):
         self.refused(job.CONFIG, "--stop-at is not the same on all ranks", "rank 0 has 2", "rank 1 has 3", ranks=[self.told("--stop-at", "2"), self.told("--stop-at", "3")])
-
-    def test_versions(self):
-        program = pathlib.Path(job.TRIREME).read_bytes()
-        version = job.run(self.folder, job.TRIREME, "--version").output.strip().encode()
-        other = self.folder / "newer"
-        newer = version[:-1] + b"9"
-        self.assertIn(version + b"\0", program)
-        other.write_bytes(program.replace(version + b"\0", newer + b"\0"))
-        other.chmod(other.stat().st_mode | stat.S_IXUSR)
-        self.refused(job.CONFIG, "the version of trireme is not the same", f"rank 0 has {version.decode()}, rank 1 has {newer.decode()}", ranks=[self.told(), self.told()], program={1: str(other)})
 
     def test_what_may_differ(self):
         result = job.run(self.folder, *each(self.told("--stop-at", "2", "--set", "logging.every_steps=1"), self.told("--stop-at", "2", "--set", "logging.every_steps=2", "--set", "data.prefetch_steps=3")))
@@ -124,7 +112,7 @@ class ReadDifferently(Ranks):
         self.differ("chat.textproto", "the content of data.conversations is not the same")
 
     def test_another_template(self):
-        (self.other / "chat.jinja").write_text(TEMPLATE.replace("'<'", "'['"))
+        (self.other / "chat.jinja").write_text(TEMPLATE.replace(r"'\n'", "' '"))
         self.differ("chat.textproto", "the content of data.conversations.chat_template is not the same")
 
     def test_another_tokenizer(self):
@@ -177,12 +165,18 @@ class SaidOnce(job.JobTest):
             data[at : at + 2] = (5000).to_bytes(2, "little")
         path.write_bytes(data)
         mpirun, program = job.train_command(2)[:-3], job.train_command(0, "--set", 'data { source { path: "bad" } }')
-        for other, aborts in ((["env", "-u", "OMPI_COMM_WORLD_SIZE"], True), ([], False)):
-            shutil.rmtree(self.run_dir, ignore_errors=True)
-            result = job.run(self.folder, *[word for word in mpirun if word != "--quiet"], *other, *program)
-            self.assertCode(result, job.DATA)
-            self.assertSays(result, "5000")
-            self.assertEqual("MPI_ABORT was invoked" in result.output, aborts, result.output)
+        aborted = {}
+        for other in ("env -u OMPI_COMM_WORLD_SIZE", ""):
+            aborted[other] = 0
+            # Open MPI's own message may be lost when both ranks fail at once.
+            for _ in range(3):
+                shutil.rmtree(self.run_dir, ignore_errors=True)
+                result = job.run(self.folder, *[word for word in mpirun if word != "--quiet"], *other.split(), *program)
+                self.assertCode(result, job.DATA)
+                self.assertSays(result, "5000")
+                aborted[other] += "MPI_ABORT was invoked" in result.output
+        self.assertGreater(aborted["env -u OMPI_COMM_WORLD_SIZE"], 0)
+        self.assertEqual(aborted[""], 0)
 
 
 if __name__ == "__main__":
