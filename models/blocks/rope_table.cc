@@ -50,18 +50,18 @@ RopeTable MakeRopeTable(const DecoderSpec& spec, int64_t positions, at::ScalarTy
                         bool local) {
   const int64_t half = spec.head_dim / 2, rotary_dim = spec.rotary_dim > 0 ? spec.rotary_dim : spec.head_dim;
   const double theta = local ? spec.local_rope_theta : spec.rope_theta;
-  const std::optional<RotaryScaling> scaling = local ? std::nullopt : spec.rope_scaling;
+  const RotaryScaling* scaling = local || !spec.rope_scaling.has_value() ? nullptr : &*spec.rope_scaling;
   std::vector<float> frequencies(static_cast<size_t>(rotary_dim / 2));
   for (int64_t i = 0; i < rotary_dim / 2; ++i) {
     const float exponent = static_cast<float>(2 * i) / static_cast<float>(rotary_dim);
     float& frequency = frequencies[static_cast<size_t>(i)];
     frequency = 1.0f / std::pow(static_cast<float>(theta), exponent);
-    if (scaling.has_value() && scaling->kind == RotaryScaling::kLlama3) frequency = Llama3(frequency, *scaling);
-    if (scaling.has_value() && scaling->kind == RotaryScaling::kLinear)
+    if (scaling != nullptr && scaling->kind == RotaryScaling::kLlama3) frequency = Llama3(frequency, *scaling);
+    if (scaling != nullptr && scaling->kind == RotaryScaling::kLinear)
       frequency /= static_cast<float>(scaling->factor);
   }
-  if (scaling.has_value() && scaling->kind == RotaryScaling::kYarn) Yarn(theta, *scaling, &frequencies);
-  const double scale = scaling.has_value() ? RotationScale(*scaling) : 1;
+  if (scaling != nullptr && scaling->kind == RotaryScaling::kYarn) Yarn(theta, *scaling, &frequencies);
+  const double scale = scaling != nullptr ? RotationScale(*scaling) : 1;
 
   // Pairs beyond rotary_dim stand still.
   const at::TensorOptions options = at::TensorOptions().dtype(at::kDouble);

@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "models/weights/run_text.h"
 #include "models/weights/weight_source.h"
 
 namespace trireme {

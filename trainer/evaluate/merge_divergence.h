@@ -3,6 +3,7 @@
 #ifndef TRIREME_TRAINER_EVALUATE_MERGE_DIVERGENCE_H_
 #define TRIREME_TRAINER_EVALUATE_MERGE_DIVERGENCE_H_
 
+#include "models/engine/extensions.h"
 #include "trainer/export/export.h"
 
 namespace trireme {

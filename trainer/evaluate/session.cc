@@ -10,6 +10,7 @@
 #include "models/source/model_config.h"
 #include "models/spec/parameters.h"
 #include "models/weights/adapter_source.h"
+#include "models/weights/checkpoint_manifest.h"
 #include "parallel/comm/agreement.h"
 #include "parallel/comm/mpi_group.h"
 #include "trainer/recipe/start_up.h"

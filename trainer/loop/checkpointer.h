@@ -14,6 +14,7 @@
 #include "models/weights/run_text.h"
 #include "parallel/comm/mesh.h"
 #include "trainer/loop/optimizer.h"
+#include "trainer/recipe/recipe.h"
 
 namespace trireme {
 

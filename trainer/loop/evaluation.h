@@ -9,6 +9,7 @@
 #include "data/sampling/sampler.h"
 #include "models/engine/engine.h"
 #include "parallel/comm/mesh.h"
+#include "trainer/recipe/recipe.h"
 
 namespace trireme {
 
