@@ -133,16 +133,16 @@ TEST(RecipeTest, LayoutsThatDoNotFitComeWithTheClosestThatDoes) {
 
 TEST(RecipeTest, StagesAreBalancedByCostUnlessGiven) {
   const Recipe balanced = MustMake("model { num_hidden_layers: 6 } parallel { pipeline: 2 }", 2);
-  EXPECT_EQ(balanced.stage_units, (std::vector<int>{4, 4}));
+  EXPECT_EQ(balanced.engine.stage_units, (std::vector<int>{4, 4}));
   // A head as costly as several blocks stands with fewer of them.
   const Recipe heavy = MustMake("model { num_hidden_layers: 6 vocab_size: 2000 } parallel { pipeline: 2 }", 2);
-  EXPECT_GT(heavy.stage_units[0], heavy.stage_units[1]);
+  EXPECT_GT(heavy.engine.stage_units[0], heavy.engine.stage_units[1]);
   // Frozen weights do not change what a forward pass costs: the head is most of this model.
   const Recipe frozen = MustMake("model { vocab_size: 50000 } parallel { pipeline: 2 } adapter { r: 2 }", 2);
-  EXPECT_EQ(frozen.stage_units, (std::vector<int>{3, 1}));
+  EXPECT_EQ(frozen.engine.stage_units, (std::vector<int>{3, 1}));
   const Recipe given =
       MustMake("model { num_hidden_layers: 6 } parallel { pipeline: 2 pipeline_blocks: 5 pipeline_blocks: 1 }", 2);
-  EXPECT_EQ(given.stage_units, (std::vector<int>{6, 2}));
+  EXPECT_EQ(given.engine.stage_units, (std::vector<int>{6, 2}));
 }
 
 // Whoever starts jobs tells this from a mistake in the config.
