@@ -1,11 +1,14 @@
 #!/usr/bin/env bash
 # launch/fuzz.sh [TARGET ...]
 # Fuzzes every reader of files from outside (tests/fuzz/) under ASan and UBSan, or only the named ones, as many at a time as there are cores.
-# TRIREME_FUZZ_SECONDS (20): time for each; 0: nothing is built or run. What was found interesting stays in build-fuzz/corpus/ and is where the next run begins.
+# TRIREME_FUZZ_SECONDS (20): time for each; 0: nothing is built or run. TRIREME_FUZZ_BUDGET: seconds that all of them share instead. What was found interesting stays in build-fuzz/corpus/ and is where the next run begins.
 set -euo pipefail
 source "$(dirname "$0")/env.sh"
 
+targets=("$@")
+[ $# -gt 0 ] || for file in tests/fuzz/*_fuzz.cc; do targets+=("$(basename "$file" _fuzz.cc)"); done
 seconds=${TRIREME_FUZZ_SECONDS:-20}
+if [[ "${TRIREME_FUZZ_BUDGET:-}" =~ ^[0-9]+$ ]]; then seconds=$((TRIREME_FUZZ_BUDGET * $(nproc) / ${#targets[@]})); fi
 [[ "$seconds" =~ ^[0-9]+$ ]] || fail "fuzz.sh: TRIREME_FUZZ_SECONDS is '$seconds', not a number of seconds"
 if [ "$seconds" -eq 0 ]; then exit; fi
 
@@ -19,8 +22,6 @@ if ! clang++ -fsanitize=fuzzer,address "$probe/probe.cc" -o "$probe/probe" 2>/de
 fi
 
 launch/build.sh fuzz
-targets=("$@")
-[ $# -gt 0 ] || for file in tests/fuzz/*_fuzz.cc; do targets+=("$(basename "$file" _fuzz.cc)"); done
 
 fuzz() {
   local folder=build-fuzz/corpus/$1 log=build-fuzz/$1.log

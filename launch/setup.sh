@@ -15,7 +15,7 @@ case "${1:-}" in
 esac
 
 packages=(
-  ca-certificates ccache cmake g++ make ninja-build pkg-config python3-venv
+  ca-certificates ccache cmake g++ lld make ninja-build pkg-config python3-venv
   libopenmpi-dev openmpi-bin libprotobuf-dev protobuf-compiler
   libabsl-dev libcli11-dev libgtest-dev libpcre2-dev libxxhash-dev libzstd-dev nlohmann-json3-dev zlib1g-dev
 )

@@ -6,10 +6,12 @@
 
 #include <algorithm>
 #include <nlohmann/json.hpp>
+#include <optional>
 
 #include "data/tokenizer/sentencepiece_file.h"
 #include "data/unicode/unicode.h"
 #include "launch/base/file.h"
+#include "launch/base/json.h"
 
 namespace trireme {
 namespace {
@@ -27,24 +29,26 @@ constexpr const char* kRoles[] = {"bos_token", "eos_token", "unk_token", "sep_to
 absl::StatusOr<Json> ReadObject(const std::string& path) {
   if (!Exists(path)) return Json();
   ASSIGN_OR_RETURN(const std::string text, ReadFile(path, kMaxFileBytes));
-  Json json = Json::parse(text, nullptr, /*allow_exceptions=*/false);
-  if (!json.is_object()) return Error(ExitCode::kData, "tokenizer: ", path, " is not a JSON object");
-  return json;
+  JsonProblem problem;
+  std::optional<Json> json = ParseJson<Json>(text, {}, &problem);
+  if (!json.has_value() || !json->is_object())
+    return Error(ExitCode::kData, "tokenizer: ", path, " is not a JSON object");
+  return *std::move(json);
 }
 
 // A token's text: a string, or an object with it as `content`; "" for anything else.
 std::string TextOf(const Json& token) {
-  const Json& text = token.is_object() && token.contains("content") ? token["content"] : token;
-  return text.is_string() ? text.get<std::string>() : "";
+  return JsonTextOr(token.is_object() ? JsonMember(token, "content") : token, "");
 }
 
 absl::StatusOr<AddedToken> TokenOf(const std::string& path, const std::string& content, const Json& id) {
   int32_t number = -1;
-  if (id.is_number_integer() && id.get<int64_t>() <= kMaxId) number = static_cast<int32_t>(id.get<int64_t>());
-  if (id.is_string() && !absl::SimpleAtoi(id.get<std::string>(), &number)) number = -1;
+  const std::optional<int64_t> whole = JsonInteger(id);
+  if (whole.has_value() && *whole >= 0 && *whole <= kMaxId) number = static_cast<int32_t>(*whole);
+  if (const std::string* text = JsonText(id); text != nullptr && !absl::SimpleAtoi(*text, &number)) number = -1;
   if (content.empty() || !IsValidUtf8(content) || number < 0 || number > kMaxId)
     return Error(ExitCode::kData, "tokenizer: ", path, " lists \"", content.substr(0, 60), "\" with the id ",
-                 id.dump().substr(0, 60), ", which is no token");
+                 DumpJson(id).substr(0, 60), ", which is no token");
   AddedToken token;
   token.id = number;
   token.content = content;
@@ -55,9 +59,7 @@ absl::Status ReadDecoder(const std::string& path, const Json& decoder, std::vect
   if (!decoder.is_object()) return Error(ExitCode::kData, "tokenizer: ", path, ": added_tokens_decoder is no object");
   for (const auto& [id, entry] : decoder.items()) {
     ASSIGN_OR_RETURN(AddedToken token, TokenOf(path, TextOf(entry), Json(id)));
-    const auto flag = [&entry = entry](const char* name) {
-      return entry.is_object() && entry.value(name, Json()) == true;
-    };
+    const auto flag = [&entry = entry](const char* name) { return JsonMember(entry, name) == true; };
     token.lstrip = flag("lstrip");
     token.rstrip = flag("rstrip");
     token.special = flag("special");
@@ -81,18 +83,18 @@ absl::StatusOr<TokenizerFolder> ReadTokenizerFolder(const std::string& folder) {
   result.exists = !config.is_null() || !added.is_null();
   if (!result.exists) return result;
   ASSIGN_OR_RETURN(const Json map, ReadObject(absl::StrCat(folder, "/", kSpecialMap)));
-  const auto field = [&](const char* name) { return config.is_object() ? config.value(name, Json()) : Json(); };
+  const auto field = [&](const char* name) -> const Json& { return JsonMember(config, name); };
   const bool has_decoder = !field("added_tokens_decoder").is_null();
   for (const Json* object : {&config, &map}) {
     if (!object->is_object() || (object == &map && has_decoder)) continue;
     for (const char* role : kRoles) {
-      const std::string text = TextOf(object->value(role, Json()));
+      const std::string text = TextOf(JsonMember(*object, role));
       if (text.empty()) continue;
       result.special.insert(text);
       if (role == std::string("eos_token")) result.eos = text;
     }
     for (const char* list : {"additional_special_tokens", "extra_special_tokens"}) {
-      for (const Json& token : object->value(list, Json())) {
+      for (const Json& token : JsonMember(*object, list)) {
         if (const std::string text = TextOf(token); !text.empty()) result.special.insert(text);
       }
     }
@@ -109,9 +111,9 @@ absl::StatusOr<TokenizerFolder> ReadTokenizerFolder(const std::string& folder) {
   }
   std::sort(result.added.begin(), result.added.end(),
             [](const AddedToken& a, const AddedToken& b) { return a.id < b.id; });
-  if (field("add_prefix_space").is_boolean()) result.add_prefix_space = field("add_prefix_space").get<bool>();
-  if (field("legacy").is_boolean()) result.legacy = field("legacy").get<bool>();
-  if (field("tokenizer_class").is_string()) result.tokenizer_class = field("tokenizer_class").get<std::string>();
+  if (const std::optional<bool> flag = JsonBool(field("add_prefix_space"))) result.add_prefix_space = *flag;
+  if (const std::optional<bool> flag = JsonBool(field("legacy"))) result.legacy = *flag;
+  if (const std::string* name = JsonText(field("tokenizer_class"))) result.tokenizer_class = *name;
   return result;
 }
 

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <nlohmann/json.hpp>
+#include <optional>
 
 #include "data/chat/masked_tokens.h"
 #include "models/formats/base/json_file.h"
@@ -14,10 +15,10 @@ namespace {
 std::vector<int64_t> GenerationEnds(const std::string& folder) {
   const absl::StatusOr<nlohmann::json> file = ReadJsonObject(folder + "/generation_config.json");
   if (!file.ok()) return {};
-  const nlohmann::json eos = file->value("eos_token_id", nlohmann::json());
+  const nlohmann::json& eos = JsonMember(*file, "eos_token_id");
   std::vector<int64_t> ids;
   for (const nlohmann::json& id : eos.is_array() ? eos : nlohmann::json::array({eos})) {
-    if (id.is_number_integer()) ids.push_back(id.get<int64_t>());
+    if (const std::optional<int64_t> number = JsonInteger(id)) ids.push_back(*number);
   }
   return ids;
 }

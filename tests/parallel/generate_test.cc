@@ -1,5 +1,5 @@
 // Tokens one by one against tokens all at once, on one rank and on every mesh; what the block table must not change.
-#include "trainer/evaluate/generate.h"
+#include "serving/generation.h"
 
 #include <ATen/ops/cat.h>
 #include <gtest/gtest.h>

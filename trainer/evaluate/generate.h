@@ -3,26 +3,14 @@
 #ifndef TRIREME_TRAINER_EVALUATE_GENERATE_H_
 #define TRIREME_TRAINER_EVALUATE_GENERATE_H_
 
-#include <functional>
 #include <optional>
 #include <string>
 #include <vector>
 
-#include "serving/sampling.h"
+#include "serving/generation.h"
 #include "trainer/evaluate/session.h"
 
 namespace trireme {
-
-struct GeneratedToken {
-  int64_t id = 0;
-  double log_probability = 0;  // in nat, under the model's own softmax
-};
-
-// Continues `prompt` (not empty) by up to max_tokens tokens, as far as cache.capacity(0) reaches; `cache` is empty.
-// `next` hears of each token, on every rank alike, and returns whether to go on. The same tokens on every mesh, up to
-// round-off. Collective.
-void GenerateTokens(Engine& model, Mesh& mesh, KvCache& cache, const std::vector<int64_t>& prompt, int64_t max_tokens,
-                    const SamplingOptions& sampling, const std::function<bool(const GeneratedToken&)>& next);
 
 struct GenerateOptions {
   SessionOptions session;

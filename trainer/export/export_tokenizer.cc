@@ -93,14 +93,17 @@ absl::Status WriteTokenizerConfig(const std::string& output, const ModelConfig& 
   return Write(absl::StrCat(output, "/", kTokenizerConfig), DumpJson(config, 2) + "\n");
 }
 
+// Whether an id says that there is none: it is negative, or no number of 64 bits.
+bool SaysNone(const nlohmann::ordered_json& id) { return id.is_number_integer() && JsonInteger(id).value_or(-1) < 0; }
+
 // Of a generation_config.json: whether its ids are those, so that it can stay as it is.
 bool Agrees(const nlohmann::ordered_json& config, const HfTokenIds& ids) {
   for (const char* key : {"bos_token_id", "pad_token_id"}) {
-    const auto id = config.find(key);
-    if (id != config.end() && id->is_number_integer() && id->get<int64_t>() < 0) return false;
+    if (SaysNone(JsonMember(config, key))) return false;
   }
-  const nlohmann::ordered_json eos = config.value("eos_token_id", nlohmann::ordered_json());
-  if (eos.is_number_integer()) return ids.eos == std::vector<int64_t>{eos.get<int64_t>()};
+  const nlohmann::ordered_json& eos = JsonMember(config, "eos_token_id");
+  if (const std::optional<int64_t> id = JsonInteger(eos)) return ids.eos == std::vector<int64_t>{*id};
+  if (SaysNone(eos)) return false;
   if (!eos.is_array()) return ids.eos.empty();
   return eos.size() == ids.eos.size() && std::all_of(ids.eos.begin(), ids.eos.end(), [&](int64_t id) {
            return std::find(eos.begin(), eos.end(), id) != eos.end();
@@ -115,13 +118,15 @@ absl::Status WriteGenerationConfig(const std::string& output, const HfTokenIds& 
   if (copied) {
     ASSIGN_OR_RETURN(const std::string text, ReadFile(path));
     RETURN_IF_ERROR(ParseJsonObject(text, kGenerationConfig).status());
-    config = nlohmann::ordered_json::parse(text);
+    JsonProblem problem;
+    std::optional<nlohmann::ordered_json> parsed = ParseJson<nlohmann::ordered_json>(text, {}, &problem);
+    if (!parsed.has_value()) return Error(ExitCode::kData, kGenerationConfig, ": ", DescribeJsonProblem(problem));
+    config = *std::move(parsed);
     if (Agrees(config, ids)) return absl::OkStatus();
   }
   const auto set = [&](const char* key, const std::optional<int64_t>& id) {
     const auto old = config.find(key);
-    // A negative id says that there is none.
-    if (old != config.end() && old->is_number_integer() && old->get<int64_t>() < 0) config.erase(old);
+    if (old != config.end() && SaysNone(*old)) config.erase(old);
     if (id.has_value() && !config.contains(key)) config[key] = *id;
   };
   set("bos_token_id", ids.bos);

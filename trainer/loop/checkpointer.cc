@@ -44,28 +44,34 @@ absl::Status PutInPlace(const std::string& from, const std::string& to) {
 
 // After a crash between the two renames of PutInPlace().
 void RestoreReplaced(const std::string& run_dir) {
-  std::vector<std::string> replaced;
-  std::error_code error;
-  for (const auto& entry : fs::directory_iterator(CheckpointsRoot(run_dir), error)) {
-    if (absl::EndsWith(entry.path().string(), kReplaced)) replaced.push_back(entry.path().string());
-  }
-  for (const std::string& path : replaced) {
+  const std::string root = CheckpointsRoot(run_dir);
+  const absl::StatusOr<std::vector<std::string>> names = ListFolder(root);
+  for (const std::string& name : names.ok() ? *names : std::vector<std::string>()) {
+    if (!absl::EndsWith(name, kReplaced)) continue;
+    const std::string path = absl::StrCat(root, "/", name);
     const std::string own = path.substr(0, path.size() - std::strlen(kReplaced));
     if (!Exists(own)) RenameDurably(path, own).IgnoreError();
   }
 }
 
+// All that is no folder, in `folder` and those in it, as far as it can be; links are removed, not followed.
+void RemoveFiles(const std::string& folder, const std::function<void()>& alive) {
+  const absl::StatusOr<std::vector<std::string>> names = ListFolder(folder);
+  for (const std::string& name : names.ok() ? *names : std::vector<std::string>()) {
+    const std::string path = absl::StrCat(folder, "/", name);
+    std::error_code error;
+    if (fs::is_directory(fs::symlink_status(path, error))) {
+      RemoveFiles(path, alive);
+    } else {
+      fs::remove(path, error);
+      alive();
+    }
+  }
+}
+
 // RemoveAll(), file by file: deleting large ones may take long.
 absl::Status RemoveSlowly(const std::string& folder, const std::function<void()>& alive) {
-  std::error_code error;
-  std::vector<fs::path> files;
-  for (const auto& entry : fs::recursive_directory_iterator(folder, error)) {
-    if (!entry.is_directory(error)) files.push_back(entry.path());
-  }
-  for (const fs::path& file : files) {
-    fs::remove(file, error);
-    alive();
-  }
+  RemoveFiles(folder, alive);
   return RemoveAll(folder);
 }
 

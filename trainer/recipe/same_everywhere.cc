@@ -12,6 +12,7 @@
 #include <thread>
 
 #include "configs/config_loader.h"
+#include "launch/base/folder.h"
 #include "launch/base/log.h"
 #include "parallel/comm/agreement.h"
 
@@ -24,12 +25,10 @@ constexpr size_t kMaxShown = 3;  // different values in one message
 constexpr char kSharedPrefix[] = "seen-by-all-";
 
 void RemoveShared(const std::string& folder) {
-  std::vector<std::string> found;
-  std::error_code error;
-  for (const auto& entry : std::filesystem::directory_iterator(folder, error)) {
-    if (absl::StartsWith(entry.path().filename().string(), kSharedPrefix)) found.push_back(entry.path().string());
+  const absl::StatusOr<std::vector<std::string>> names = ListFolder(folder);
+  for (const std::string& name : names.ok() ? *names : std::vector<std::string>()) {
+    if (absl::StartsWith(name, kSharedPrefix)) ::unlink(absl::StrCat(folder, "/", name).c_str());
   }
-  for (const std::string& path : found) ::unlink(path.c_str());
 }
 
 bool AllSame(const std::vector<std::string>& values) {

@@ -105,16 +105,18 @@ void ReadSelection(JsonReader& reader, Selection* selection) {
   if (const Json* layers = reader.Find("layers_to_transform"); layers != nullptr) {
     std::vector<int32_t> numbers;
     for (const Json& layer : layers->is_array() ? *layers : Json::array({*layers})) {
-      if (!layer.is_number_integer() || layer.get<int64_t>() < 0 || layer.get<int64_t>() > kMaxLayer)
+      const std::optional<int64_t> number = JsonInteger(layer);
+      if (!number.has_value() || *number < 0 || *number > kMaxLayer)
         return reader.Bad("layers_to_transform", *layers, "is neither the number of a layer nor a list of such");
-      numbers.push_back(layer.get<int32_t>());
+      numbers.push_back(static_cast<int32_t>(*number));
     }
     if (!numbers.empty()) selection->layers = std::move(numbers);
   }
   if (const Json* patterns = reader.Find("layers_pattern"); patterns != nullptr) {
     for (const Json& pattern : patterns->is_array() ? *patterns : Json::array({*patterns})) {
-      if (!pattern.is_string()) return reader.Bad("layers_pattern", *patterns, "is neither a name nor a list of names");
-      if (!pattern.get_ref<const std::string&>().empty()) selection->patterns.push_back(pattern.get<std::string>());
+      const std::string* text = JsonText(pattern);
+      if (text == nullptr) return reader.Bad("layers_pattern", *patterns, "is neither a name nor a list of names");
+      if (!text->empty()) selection->patterns.push_back(*text);
     }
   }
 }
@@ -143,7 +145,7 @@ absl::StatusOr<PeftConfig> ReadPeftConfig(const std::string& folder) {
   ReadSelection(reader, &selection);
   const bool all = adapter.target_modules_size() > 0 && adapter.target_modules(0) == "all-linear";
   if (selection.layers.has_value() && (all || !adapter.target_modules_regex().empty())) {
-    reader.Bad("layers_to_transform", json.at("layers_to_transform"),
+    reader.Bad("layers_to_transform", JsonMember(json, "layers_to_transform"),
                "stands beside an expression or \"all-linear\" in target_modules, which PEFT refuses");
   } else if (selection.layers.has_value() || !selection.excluded.empty()) {
     adapter.set_target_modules_regex(ExpressionOf(selection, adapter));

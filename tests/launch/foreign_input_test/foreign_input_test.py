@@ -11,7 +11,7 @@ import pathlib
 import re
 import sys
 
-FOLDERS = ("launch", "configs", "kernels", "data", "models", "parallel", "trainer")
+FOLDERS = ("launch", "configs", "kernels", "data", "models", "parallel", "serving", "trainer")
 SUFFIXES = {".h", ".cc"}
 
 # Readers of what anyone may have written: here not even TRIREME_CHECK may stand. By name, wherever the file lies.
