@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # launch/build.sh [PRESET [TARGET ...]] [-DNAME=VALUE ...]
-# Configures and builds one preset of CMakePresets.json: cpu (default; build/), cuda, asan, asan-full, tsan, fuzz (build-PRESET/). Needs launch/setup.sh.
+# Configures and builds one preset of CMakePresets.json: cpu (default; build/), cuda, asan, asan-full, tsan (build-PRESET/). Needs launch/setup.sh.
 set -euo pipefail
 source "$(dirname "$0")/env.sh"
 
 preset=cpu
-if [[ "${1:-}" =~ ^(cpu|cuda|asan|asan-full|tsan|fuzz)$ ]]; then
+if [[ "${1:-}" =~ ^(cpu|cuda|asan|asan-full|tsan)$ ]]; then
   preset=$1
   shift
 fi

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # launch/fuzz.sh [TARGET ...]
 # Fuzzes every reader of files from outside (tests/fuzz/) under ASan and UBSan, or only the named ones, as many at a time as there are cores.
-# TRIREME_FUZZ_SECONDS (20): time for each; 0: nothing is built or run. TRIREME_FUZZ_BUDGET: seconds that all of them share instead. What was found interesting stays in build-fuzz/corpus/ and is where the next run begins.
+# TRIREME_FUZZ_SECONDS (20): time for each; 0: nothing is built or run. TRIREME_FUZZ_BUDGET: seconds that all of them share instead. What was found interesting stays in build-asan/fuzz/corpus/ and is where the next run begins.
 set -euo pipefail
 source "$(dirname "$0")/env.sh"
 
@@ -21,16 +21,16 @@ if ! clang++ -fsanitize=fuzzer,address "$probe/probe.cc" -o "$probe/probe" 2>/de
   exit
 fi
 
-launch/build.sh fuzz
+launch/build.sh asan "${targets[@]/%/_fuzz}"
 
 fuzz() {
-  local folder=build-fuzz/corpus/$1 log=build-fuzz/$1.log
+  local folder=build-asan/fuzz/corpus/$1 log=build-asan/fuzz/$1.log
   mkdir -p "$folder"
-  if "build-fuzz/bin/$1_fuzz" -max_total_time="$2" -timeout=25 -print_final_stats=1 -artifact_prefix="build-fuzz/$1-" "$folder" >"$log" 2>&1; then
+  if "build-asan/bin/$1_fuzz" -max_total_time="$2" -timeout=25 -print_final_stats=1 -artifact_prefix="build-asan/fuzz/$1-" "$folder" >"$log" 2>&1; then
     echo "  $1: $(sed -n 's/^stat::number_of_executed_units: *//p' "$log") inputs, nothing found"
   else
     echo "  $1: FAILED: $(grep -m 1 -E 'ERROR:|runtime error:|check failed' "$log" || tail -n 1 "$log")"
-    echo "    log: $log; again: build-fuzz/bin/$1_fuzz $(sed -n 's/.*Test unit written to //p' "$log" | tail -n 1)"
+    echo "    log: $log; again: build-asan/bin/$1_fuzz $(sed -n 's/.*Test unit written to //p' "$log" | tail -n 1)"
     return 1
   fi
 }

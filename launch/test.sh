@@ -22,4 +22,4 @@ launch/fuzz.sh || fuzzed=failed
 say "test: everything"
 ctest --preset cpu -j "$(nproc)"
 [ $sanitized = passed ] || fail "test.sh: tests failed under ASan and UBSan; see build-asan/Testing/Temporary/LastTest.log"
-[ $fuzzed = passed ] || fail "test.sh: fuzzing found something; see above and build-fuzz/*.log"
+[ $fuzzed = passed ] || fail "test.sh: fuzzing found something; see above and build-asan/fuzz/*.log"
