@@ -10,25 +10,13 @@
 #include "models/engine/extensions.h"
 #include "parallel/comm/mesh.h"
 #include "serving/generation.h"
+#include "tests/models/tiny_decoder.h"
 
 namespace trireme {
 namespace {
 
-DecoderSpec TinyDecoder() {
-  DecoderSpec spec;
-  spec.num_layers = 2;
-  spec.hidden_size = 32;
-  spec.num_heads = 4;
-  spec.num_kv_heads = 2;
-  spec.head_dim = 8;
-  spec.intermediate_size = 48;
-  spec.vocab_size = 40;
-  spec.max_positions = 21;
-  return spec;
-}
-
 std::vector<int64_t> Greedy(Engine& engine, Mesh& mesh, const std::vector<int64_t>& prompt, int64_t count) {
-  KvCache cache = KvCache::Contiguous(TinyDecoder().max_positions, at::kCPU);
+  KvCache cache = KvCache::Contiguous(TinyDecoderSpec().max_positions, at::kCPU);
   std::vector<int64_t> ids;
   GenerateTokens(engine, mesh, cache, prompt, count, {}, [&](const GeneratedToken& token) {
     ids.push_back(token.id);
@@ -39,7 +27,7 @@ std::vector<int64_t> Greedy(Engine& engine, Mesh& mesh, const std::vector<int64_
 
 TEST(EngineByHand, GeneratesWhatTheWholeTextWouldGive) {
   InstallCpuAllocator();
-  EnginePlan plan = PlanForOneRank(TinyDecoder());
+  EnginePlan plan = PlanForOneRank(TinyDecoderSpec());
   plan.seed = 7;
   const std::unique_ptr<Mesh> mesh = Mesh::Alone(at::kCPU);
   const absl::StatusOr<std::unique_ptr<Engine>> engine = Engine::Create(plan, *mesh, Extensions());
@@ -63,7 +51,7 @@ TEST(EngineByHand, GeneratesWhatTheWholeTextWouldGive) {
 }
 
 TEST(EngineByHand, AnAttentionThatIsNotThereIsAnError) {
-  EnginePlan plan = PlanForOneRank(TinyDecoder());
+  EnginePlan plan = PlanForOneRank(TinyDecoderSpec());
   plan.attention = "of tomorrow";
   const std::unique_ptr<Mesh> mesh = Mesh::Alone(at::kCPU);
   EXPECT_EQ(ExitCodeOf(Engine::Create(plan, *mesh, Extensions()).status()), ExitCode::kConfig);
