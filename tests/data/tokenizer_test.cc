@@ -232,7 +232,7 @@ TEST_F(TokenizerTest, TheEndOfADocumentIsFoundAsPublishedTokenizersSpellIt) {
   for (const char* name :
        {"<|endoftext|>", "<|end_of_text|>", "<\uFF5Cend\u2581of\u2581sentence\uFF5C>", "</s>", "<eos>"}) {
     const auto tokenizer = Loaded([name](json& root) {
-      root["added_tokens"] = {Added(0, name)};
+      root["added_tokens"] = json::array({Added(0, name)});
       json& vocab = root["model"]["vocab"];
       vocab.erase("<|endoftext|>");
       vocab[name] = 0;
@@ -244,7 +244,7 @@ TEST_F(TokenizerTest, TheEndOfADocumentIsFoundAsPublishedTokenizersSpellIt) {
 TEST_F(TokenizerTest, FilesBesideItAddTokensAndNameTheEnd) {
   const std::string folder = folder_.string();
   json root = json::parse(TrainedFile());
-  root["added_tokens"] = {Added(0, "<|first|>")};
+  root["added_tokens"] = json::array({Added(0, "<|first|>")});
   root["model"]["vocab"].erase("<|endoftext|>");
   root["model"]["vocab"]["<|first|>"] = 0;
   const auto next = static_cast<int32_t>(root["model"]["vocab"].size());

@@ -68,6 +68,8 @@ def python_renders(source, variables):
 def python_renders_chat(source, messages, tools, extra, prompt):
     from transformers.utils.chat_template_utils import render_jinja_template
 
+    # As apply_chat_template() does before it renders.
+    messages = [{key: value for key, value in message.items() if value is not None} for message in messages]
     try:
         texts, _ = render_jinja_template([messages], tools, chat_template=source, add_generation_prompt=prompt, **TOKENS, **extra)
         return texts[0], None
