@@ -57,8 +57,7 @@ RopeTable MakeRopeTable(const DecoderSpec& spec, int64_t positions, at::ScalarTy
     float& frequency = frequencies[static_cast<size_t>(i)];
     frequency = 1.0f / std::pow(static_cast<float>(theta), exponent);
     if (scaling != nullptr && scaling->kind == RotaryScaling::kLlama3) frequency = Llama3(frequency, *scaling);
-    if (scaling != nullptr && scaling->kind == RotaryScaling::kLinear)
-      frequency /= static_cast<float>(scaling->factor);
+    if (scaling != nullptr && scaling->kind == RotaryScaling::kLinear) frequency /= static_cast<float>(scaling->factor);
   }
   if (scaling != nullptr && scaling->kind == RotaryScaling::kYarn) Yarn(theta, *scaling, &frequencies);
   const double scale = scaling != nullptr ? RotationScale(*scaling) : 1;

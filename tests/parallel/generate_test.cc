@@ -1,12 +1,11 @@
 // Tokens one by one against tokens all at once, on one rank and on every mesh; what the block table must not change.
-#include "serving/generation.h"
-
 #include <ATen/ops/cat.h>
 #include <gtest/gtest.h>
 
 #include <algorithm>
 #include <numeric>
 
+#include "serving/generation.h"
 #include "tests/kernels/test_tensors.h"
 #include "tests/parallel/multi_rank.h"
 #include "tests/parallel/tiny_run.h"

@@ -18,8 +18,8 @@
 #include "parallel/comm/agreement.h"
 #include "parallel/comm/mpi_group.h"
 #include "trainer/loop/optimizer.h"
-#include "trainer/recipe/recipe.h"
 #include "trainer/observe/utilization.h"
+#include "trainer/recipe/recipe.h"
 #include "trainer/recipe/same_everywhere.h"
 #include "trainer/recipe/start_up.h"
 
