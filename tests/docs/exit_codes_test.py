@@ -1,4 +1,4 @@
-"""Checks that docs/troubleshooting.md says what the program says: its table of exit codes is that of launch/exit_code.h, and every message that it
+"""Checks that docs/troubleshooting.md says what the program says: its table of exit codes is that of launch/base/exit_code.h, and every message that it
 quotes stands in the sources.
 
 A message is the first cell, in `code`, of a row of a table whose header begins with "message"; "..." stands for anything.
@@ -18,7 +18,7 @@ def table_problems(header, text):
     declared = [(int(code), name) for name, code in CODES.findall(header)]
     written = [(int(code), name) for code, name in TABLE_ROW.findall(text)]
     found = [f"exit code {code} (k{name}) is missing from the table" for code, name in declared if (code, name) not in written]
-    found += [f"the table has exit code {code} (k{name}), which launch/exit_code.h does not" for code, name in written if (code, name) not in declared]
+    found += [f"the table has exit code {code} (k{name}), which launch/base/exit_code.h does not" for code, name in written if (code, name) not in declared]
     return declared, found
 
 

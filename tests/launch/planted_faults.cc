@@ -7,7 +7,7 @@
 #include <memory>
 #include <string>
 
-#include "kernels/thread_pool.h"
+#include "kernels/base/thread_pool.h"
 
 namespace {
 
