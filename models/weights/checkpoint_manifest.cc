@@ -67,6 +67,9 @@ absl::StatusOr<CheckpointManifest> ReadCheckpointManifest(const std::string& fol
   if (manifest.version() > kCheckpointVersion)
     return bad("has format version ", manifest.version(), ", this program knows up to ", kCheckpointVersion,
                "; use a newer one");
+  const int64_t named = StepOfCheckpoint(fs::path(folder).filename().string());
+  if (named >= 0 && manifest.progress().has_step() && manifest.progress().step() != named)
+    return bad("holds step ", manifest.progress().step(), "; was it renamed or copied?");
   for (int i = 0; i < manifest.file_size(); ++i) {
     if (alive) alive();
     const CheckpointFile& file = manifest.file(i);

@@ -85,7 +85,10 @@ absl::Status CompareFacts(ProcessGroup& world, const std::vector<SharedFact>& fa
     absl::StrAppend(&all, fact.name.size(), " ", fact.name, fact.value.size(), " ", fact.value);
   }
   if (AllSame(GatherBytes(world, HashBytes(all.data(), all.size())))) return absl::OkStatus();
-  TRIREME_CHECK(AllSame(GatherBytes(world, names)), "the ranks compare different facts; here: ", names);
+  if (!AllSame(GatherBytes(world, names)))
+    return MarkAgreed(Error(ExitCode::kConfig,
+                            "start: the ranks of this job run different commands of trireme, or read different kinds "
+                            "of data; give every rank the same command line"));
   for (const SharedFact& fact : facts) {
     const std::vector<std::string> values = GatherBytes(world, fact.value);
     if (AllSame(values)) continue;

@@ -201,13 +201,14 @@ class BadCheckpoint(job.JobTest):
     def test_a_copy_is_no_checkpoint(self):
         shutil.copytree(job.checkpoint(self.run_dir, 8), self.run_dir / "checkpoints" / "step-00000008-copy")
         shutil.copytree(job.checkpoint(self.run_dir, 8), self.run_dir / "checkpoints" / "step-000000011")
+        shutil.copytree(job.checkpoint(self.run_dir, 8), self.run_dir / "checkpoints" / "step-00000099")  # its manifest knows better
         result = job.train(self.folder, 2, "--stop-at", "12")
         self.assertCode(result, job.PREEMPTED)
         self.assertSays(result, "resumed from run/checkpoints/step-00000010", times=1)
         exported = job.run(self.folder, job.TRIREME, "export", "run", "--output", "of-the-newest")
         self.assertCode(exported, 0)
         self.assertSays(exported, "exported checkpoint run/checkpoints/step-00000012 to", times=1)
-        self.assertEqual(job.steps(self.run_dir)[-1], 12)
+        self.assertEqual([step for step in job.steps(self.run_dir) if step != 99][-1], 12)
 
     def test_only_what_the_manifest_names_is_read(self):
         for part in ("weights", "optimizer"):
