@@ -84,8 +84,7 @@ absl::Status Bench(const BenchOptions& options, const Extensions& extensions) {
   Optimizer optimizer(recipe->config.optimizer(), (*model)->buffers(), recipe->config.seed());
   (*model)->Initialize();
 
-  const at::ScalarType dtype =
-      recipe->config.precision().compute() == PrecisionConfig::BF16 ? at::kBFloat16 : at::kFloat;
+  const at::ScalarType dtype = recipe->engine.storage.compute;
   double own_peak = PeakFlops(*device, dtype);
   std::vector<double> times;
   double loss_mean = 0;

@@ -330,8 +330,8 @@ absl::Status Run(const TrainOptions& options, const Extensions& extensions, cons
   Watchdog watchdog(&mesh.log(), watching);
 
   // Measured more than once: the machine may be busy with something else at one moment.
-  const auto measure_peak = [&mesh, bf16 = config.precision().compute() == PrecisionConfig::BF16] {
-    return PeakFlops(mesh.device(), bf16 ? at::kBFloat16 : at::kFloat);
+  const auto measure_peak = [&mesh, compute = recipe.engine.storage.compute] {
+    return PeakFlops(mesh.device(), compute);
   };
   double own_peak = measure_peak();
   const RankMemory estimate = EstimateMemory(recipe.engine, recipe.optimizer_state_bytes(),

@@ -44,7 +44,7 @@ Costs CostsFromSizes(const Recipe& recipe, const PlanOptions& options) {
     costs.stages.push_back(stage);
   }
   if (options.bandwidth > 0) {
-    const double size = config.precision().compute() == PrecisionConfig::BF16 ? 2 : 4;
+    const auto size = static_cast<double>(c10::elementSize(recipe.engine.storage.compute));
     const double bytes = tokens * static_cast<double>(recipe.engine.model.hidden_size) * size;
     costs.transfer_seconds = bytes / options.bandwidth / (options.flops > 0 ? 1 : units[1]);
   }
