@@ -80,8 +80,7 @@ class FinishedModel(job.JobTest):
         return f"tokenizer.ggml.{name}_token_id".encode() + (4).to_bytes(4, "little") + token_id.to_bytes(4, "little")
 
     def prompt_ids(self, prompt):
-        output = self.trireme("generate", "run", "--chat", "--prompt", prompt, "--max-tokens", "1", "--json").output
-        return json.loads([line for line in output.splitlines() if line.startswith("{")][-1])["prompt_ids"]
+        return json.loads(self.trireme("generate", "run", "--chat", "--prompt", prompt, "--max-tokens", "1", "--json").stdout)["prompt_ids"]
 
     def test_the_template_and_its_end_are_exported(self):
         self.trained('chat_template: "turns.jinja"')

@@ -89,7 +89,7 @@ class ForeignModel(job.JobTest):
     def answer(self, folder, prompt, tokens, *flags, ranks=0):
         result = self.trireme("generate", folder, "--prompt-ids", ",".join(map(str, prompt)), "--max-tokens", tokens, "--ignore-eos", "--json", *flags, ranks=ranks)
         self.assertCode(result, 0)
-        return json.loads(re.search(r"^\{.*\}$", result.output, re.MULTILINE).group()), result
+        return json.loads(result.stdout), result
 
     def with_tokenizer(self, folder, change=None):
         file = json.loads((self.folder / "tokenizer.json").read_text())

@@ -40,8 +40,10 @@ ENVIRONMENT = dict(
 
 
 class Result:
-    def __init__(self, code, output, seconds):
-        self.code, self.output, self.seconds = code, output, seconds
+    """How a job ended. output: what it printed, answers (stdout) after messages (stderr); stdout: its answers alone."""
+
+    def __init__(self, code, output, stdout, seconds):
+        self.code, self.output, self.stdout, self.seconds = code, output, stdout, seconds
 
 
 class Job:
@@ -50,14 +52,15 @@ class Job:
     started_jobs = []
 
     def __init__(self, folder, command, env=None):
-        self.output_path = folder / f"output-{time.monotonic_ns()}"
+        # mpirun passes on what it reads in pieces of 1 KiB: in one file a message could stand in the middle of a line of the answer.
+        self.stdout_path, self.stderr_path = (folder / f"{stream}-{time.monotonic_ns()}" for stream in ("stdout", "stderr"))
         self.started = time.monotonic()
-        with open(self.output_path, "wb") as output:
-            self.process = subprocess.Popen(command, cwd=folder, env=dict(ENVIRONMENT, **(env or {})), stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True)
+        with open(self.stdout_path, "wb") as stdout, open(self.stderr_path, "wb") as stderr:
+            self.process = subprocess.Popen(command, cwd=folder, env=dict(ENVIRONMENT, **(env or {})), stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr, start_new_session=True)
         Job.started_jobs.append(self)
 
     def output(self):
-        return self.output_path.read_text(errors="replace")
+        return self.stderr_path.read_text(errors="replace") + self.stdout_path.read_text(errors="replace")
 
     def ranks(self):
         """Process ids of the ranks, in order."""
@@ -78,7 +81,7 @@ class Job:
         except subprocess.TimeoutExpired:
             os.killpg(self.process.pid, signal.SIGKILL)
             raise AssertionError(f"the job did not end within {seconds} s; its output:\n{self.output()}") from None
-        return Result(code, self.output(), time.monotonic() - self.started)
+        return Result(code, self.output(), self.stdout_path.read_text(errors="replace"), time.monotonic() - self.started)
 
     def wait_for(self, condition, what, seconds=30, pause=0.002):
         deadline = time.monotonic() + seconds
