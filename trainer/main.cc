@@ -20,14 +20,13 @@
 namespace trireme {
 namespace {
 
+// Prints what became of a command. A job that failed ends here, since its ranks may no longer meet.
 int Report(const absl::Status& status) {
   if (status.ok()) return 0;
-  if (ExitCodeOf(status) == ExitCode::kPreempted) {
-    Info(status.message());
-  } else {
-    WriteLog(Severity::kError, std::string(status.message()));
-  }
-  return static_cast<int>(ExitCodeOf(status));
+  if (IsTold(status)) ExitNow(ExitCodeOf(status));
+  if (ExitCodeOf(status) != ExitCode::kPreempted) FailProcess(status);
+  Info(status.message());
+  return static_cast<int>(ExitCode::kPreempted);
 }
 
 }  // namespace

@@ -7,7 +7,8 @@
 
 namespace trireme {
 
-// Runs the command line; returns the exit code to return from main().
+// Runs the command line; returns the exit code to return from main(). The only place that ends a process because of an
+// error: the ranks of a job may no longer meet in main().
 int Main(int argc, char** argv, const Extensions& extensions);
 
 }  // namespace trireme

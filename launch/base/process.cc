@@ -73,14 +73,15 @@ absl::StatusOr<std::unique_ptr<Process>> Process::Start(int expected_ranks, Sign
     // All ranks know it: one says so, and none ends before it has.
     if (process->rank_ == 0) WriteLog(Severity::kError, std::string(status.message()));
     MPI_Barrier(MPI_COMM_WORLD);
-    ExitNow(ExitCode::kWorldSize);
+    process->Abandon();
+    return MarkTold(status);
   }
   return process;
 }
 
 // Finalizing waits for all ranks: they would not learn of an exception here.
 Process::~Process() {
-  if (std::uncaught_exceptions() == 0) MPI_Finalize();
+  if (std::uncaught_exceptions() == 0 && !abandoned_) MPI_Finalize();
 }
 
 bool Process::stop_requested() const { return stop_signals.load() > 0; }

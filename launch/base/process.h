@@ -28,6 +28,9 @@ class Process {
   int local_size() const { return local_size_; }
   const std::string& host() const { return host_; }
 
+  // The destructor leaves MPI as it is: to be called when ranks may no longer meet and the process ends soon.
+  void Abandon() { abandoned_ = true; }
+
   // True after a first SIGTERM or SIGUSR1 to this rank. Ranks must agree before acting on it.
   bool stop_requested() const;
 
@@ -39,6 +42,7 @@ class Process {
   Process() = default;
   int rank_ = 0, size_ = 1, local_rank_ = 0, local_size_ = 1;
   std::string host_;
+  bool abandoned_ = false;
 };
 
 // Prints the error and ends the process with its code, without waiting for other ranks: mpirun then takes the job down

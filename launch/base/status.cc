@@ -15,6 +15,7 @@ namespace trireme {
 namespace {
 
 constexpr char kExitCodePayload[] = "trireme.exit_code";
+constexpr char kToldPayload[] = "trireme.told";
 
 absl::StatusCode CanonicalCode(ExitCode code) {
   switch (code) {
@@ -54,6 +55,14 @@ ExitCode ExitCodeOf(const absl::Status& status) {
   if (!payload.has_value() || !absl::SimpleAtoi(std::string(*payload), &code)) return ExitCode::kInternal;
   return static_cast<ExitCode>(code);
 }
+
+absl::Status MarkTold(const absl::Status& status) {
+  absl::Status marked = status;
+  if (!marked.ok()) marked.SetPayload(kToldPayload, absl::Cord());
+  return marked;
+}
+
+bool IsTold(const absl::Status& status) { return status.GetPayload(kToldPayload).has_value(); }
 
 absl::Status Annotate(const absl::Status& status, const std::string& prefix) {
   if (status.ok()) return status;

@@ -28,6 +28,10 @@ ExitCode ExitCodeOf(const absl::Status& status);
 // The same error with `prefix: ` put before its message; keeps the exit code.
 absl::Status Annotate(const absl::Status& status, const std::string& prefix);
 
+// Marks an error whose message has been printed, by one rank for the whole job: who ends the process prints it no more.
+absl::Status MarkTold(const absl::Status& status);
+bool IsTold(const absl::Status& status);
+
 // Error for a failed system call: names the operation, the path and strerror(errno).
 // ENOSPC, EDQUOT, EROFS, EIO and every write become kStorage; reads become kData.
 absl::Status SystemError(const std::string& operation, const std::string& path, bool writing);

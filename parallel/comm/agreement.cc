@@ -10,7 +10,6 @@
 #include <vector>
 
 #include "launch/base/log.h"
-#include "launch/base/process.h"
 
 namespace trireme {
 namespace {
@@ -93,14 +92,10 @@ void WarnTogether(ProcessGroup& world, const std::string& warning) {
     Warning(static_cast<int>(ranks.size()) < world.size() ? absl::StrCat(RankNames(ranks), ": ") : "", text);
 }
 
-void FailTogether(ProcessGroup& world, const absl::Status& status) {
+absl::Status TellTogether(ProcessGroup& world, const absl::Status& status) {
   if (world.rank() == 0) WriteLog(Severity::kError, std::string(status.message()));
   world.Barrier();
-  ExitNow(ExitCodeOf(status));
-}
-
-void FailUnlessAgreed(ProcessGroup& world, const absl::Status& local) {
-  if (const absl::Status status = Agree(world, local); !status.ok()) FailTogether(world, status);
+  return MarkTold(status);
 }
 
 }  // namespace trireme

@@ -32,11 +32,9 @@ std::string RankNames(const std::vector<int>& ranks);
 // this rank has none. What all ranks see alike needs no talk: of Warning() rank 0's is printed.
 void WarnTogether(ProcessGroup& world, const std::string& warning);
 
-// Ends all ranks with an agreed error: rank 0 prints it, then all exit with its code. Collective.
-[[noreturn]] void FailTogether(ProcessGroup& world, const absl::Status& status);
-
-// Agree(), and FailTogether() where a rank failed.
-void FailUnlessAgreed(ProcessGroup& world, const absl::Status& local);
+// Collective. Rank 0 prints an agreed error; it comes back marked as told (launch/base/status.h) once it is out, so
+// that any rank may then end the process.
+absl::Status TellTogether(ProcessGroup& world, const absl::Status& status);
 
 }  // namespace trireme
 

@@ -29,7 +29,7 @@
 #include "trainer/loop/checkpointer.h"
 #include "trainer/loop/optimizer.h"
 #include "trainer/recipe/corpora.h"
-#include "trainer/recipe/start_up.h"
+#include "models/engine/job.h"
 
 namespace trireme {
 namespace {

@@ -6,14 +6,12 @@
 #include "configs/config_loader.h"
 #include "data/tokenizer/tokenizer.h"
 #include "launch/base/log.h"
-#include "launch/base/version.h"
+#include "models/engine/job.h"
 #include "models/source/model_config.h"
 #include "models/spec/parameters.h"
 #include "models/weights/adapter_source.h"
 #include "models/weights/checkpoint_manifest.h"
 #include "parallel/comm/agreement.h"
-#include "parallel/comm/mpi_group.h"
-#include "trainer/recipe/start_up.h"
 
 namespace trireme {
 namespace {
@@ -25,7 +23,6 @@ struct Plan {
   ModelSource source;
   Recipe recipe;
   Corpora corpora;
-  at::Device device = at::kCPU;
   absl::StatusOr<ModelText> text = absl::UnknownError("");
 };
 
@@ -95,16 +92,14 @@ absl::StatusOr<Plan> MakePlan(const SessionOptions& options, const Extensions& e
   std::vector<std::string> attention;
   for (const AttentionBackend& backend : extensions.attention_backends) attention.push_back(backend.name);
   ASSIGN_OR_RETURN(plan.recipe, MakeRecipe(config, process.size(), extensions.families, attention, plan.corpora.facts));
-  ASSIGN_OR_RETURN(plan.device, SetUpDevice(config.launch(), process));
   return plan;
 }
 
 // Collective. What each rank has read and been told for itself is the same on all.
-absl::Status CompareRanks(ProcessGroup& world, const SessionOptions& options, const Plan& plan,
-                          const Process& process) {
+absl::Status CompareRanks(ProcessGroup& world, const SessionOptions& options, const Plan& plan, const Process& process,
+                          at::Device device) {
   if (world.size() == 1) return absl::OkStatus();
-  std::vector<SharedFact> facts = {{"the version of trireme", kVersion},
-                                   {"launch.device", plan.device.is_cuda() ? "a GPU" : "a CPU"}};
+  std::vector<SharedFact> facts = ProgramFacts(device);
   facts.insert(facts.end(), options.asked.begin(), options.asked.end());
   facts.push_back({"--adapter", options.adapter.empty() ? "none" : "given"});
   RETURN_IF_ERROR(CompareFacts(world, facts));
@@ -153,22 +148,20 @@ absl::Status WithSession(const SessionOptions& options, const Extensions& extens
 
 absl::Status WithSessions(const std::vector<SessionOptions>& options, const Extensions& extensions,
                           const std::function<absl::Status(Session&)>& run) {
-  absl::StatusOr<std::unique_ptr<Process>> started =
-      Process::Start(options.front().expected_ranks, Process::Signals::kDefault);
-  RETURN_IF_ERROR(started.status());
-  const Process& process = **started;
-  OperationLog start_log;
-  const std::shared_ptr<ProcessGroup> everyone = MakeWorldGroup(&start_log);
+  ASSIGN_OR_RETURN(const std::unique_ptr<Job> job,
+                   Job::Start(options.front().expected_ranks, Process::Signals::kDefault));
   for (const SessionOptions& one : options) {
-    const absl::StatusOr<Plan> plan = MakePlan(one, extensions, process);
-    FailUnlessAgreed(*everyone, plan.status());
-    FailUnlessAgreed(*everyone, CompareRanks(*everyone, one, *plan, process));
-    absl::StatusOr<std::unique_ptr<Mesh>> mesh = Mesh::Create(process, plan->recipe.engine.mesh, plan->device);
-    FailUnlessAgreed(*everyone, mesh.status());
-    const absl::Status status = RunOn(*plan, extensions, process, **mesh, run);
-    if (status.ok()) continue;
-    if (IsAgreed(status)) FailTogether(*everyone, status);
-    FailProcess(status);
+    Plan plan;
+    JobSteps steps;
+    steps.plan = [&](const Process& process) -> absl::StatusOr<JobPlan> {
+      ASSIGN_OR_RETURN(plan, MakePlan(one, extensions, process));
+      return JobPlan{plan.recipe.engine.mesh, plan.recipe.config.launch()};
+    };
+    steps.compare = [&](ProcessGroup& world, at::Device device) {
+      return CompareRanks(world, one, plan, job->process(), device);
+    };
+    steps.run = [&](Mesh& mesh) { return RunOn(plan, extensions, job->process(), mesh, run); };
+    RETURN_IF_ERROR(job->Run(steps));
   }
   return absl::OkStatus();
 }

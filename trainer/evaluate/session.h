@@ -38,7 +38,7 @@ struct Session {
 };
 
 // Starts MPI and everything else, then calls `run` on every rank. Its error may be one rank's own, or marked as agreed.
-// Ends the process on every error, as Train() does.
+// After an error the process must end soon (models/engine/job.h).
 absl::Status WithSession(const SessionOptions& options, const Extensions& extensions,
                          const std::function<absl::Status(Session&)>& run);
 

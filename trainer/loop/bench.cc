@@ -12,16 +12,14 @@
 #include "kernels/matrix/gemm.h"
 #include "launch/base/json.h"
 #include "launch/base/log.h"
-#include "launch/base/version.h"
 #include "models/engine/engine.h"
+#include "models/engine/job.h"
 #include "models/spec/parameters.h"
 #include "parallel/comm/agreement.h"
-#include "parallel/comm/mpi_group.h"
 #include "trainer/loop/optimizer.h"
 #include "trainer/observe/utilization.h"
 #include "trainer/recipe/recipe.h"
 #include "trainer/recipe/same_everywhere.h"
-#include "trainer/recipe/start_up.h"
 
 namespace trireme {
 namespace {
@@ -57,72 +55,78 @@ absl::StatusOr<Recipe> PlanBench(const BenchOptions& options, const Extensions& 
   return MakeRecipe(config, ranks, extensions.families, attention, CorpusFacts());
 }
 
-}  // namespace
-
-absl::Status Bench(const BenchOptions& options, const Extensions& extensions) {
-  absl::StatusOr<std::unique_ptr<Process>> started = Process::Start(options.expected_ranks, Process::Signals::kDefault);
-  RETURN_IF_ERROR(started.status());
-  const Process& process = **started;
-  OperationLog start_log;
-  const std::shared_ptr<ProcessGroup> everyone = MakeWorldGroup(&start_log);
-  const absl::StatusOr<Recipe> recipe = PlanBench(options, extensions, process.size());
-  FailUnlessAgreed(*everyone, recipe.status());
-  const absl::StatusOr<at::Device> device = SetUpDevice(recipe->config.launch(), process);
-  FailUnlessAgreed(*everyone, device.status());
-  FailUnlessAgreed(*everyone, CompareFacts(*everyone, {{"the version of trireme", kVersion},
-                                                       {"--steps", absl::StrCat(options.steps)},
-                                                       {"--warmup", absl::StrCat(options.warmup)},
-                                                       {"launch.device", device->is_cuda() ? "a GPU" : "a CPU"}}));
-  FailUnlessAgreed(*everyone, CompareConfigs(*everyone, recipe->config));
-  const int64_t idle_bytes = PeakMemoryBytes(*device);
-  absl::StatusOr<std::unique_ptr<Mesh>> created = Mesh::Create(process, recipe->engine.mesh, *device);
-  FailUnlessAgreed(*everyone, created.status());
-  const std::unique_ptr<Mesh> mesh = *std::move(created);
-  const absl::StatusOr<std::unique_ptr<Engine>> model = Engine::Create(recipe->engine, *mesh, extensions);
-  FailUnlessAgreed(*everyone, model.status());
-  (*model)->set_decision_rule(recipe->decision_rule());
-  Optimizer optimizer(recipe->config.optimizer(), (*model)->buffers(), recipe->config.seed());
+// Steps of random tokens on every rank; rank 0 prints what they took. idle_bytes: the program's memory without a model.
+absl::Status RunSteps(const BenchOptions& options, const Extensions& extensions, const Recipe& recipe,
+                      int64_t idle_bytes, Mesh& mesh) {
+  ProcessGroup& world = mesh.control();
+  const absl::StatusOr<std::unique_ptr<Engine>> model = Engine::Create(recipe.engine, mesh, extensions);
+  RETURN_IF_ERROR(Agree(world, model.status()));
+  (*model)->set_decision_rule(recipe.decision_rule());
+  Optimizer optimizer(recipe.config.optimizer(), (*model)->buffers(), recipe.config.seed());
   (*model)->Initialize();
 
-  const at::ScalarType dtype = recipe->engine.storage.compute;
-  double own_peak = PeakFlops(*device, dtype);
+  const at::ScalarType dtype = recipe.engine.storage.compute;
+  double own_peak = PeakFlops(mesh.device(), dtype);
   std::vector<double> times;
   double loss_mean = 0;
   for (int64_t step = 1; step <= options.warmup + options.steps; ++step) {
     // As in training the batch is on the device when the step begins.
-    const DeviceBatch batch = (*model)->Upload(SyntheticBatch(*recipe, step, mesh->data_rank()));
-    const double targets = batch.own_targets * mesh->num_data_ranks();
-    mesh->control().Barrier();
+    const DeviceBatch batch = (*model)->Upload(SyntheticBatch(recipe, step, mesh.data_rank()));
+    const double targets = batch.own_targets * mesh.num_data_ranks();
+    mesh.control().Barrier();
     const double start = MonotonicSeconds();
     (*model)->ForwardBackward(batch, targets);
-    const PendingResults results = (*model)->Decide(recipe->config.lr_schedule().clip_grad_norm());
-    optimizer.Step(step, recipe->LearningRate(step), (*model)->decision());
+    const PendingResults results = (*model)->Decide(recipe.config.lr_schedule().clip_grad_norm());
+    optimizer.Step(step, recipe.LearningRate(step), (*model)->decision());
     loss_mean = results.Wait().loss.mean;
-    Synchronize(*device);
+    Synchronize(mesh.device());
     if (step > options.warmup) times.push_back(MonotonicSeconds() - start);
   }
-  const int64_t peak_bytes = PeakMemoryBytes(*device);
-  own_peak = std::max(own_peak, PeakFlops(*device, dtype));
-  const double peak_flops = SumOverRanks(*everyone, own_peak);
-  if (process.rank() != 0) return absl::OkStatus();
+  const int64_t peak_bytes = PeakMemoryBytes(mesh.device());
+  own_peak = std::max(own_peak, PeakFlops(mesh.device(), dtype));
+  const double peak_flops = SumOverRanks(world, own_peak);
+  if (world.rank() != 0) return absl::OkStatus();
   std::sort(times.begin(), times.end());
   const double median = times[times.size() / 2];
-  const double rate = static_cast<double>(recipe->tokens_per_step) / median;
+  const double rate = static_cast<double>(recipe.tokens_per_step) / median;
   nlohmann::ordered_json line = {{"tokens_per_second", rate},
                                  {"step_ms", {{"median", median * 1e3}, {"min", times[0] * 1e3}}},
                                  {"peak_memory_bytes", peak_bytes},
                                  {"idle_memory_bytes", idle_bytes}};
-  const double flops = recipe->engine.model.TrainingFlopsPerToken(recipe->config.data().sequence_length()) * rate;
+  const double flops = recipe.engine.model.TrainingFlopsPerToken(recipe.config.data().sequence_length()) * rate;
   const std::optional<double> utilization = Utilization(peak_flops, own_peak, nullptr).Of(flops);
   if (utilization.has_value()) line["model_flops_utilization"] = *utilization;
   line["loss"] = loss_mean;
-  line["ranks"] = process.size();
+  line["ranks"] = world.size();
   line["threads_per_rank"] = CpuThreads();
-  line["device"] = DeviceName(*device);
+  line["device"] = DeviceName(mesh.device());
   line["attention"] = (*model)->attention().name;
-  line["parameters"] = NumParameters(recipe->engine.model);
+  line["parameters"] = NumParameters(recipe.engine.model);
   std::cout << DumpJson(line) << std::endl;
   return absl::OkStatus();
+}
+
+}  // namespace
+
+absl::Status Bench(const BenchOptions& options, const Extensions& extensions) {
+  ASSIGN_OR_RETURN(const std::unique_ptr<Job> job, Job::Start(options.expected_ranks, Process::Signals::kDefault));
+  Recipe recipe;
+  int64_t idle_bytes = 0;
+  JobSteps steps;
+  steps.plan = [&](const Process& process) -> absl::StatusOr<JobPlan> {
+    ASSIGN_OR_RETURN(recipe, PlanBench(options, extensions, process.size()));
+    return JobPlan{recipe.engine.mesh, recipe.config.launch()};
+  };
+  steps.compare = [&](ProcessGroup& world, at::Device device) {
+    idle_bytes = PeakMemoryBytes(device);
+    std::vector<SharedFact> facts = ProgramFacts(device);
+    facts.push_back({"--steps", absl::StrCat(options.steps)});
+    facts.push_back({"--warmup", absl::StrCat(options.warmup)});
+    RETURN_IF_ERROR(CompareFacts(world, facts));
+    return CompareConfigs(world, recipe.config);
+  };
+  steps.run = [&](Mesh& mesh) { return RunSteps(options, extensions, recipe, idle_bytes, mesh); };
+  return job->Run(steps);
 }
 
 }  // namespace trireme

@@ -22,10 +22,10 @@
 #include "launch/base/version.h"
 #include "models/engine/engine.h"
 #include "models/engine/memory_estimate.h"
+#include "models/engine/job.h"
 #include "models/source/model_config.h"
 #include "models/spec/parameters.h"
 #include "parallel/comm/agreement.h"
-#include "parallel/comm/mpi_group.h"
 #include "parallel/comm/watchdog.h"
 #include "trainer/export/export.h"
 #include "trainer/loop/check_against.h"
@@ -38,7 +38,6 @@
 #include "trainer/observe/utilization.h"
 #include "trainer/recipe/corpora.h"
 #include "trainer/recipe/same_everywhere.h"
-#include "trainer/recipe/start_up.h"
 
 namespace trireme {
 namespace {
@@ -60,8 +59,8 @@ struct IssuedStep {
   GradientNorms norms;  // of each parameter, where they are wanted
 };
 
-// A job once everything is set up.
-struct Job {
+// A run once everything is set up.
+struct Training {
   const TrainOptions& options;
   const Process& process;
   const Recipe& recipe;
@@ -84,57 +83,58 @@ bool Due(int64_t every, int64_t step, const Recipe& recipe) {
   return every > 0 && (step % every == 0 || step == recipe.total_steps);
 }
 
-NextStep Prepare(Job& job, Loader& loader) {
+NextStep Prepare(Training& training, Loader& loader) {
   NextStep next;
-  if (job.progress.step() >= job.recipe.total_steps) return next;
+  if (training.progress.step() >= training.recipe.total_steps) return next;
   absl::StatusOr<StepBatch> batch = loader.Next();
   next.status = batch.status();
   if (!batch.ok()) return next;
   next.wait_ms = batch->wait_ms;
-  next.batch = job.model.Upload(*std::move(batch));
+  next.batch = training.model.Upload(*std::move(batch));
   return next;
 }
 
 // The only control message of a step: how many targets the next one has, and whether any rank was asked to stop. All
 // ranks stop after the same step.
-bool ExchangeControl(Job& job, NextStep* next) {
-  const int ranks = job.mesh.control().size();
+bool ExchangeControl(Training& training, NextStep* next) {
+  const int ranks = training.mesh.control().size();
   at::Tensor own = at::empty({2}, at::TensorOptions().dtype(at::kDouble));
   at::Tensor all = at::empty({2 * ranks}, own.options());
   own.mutable_data_ptr<double>()[0] = next->batch.own_targets;
-  own.mutable_data_ptr<double>()[1] = job.process.stop_requested() ? 1 : 0;
-  job.mesh.control().AllGather(all, own).Wait();
+  own.mutable_data_ptr<double>()[1] = training.process.stop_requested() ? 1 : 0;
+  training.mesh.control().AllGather(all, own).Wait();
   bool stop = false;
   for (int rank = 0; rank < ranks; ++rank) {
     next->targets += all.const_data_ptr<double>()[2 * rank];
     stop = stop || all.const_data_ptr<double>()[2 * rank + 1] > 0;
   }
-  next->targets /= ranks / job.mesh.num_data_ranks();  // Pipeline, context and tensor ranks share a batch.
+  next->targets /= ranks / training.mesh.num_data_ranks();  // Pipeline, context and tensor ranks share a batch.
   return stop;
 }
 
-absl::Status Evaluate(Job& job) {
-  if (job.corpora.validation == nullptr) return absl::OkStatus();
-  ASSIGN_OR_RETURN(const double loss, EvaluateSplit(job.model, job.mesh, *job.corpora.validation, job.recipe,
-                                                    job.recipe.config.evaluation().max_sequences()));
-  job.progress.set_last_eval_loss(loss);
-  if (!job.progress.has_best_eval_loss() || loss < job.progress.best_eval_loss()) {
-    job.progress.set_best_eval_loss(loss);
-    job.progress.set_best_step(job.progress.step());
+absl::Status Evaluate(Training& training) {
+  if (training.corpora.validation == nullptr) return absl::OkStatus();
+  ASSIGN_OR_RETURN(const double loss,
+                   EvaluateSplit(training.model, training.mesh, *training.corpora.validation, training.recipe,
+                                 training.recipe.config.evaluation().max_sequences()));
+  training.progress.set_last_eval_loss(loss);
+  if (!training.progress.has_best_eval_loss() || loss < training.progress.best_eval_loss()) {
+    training.progress.set_best_eval_loss(loss);
+    training.progress.set_best_step(training.progress.step());
   }
-  return job.metrics == nullptr ? absl::OkStatus() : job.metrics->Evaluation(job.progress.step(), loss);
+  return training.metrics == nullptr ? absl::OkStatus() : training.metrics->Evaluation(training.progress.step(), loss);
 }
 
 // For a step whose update was left out. All ranks hold the same results, and fail alike.
-absl::Status ApplyNonFinitePolicy(Job& job, int64_t step, const StepResults& results) {
-  const NonFiniteConfig& policy = job.recipe.config.non_finite();
-  job.progress.set_consecutive_skips(static_cast<int32_t>(results.consecutive_skips));
-  job.progress.set_updates(results.updates);
+absl::Status ApplyNonFinitePolicy(Training& training, int64_t step, const StepResults& results) {
+  const NonFiniteConfig& policy = training.recipe.config.non_finite();
+  training.progress.set_consecutive_skips(static_cast<int32_t>(results.consecutive_skips));
+  training.progress.set_updates(results.updates);
   if (results.finite) return absl::OkStatus();
   const std::string what = absl::StrCat("step ", step, ": loss ", results.loss.mean, ", gradient norm ",
-                                        results.norm.total, " (", job.model.DescribeNonFinite(results), ")");
+                                        results.norm.total, " (", training.model.DescribeNonFinite(results), ")");
   if (policy.policy() == NonFiniteConfig::SKIP_UPDATE && results.consecutive_skips <= policy.max_consecutive_skips()) {
-    if (job.process.rank() == 0) Warning(what, "; update skipped, ", results.consecutive_skips, " in a row");
+    if (training.process.rank() == 0) Warning(what, "; update skipped, ", results.consecutive_skips, " in a row");
     return absl::OkStatus();
   }
   return MarkAgreed(
@@ -145,109 +145,112 @@ absl::Status ApplyNonFinitePolicy(Job& job, int64_t step, const StepResults& res
                 : absl::StrCat("; ", policy.max_consecutive_skips(), " updates in a row were skipped already")));
 }
 
-absl::Status Record(Job& job, const IssuedStep& issued, const StepResults& results, double seconds) {
-  const int64_t step = issued.step, every = job.recipe.config.logging().every_steps();
-  if (job.metrics == nullptr || (step % every != 0 && step != 1 && step != job.recipe.total_steps))
+absl::Status Record(Training& training, const IssuedStep& issued, const StepResults& results, double seconds) {
+  const int64_t step = issued.step, every = training.recipe.config.logging().every_steps();
+  if (training.metrics == nullptr || (step % every != 0 && step != 1 && step != training.recipe.total_steps))
     return absl::OkStatus();
   TrainRecord record;
   record.step = step;
   record.loss = results.loss.mean;
-  if (job.recipe.config.loss().z_loss() > 0) record.z_loss = results.loss.z_loss;
+  if (training.recipe.config.loss().z_loss() > 0) record.z_loss = results.loss.z_loss;
   record.grad_norm = results.norm.total;
   record.learning_rate = issued.learning_rate;
   record.tokens = issued.tokens;
-  record.tokens_per_second = static_cast<double>(job.recipe.tokens_per_step) / seconds;
+  record.tokens_per_second = static_cast<double>(training.recipe.tokens_per_step) / seconds;
   record.step_ms = seconds * 1e3;
   record.data_wait_ms = issued.data_wait_ms;
-  record.peak_memory_bytes = PeakMemoryBytes(job.mesh.device());
+  record.peak_memory_bytes = PeakMemoryBytes(training.mesh.device());
   const double with_target =
-      static_cast<double>(results.loss.targets) / static_cast<double>(job.recipe.tokens_per_step);
+      static_cast<double>(results.loss.targets) / static_cast<double>(training.recipe.tokens_per_step);
   const double flops =
-      job.recipe.engine.model.TrainingFlopsPerToken(job.recipe.config.data().sequence_length(), with_target);
-  record.mfu = job.utilization.Of(flops * record.tokens_per_second);
-  const double mean_seconds = (MonotonicSeconds() - job.begin) / static_cast<double>(step - job.first_step);
-  record.eta_seconds = static_cast<double>(job.recipe.total_steps - step) * mean_seconds;
-  return job.metrics->Train(record);
+      training.recipe.engine.model.TrainingFlopsPerToken(training.recipe.config.data().sequence_length(), with_target);
+  record.mfu = training.utilization.Of(flops * record.tokens_per_second);
+  const double mean_seconds = (MonotonicSeconds() - training.begin) / static_cast<double>(step - training.first_step);
+  record.eta_seconds = static_cast<double>(training.recipe.total_steps - step) * mean_seconds;
+  return training.metrics->Train(record);
 }
 
-bool WantsNorms(const Job& job) { return job.comparison != nullptr || job.recipe.config.logging().parameter_norms(); }
+bool WantsNorms(const Training& training) {
+  return training.comparison != nullptr || training.recipe.config.logging().parameter_norms();
+}
 
-absl::Status RecordOrCompareNorms(Job& job, int64_t step, const Loss& loss, const GradientNorms& norms) {
+absl::Status RecordOrCompareNorms(Training& training, int64_t step, const Loss& loss, const GradientNorms& norms) {
   if (norms.empty()) return absl::OkStatus();
-  if (job.metrics != nullptr && job.recipe.config.logging().parameter_norms())
-    RETURN_IF_ERROR(job.metrics->ParameterNorms(step, loss.mean, norms));
-  if (job.comparison == nullptr) return absl::OkStatus();
+  if (training.metrics != nullptr && training.recipe.config.logging().parameter_norms())
+    RETURN_IF_ERROR(training.metrics->ParameterNorms(step, loss.mean, norms));
+  if (training.comparison == nullptr) return absl::OkStatus();
   // Every rank holds the same numbers and finds the same.
-  const absl::Status same = job.comparison->Compare(step, loss.mean, norms);
+  const absl::Status same = training.comparison->Compare(step, loss.mean, norms);
   return same.ok() ? same : MarkAgreed(same);
 }
 
 // Looks at the results of all issued steps but the last `ahead`.
-absl::Status Settle(Job& job, int64_t ahead) {
-  while (static_cast<int64_t>(job.issued.size()) > ahead) {
-    const IssuedStep issued = std::move(job.issued.front());
-    job.issued.pop_front();
+absl::Status Settle(Training& training, int64_t ahead) {
+  while (static_cast<int64_t>(training.issued.size()) > ahead) {
+    const IssuedStep issued = std::move(training.issued.front());
+    training.issued.pop_front();
     const StepResults results = issued.results.Wait();
-    const double seconds = MonotonicSeconds() - std::exchange(job.settled, MonotonicSeconds());
-    RETURN_IF_ERROR(ApplyNonFinitePolicy(job, issued.step, results));
-    RETURN_IF_ERROR(Record(job, issued, results, seconds));
-    RETURN_IF_ERROR(RecordOrCompareNorms(job, issued.step, results.loss, issued.norms));
+    const double seconds = MonotonicSeconds() - std::exchange(training.settled, MonotonicSeconds());
+    RETURN_IF_ERROR(ApplyNonFinitePolicy(training, issued.step, results));
+    RETURN_IF_ERROR(Record(training, issued, results, seconds));
+    RETURN_IF_ERROR(RecordOrCompareNorms(training, issued.step, results.loss, issued.norms));
   }
   return absl::OkStatus();
 }
 
-absl::Status Loop(Job& job) {
-  const Recipe& recipe = job.recipe;
+absl::Status Loop(Training& training) {
+  const Recipe& recipe = training.recipe;
   LoaderOptions loading;
   loading.sequence_length = recipe.config.data().sequence_length();
   loading.document_mask = recipe.config.data().document_mask();
   loading.global_batch_size = recipe.config.global_batch_size();
   loading.micro_batch_size = recipe.config.micro_batch_size();
-  loading.data_rank = job.mesh.data_rank();
-  loading.num_data_ranks = job.mesh.num_data_ranks();
-  loading.first_sample = job.progress.samples();
+  loading.data_rank = training.mesh.data_rank();
+  loading.num_data_ranks = training.mesh.num_data_ranks();
+  loading.first_sample = training.progress.samples();
   loading.prefetch_steps = recipe.config.data().prefetch_steps();
-  ASSIGN_OR_RETURN(const std::unique_ptr<Loader> loader, Loader::Create(job.corpora.train, loading));
+  ASSIGN_OR_RETURN(const std::unique_ptr<Loader> loader, Loader::Create(training.corpora.train, loading));
 
-  job.begin = job.settled = MonotonicSeconds();
-  job.first_step = job.progress.step();
-  NextStep next = Prepare(job, *loader);
-  ExchangeControl(job, &next);
-  while (job.progress.step() < recipe.total_steps) {
+  training.begin = training.settled = MonotonicSeconds();
+  training.first_step = training.progress.step();
+  NextStep next = Prepare(training, *loader);
+  ExchangeControl(training, &next);
+  while (training.progress.step() < recipe.total_steps) {
     const NextStep current = std::exchange(next, NextStep());
-    const int64_t step = job.progress.step() + 1;
-    job.progress.set_step(step);
-    job.mesh.log().BeginStep(step);
-    if (!current.status.ok()) RETURN_IF_ERROR(Settle(job, 0));
+    const int64_t step = training.progress.step() + 1;
+    training.progress.set_step(step);
+    training.mesh.log().BeginStep(step);
+    if (!current.status.ok()) RETURN_IF_ERROR(Settle(training, 0));
     RETURN_IF_ERROR(current.status);
     RETURN_IF_ERROR(CheckTargets(current.targets));
-    const bool traced = job.trace.wants(step);
-    if (traced) job.trace.Start();
-    job.model.ForwardBackward(current.batch, current.targets);
-    if (traced) RETURN_IF_ERROR(job.trace.Finish(step));
-    PendingResults results = job.model.Decide(recipe.config.lr_schedule().clip_grad_norm());
-    GradientNorms norms = WantsNorms(job) ? job.model.ParameterGradientNorms() : GradientNorms();
+    const bool traced = training.trace.wants(step);
+    if (traced) training.trace.Start();
+    training.model.ForwardBackward(current.batch, current.targets);
+    if (traced) RETURN_IF_ERROR(training.trace.Finish(step));
+    PendingResults results = training.model.Decide(recipe.config.lr_schedule().clip_grad_norm());
+    GradientNorms norms = WantsNorms(training) ? training.model.ParameterGradientNorms() : GradientNorms();
     const double learning_rate = recipe.LearningRate(step);
-    job.optimizer.Step(step, learning_rate, job.model.decision());
-    job.progress.set_samples(job.progress.samples() + recipe.config.global_batch_size());
-    job.progress.set_tokens(job.progress.tokens() + recipe.tokens_per_step);
+    training.optimizer.Step(step, learning_rate, training.model.decision());
+    training.progress.set_samples(training.progress.samples() + recipe.config.global_batch_size());
+    training.progress.set_tokens(training.progress.tokens() + recipe.tokens_per_step);
 
-    next = Prepare(job, *loader);
-    const bool stop = ExchangeControl(job, &next) || (job.options.stop_at > 0 && step >= job.options.stop_at);
-    job.issued.push_back(
-        {step, job.progress.tokens(), learning_rate, next.wait_ms, std::move(results), std::move(norms)});
+    next = Prepare(training, *loader);
+    const bool stop =
+        ExchangeControl(training, &next) || (training.options.stop_at > 0 && step >= training.options.stop_at);
+    training.issued.push_back(
+        {step, training.progress.tokens(), learning_rate, next.wait_ms, std::move(results), std::move(norms)});
     const bool evaluate = Due(recipe.config.evaluation().every_steps(), step, recipe);
     const bool save = Due(recipe.config.checkpoint().every_steps(), step, recipe) || stop;
     const bool last = step == recipe.total_steps;
-    RETURN_IF_ERROR(Settle(job, evaluate || save || last ? 0 : StepsAhead(job.mesh.device())));
-    if (evaluate) RETURN_IF_ERROR(Evaluate(job));
+    RETURN_IF_ERROR(Settle(training, evaluate || save || last ? 0 : StepsAhead(training.mesh.device())));
+    if (evaluate) RETURN_IF_ERROR(Evaluate(training));
     // The best model so far is worth a checkpoint whenever it is found.
-    const bool best = recipe.config.checkpoint().keep_best() && job.progress.best_step() == step;
+    const bool best = recipe.config.checkpoint().keep_best() && training.progress.best_step() == step;
     if (save || last || best) {
-      if (job.metrics != nullptr) RETURN_IF_ERROR(job.metrics->Flush());
-      RETURN_IF_ERROR(job.checkpointer.Save(job.progress));
+      if (training.metrics != nullptr) RETURN_IF_ERROR(training.metrics->Flush());
+      RETURN_IF_ERROR(training.checkpointer.Save(training.progress));
     }
-    if (evaluate || save || last || best) job.settled = MonotonicSeconds();
+    if (evaluate || save || last || best) training.settled = MonotonicSeconds();
     if (stop && !last) {
       return Error(ExitCode::kPreempted, "stopped after step ", step, " of ", recipe.total_steps,
                    " and saved; start the same command again to go on");
@@ -303,21 +306,20 @@ absl::Status LockRun(const std::string& run_dir, OperationLog& log, std::unique_
   }
 }
 
-// Everything once the mesh stands. An error that all ranks computed alike is marked as agreed; any other is this rank's
-// own.
-absl::Status Run(const TrainOptions& options, const Extensions& extensions, const Process& process, Mesh& mesh,
-                 const Recipe& recipe, const Corpora& corpora, const Digest& base_digest) {
-  ProcessGroup& world = mesh.control();
-  const RunConfig& config = recipe.config;
-  absl::Status made = absl::OkStatus();
-  std::unique_ptr<FileLock> lock;
-  if (world.rank() == 0) {
-    made = MakeDirectories(config.run_dir() + "/checkpoints");
-    if (made.ok()) made = LockRun(config.run_dir(), mesh.log(), &lock);
+// Collective. run_dir exists, is this job's alone while `lock` lives (on rank 0), and is one folder for all ranks.
+absl::Status TakeRunDir(const std::string& run_dir, const Process& process, Mesh& mesh,
+                        std::unique_ptr<FileLock>* lock) {
+  absl::Status taken = absl::OkStatus();
+  if (mesh.control().rank() == 0) {
+    taken = MakeDirectories(run_dir + "/checkpoints");
+    if (taken.ok()) taken = LockRun(run_dir, mesh.log(), lock);
   }
-  RETURN_IF_ERROR(Agree(world, made));
-  RETURN_IF_ERROR(CheckSharedFolder(world, "run_dir", config.run_dir(), process.host()));
+  RETURN_IF_ERROR(Agree(mesh.control(), taken));
+  return CheckSharedFolder(mesh.control(), "run_dir", run_dir, process.host());
+}
 
+// Collective: all ranks watch under one name.
+Watchdog::Options WatchdogOptions(const RunConfig& config, const Process& process, ProcessGroup& world) {
   Watchdog::Options watching;
   watching.seconds = config.launch().watchdog_seconds();
   watching.directory = config.run_dir() + "/watchdog";
@@ -327,7 +329,84 @@ absl::Status Run(const TrainOptions& options, const Extensions& extensions, cons
   watching.host = process.host();
   watching.world_size = process.size();
   watching.stop_requested = [&process] { return process.stop_requested(); };
-  Watchdog watchdog(&mesh.log(), watching);
+  return watching;
+}
+
+// Collective. What the run writes at its end is written now, on trial, by rank 0.
+absl::Status TryEnd(const Recipe& recipe, const std::vector<ModelFamily>& families, Mesh& mesh) {
+  absl::Status writable = absl::OkStatus();
+  if (mesh.control().rank() == 0)
+    writable = TryWriting(recipe, families, /*scratch=*/"",
+                          [&mesh] { mesh.log().Beat("trying what will be written at the end"); });
+  return Agree(mesh.control(), writable);
+}
+
+// What the run begins with, for whoever watches.
+void TellBeginning(const Recipe& recipe, const Corpora& corpora, const Mesh& mesh, const Engine& model,
+                   const RankMemory& estimate) {
+  Info(absl::StrFormat("trireme %s: training %s parameters for %d steps of %s tokens on %d x %s (%s), attention %s, %s",
+                       kVersion, Trained(recipe.engine.model), recipe.total_steps,
+                       HumanCount(static_cast<double>(recipe.tokens_per_step)), recipe.engine.mesh.world(),
+                       DeviceName(mesh.device()), recipe.engine.mesh.ToString(), model.attention().name,
+                       mesh.device().is_cuda() ? "NCCL" : absl::StrCat(CpuThreads(), " threads each, ", BlasName())));
+  Info("memory a rank should need beside the program itself: ", ToString(estimate));
+  if (corpora.unigram_entropy > 0)
+    Info(absl::StrFormat("a model that only knows how common each token is would reach a loss of %.4f",
+                         corpora.unigram_entropy));
+}
+
+// Collective. The run to compare with; nullopt: none.
+absl::StatusOr<std::optional<RunComparison>> OpenComparison(const TrainOptions& options, const Recipe& recipe,
+                                                            Mesh& mesh) {
+  if (options.check_against.empty()) return std::nullopt;
+  absl::StatusOr<RunComparison> opened =
+      RunComparison::Open(options.check_against, recipe.engine.mesh.ToString(), options.check_tolerance,
+                          [&mesh] { mesh.log().Beat("reading the run to check against"); });
+  RETURN_IF_ERROR(Agree(mesh.control(), opened.status()));
+  return std::optional<RunComparison>(*std::move(opened));
+}
+
+absl::Status TellComparison(const TrainOptions& options, const RunComparison& comparison) {
+  if (comparison.compared_steps() == 0)
+    return MarkAgreed(Error(ExitCode::kCheckFailed, "--check-against: ", options.check_against,
+                            " recorded none of the steps that ran; nothing was compared"));
+  Info("the same as ", options.check_against, " in ", comparison.compared_steps(), " steps, to ",
+       options.check_tolerance);
+  return absl::OkStatus();
+}
+
+// After the last step, or the last before a stop. status: how the loop ended.
+absl::Status Finish(Training& training, const Extensions& extensions, const RankMemory& estimate,
+                    const absl::Status& status) {
+  const Recipe& recipe = training.recipe;
+  const TrainProgress& progress = training.progress;
+  const auto held = static_cast<double>(PeakTensorBytes(training.mesh.device()));
+  Info(absl::StrFormat("memory: at most %s of tensors on this rank, %+.1f%% of the estimate", HumanBytes(held),
+                       100 * (held / static_cast<double>(estimate.total()) - 1)));
+  if (training.metrics != nullptr) RETURN_IF_ERROR(training.metrics->Flush());
+  if (status.ok() || ExitCodeOf(status) == ExitCode::kPreempted)
+    RETURN_IF_ERROR(SaveAdapter(recipe, progress.step(), training.mesh));
+  RETURN_IF_ERROR(status);
+  RETURN_IF_ERROR(ExportAtEnd(recipe, progress.step(), extensions.families, training.mesh));
+  if (training.comparison != nullptr) RETURN_IF_ERROR(TellComparison(training.options, *training.comparison));
+  const double entropy = training.corpora.unigram_entropy;
+  Info(absl::StrFormat("finished: step %d, %s tokens", progress.step(),
+                       HumanCount(static_cast<double>(progress.tokens()))),
+       progress.has_last_eval_loss() ? absl::StrFormat(", validation loss %.4f", progress.last_eval_loss()) : "",
+       entropy > 0 ? absl::StrFormat(" (unigram entropy %.4f)", entropy) : "", "; everything is in ",
+       recipe.config.run_dir());
+  return absl::OkStatus();
+}
+
+// Everything once the mesh stands. An error that all ranks computed alike is marked as agreed; any other is this rank's
+// own.
+absl::Status Run(const TrainOptions& options, const Extensions& extensions, const Process& process, Mesh& mesh,
+                 const Recipe& recipe, const Corpora& corpora, const Digest& base_digest) {
+  ProcessGroup& world = mesh.control();
+  const RunConfig& config = recipe.config;
+  std::unique_ptr<FileLock> lock;
+  RETURN_IF_ERROR(TakeRunDir(config.run_dir(), process, mesh, &lock));
+  Watchdog watchdog(&mesh.log(), WatchdogOptions(config, process, world));
 
   // Measured more than once: the machine may be busy with something else at one moment.
   const auto measure_peak = [&mesh, compute = recipe.engine.storage.compute] {
@@ -340,8 +419,7 @@ absl::Status Run(const TrainOptions& options, const Extensions& extensions, cons
   absl::StatusOr<std::unique_ptr<Engine>> model = Engine::Create(recipe.engine, mesh, extensions);
   RETURN_IF_ERROR(Agree(world, model.status()));
   (*model)->set_decision_rule(recipe.decision_rule());
-  std::vector<ParameterBuffer*> buffers = (*model)->buffers();
-  Optimizer optimizer(config.optimizer(), buffers, config.seed());
+  Optimizer optimizer(config.optimizer(), (*model)->buffers(), config.seed());
   Checkpointer checkpointer(recipe, mesh, **model, optimizer, corpora.digests, base_digest, corpora.text);
   TrainProgress progress;
   ASSIGN_OR_RETURN(const bool resumed, checkpointer.Resume(options.allow_change, &progress));
@@ -350,11 +428,7 @@ absl::Status Run(const TrainOptions& options, const Extensions& extensions, cons
     RETURN_IF_ERROR(SaveAdapter(recipe, progress.step(), mesh, /*if_older=*/true));
     return ExportAtEnd(recipe, progress.step(), extensions.families, mesh);
   }
-  const absl::Status writable = world.rank() == 0
-                                    ? TryWriting(recipe, extensions.families, /*scratch=*/"",
-                                                 [&mesh] { mesh.log().Beat("trying what will be written at the end"); })
-                                    : absl::OkStatus();
-  RETURN_IF_ERROR(Agree(world, writable));
+  RETURN_IF_ERROR(TryEnd(recipe, extensions.families, mesh));
   RETURN_IF_ERROR(InitializeWeights(recipe, mesh, **model, resumed));
   std::unique_ptr<MetricsLog> metrics;
   if (process.rank() == 0) {
@@ -366,70 +440,30 @@ absl::Status Run(const TrainOptions& options, const Extensions& extensions, cons
   const double peak = SumOverRanks(world, own_peak);
   ReleaseCachedCpuMemory();
   ResetPeakTensorBytes(mesh.device());
-  Info(absl::StrFormat("trireme %s: training %s parameters for %d steps of %s tokens on %d x %s (%s), attention %s, %s",
-                       kVersion, Trained(recipe.engine.model), recipe.total_steps,
-                       HumanCount(static_cast<double>(recipe.tokens_per_step)), process.size(),
-                       DeviceName(mesh.device()), recipe.engine.mesh.ToString(), (*model)->attention().name,
-                       mesh.device().is_cuda() ? "NCCL" : absl::StrCat(CpuThreads(), " threads each, ", BlasName())));
-  Info("memory a rank should need beside the program itself: ", ToString(estimate));
-  if (corpora.unigram_entropy > 0)
-    Info(absl::StrFormat("a model that only knows how common each token is would reach a loss of %.4f",
-                         corpora.unigram_entropy));
-
-  std::optional<RunComparison> comparison;
-  if (!options.check_against.empty()) {
-    absl::StatusOr<RunComparison> opened =
-        RunComparison::Open(options.check_against, recipe.engine.mesh.ToString(), options.check_tolerance,
-                            [&mesh] { mesh.log().Beat("reading the run to check against"); });
-    RETURN_IF_ERROR(Agree(world, opened.status()));
-    comparison = *std::move(opened);
-  }
-  Job job{options,
-          process,
-          recipe,
-          corpora,
-          mesh,
-          **model,
-          optimizer,
-          checkpointer,
-          metrics.get(),
-          Utilization(peak, own_peak, mesh.device().is_cuda() ? nullptr : std::function<double()>(measure_peak)),
-          comparison.has_value() ? &*comparison : nullptr,
-          StepTrace(recipe, mesh, (*model)->executor()),
-          progress};
-  absl::Status status = Loop(job);
-  const auto held = static_cast<double>(PeakTensorBytes(mesh.device()));
-  Info(absl::StrFormat("memory: at most %s of tensors on this rank, %+.1f%% of the estimate", HumanBytes(held),
-                       100 * (held / static_cast<double>(estimate.total()) - 1)));
-  if (metrics != nullptr) RETURN_IF_ERROR(metrics->Flush());
-  if (status.ok() || ExitCodeOf(status) == ExitCode::kPreempted)
-    RETURN_IF_ERROR(SaveAdapter(recipe, job.progress.step(), mesh));
-  if (status.ok()) status = ExportAtEnd(recipe, job.progress.step(), extensions.families, mesh);
-  if (status.ok() && comparison.has_value()) {
-    if (comparison->compared_steps() == 0) {
-      return MarkAgreed(Error(ExitCode::kCheckFailed, "--check-against: ", options.check_against,
-                              " recorded none of the steps that ran; nothing was compared"));
-    } else {
-      Info("the same as ", options.check_against, " in ", comparison->compared_steps(), " steps, to ",
-           options.check_tolerance);
-    }
-  }
-  if (status.ok()) {
-    Info(absl::StrFormat("finished: step %d, %s tokens", job.progress.step(),
-                         HumanCount(static_cast<double>(job.progress.tokens()))),
-         job.progress.has_last_eval_loss() ? absl::StrFormat(", validation loss %.4f", job.progress.last_eval_loss())
-                                           : "",
-         corpora.unigram_entropy > 0 ? absl::StrFormat(" (unigram entropy %.4f)", corpora.unigram_entropy) : "",
-         "; everything is in ", config.run_dir());
-  }
-  return status;
+  TellBeginning(recipe, corpora, mesh, **model, estimate);
+  ASSIGN_OR_RETURN(std::optional<RunComparison> comparison, OpenComparison(options, recipe, mesh));
+  Training training{
+      options,
+      process,
+      recipe,
+      corpora,
+      mesh,
+      **model,
+      optimizer,
+      checkpointer,
+      metrics.get(),
+      Utilization(peak, own_peak, mesh.device().is_cuda() ? nullptr : std::function<double()>(measure_peak)),
+      comparison.has_value() ? &*comparison : nullptr,
+      StepTrace(recipe, mesh, (*model)->executor()),
+      progress};
+  const absl::Status status = Loop(training);
+  return Finish(training, extensions, estimate, status);
 }
 
 // What can be checked before the ranks depend on each other.
 struct Plan {
   Recipe recipe;
   Corpora corpora;
-  at::Device device = at::kCPU;
 };
 
 absl::StatusOr<Plan> MakePlan(const TrainOptions& options, const Extensions& extensions, const Process& process) {
@@ -449,22 +483,20 @@ absl::StatusOr<Plan> MakePlan(const TrainOptions& options, const Extensions& ext
     for (const std::string& sentence : SettingsWithoutEffect(config, plan.recipe)) Warning(sentence);
   }
   RETURN_IF_ERROR(CheckEvaluation(config, plan.corpora));
-  ASSIGN_OR_RETURN(plan.device, SetUpDevice(config.launch(), process));
   return plan;
 }
 
 // Collective. What each rank has read and been told for itself is the same on all. Gives the digest of the model that
 // an adapter is trained on, "" where there is none.
 absl::StatusOr<Digest> CompareRanks(ProcessGroup& world, const TrainOptions& options, const Plan& plan,
-                                    const Process& process) {
+                                    const Process& process, at::Device device) {
   const RunConfig& config = plan.recipe.config;
-  RETURN_IF_ERROR(
-      CompareFacts(world, {{"the version of trireme", kVersion},
-                           {"--allow-change", options.allow_change ? "true" : "false"},
-                           {"--check-against", options.check_against.empty() ? "nothing" : options.check_against},
-                           {"--check-tolerance", absl::StrCat(options.check_tolerance)},
-                           {"--stop-at", absl::StrCat(options.stop_at)},
-                           {"launch.device", plan.device.is_cuda() ? "a GPU" : "a CPU"}}));
+  std::vector<SharedFact> facts = ProgramFacts(device);
+  facts.push_back({"--allow-change", options.allow_change ? "true" : "false"});
+  facts.push_back({"--check-against", options.check_against.empty() ? "nothing" : options.check_against});
+  facts.push_back({"--check-tolerance", absl::StrCat(options.check_tolerance)});
+  facts.push_back({"--stop-at", absl::StrCat(options.stop_at)});
+  RETURN_IF_ERROR(CompareFacts(world, facts));
   RETURN_IF_ERROR(CompareConfigs(world, config));
   std::vector<std::pair<std::string, Digest>> contents = plan.corpora.contents;
   absl::StatusOr<Digest> base = Digest();
@@ -488,22 +520,22 @@ absl::StatusOr<Digest> CompareRanks(ProcessGroup& world, const TrainOptions& opt
 }  // namespace
 
 absl::Status Train(const TrainOptions& options, const Extensions& extensions) {
-  absl::StatusOr<std::unique_ptr<Process>> started =
-      Process::Start(options.expected_ranks, Process::Signals::kFinishStep);
-  RETURN_IF_ERROR(started.status());
-  const Process& process = **started;
-  OperationLog start_log;
-  const std::shared_ptr<ProcessGroup> everyone = MakeWorldGroup(&start_log);
-  absl::StatusOr<Plan> plan = MakePlan(options, extensions, process);
-  FailUnlessAgreed(*everyone, plan.status());
-  const absl::StatusOr<Digest> base_digest = CompareRanks(*everyone, options, *plan, process);
-  if (!base_digest.ok()) FailTogether(*everyone, base_digest.status());
-  absl::StatusOr<std::unique_ptr<Mesh>> mesh = Mesh::Create(process, plan->recipe.engine.mesh, plan->device);
-  FailUnlessAgreed(*everyone, mesh.status());
-  const absl::Status status = Run(options, extensions, process, **mesh, plan->recipe, plan->corpora, *base_digest);
-  if (status.ok() || ExitCodeOf(status) == ExitCode::kPreempted) return status;
-  if (IsAgreed(status)) FailTogether(*everyone, status);
-  FailProcess(status);
+  ASSIGN_OR_RETURN(const std::unique_ptr<Job> job, Job::Start(options.expected_ranks, Process::Signals::kFinishStep));
+  Plan plan;
+  Digest base_digest;
+  JobSteps steps;
+  steps.plan = [&](const Process& process) -> absl::StatusOr<JobPlan> {
+    ASSIGN_OR_RETURN(plan, MakePlan(options, extensions, process));
+    return JobPlan{plan.recipe.engine.mesh, plan.recipe.config.launch()};
+  };
+  steps.compare = [&](ProcessGroup& world, at::Device device) -> absl::Status {
+    ASSIGN_OR_RETURN(base_digest, CompareRanks(world, options, plan, job->process(), device));
+    return absl::OkStatus();
+  };
+  steps.run = [&](Mesh& mesh) {
+    return Run(options, extensions, job->process(), mesh, plan.recipe, plan.corpora, base_digest);
+  };
+  return job->Run(steps);
 }
 
 }  // namespace trireme

@@ -14,6 +14,7 @@
 #include "configs/config_loader.h"
 #include "launch/base/folder.h"
 #include "launch/base/log.h"
+#include "launch/base/version.h"
 #include "parallel/comm/agreement.h"
 
 namespace trireme {
@@ -77,6 +78,10 @@ RunConfig Comparable(RunConfig config) {
 }
 
 }  // namespace
+
+std::vector<SharedFact> ProgramFacts(at::Device device) {
+  return {{"the version of trireme", kVersion}, {"launch.device", device.is_cuda() ? "a GPU" : "a CPU"}};
+}
 
 absl::Status CompareFacts(ProcessGroup& world, const std::vector<SharedFact>& facts) {
   std::string names, all;

@@ -3,6 +3,8 @@
 #ifndef TRIREME_TRAINER_RECIPE_SAME_EVERYWHERE_H_
 #define TRIREME_TRAINER_RECIPE_SAME_EVERYWHERE_H_
 
+#include <ATen/core/Tensor.h>
+
 #include <functional>
 #include <string>
 #include <utility>
@@ -21,6 +23,9 @@ struct SharedFact {
   std::string value;  // what the error shows of it: the value itself, or a digest
   ExitCode code = ExitCode::kConfig;
 };
+
+// What every verb compares: the program and the kind of device.
+std::vector<SharedFact> ProgramFacts(at::Device device);
 
 // Collective. An agreed error names the first fact that differs, with each value and the ranks that hold it. Every rank
 // brings the same names in the same order.
