@@ -53,7 +53,7 @@ class Job:
 
     def __init__(self, folder, command, env=None):
         # mpirun passes on what it reads in pieces of 1 KiB: in one file a message could stand in the middle of a line of the answer.
-        self.stdout_path, self.stderr_path = (folder / f"{stream}-{time.monotonic_ns()}" for stream in ("stdout", "stderr"))
+        self.stdout_path, self.stderr_path = (folder / f"output-{stream}-{time.monotonic_ns()}" for stream in ("stdout", "stderr"))
         self.started = time.monotonic()
         with open(self.stdout_path, "wb") as stdout, open(self.stderr_path, "wb") as stderr:
             self.process = subprocess.Popen(command, cwd=folder, env=dict(ENVIRONMENT, **(env or {})), stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr, start_new_session=True)
