@@ -17,8 +17,6 @@ using google::protobuf::Reflection;
 
 constexpr char kUnset[] = "(unset)";
 
-bool IsMessage(const FieldDescriptor& field) { return field.cpp_type() == FieldDescriptor::CPPTYPE_MESSAGE; }
-
 std::string Braced(const Message& message) {
   const std::string text(absl::StripAsciiWhitespace(message.ShortDebugString()));
   return text.empty() ? "{}" : absl::StrCat("{ ", text, " }");
@@ -26,7 +24,7 @@ std::string Braced(const Message& message) {
 
 // The value of a singular field, its default when it is not set.
 std::string Value(const Message& message, const FieldDescriptor& field) {
-  if (IsMessage(field)) return Braced(message.GetReflection()->GetMessage(message, &field));
+  if (field.message_type() != nullptr) return Braced(message.GetReflection()->GetMessage(message, &field));
   if (!message.GetReflection()->HasField(message, &field) && !field.has_default_value()) return kUnset;
   std::string text;
   google::protobuf::TextFormat::PrintFieldValueToString(message, &field, -1, &text);
@@ -35,7 +33,8 @@ std::string Value(const Message& message, const FieldDescriptor& field) {
 
 std::string Element(const Message& message, const FieldDescriptor& field, int index) {
   if (index >= message.GetReflection()->FieldSize(message, &field)) return "(absent)";
-  if (IsMessage(field)) return Braced(message.GetReflection()->GetRepeatedMessage(message, &field, index));
+  if (field.message_type() != nullptr)
+    return Braced(message.GetReflection()->GetRepeatedMessage(message, &field, index));
   std::string text;
   google::protobuf::TextFormat::PrintFieldValueToString(message, &field, index, &text);
   return text;
@@ -44,7 +43,7 @@ std::string Element(const Message& message, const FieldDescriptor& field, int in
 // The chosen member of a oneof with its value: "sgd { momentum: 0.9 }".
 std::string Choice(const Message& message, const FieldDescriptor* member) {
   if (member == nullptr) return kUnset;
-  return absl::StrCat(member->name(), IsMessage(*member) ? " " : ": ", Value(message, *member));
+  return absl::StrCat(member->name(), member->message_type() != nullptr ? " " : ": ", Value(message, *member));
 }
 
 class Diff {
@@ -67,7 +66,7 @@ class Diff {
       }
       if (field.is_repeated()) {
         CompareElements(before, after, field, path);
-      } else if (IsMessage(field)) {
+      } else if (field.message_type() != nullptr) {
         Compare(before.GetReflection()->GetMessage(before, &field), after.GetReflection()->GetMessage(after, &field),
                 path + ".");
       } else {
@@ -89,7 +88,7 @@ class Diff {
     const int size_after = after.GetReflection()->FieldSize(after, &field);
     for (int i = 0; i < std::max(size_before, size_after); ++i) {
       const std::string element = absl::StrCat(path, "[", i, "]");
-      if (IsMessage(field) && i < std::min(size_before, size_after)) {
+      if (field.message_type() != nullptr && i < std::min(size_before, size_after)) {
         Compare(before.GetReflection()->GetRepeatedMessage(before, &field, i),
                 after.GetReflection()->GetRepeatedMessage(after, &field, i), element + ".");
       } else {

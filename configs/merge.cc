@@ -16,8 +16,6 @@ using google::protobuf::FieldDescriptor;
 using google::protobuf::Message;
 using google::protobuf::Reflection;
 
-bool IsMessage(const FieldDescriptor& field) { return field.cpp_type() == FieldDescriptor::CPPTYPE_MESSAGE; }
-
 // How errors name an override: in one line, cut when long.
 std::string LabelOf(const std::string& text) {
   constexpr size_t kLongest = 100;
@@ -52,7 +50,7 @@ class Assignment {
       const std::string field_path = path.empty() ? name : absl::StrCat(path, ".", name);
       const bool last = end == path_end_;
       if (last && bracket == end) return Set(*field, path, field_path, message);
-      if (!IsMessage(*field)) {
+      if (field->message_type() == nullptr) {
         return Complain(bracket, absl::StrCat(field_path, " is a ", field->type_name(), " and has no ",
                                               last ? "elements" : "members"));
       }
@@ -124,7 +122,8 @@ class Assignment {
       }
     } else {
       const std::string prefix = absl::StrCat(field.name(), ": ");
-      if (IsMessage(field) && (value.empty() || (value[0] != '{' && value[0] != '<' && value[0] != '['))) {
+      if (field.message_type() != nullptr &&
+          (value.empty() || (value[0] != '{' && value[0] != '<' && value[0] != '['))) {
         return Complain(value_begin,
                         absl::StrCat(path, " has members; give { MEMBER: VALUE }, or set ", path, ".MEMBER"));
       }
@@ -160,7 +159,7 @@ void MergeOver(const Message& from, Message* to) {
   source->CopyFrom(from);
   const std::unique_ptr<Message> owner(source);
   for (const FieldDescriptor* field : fields) {
-    if (!field->is_repeated() && IsMessage(*field)) {
+    if (!field->is_repeated() && field->message_type() != nullptr) {
       MergeOver(from.GetReflection()->GetMessage(from, field), reflection->MutableMessage(to, field));
       source->GetReflection()->ClearField(source, field);
     } else {

@@ -47,9 +47,14 @@ done
 mkdir -p build/lint
 mapfile -d '' known < <(
   python3 - build/compile_commands.json build/lint/compile_commands.json "${sources[@]}" <<'END'
-import json, os, shlex, sys
+import json, os, re, shlex, sys
 
-commands = json.load(open(sys.argv[1], encoding="utf-8"))
+commands = []
+for command in json.load(open(sys.argv[1], encoding="utf-8")):
+    # Where the files of a folder are compiled as one (TRIREME_UNITY), each would be compiled like the whole.
+    whole = open(command["file"], encoding="utf-8").read() if "/Unity/unity_" in command["file"] else ""
+    sources = re.findall(r'^#include "(.+)"', whole, re.MULTILINE) or [command["file"]]
+    commands += [dict(command, file=source, command=command["command"].replace(command["file"], source)) for source in sources]
 for command in commands:
     words = shlex.split(command.pop("command"))
     command["arguments"] = [word for i, word in enumerate(words) if not (word == "-include" or word == "-Winvalid-pch" or i > 0 and words[i - 1] == "-include")]

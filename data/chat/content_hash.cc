@@ -12,12 +12,12 @@ namespace {
 
 using Json = nlohmann::ordered_json;
 
-constexpr int kMaxDepth = 64;  // Recursive code walks what was parsed.
+constexpr int kMaxParsedDepth = 64;  // Recursive code walks what was parsed.
 
 // Arguments that are written as text; the text itself where it is no JSON.
 nlohmann::json Parsed(const std::string& text) {
   JsonLimits limits;
-  limits.max_depth = kMaxDepth;
+  limits.max_depth = kMaxParsedDepth;
   JsonProblem problem;
   std::optional<nlohmann::json> parsed = ParseJson<nlohmann::json>(text, limits, &problem);
   return parsed.has_value() ? *std::move(parsed) : nlohmann::json(text);

@@ -9,7 +9,7 @@ namespace {
 
 constexpr char kMagic[9] = {'M', 'M', 'I', 'D', 'I', 'D', 'X', '\0', '\0'};
 constexpr uint64_t kVersion = 1;
-constexpr uint64_t kHeaderBytes = 34;
+constexpr uint64_t kIndexHeaderBytes = 34;
 constexpr uint64_t kBytesPerSequence = sizeof(int32_t) + sizeof(int64_t);
 constexpr int64_t kNarrowVocabLimit = 65500;
 
@@ -46,7 +46,7 @@ IndexedFile::IndexedFile(std::shared_ptr<MappedFile> index, std::unique_ptr<Toke
       token_bytes_(token_bytes),
       num_sequences_(num_sequences),
       num_documents_(num_documents),
-      lengths_(index_->data() + kHeaderBytes),
+      lengths_(index_->data() + kIndexHeaderBytes),
       pointers_(lengths_ + num_sequences * sizeof(int32_t)),
       document_indices_(pointers_ + num_sequences * sizeof(int64_t)) {}
 
@@ -57,7 +57,7 @@ absl::StatusOr<std::shared_ptr<const IndexedFile>> IndexedFile::Open(const std::
     return Error(ExitCode::kData, "open ", path, ": ", what..., "; rebuild it with `trireme prepare`");
   };
   const uint8_t* data = index->data();
-  if (index->size() < kHeaderBytes || std::memcmp(data, kMagic, sizeof(kMagic)) != 0) {
+  if (index->size() < kIndexHeaderBytes || std::memcmp(data, kMagic, sizeof(kMagic)) != 0) {
     return damaged("not a Megatron index (it must begin with MMIDIDX)");
   }
   const uint64_t version = Load<uint64_t>(data + 9);
@@ -67,7 +67,7 @@ absl::StatusOr<std::shared_ptr<const IndexedFile>> IndexedFile::Open(const std::
   if (!type) return damaged("element type ", code, " does not hold tokens (1, 3, 4, 5 and 8 do)");
   const uint64_t num_sequences = Load<uint64_t>(data + 18);
   const uint64_t num_indices = Load<uint64_t>(data + 26);
-  const uint64_t array_bytes = index->size() - kHeaderBytes;
+  const uint64_t array_bytes = index->size() - kIndexHeaderBytes;
   // The two bounds first: the products below cannot overflow then.
   if (num_sequences > array_bytes / kBytesPerSequence || num_indices > array_bytes / sizeof(int64_t) ||
       num_indices < 1 || num_sequences * kBytesPerSequence + num_indices * sizeof(int64_t) != array_bytes) {

@@ -13,7 +13,7 @@ struct Variant {
   int64_t first_of_document;
 };
 
-constexpr int64_t kHeaderBytes = 256 * sizeof(int32_t);
+constexpr int64_t kLlmcHeaderBytes = 256 * sizeof(int32_t);
 constexpr Variant kVariants[] = {
     {20240520, 1, TokenType::kUint16, 50256},   // GPT-2's <|endoftext|>
     {20240801, 7, TokenType::kUint32, 128000},  // Llama 3's <|begin_of_text|>
@@ -30,7 +30,8 @@ absl::StatusOr<std::shared_ptr<const LlmcFile>> LlmcFile::Open(const std::string
   in.close();
   for (const Variant& variant : kVariants) {
     if (!whole || header[0] != variant.magic || header[1] != variant.version) continue;
-    ASSIGN_OR_RETURN(std::unique_ptr<TokenFile> tokens, TokenFile::Open(path, variant.type, kHeaderBytes, vocab_size));
+    ASSIGN_OR_RETURN(std::unique_ptr<TokenFile> tokens,
+                     TokenFile::Open(path, variant.type, kLlmcHeaderBytes, vocab_size));
     if (tokens->num_tokens() != header[2]) {
       return Error(ExitCode::kData, "open ", path, ": its header says ", header[2], " tokens but its size is that of ",
                    tokens->num_tokens(), "; the file is truncated or damaged");

@@ -3,9 +3,7 @@
 
 namespace trireme::jinja {
 
-namespace {
-using Op = ExpressionKind;
-}  // namespace
+namespace {}  // namespace
 
 absl::StatusOr<std::vector<Value>> Evaluator::EvaluateAll(const std::vector<ExpressionPtr>& expressions) {
   std::vector<Value> values;
@@ -51,57 +49,57 @@ Result Evaluator::Evaluate(const Expression& expression) {
   line_ = expression.line;
   const auto part = [&](size_t i) { return Evaluate(*expression.parts[i]); };
   switch (expression.kind) {
-    case Op::kConstant:
+    case ExpressionKind::kConstant:
       return expression.constant;
-    case Op::kName: {
+    case ExpressionKind::kName: {
       const Value& value = Slot(expression.variable);
       if (value.is(Kind::kMissing)) return Value::Undefined(absl::StrCat("'", expression.name, "' is undefined"));
       return value;
     }
-    case Op::kAttribute: {
+    case ExpressionKind::kAttribute: {
       ASSIGN_OR_RETURN(const Value object, part(0));
       line_ = expression.line;
       return GetAttribute(this, object, expression.name);
     }
-    case Op::kItem:
+    case ExpressionKind::kItem:
       return EvaluateItem(expression);
-    case Op::kSlice:
+    case ExpressionKind::kSlice:
       return Refuse("a slice here");
-    case Op::kList:
-    case Op::kTuple: {
+    case ExpressionKind::kList:
+    case ExpressionKind::kTuple: {
       ASSIGN_OR_RETURN(std::vector<Value> items, EvaluateAll(expression.parts));
-      return NewList(std::move(items), expression.kind == Op::kList ? Kind::kList : Kind::kTuple);
+      return NewList(std::move(items), expression.kind == ExpressionKind::kList ? Kind::kList : Kind::kTuple);
     }
-    case Op::kDict:
+    case ExpressionKind::kDict:
       return EvaluateDict(expression);
-    case Op::kCall:
+    case ExpressionKind::kCall:
       return EvaluateCall(expression, nullptr);
-    case Op::kFilter:
+    case ExpressionKind::kFilter:
       return EvaluateFilter(expression, nullptr);
-    case Op::kTest: {
+    case ExpressionKind::kTest: {
       ASSIGN_OR_RETURN(const Value value, part(0));
       ASSIGN_OR_RETURN(const CallArguments arguments, EvaluateArguments(expression.arguments));
       line_ = expression.line;
       ASSIGN_OR_RETURN(const bool passes, ApplyTest(this, expression.name, value, arguments));
       return Value::Bool(passes);
     }
-    case Op::kNot: {
+    case ExpressionKind::kNot: {
       ASSIGN_OR_RETURN(const Value value, part(0));
       return Value::Bool(!IsTrue(value));
     }
-    case Op::kNegative:
-    case Op::kPositive: {
+    case ExpressionKind::kNegative:
+    case ExpressionKind::kPositive: {
       ASSIGN_OR_RETURN(const Value value, part(0));
       line_ = expression.line;
-      return Negate(this, value, expression.kind == Op::kNegative);
+      return Negate(this, value, expression.kind == ExpressionKind::kNegative);
     }
-    case Op::kBinary: {
+    case ExpressionKind::kBinary: {
       ASSIGN_OR_RETURN(const Value left, part(0));
       ASSIGN_OR_RETURN(const Value right, part(1));
       line_ = expression.line;
       return Binary(this, expression.name, left, right);
     }
-    case Op::kConcat: {
+    case ExpressionKind::kConcat: {
       ASSIGN_OR_RETURN(const std::vector<Value> values, EvaluateAll(expression.parts));
       line_ = expression.line;
       std::string text;
@@ -112,15 +110,15 @@ Result Evaluator::Evaluate(const Expression& expression) {
       }
       return NewString(std::move(text));
     }
-    case Op::kCompare:
+    case ExpressionKind::kCompare:
       return EvaluateCompare(expression);
-    case Op::kAnd:
-    case Op::kOr: {
+    case ExpressionKind::kAnd:
+    case ExpressionKind::kOr: {
       ASSIGN_OR_RETURN(Value left, part(0));
-      if (IsTrue(left) == (expression.kind == Op::kOr)) return left;
+      if (IsTrue(left) == (expression.kind == ExpressionKind::kOr)) return left;
       return part(1);
     }
-    case Op::kConditional: {
+    case ExpressionKind::kConditional: {
       ASSIGN_OR_RETURN(const Value condition, part(0));
       if (IsTrue(condition)) return part(1);
       if (expression.parts[2] != nullptr) return part(2);
@@ -148,7 +146,7 @@ Result Evaluator::EvaluateFilter(const Expression& expression, const std::string
   Value input;
   if (expression.parts[0] == nullptr) {
     ASSIGN_OR_RETURN(input, NewString(*block));
-  } else if (block != nullptr && expression.parts[0]->kind == Op::kFilter) {
+  } else if (block != nullptr && expression.parts[0]->kind == ExpressionKind::kFilter) {
     ASSIGN_OR_RETURN(input, EvaluateFilter(*expression.parts[0], block));
   } else {
     ASSIGN_OR_RETURN(input, Evaluate(*expression.parts[0]));
@@ -180,7 +178,7 @@ Result Evaluator::EvaluateCompare(const Expression& expression) {
 Result Evaluator::EvaluateItem(const Expression& expression) {
   ASSIGN_OR_RETURN(const Value object, Evaluate(*expression.parts[0]));
   const Expression& key = *expression.parts[1];
-  if (key.kind != Op::kSlice) {
+  if (key.kind != ExpressionKind::kSlice) {
     ASSIGN_OR_RETURN(const Value value, Evaluate(key));
     line_ = expression.line;
     return GetItem(this, object, value);

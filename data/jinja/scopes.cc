@@ -10,8 +10,6 @@
 namespace trireme::jinja {
 namespace {
 
-using Kind = ExpressionKind;
-
 // A Python function of the compiled template, while it is being compiled.
 struct FunctionScope {
   FunctionScope* parent = nullptr;
@@ -131,7 +129,7 @@ class FrameVisitor {
   explicit FrameVisitor(Symbols* symbols) : symbols_(symbols) {}
 
   void Read(const Expression& expression) {
-    if (expression.kind == Kind::kName) symbols_->Read(expression.name);
+    if (expression.kind == ExpressionKind::kName) symbols_->Read(expression.name);
     ForEachPart(expression, [this](const Expression& part) { Read(part); });
   }
   void ReadIf(const ExpressionPtr& expression) {
@@ -139,12 +137,12 @@ class FrameVisitor {
   }
 
   void Assign(const Expression& target) {
-    if (target.kind == Kind::kName) return symbols_->Store(target.name);
-    if (target.kind == Kind::kAttribute) return symbols_->Read(target.parts[0]->name);
+    if (target.kind == ExpressionKind::kName) return symbols_->Store(target.name);
+    if (target.kind == ExpressionKind::kAttribute) return symbols_->Read(target.parts[0]->name);
     for (const ExpressionPtr& part : target.parts) Assign(*part);
   }
   void Declare(const Expression& target) {
-    if (target.kind == Kind::kName) {
+    if (target.kind == ExpressionKind::kName) {
       symbols_->DeclareParameter(target.name);
       return;
     }
@@ -231,12 +229,13 @@ class UndeclaredVisitor {
     if (expression != nullptr) Read(*expression);
   }
   void Read(const Expression& expression) {
-    if (expression.kind == Kind::kName && names_.count(expression.name) > 0) undeclared_.insert(expression.name);
+    if (expression.kind == ExpressionKind::kName && names_.count(expression.name) > 0)
+      undeclared_.insert(expression.name);
     ForEachPart(expression, [this](const Expression& part) { Read(part); });
   }
   void Assign(const ExpressionPtr& target) {
-    if (target == nullptr || target->kind == Kind::kAttribute) return;
-    if (target->kind == Kind::kName) names_.erase(target->name);
+    if (target == nullptr || target->kind == ExpressionKind::kAttribute) return;
+    if (target->kind == ExpressionKind::kName) names_.erase(target->name);
     for (const ExpressionPtr& part : target->parts) Assign(part);
   }
   void Visit(const Body& body) {
@@ -291,18 +290,18 @@ class Resolver {
   }
 
   absl::Status Resolve(Expression* expression, Place place) {
-    if (expression->kind == Kind::kName) {
+    if (expression->kind == ExpressionKind::kName) {
       if (expression->name == "self") return Fail(expression->line, "the name self is not supported");
       const std::optional<Reference> reference = place.symbols->Find(expression->name);
       if (!reference.has_value())
         return Fail(expression->line, "the name ", expression->name, " in a filter of {% set %} is not supported");
       expression->variable = place.symbols->VariableOf(*reference);
     }
-    const bool is_filter = expression->kind == Kind::kFilter;
+    const bool is_filter = expression->kind == ExpressionKind::kFilter;
     if (!place.soft && (is_filter ? !IsJinjaFilter(expression->name)
-                                  : expression->kind == Kind::kTest && !IsJinjaTest(expression->name)))
+                                  : expression->kind == ExpressionKind::kTest && !IsJinjaTest(expression->name)))
       return Fail(expression->line, "No ", is_filter ? "filter" : "test", " named '", expression->name, "'.");
-    if (expression->kind == Kind::kConditional) place.soft = true;
+    if (expression->kind == ExpressionKind::kConditional) place.soft = true;
     absl::Status status;
     ForEachPart(*expression, [&](const Expression& part) {
       if (status.ok()) status = Resolve(const_cast<Expression*>(&part), place);
@@ -314,11 +313,11 @@ class Resolver {
   }
 
   absl::Status ResolveTarget(Expression* target, Place place) {
-    if (target->kind == Kind::kTuple) {
+    if (target->kind == ExpressionKind::kTuple) {
       for (const ExpressionPtr& part : target->parts) RETURN_IF_ERROR(ResolveTarget(part.get(), place));
       return absl::OkStatus();
     }
-    const std::string& name = target->kind == Kind::kAttribute ? target->parts[0]->name : target->name;
+    const std::string& name = target->kind == ExpressionKind::kAttribute ? target->parts[0]->name : target->name;
     target->variable = place.symbols->VariableOf(*place.symbols->Find(name));
     return absl::OkStatus();
   }
@@ -474,8 +473,8 @@ class Resolver {
 
   // Whether a statement in a loop, or the loop, assigns to the name `loop`.
   static bool AssignsLoop(const Expression& target) {
-    if (target.kind == Kind::kName) return target.name == "loop";
-    if (target.kind == Kind::kAttribute) return false;
+    if (target.kind == ExpressionKind::kName) return target.name == "loop";
+    if (target.kind == ExpressionKind::kAttribute) return false;
     for (const ExpressionPtr& part : target.parts) {
       if (AssignsLoop(*part)) return true;
     }

@@ -16,7 +16,7 @@ namespace {
 
 using nlohmann::json;
 
-constexpr size_t kMaxSteps = 16;
+constexpr size_t kMaxNormalizerSteps = 16;
 constexpr size_t kMaxContentBytes = 64;  // what a character may become; bounds how much text can grow
 
 absl::StatusOr<std::string> Text(const json& object, const char* name) {
@@ -64,8 +64,8 @@ absl::Status Normalizer::Add(const json& json) {
     for (const auto& member : JsonMember(json, "normalizers")) RETURN_IF_ERROR(Add(member));
     return absl::OkStatus();
   }
-  if (steps_.size() == kMaxSteps)
-    return Error(ExitCode::kData, "normalizer: more than ", kMaxSteps, " steps are not supported");
+  if (steps_.size() == kMaxNormalizerSteps)
+    return Error(ExitCode::kData, "normalizer: more than ", kMaxNormalizerSteps, " steps are not supported");
   if (type == "NFC") {
     steps_.push_back({Kind::kNfc, "", ""});
   } else if (type == "Prepend") {

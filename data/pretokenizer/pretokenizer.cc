@@ -13,7 +13,7 @@ namespace {
 
 using nlohmann::json;
 
-constexpr size_t kMaxSteps = 16;
+constexpr size_t kMaxPretokenizerSteps = 16;
 
 // ByteLevel's add_prefix_space: every piece begins with a space.
 class PrefixSpace : public Splitter {
@@ -106,7 +106,8 @@ absl::Status Flatten(const json& object, std::vector<const json*>* members) {
       return Error(ExitCode::kData, "pre_tokenizer: Sequence has no pretokenizers");
     for (const json& member : *list) RETURN_IF_ERROR(Flatten(member, members));
   }
-  if (members->size() > kMaxSteps) return Error(ExitCode::kData, "pre_tokenizer: more than ", kMaxSteps, " steps");
+  if (members->size() > kMaxPretokenizerSteps)
+    return Error(ExitCode::kData, "pre_tokenizer: more than ", kMaxPretokenizerSteps, " steps");
   return absl::OkStatus();
 }
 

@@ -3,7 +3,7 @@
 namespace trireme {
 namespace {
 
-constexpr size_t kChunkBytes = size_t{1} << 18;
+constexpr size_t kReadBytes = size_t{1} << 18;
 
 }  // namespace
 
@@ -32,8 +32,8 @@ absl::StatusOr<bool> LineReader::Next(std::string* line) {
       return Error(ExitCode::kData, "read ", path_, ":", line_ + 1, ": the line has more than ", max_line_bytes_,
                    " bytes; every sample is one line of JSON");
     }
-    buffer_.resize(searched + kChunkBytes);
-    ASSIGN_OR_RETURN(const size_t got, source_->Read(buffer_.data() + searched, kChunkBytes));
+    buffer_.resize(searched + kReadBytes);
+    ASSIGN_OR_RETURN(const size_t got, source_->Read(buffer_.data() + searched, kReadBytes));
     buffer_.resize(searched + got);
     ended_ = got == 0;
   }

@@ -21,28 +21,29 @@ constexpr int kMaxPieces = 1 << 24;
 constexpr size_t kMaxPieceBytes = 512;  // all ways of cutting a piece are looked at
 
 template <typename... Args>
-absl::Status Bad(const Args&... args) {
+absl::Status BadModel(const Args&... args) {
   return Error(ExitCode::kData, args...);
 }
 
-std::string Shown(absl::string_view piece) { return absl::StrCat("\"", piece.substr(0, 60), "\""); }
+std::string ShownPiece(absl::string_view piece) { return absl::StrCat("\"", piece.substr(0, 60), "\""); }
 
 absl::Status CheckSpecs(const SentencePieceModel& model) {
   const auto& trainer = model.trainer_spec();
   const auto& normalizer = model.normalizer_spec();
   if (trainer.model_type() != 2)
-    return Bad("the model is ",
-               trainer.model_type() == 1   ? "a unigram model"
-               : trainer.model_type() == 3 ? "a word model"
-               : trainer.model_type() == 4 ? "a character model"
-                                           : "of an unknown kind",
-               "; only BPE is supported; take tokenizer.json if the model has one");
+    return BadModel("the model is ",
+                    trainer.model_type() == 1   ? "a unigram model"
+                    : trainer.model_type() == 3 ? "a word model"
+                    : trainer.model_type() == 4 ? "a character model"
+                                                : "of an unknown kind",
+                    "; only BPE is supported; take tokenizer.json if the model has one");
   if (!normalizer.precompiled_charsmap().empty() || !model.denormalizer_spec().precompiled_charsmap().empty())
-    return Bad("the model maps characters (precompiled_charsmap), which is not supported");
-  if (!normalizer.escape_whitespaces()) return Bad("escape_whitespaces is off, which is not supported");
-  if (trainer.treat_whitespace_as_suffix()) return Bad("treat_whitespace_as_suffix is set, which is not supported");
+    return BadModel("the model maps characters (precompiled_charsmap), which is not supported");
+  if (!normalizer.escape_whitespaces()) return BadModel("escape_whitespaces is off, which is not supported");
+  if (trainer.treat_whitespace_as_suffix())
+    return BadModel("treat_whitespace_as_suffix is set, which is not supported");
   if (!trainer.pretokenization_delimiter().empty())
-    return Bad("pretokenization_delimiter is set, which is not supported");
+    return BadModel("pretokenization_delimiter is set, which is not supported");
   return absl::OkStatus();
 }
 
@@ -54,21 +55,23 @@ bool IsOneCharacter(const std::string& piece) {
 
 absl::Status CheckPiece(const SentencePieceModel::Piece& piece, bool byte_fallback) {
   const std::string& text = piece.piece();
-  if (text.empty()) return Bad("a piece is empty");
+  if (text.empty()) return BadModel("a piece is empty");
   if (text.size() > kMaxPieceBytes)
-    return Bad("piece ", Shown(text), "... has ", text.size(), " bytes; at most ", kMaxPieceBytes, " are supported");
-  if (!IsValidUtf8(text)) return Bad("a piece is not valid UTF-8");
+    return BadModel("piece ", ShownPiece(text), "... has ", text.size(), " bytes; at most ", kMaxPieceBytes,
+                    " are supported");
+  if (!IsValidUtf8(text)) return BadModel("a piece is not valid UTF-8");
   if (piece.type() < kNormal || piece.type() > kByte)
-    return Bad("piece ", Shown(text), " is of the unknown type ", piece.type());
-  if (!std::isfinite(piece.score())) return Bad("piece ", Shown(text), " has the score ", piece.score());
+    return BadModel("piece ", ShownPiece(text), " is of the unknown type ", piece.type());
+  if (!std::isfinite(piece.score())) return BadModel("piece ", ShownPiece(text), " has the score ", piece.score());
   char byte;
   if (piece.type() == kByte && (!byte_fallback || !ParseByteToken(text, &byte) || ByteToken(uint8_t(byte)) != text))
-    return Bad("piece ", Shown(text), byte_fallback ? " stands for no byte" : " is a byte's, without byte_fallback");
+    return BadModel("piece ", ShownPiece(text),
+                    byte_fallback ? " stands for no byte" : " is a byte's, without byte_fallback");
   // SentencePiece finds reserved pieces first when it looks a character up.
   if ((piece.type() == kControl || piece.type() == kUnknown) && IsOneCharacter(text))
-    return Bad("piece ", Shown(text), " is a control token of one character, which is not supported");
+    return BadModel("piece ", ShownPiece(text), " is a control token of one character, which is not supported");
   if (piece.type() == kUserDefined && text.find(' ') != std::string::npos)
-    return Bad("the user-defined piece ", Shown(text), " holds a space, which is not supported");
+    return BadModel("the user-defined piece ", ShownPiece(text), " holds a space, which is not supported");
   return absl::OkStatus();
 }
 
@@ -81,7 +84,7 @@ std::string Surface(const SentencePieceModel::Piece& piece, const std::string& u
 }
 
 absl::Status ReadPieces(const SentencePieceModel& model, BpeFile* file, BpeModel::Alphabet* alphabet) {
-  if (model.pieces_size() == 0 || model.pieces_size() > kMaxPieces) return Bad(model.pieces_size(), " pieces");
+  if (model.pieces_size() == 0 || model.pieces_size() > kMaxPieces) return BadModel(model.pieces_size(), " pieces");
   std::fill(alphabet->byte_ids.begin(), alphabet->byte_ids.end(), -1);
   alphabet->fuse_unknown = true;
   const bool byte_fallback = model.trainer_spec().byte_fallback();
@@ -89,12 +92,12 @@ absl::Status ReadPieces(const SentencePieceModel& model, BpeFile* file, BpeModel
     const SentencePieceModel::Piece& piece = model.pieces(id);
     RETURN_IF_ERROR(CheckPiece(piece, byte_fallback));
     const std::string& text = piece.piece();
-    if (!file->id_of_token.emplace(text, id).second) return Bad("piece ", Shown(text), " stands twice");
+    if (!file->id_of_token.emplace(text, id).second) return BadModel("piece ", ShownPiece(text), " stands twice");
     file->bytes_of_id.push_back(Surface(piece, model.trainer_spec().unk_surface()));
     char byte;
     const char* next;
     if (piece.type() == kByte && ParseByteToken(text, &byte)) alphabet->byte_ids[static_cast<uint8_t>(byte)] = id;
-    if (piece.type() == kUnknown && alphabet->unknown_id >= 0) return Bad("two pieces are of the type unknown");
+    if (piece.type() == kUnknown && alphabet->unknown_id >= 0) return BadModel("two pieces are of the type unknown");
     if (piece.type() == kUnknown) alphabet->unknown_id = id;
     if (piece.type() == kControl || piece.type() == kUnknown) file->special_ids.insert(id);
     if (piece.type() == kNormal && IsOneCharacter(text)) alphabet->character_ids[DecodeUtf8(text.data(), &next)] = id;
@@ -106,9 +109,9 @@ absl::Status ReadPieces(const SentencePieceModel& model, BpeFile* file, BpeModel
       file->added_tokens.push_back(std::move(token));
     }
   }
-  if (alphabet->unknown_id < 0) return Bad("no piece is of the type unknown");
+  if (alphabet->unknown_id < 0) return BadModel("no piece is of the type unknown");
   if (byte_fallback && *std::min_element(alphabet->byte_ids.begin(), alphabet->byte_ids.end()) < 0)
-    return Bad("byte_fallback is set, but not all bytes have a piece");
+    return BadModel("byte_fallback is set, but not all bytes have a piece");
   return absl::OkStatus();
 }
 
@@ -144,13 +147,13 @@ absl::StatusOr<std::vector<BpeModel::Merge>> MergesOf(const SentencePieceModel& 
       const bool right_missing = next == end && !file.id_of_token.contains(right);
       if ((left_missing || right_missing) && (left_missing || left_id != nullptr) &&
           (right_missing || right_id != nullptr))
-        return Bad("piece ", Shown(text), " is made of a character that is no piece, which is not supported");
+        return BadModel("piece ", ShownPiece(text), " is made of a character that is no piece, which is not supported");
       if (left_id == nullptr || right_id == nullptr) continue;
       merges.push_back({*left_id, *right_id, id, static_cast<int32_t>(rank)});
       reachable = true;
     }
     if (piece.type() == kUnused && reachable)
-      return Bad("piece ", Shown(text), " is marked unused, which is not supported");
+      return BadModel("piece ", ShownPiece(text), " is marked unused, which is not supported");
   }
   return merges;
 }
@@ -187,10 +190,10 @@ absl::Status FollowTransformers(const SentencePieceModel& model, const Tokenizer
                         folder.tokenizer_class == "LlamaTokenizerFast";
   if (!is_llama || !normalizer.add_dummy_prefix() || normalizer.remove_extra_whitespaces() || has_spaces) {
     if (!adds) return absl::OkStatus();
-    return Bad(folder.path, " adds tokens to a SentencePiece model, which is read for LlamaTokenizer only",
-               is_llama ? " and not with this model's rules for white space"
-                        : absl::StrCat(" (it is ", folder.tokenizer_class, ")"),
-               "; save the tokenizer with Transformers (save_pretrained), which writes a whole tokenizer.json");
+    return BadModel(folder.path, " adds tokens to a SentencePiece model, which is read for LlamaTokenizer only",
+                    is_llama ? " and not with this model's rules for white space"
+                             : absl::StrCat(" (it is ", folder.tokenizer_class, ")"),
+                    "; save the tokenizer with Transformers (save_pretrained), which writes a whole tokenizer.json");
   }
   const char* scheme = !folder.add_prefix_space ? "never" : folder.legacy ? "always" : "first";
   file->normalizer = Normalizer();
@@ -217,7 +220,7 @@ absl::StatusOr<BpeFile> ParseSentencePieceFile(absl::string_view contents) {
 absl::StatusOr<BpeFile> ParseSentencePieceFile(absl::string_view contents, const TokenizerFolder& folder) {
   SentencePieceModel model;
   if (!model.ParseFromArray(contents.data(), static_cast<int>(contents.size())))
-    return Bad("not a SentencePiece model file");
+    return BadModel("not a SentencePiece model file");
   RETURN_IF_ERROR(CheckSpecs(model));
   BpeFile file;
   BpeModel::Alphabet alphabet;

@@ -18,8 +18,8 @@ namespace {
 
 using Json = nlohmann::json;
 
-constexpr size_t kMaxFileBytes = size_t{64} << 20;
-constexpr int32_t kMaxId = 1 << 24;
+constexpr size_t kMaxSideFileBytes = size_t{64} << 20;
+constexpr int32_t kMaxAddedId = 1 << 24;
 constexpr char kConfig[] = "tokenizer_config.json", kAdded[] = "added_tokens.json",
                kSpecialMap[] = "special_tokens_map.json";
 constexpr const char* kRoles[] = {"bos_token", "eos_token", "unk_token", "sep_token",
@@ -28,7 +28,7 @@ constexpr const char* kRoles[] = {"bos_token", "eos_token", "unk_token", "sep_to
 // null where the file is absent.
 absl::StatusOr<Json> ReadObject(const std::string& path) {
   if (!Exists(path)) return Json();
-  ASSIGN_OR_RETURN(const std::string text, ReadFile(path, kMaxFileBytes));
+  ASSIGN_OR_RETURN(const std::string text, ReadFile(path, kMaxSideFileBytes));
   JsonProblem problem;
   std::optional<Json> json = ParseJson<Json>(text, {}, &problem);
   if (!json.has_value() || !json->is_object())
@@ -44,9 +44,9 @@ std::string TextOf(const Json& token) {
 absl::StatusOr<AddedToken> TokenOf(const std::string& path, const std::string& content, const Json& id) {
   int32_t number = -1;
   const std::optional<int64_t> whole = JsonInteger(id);
-  if (whole.has_value() && *whole >= 0 && *whole <= kMaxId) number = static_cast<int32_t>(*whole);
+  if (whole.has_value() && *whole >= 0 && *whole <= kMaxAddedId) number = static_cast<int32_t>(*whole);
   if (const std::string* text = JsonText(id); text != nullptr && !absl::SimpleAtoi(*text, &number)) number = -1;
-  if (content.empty() || !IsValidUtf8(content) || number < 0 || number > kMaxId)
+  if (content.empty() || !IsValidUtf8(content) || number < 0 || number > kMaxAddedId)
     return Error(ExitCode::kData, "tokenizer: ", path, " lists \"", content.substr(0, 60), "\" with the id ",
                  DumpJson(id).substr(0, 60), ", which is no token");
   AddedToken token;
@@ -151,7 +151,7 @@ absl::Status CopyTokenizerFolder(const std::string& from, const std::string& to,
   for (const char* name : {kConfig, kAdded, kSpecialMap}) {
     const std::string source = absl::StrCat(from, "/", name);
     if (!Exists(source)) continue;
-    ASSIGN_OR_RETURN(const std::string text, ReadFile(source, kMaxFileBytes));
+    ASSIGN_OR_RETURN(const std::string text, ReadFile(source, kMaxSideFileBytes));
     RETURN_IF_ERROR(WriteFileAtomically(absl::StrCat(to, "/", name), text));
   }
   return absl::OkStatus();

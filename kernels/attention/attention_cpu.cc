@@ -155,7 +155,7 @@ void BackwardTask(const AttentionArguments& a, const Task& t, Heads<C> q, Heads<
   }
 }
 
-absl::Status Supports(const AttentionArguments& a) {
+absl::Status CpuSupports(const AttentionArguments& a) {
   if (!a.q.is_cpu()) return absl::UnimplementedError("needs CPU tensors");
   if (a.window > 0 && !a.causal) return absl::UnimplementedError("has no window without a causal mask");
   return absl::OkStatus();
@@ -212,7 +212,7 @@ void BackwardTyped(const AttentionArguments& a, const AttentionOutput& output, c
   });
 }
 
-AttentionOutput Forward(const AttentionArguments& a) {
+AttentionOutput CpuForward(const AttentionArguments& a) {
   if (a.q.scalar_type() == at::kDouble) return ForwardTyped<double>(a);
   if (a.q.scalar_type() == at::kFloat) return ForwardTyped<float>(a);
   AttentionArguments wide = a;
@@ -226,8 +226,8 @@ AttentionOutput Forward(const AttentionArguments& a) {
   return output;
 }
 
-void Backward(const AttentionArguments& a, const AttentionOutput& output, const at::Tensor& d_out,
-              AttentionGradients& gradients) {
+void CpuBackward(const AttentionArguments& a, const AttentionOutput& output, const at::Tensor& d_out,
+                 AttentionGradients& gradients) {
   if (a.q.scalar_type() == at::kDouble) return BackwardTyped<double>(a, output, d_out, gradients);
   if (a.q.scalar_type() == at::kFloat) return BackwardTyped<float>(a, output, d_out, gradients);
   AttentionArguments wide = a;
@@ -245,7 +245,7 @@ void Backward(const AttentionArguments& a, const AttentionOutput& output, const 
 }  // namespace
 
 const AttentionBackend& CpuAttention() {
-  static const AttentionBackend backend = {"cpu", &Supports, &Forward, &Backward};
+  static const AttentionBackend backend = {"cpu", &CpuSupports, &CpuForward, &CpuBackward};
   return backend;
 }
 

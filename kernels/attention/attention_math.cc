@@ -67,9 +67,9 @@ at::Tensor Probabilities(const Scores& scores, const at::Tensor& lse) {
   return at::exp(scores.capped - lse.unsqueeze(2)).masked_fill(scores.hidden, 0);
 }
 
-absl::Status Supports(const AttentionArguments&) { return absl::OkStatus(); }
+absl::Status MathSupports(const AttentionArguments&) { return absl::OkStatus(); }
 
-AttentionOutput Forward(const AttentionArguments& a) {
+AttentionOutput MathForward(const AttentionArguments& a) {
   const int64_t heads = a.q.size(1);
   AttentionOutput output;
   output.out = at::empty(a.q.sizes(), a.q.options());
@@ -85,8 +85,8 @@ AttentionOutput Forward(const AttentionArguments& a) {
   return output;
 }
 
-void Backward(const AttentionArguments& a, const AttentionOutput& output, const at::Tensor& d_out,
-              AttentionGradients& gradients) {
+void MathBackward(const AttentionArguments& a, const AttentionOutput& output, const at::Tensor& d_out,
+                  AttentionGradients& gradients) {
   const int64_t heads = a.q.size(1), kv_heads = a.k.size(1);
   for (const Segment& s : Segments(a)) {
     const at::Tensor q = HeadMajor(a.q, heads, s.q_begin, s.q_size);
@@ -114,7 +114,7 @@ void Backward(const AttentionArguments& a, const AttentionOutput& output, const 
 }  // namespace
 
 const AttentionBackend& MathAttention() {
-  static const AttentionBackend backend = {"math", &Supports, &Forward, &Backward};
+  static const AttentionBackend backend = {"math", &MathSupports, &MathForward, &MathBackward};
   return backend;
 }
 

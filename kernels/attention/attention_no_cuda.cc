@@ -4,20 +4,20 @@
 namespace trireme {
 namespace {
 
-absl::Status Supports(const AttentionArguments&) {
+absl::Status FlashSupports(const AttentionArguments&) {
   return absl::UnimplementedError("this binary was built without CUDA");
 }
 
-AttentionOutput Forward(const AttentionArguments&) { TRIREME_CHECK(false, "built without CUDA"); }
+AttentionOutput FlashForward(const AttentionArguments&) { TRIREME_CHECK(false, "built without CUDA"); }
 
-void Backward(const AttentionArguments&, const AttentionOutput&, const at::Tensor&, AttentionGradients&) {
+void FlashBackward(const AttentionArguments&, const AttentionOutput&, const at::Tensor&, AttentionGradients&) {
   TRIREME_CHECK(false, "built without CUDA");
 }
 
 }  // namespace
 
 const AttentionBackend& FlashAttention() {
-  static const AttentionBackend backend = {"flash", &Supports, &Forward, &Backward};
+  static const AttentionBackend backend = {"flash", &FlashSupports, &FlashForward, &FlashBackward};
   return backend;
 }
 

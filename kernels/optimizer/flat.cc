@@ -11,7 +11,7 @@
 namespace trireme {
 namespace {
 
-constexpr int64_t kGrain = 65536;  // Elements per task, and per partial sum.
+constexpr int64_t kFlatGrain = 65536;  // Elements per task, and per partial sum.
 
 }  // namespace
 
@@ -23,9 +23,9 @@ double SquaredNorm(const at::Tensor& x) {
   }
   const int64_t n = x.numel();
   const float* data = Data<float>(x);
-  std::vector<double> partial((n + kGrain - 1) / kGrain);
-  ParallelRanges(n, kGrain, [&](int64_t begin, int64_t end) {
-    partial[begin / kGrain] = Loops().squared_norm(end - begin, data + begin);
+  std::vector<double> partial((n + kFlatGrain - 1) / kFlatGrain);
+  ParallelRanges(n, kFlatGrain, [&](int64_t begin, int64_t end) {
+    partial[begin / kFlatGrain] = Loops().squared_norm(end - begin, data + begin);
   });
   double sum = 0;
   for (double part : partial) sum += part;
@@ -45,7 +45,7 @@ void AddInto(at::Tensor& a, const at::Tensor& b) {
   DispatchDtype(b.scalar_type(), [&](auto type) {
     using T = decltype(type);
     using C = Arithmetic<T>;
-    ParallelRanges(a.numel(), kGrain, [&](int64_t begin, int64_t end) {
+    ParallelRanges(a.numel(), kFlatGrain, [&](int64_t begin, int64_t end) {
       if (a.scalar_type() == b.scalar_type()) {
         LoopsFor<T>().add(end - begin, Data<T>(a) + begin, Data<T>(b) + begin);
       } else {
@@ -61,7 +61,7 @@ void CopyConverted(const at::Tensor& from, at::Tensor& to) {
     to.copy_(from, /*non_blocking=*/true);
     return;
   }
-  ParallelRanges(from.numel(), kGrain, [&](int64_t begin, int64_t end) {
+  ParallelRanges(from.numel(), kFlatGrain, [&](int64_t begin, int64_t end) {
     const int64_t n = end - begin;
     if (from.scalar_type() == to.scalar_type()) {
       const size_t size = from.element_size();

@@ -7,7 +7,7 @@
 namespace trireme {
 namespace {
 
-constexpr int64_t kGrain = 16384;
+constexpr int64_t kStepGrain = 16384;
 
 }  // namespace
 
@@ -17,7 +17,7 @@ void AdamWUpdate(const AdamWRule& rule, const at::Tensor& decision, at::Tensor p
   if (DecisionIn(decision).apply == 0) return;
   const AdamWStep step = StepOf(rule, DecisionIn(decision));
   Bf16* copy_data = Data<Bf16>(copy);
-  ParallelRanges(p.numel(), kGrain, [&](int64_t begin, int64_t end) {
+  ParallelRanges(p.numel(), kStepGrain, [&](int64_t begin, int64_t end) {
     Loops().adamw(end - begin, step, rule.keep, Data<float>(p) + begin, Data<float>(g) + begin, Data<float>(m) + begin,
                   Data<float>(v) + begin, copy_data == nullptr ? nullptr : copy_data + begin);
   });
@@ -28,8 +28,8 @@ void AdamWUpdateBf16(const AdamWRule& rule, const at::Tensor& decision, at::Tens
   if (p.is_cuda()) return cuda::AdamWUpdateBf16(rule, decision, p, g, m, v, key, index);
   if (DecisionIn(decision).apply == 0) return;
   const AdamWStep step = StepOf(rule, DecisionIn(decision));
-  ParallelRanges(p.numel(), kGrain, [&](int64_t begin, int64_t end) {
-    uint16_t bits[kGrain];
+  ParallelRanges(p.numel(), kStepGrain, [&](int64_t begin, int64_t end) {
+    uint16_t bits[kStepGrain];
     for (int64_t i = begin; i < end;) {
       const int64_t run = index.RunFrom(i, end - i);
       Loops().philox_bits(index.Of(i), run, key.low, key.high, bits + (i - begin));
@@ -47,7 +47,7 @@ void SgdUpdate(const SgdRule& rule, const at::Tensor& decision, at::Tensor p, co
   const auto scale = static_cast<float>(DecisionIn(decision).clip_factor);
   float* velocity_data = Data<float>(velocity);
   Bf16* copy_data = Data<Bf16>(copy);
-  ParallelRanges(p.numel(), kGrain, [&](int64_t begin, int64_t end) {
+  ParallelRanges(p.numel(), kStepGrain, [&](int64_t begin, int64_t end) {
     Loops().sgd(end - begin, scale, rule.rate, rule.momentum, rule.keep, Data<float>(p) + begin, Data<float>(g) + begin,
                 velocity_data == nullptr ? nullptr : velocity_data + begin,
                 copy_data == nullptr ? nullptr : copy_data + begin);

@@ -11,7 +11,7 @@
 namespace trireme {
 namespace {
 
-constexpr int64_t kGrain = 32768;
+constexpr int64_t kGeluGrain = 32768;
 
 const char* Approximation(Gelu kind) { return kind == Gelu::kErf ? "none" : "tanh"; }
 
@@ -22,7 +22,7 @@ at::Tensor GeluForward(const at::Tensor& x, Gelu kind) {
   at::Tensor out = at::empty(x.sizes(), x.options());
   if (x.is_cuda()) return at::gelu_out(out, x, Approximation(kind));
   const at::Tensor from = x.reshape({-1}), to = out.view({-1});
-  ParallelRanges(x.numel(), kGrain, [&](int64_t begin, int64_t end) {
+  ParallelRanges(x.numel(), kGeluGrain, [&](int64_t begin, int64_t end) {
     const at::NoGradGuard no_grad_here;  // it is a thread's
     at::Tensor part = to.narrow(0, begin, end - begin);
     at::gelu_out(part, from.narrow(0, begin, end - begin), Approximation(kind));
@@ -35,7 +35,7 @@ at::Tensor GeluBackward(const at::Tensor& x, const at::Tensor& d_out, Gelu kind)
   at::Tensor dx = at::empty(x.sizes(), x.options());
   if (x.is_cuda()) return at::gelu_backward_out(dx, d_out, x, Approximation(kind));
   const at::Tensor from = x.reshape({-1}), gradient = d_out.reshape({-1}), to = dx.view({-1});
-  ParallelRanges(x.numel(), kGrain, [&](int64_t begin, int64_t end) {
+  ParallelRanges(x.numel(), kGeluGrain, [&](int64_t begin, int64_t end) {
     const at::NoGradGuard no_grad_here;
     const int64_t size = end - begin;
     at::Tensor part = to.narrow(0, begin, size);

@@ -4,7 +4,7 @@
 namespace trireme {
 namespace {
 
-DecoderSpec Specify(const ModelConfig& config, std::vector<std::string>* problems) {
+DecoderSpec SpecifyGpt2(const ModelConfig& config, std::vector<std::string>* problems) {
   DecoderSpec spec = SpecifyGpt(config, "gelu_new", problems);
   spec.learned_positions = true;
   spec.qkv_bias = spec.output_bias = true;
@@ -13,10 +13,10 @@ DecoderSpec Specify(const ModelConfig& config, std::vector<std::string>* problem
   return spec;
 }
 
-constexpr char kQkv[] = "transformer.h.*.attn.c_attn.weight", kQkvBias[] = "transformer.h.*.attn.c_attn.bias";
+constexpr char kGpt2Qkv[] = "transformer.h.*.attn.c_attn.weight", kGpt2QkvBias[] = "transformer.h.*.attn.c_attn.bias";
 
 // Transformers' Conv1D keeps matrices as [inputs, outputs].
-WeightNames Names() {
+WeightNames Gpt2Names() {
   const auto qkv = [](const char* name, const char* stored, int part) {
     return WeightRule{.name = name, .stored = stored, .transposed = true, .part = part, .parts = 3};
   };
@@ -25,12 +25,12 @@ WeightNames Names() {
                 {"model.embed_positions.weight", "transformer.wpe.weight"},
                 {"model.layers.*.input_layernorm.weight", "transformer.h.*.ln_1.weight"},
                 {"model.layers.*.input_layernorm.bias", "transformer.h.*.ln_1.bias"},
-                qkv("model.layers.*.self_attn.q_proj.weight", kQkv, 0),
-                qkv("model.layers.*.self_attn.k_proj.weight", kQkv, 1),
-                qkv("model.layers.*.self_attn.v_proj.weight", kQkv, 2),
-                qkv("model.layers.*.self_attn.q_proj.bias", kQkvBias, 0),
-                qkv("model.layers.*.self_attn.k_proj.bias", kQkvBias, 1),
-                qkv("model.layers.*.self_attn.v_proj.bias", kQkvBias, 2),
+                qkv("model.layers.*.self_attn.q_proj.weight", kGpt2Qkv, 0),
+                qkv("model.layers.*.self_attn.k_proj.weight", kGpt2Qkv, 1),
+                qkv("model.layers.*.self_attn.v_proj.weight", kGpt2Qkv, 2),
+                qkv("model.layers.*.self_attn.q_proj.bias", kGpt2QkvBias, 0),
+                qkv("model.layers.*.self_attn.k_proj.bias", kGpt2QkvBias, 1),
+                qkv("model.layers.*.self_attn.v_proj.bias", kGpt2QkvBias, 2),
                 {"model.layers.*.self_attn.o_proj.weight", "transformer.h.*.attn.c_proj.weight", true},
                 {"model.layers.*.self_attn.o_proj.bias", "transformer.h.*.attn.c_proj.bias"},
                 {"model.layers.*.post_attention_layernorm.weight", "transformer.h.*.ln_2.weight"},
@@ -49,6 +49,6 @@ WeightNames Names() {
 
 }  // namespace
 
-ModelFamily Gpt2Family() { return {"gpt2", &Specify, Names()}; }
+ModelFamily Gpt2Family() { return {"gpt2", &SpecifyGpt2, Gpt2Names()}; }
 
 }  // namespace trireme

@@ -6,7 +6,7 @@
 namespace trireme {
 namespace {
 
-DecoderSpec Specify(const ModelConfig& config, std::vector<std::string>* problems) {
+DecoderSpec SpecifyGptNeox(const ModelConfig& config, std::vector<std::string>* problems) {
   DecoderSpec spec = SpecifyGpt(config, "gelu", problems);
   spec.parallel_residual = config.use_parallel_residual();
   spec.qkv_bias = spec.output_bias = !config.has_attention_bias() || config.attention_bias();
@@ -25,10 +25,10 @@ DecoderSpec Specify(const ModelConfig& config, std::vector<std::string>* problem
   return spec;
 }
 
-constexpr char kQkv[] = "gpt_neox.layers.*.attention.query_key_value.weight",
-               kQkvBias[] = "gpt_neox.layers.*.attention.query_key_value.bias";
+constexpr char kGptNeoxQkv[] = "gpt_neox.layers.*.attention.query_key_value.weight",
+               kGptNeoxQkvBias[] = "gpt_neox.layers.*.attention.query_key_value.bias";
 
-WeightNames Names() {
+WeightNames GptNeoxNames() {
   const auto qkv = [](const char* name, const char* stored, int part) {
     return WeightRule{
         .name = name, .stored = stored, .part = part, .parts = 3, .per_head = true, .rotary_order = part < 2};
@@ -37,12 +37,12 @@ WeightNames Names() {
       .rules = {{"model.embed_tokens.weight", "gpt_neox.embed_in.weight"},
                 {"model.layers.*.input_layernorm.weight", "gpt_neox.layers.*.input_layernorm.weight"},
                 {"model.layers.*.input_layernorm.bias", "gpt_neox.layers.*.input_layernorm.bias"},
-                qkv("model.layers.*.self_attn.q_proj.weight", kQkv, 0),
-                qkv("model.layers.*.self_attn.k_proj.weight", kQkv, 1),
-                qkv("model.layers.*.self_attn.v_proj.weight", kQkv, 2),
-                qkv("model.layers.*.self_attn.q_proj.bias", kQkvBias, 0),
-                qkv("model.layers.*.self_attn.k_proj.bias", kQkvBias, 1),
-                qkv("model.layers.*.self_attn.v_proj.bias", kQkvBias, 2),
+                qkv("model.layers.*.self_attn.q_proj.weight", kGptNeoxQkv, 0),
+                qkv("model.layers.*.self_attn.k_proj.weight", kGptNeoxQkv, 1),
+                qkv("model.layers.*.self_attn.v_proj.weight", kGptNeoxQkv, 2),
+                qkv("model.layers.*.self_attn.q_proj.bias", kGptNeoxQkvBias, 0),
+                qkv("model.layers.*.self_attn.k_proj.bias", kGptNeoxQkvBias, 1),
+                qkv("model.layers.*.self_attn.v_proj.bias", kGptNeoxQkvBias, 2),
                 {"model.layers.*.self_attn.o_proj.weight", "gpt_neox.layers.*.attention.dense.weight"},
                 {"model.layers.*.self_attn.o_proj.bias", "gpt_neox.layers.*.attention.dense.bias"},
                 {"model.layers.*.post_attention_layernorm.weight", "gpt_neox.layers.*.post_attention_layernorm.weight"},
@@ -62,6 +62,6 @@ WeightNames Names() {
 
 }  // namespace
 
-ModelFamily GptNeoxFamily() { return {"gpt_neox", &Specify, Names()}; }
+ModelFamily GptNeoxFamily() { return {"gpt_neox", &SpecifyGptNeox, GptNeoxNames()}; }
 
 }  // namespace trireme

@@ -5,7 +5,7 @@ namespace {
 
 constexpr int64_t kInterval = 4;  // each fourth layer of the published models does not rotate
 
-DecoderSpec Specify(const ModelConfig& config, std::vector<std::string>* problems) {
+DecoderSpec SpecifySmolLm3(const ModelConfig& config, std::vector<std::string>* problems) {
   DecoderSpec spec = SpecifyDecoder(config, problems);
   if (!config.no_rope_layers().empty()) return spec;
   if (spec.pattern.empty()) spec.pattern.assign(static_cast<size_t>(spec.num_layers), {spec.sliding_window});
@@ -15,6 +15,6 @@ DecoderSpec Specify(const ModelConfig& config, std::vector<std::string>* problem
 
 }  // namespace
 
-ModelFamily SmolLm3Family() { return {"smollm3", &Specify}; }
+ModelFamily SmolLm3Family() { return {"smollm3", &SpecifySmolLm3}; }
 
 }  // namespace trireme

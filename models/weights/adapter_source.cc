@@ -425,10 +425,9 @@ absl::Status WritePeftDirectory(const AdapterSource& source, const DecoderSpec& 
   const auto produce = [&](const SafetensorsEntry& entry, FileWriter& writer) -> absl::Status {
     const SourceTensor& tensor = find(FromPeftName(entry.name));
     ASSIGN_OR_RETURN(const at::Tensor values, ReadWhole(source.read, tensor));
-    constexpr size_t kPieceBytes = 16 << 20;
     for (size_t begin = 0; begin < values.nbytes(); begin += kPieceBytes) {
       RETURN_IF_ERROR(writer.Append(static_cast<const uint8_t*>(values.const_data_ptr()) + begin,
-                                    std::min(kPieceBytes, values.nbytes() - begin)));
+                                    std::min<size_t>(kPieceBytes, values.nbytes() - begin)));
       if (alive) alive();
     }
     return absl::OkStatus();

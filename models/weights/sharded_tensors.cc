@@ -19,7 +19,6 @@ using Json = nlohmann::json;
 
 constexpr char kShardingInfo[] = "DCP_SHARDING_INFO";
 constexpr int kMaxPieces = 3;
-constexpr int64_t kPieceBytes = 16 << 20;  // between signs of life
 
 std::vector<int64_t> ExtentOf(const Rectangle& r) {
   std::vector<int64_t> extent;

@@ -21,6 +21,9 @@
 
 namespace trireme {
 
+// Loading, saving and comparing give a sign of life to the watchdog after each piece of so many bytes.
+inline constexpr int64_t kPieceBytes = int64_t{16} << 20;
+
 // "F32", "BF16", "F16" as safetensors files name them, and back; nullopt for the other types.
 const char* SafetensorsName(at::ScalarType dtype);
 std::optional<at::ScalarType> FloatTypeOf(const std::string& safetensors_dtype);

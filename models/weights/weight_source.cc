@@ -12,8 +12,6 @@
 namespace trireme {
 namespace {
 
-constexpr int64_t kPieceBytes = 16 << 20;
-
 // Rows per piece.
 int64_t Step(int64_t multiple, int64_t row_numel) {
   const int64_t row_bytes = row_numel * static_cast<int64_t>(sizeof(float));

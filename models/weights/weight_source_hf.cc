@@ -18,8 +18,6 @@
 namespace trireme {
 namespace {
 
-constexpr uint64_t kComparedBytes = 16 << 20;  // between signs of life
-
 absl::StatusOr<at::ScalarType> PlainDtype(const SafetensorsEntry& entry) {
   const std::optional<at::ScalarType> dtype = FloatTypeOf(entry.dtype);
   if (dtype.has_value()) return *dtype;
@@ -121,8 +119,8 @@ absl::Status CheckTiedHead(const HfDirectory& directory, const WeightTable& tabl
   if (head == nullptr || embedding == nullptr) return absl::OkStatus();
   const SafetensorsEntry &a = *head->entry, &b = *embedding->entry;
   bool same = a.shape == b.shape && a.dtype == b.dtype;
-  for (uint64_t at = 0, bytes = a.end - a.begin; same && at < bytes; at += kComparedBytes) {
-    same = std::memcmp(head->data() + at, embedding->data() + at, std::min(kComparedBytes, bytes - at)) == 0;
+  for (uint64_t at = 0, bytes = a.end - a.begin; same && at < bytes; at += kPieceBytes) {
+    same = std::memcmp(head->data() + at, embedding->data() + at, std::min<uint64_t>(kPieceBytes, bytes - at)) == 0;
     if (alive) alive();
   }
   if (!same) {

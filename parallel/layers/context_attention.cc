@@ -83,7 +83,7 @@ struct BackwardPass {
   }
 };
 
-at::Tensor Gathered(ProcessGroup& group, const at::Tensor& own) {
+at::Tensor GatherTokens(ProcessGroup& group, const at::Tensor& own) {
   std::vector<int64_t> sizes = own.sizes().vec();
   sizes[0] *= group.size();
   at::Tensor all = at::empty(sizes, own.options());
@@ -121,7 +121,7 @@ struct Ring {
 
 at::Tensor GatherBackward(const ContextAttention& context, BackwardPass* pass) {
   const at::Tensor own = Packed(pass->local);
-  const at::Tensor d_all = pass->Block(context.blocks[0], Gathered(*context.group, own));
+  const at::Tensor d_all = pass->Block(context.blocks[0], GatherTokens(*context.group, own));
   at::Tensor d_own = at::empty(own.sizes(), pass->options());
   context.group->ReduceScatter(d_own, d_all).Wait();
   return d_own;
@@ -198,7 +198,7 @@ AttentionOutput ContextAttentionForward(const AttentionBackend& backend, const C
   if (context == nullptr) return backend.forward(local);
   AttentionOutput sum;
   if (context->method == ContextMethod::kGather) {
-    ForwardBlock(backend, context->blocks[0], local, Gathered(*context->group, Packed(local)), &sum);
+    ForwardBlock(backend, context->blocks[0], local, GatherTokens(*context->group, Packed(local)), &sum);
   } else {
     Ring(*context->group).Pass(Packed(local), [&](int owner, const at::Tensor& block) {
       ForwardBlock(backend, context->blocks[owner], local, block, &sum);

@@ -18,7 +18,7 @@ bool FullRows(const std::vector<int64_t>& shape, const Rectangle& r) { return r.
 
 int64_t ScaleBytes(QuantizationFormat format) { return format.nested ? 1 : sizeof(float); }
 
-int64_t NumelOf(const std::vector<int64_t>& shape) { return shape[0] * shape[1]; }
+int64_t MatrixNumel(const std::vector<int64_t>& shape) { return shape[0] * shape[1]; }
 
 // values [n] on the CPU become the largest of the group's.
 void MaxOver(ProcessGroup* group, at::Device device, at::Tensor& values) {
@@ -68,7 +68,7 @@ QuantizedStorage::QuantizedStorage(QuantizationFormat format, std::vector<Matrix
           at::zeros({matrices_[i].rectangle.size[0]}, at::TensorOptions().dtype(at::kFloat)).to(device_);
     } else if (format_.nested) {
       NestedScales none;
-      none.absmax.resize((NumelOf(matrices_[i].shape) / kNf4Block + kNestedBlock - 1) / kNestedBlock);
+      none.absmax.resize((MatrixNumel(matrices_[i].shape) / kNf4Block + kNestedBlock - 1) / kNestedBlock);
       SetNested(&sides_[i], none);
     }
   }
@@ -80,7 +80,7 @@ absl::Status QuantizedStorage::Check(QuantizationFormat format, const std::vecto
   const bool whole_blocks =
       FullRows(shape, r) ? r.offset[0] * shape[1] % kNf4Block == 0 && r.numel() % kNf4Block == 0
                          : shape[1] % kNf4Block == 0 && r.offset[1] % kNf4Block == 0 && r.size[1] % kNf4Block == 0;
-  if (whole_blocks && NumelOf(shape) % kNf4Block == 0) return absl::OkStatus();
+  if (whole_blocks && MatrixNumel(shape) % kNf4Block == 0) return absl::OkStatus();
   return Error(ExitCode::kConfig, "NF4 blocks of ", kNf4Block, " elements do not fit the part ", r.ToString(), " of a ",
                shape[0], " x ", shape[1],
                " matrix; use fewer tensor ranks, or name it in model.quantization.skip_modules");
@@ -171,7 +171,7 @@ absl::Status QuantizedStorage::QuantizeNf4(int matrix, int64_t begin, int64_t en
   // The scales of the whole matrix, by block number: nested ones depend on all of them. Others' are 0 for now.
   const int64_t own_blocks = (end - begin) / kNf4Block;
   const at::TensorOptions floats = at::TensorOptions().dtype(at::kFloat);
-  at::Tensor all = at::zeros({format_.nested ? NumelOf(m.shape) / kNf4Block : 0}, floats);
+  at::Tensor all = at::zeros({format_.nested ? MatrixNumel(m.shape) / kNf4Block : 0}, floats);
   at::Tensor values = at::empty({std::min(kReadElements, std::max<int64_t>(0, end - begin))}, floats);
   std::vector<float> absmax(static_cast<size_t>(std::max<int64_t>(0, own_blocks)));
   absl::Status status;

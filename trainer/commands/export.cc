@@ -8,12 +8,12 @@
 namespace trireme {
 namespace {
 
-struct Flags {
+struct ExportFlags {
   ExportOptions options;
   std::string format, dtype, shard_size, quantize, onto = "trained";
 };
 
-absl::Status Run(Flags& flags, const Extensions& extensions) {
+absl::Status RunExport(ExportFlags& flags, const Extensions& extensions) {
   if (flags.dtype == "f32") flags.options.dtype = ExportConfig::FP32;
   if (flags.dtype == "bf16") flags.options.dtype = ExportConfig::BF16;
   if (flags.dtype == "f16") flags.options.dtype = ExportConfig::FP16;
@@ -35,7 +35,7 @@ absl::Status Run(Flags& flags, const Extensions& extensions) {
 }  // namespace
 
 void AddExportCommand(CLI::App& app, const Extensions& extensions, absl::Status* result) {
-  auto flags = std::make_shared<Flags>();
+  auto flags = std::make_shared<ExportFlags>();
   flags->format = "hf";
   flags->shard_size = "5GB";
   CLI::App* command = app.add_subcommand("export", "Write a model as other software reads it; needs no mpirun");
@@ -70,7 +70,7 @@ void AddExportCommand(CLI::App& app, const Extensions& extensions, absl::Status*
                    "nf4: linear layers in 4 bits, as bitsandbytes stores them (hf); --dtype is that of the rest")
       ->transform(CLI::IsMember({"nf4"}, CLI::ignore_case));
   command->add_option("--shard-size", flags->shard_size, "Most bytes in one weights file (hf)")->capture_default_str();
-  command->callback([flags, &extensions, result] { *result = Run(*flags, extensions); });
+  command->callback([flags, &extensions, result] { *result = RunExport(*flags, extensions); });
 }
 
 }  // namespace trireme

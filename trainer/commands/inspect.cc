@@ -18,7 +18,7 @@
 namespace trireme {
 namespace {
 
-struct Flags {
+struct InspectFlags {
   std::string source;
   InspectCorpusOptions corpus;
   std::vector<std::string> overrides;
@@ -28,7 +28,7 @@ struct Flags {
 struct SourceKind {
   const char* name;
   bool (*recognizes)(const std::string& path);
-  absl::Status (*inspect)(const Flags& flags, const Extensions& extensions);
+  absl::Status (*inspect)(const InspectFlags& flags, const Extensions& extensions);
 };
 
 // Prints what `inspect` writes; the names and texts in it come from anywhere.
@@ -40,13 +40,13 @@ absl::Status Shown(const Inspect& inspect) {
   return status;
 }
 
-absl::Status InspectCorpusSource(const Flags& flags, const Extensions&) {
+absl::Status InspectCorpusSource(const InspectFlags& flags, const Extensions&) {
   InspectCorpusOptions options = flags.corpus;
   options.path = flags.source;
   return Shown([&](std::ostream& out) { return InspectCorpus(options, out); });
 }
 
-absl::Status InspectModelSource(const Flags& flags, const Extensions& extensions) {
+absl::Status InspectModelSource(const InspectFlags& flags, const Extensions& extensions) {
   return Shown([&](std::ostream& out) { return InspectModel(flags.source, extensions.families, out); });
 }
 
@@ -54,7 +54,7 @@ bool LooksLikeConfig(const std::string& path) {
   return absl::EndsWith(path, ".textproto") || absl::EndsWith(path, ".txtpb") || absl::EndsWith(path, ".pbtxt");
 }
 
-absl::Status InspectConfigSource(const Flags& flags, const Extensions&) {
+absl::Status InspectConfigSource(const InspectFlags& flags, const Extensions&) {
   ASSIGN_OR_RETURN(const RunConfig config, LoadConfig({flags.source}, flags.overrides));
   if (!config.data().has_conversations()) {
     return Error(ExitCode::kConfig, "inspect ", flags.source,
@@ -76,7 +76,7 @@ constexpr SourceKind kSourceKinds[] = {
     {"a corpus (folder, Megatron prefix, llm.c .bin)", LooksLikeCorpus, InspectCorpusSource},
 };
 
-absl::Status Run(const Flags& flags, const Extensions& extensions) {
+absl::Status RunInspect(const InspectFlags& flags, const Extensions& extensions) {
   std::string known;
   for (const SourceKind& kind : kSourceKinds) {
     if (kind.recognizes(flags.source)) return kind.inspect(flags, extensions);
@@ -89,7 +89,7 @@ absl::Status Run(const Flags& flags, const Extensions& extensions) {
 }  // namespace
 
 void AddInspectCommand(CLI::App& app, const Extensions& extensions, absl::Status* result) {
-  auto flags = std::make_shared<Flags>();
+  auto flags = std::make_shared<InspectFlags>();
   CLI::App* command = app.add_subcommand("inspect", "Say what a file or folder holds");
   command
       ->add_option("SOURCE", flags->source,
@@ -105,7 +105,7 @@ void AddInspectCommand(CLI::App& app, const Extensions& extensions, absl::Status
   command->add_option("--seed", flags->corpus.seed, "Corpus: seed of the order of windows")->capture_default_str();
   command->add_option("--set", flags->overrides, "Config: override a field, as for train")->allow_extra_args(false);
   command->add_flag("--verify", flags->corpus.verify_checksums, "Corpus: read everything and compare checksums");
-  command->callback([flags, &extensions, result] { *result = Run(*flags, extensions); });
+  command->callback([flags, &extensions, result] { *result = RunInspect(*flags, extensions); });
 }
 
 }  // namespace trireme

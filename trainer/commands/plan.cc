@@ -13,14 +13,14 @@
 namespace trireme {
 namespace {
 
-struct Flags {
+struct PlanFlags {
   std::vector<std::string> configs, overrides;
   int ranks = 1;
   PlanOptions options;
   std::string svg, csv;
 };
 
-absl::Status Run(const Flags& flags, const Extensions& extensions) {
+absl::Status ShowPlan(const PlanFlags& flags, const Extensions& extensions) {
   ASSIGN_OR_RETURN(const RunConfig config, LoadConfig(flags.configs, flags.overrides));
   if (!config.model().has_vocab_size() && !config.model().has_from() && !config.model().has_config())
     return Error(ExitCode::kConfig,
@@ -38,7 +38,7 @@ absl::Status Run(const Flags& flags, const Extensions& extensions) {
 }  // namespace
 
 void AddPlanCommand(CLI::App& app, const Extensions& extensions, absl::Status* result) {
-  auto flags = std::make_shared<Flags>();
+  auto flags = std::make_shared<PlanFlags>();
   CLI::App* command = app.add_subcommand(
       "plan",
       "Simulate a config on a number of ranks: step time, pipeline bubble and memory, without starting anything");
@@ -54,7 +54,7 @@ void AddPlanCommand(CLI::App& app, const Extensions& extensions, absl::Status* r
   command->add_option("--costs", flags->options.costs_file, "A trace with measured costs: run_dir/trace/step-N.json");
   command->add_option("--schedule-svg", flags->svg, "Draw the simulated schedule into this file");
   command->add_option("--schedule-csv", flags->csv, "Write the schedule in PyTorch's pipelining dialect");
-  command->callback([flags, &extensions, result] { *result = Run(*flags, extensions); });
+  command->callback([flags, &extensions, result] { *result = ShowPlan(*flags, extensions); });
 }
 
 }  // namespace trireme

@@ -12,13 +12,13 @@
 namespace trireme {
 namespace {
 
-struct Flags {
+struct PrepareFlags {
   PrepareOptions prepare;
   std::string delimiter;  // as typed, with \n and the like
   std::string adopt;
 };
 
-absl::Status Run(Flags flags) {
+absl::Status RunPrepare(PrepareFlags flags) {
   if (!flags.adopt.empty()) {
     if (!flags.prepare.inputs.empty() || !flags.prepare.output.empty()) {
       return Error(
@@ -37,7 +37,7 @@ absl::Status Run(Flags flags) {
 }  // namespace
 
 void AddPrepareCommand(CLI::App& app, absl::Status* result) {
-  auto flags = std::make_shared<Flags>();
+  auto flags = std::make_shared<PrepareFlags>();
   PrepareOptions& options = flags->prepare;
   CLI::App* command = app.add_subcommand("prepare", "Tokenize text into a corpus");
   command->add_option(
@@ -66,7 +66,7 @@ void AddPrepareCommand(CLI::App& app, absl::Status* result) {
   command->add_option(
       "--adopt", flags->adopt,
       "Megatron prefix or folder: check its tokens against --tokenizer and write the manifest it lacks");
-  command->callback([flags, result] { *result = Run(*flags); });
+  command->callback([flags, result] { *result = RunPrepare(*flags); });
 }
 
 }  // namespace trireme

@@ -17,7 +17,7 @@
 namespace trireme {
 namespace {
 
-struct TrainOptions {
+struct TrainTokenizerOptions {
   std::vector<std::string> inputs;
   std::string output;
   std::string delimiter;  // with escapes
@@ -25,7 +25,7 @@ struct TrainOptions {
   BpeTrainerOptions bpe;
 };
 
-absl::Status TrainTokenizer(TrainOptions options) {
+absl::Status TrainTokenizer(TrainTokenizerOptions options) {
   std::string why;
   if (!absl::CUnescape(options.delimiter, &options.text.delimiter, &why)) {
     return Error(ExitCode::kConfig, "tokenizer: --delimiter ", options.delimiter, ": ", why);
@@ -47,7 +47,7 @@ void AddTokenizerCommand(CLI::App& app, absl::Status* result) {
   CLI::App* tokenizer = app.add_subcommand("tokenizer", "Work with tokenizers");
   tokenizer->require_subcommand(1);
   CLI::App* train = tokenizer->add_subcommand("train", "Learn a byte-level BPE vocabulary from text");
-  auto options = std::make_shared<TrainOptions>();
+  auto options = std::make_shared<TrainTokenizerOptions>();
   train
       ->add_option("INPUT", options->inputs,
                    "Text or JSON-lines files, plain or compressed with gzip or zstd, folders of them, or -")

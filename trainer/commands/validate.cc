@@ -23,7 +23,7 @@ namespace {
 
 constexpr int64_t kAnyVocabulary = 32768;  // while the corpora cannot say
 
-struct Flags {
+struct ValidateFlags {
   std::vector<std::string> configs, overrides;
   int ranks = 1;
   bool without_data = false;
@@ -50,7 +50,7 @@ absl::Status CheckWritable(const std::string& field, const std::string& path) {
                std::filesystem::is_directory(there, error) ? " may not be written" : " is no folder");
 }
 
-absl::Status Run(const Flags& flags, const Extensions& extensions) {
+absl::Status RunValidate(const ValidateFlags& flags, const Extensions& extensions) {
   ASSIGN_OR_RETURN(const RunConfig config, LoadConfig(flags.configs, flags.overrides));
   const absl::StatusOr<Corpora> corpora = flags.without_data ? absl::StatusOr<Corpora>(Corpora()) : OpenCorpora(config);
   std::vector<std::string> attention;
@@ -115,7 +115,7 @@ absl::Status Run(const Flags& flags, const Extensions& extensions) {
 }  // namespace
 
 void AddValidateCommand(CLI::App& app, const Extensions& extensions, absl::Status* result) {
-  auto flags = std::make_shared<Flags>();
+  auto flags = std::make_shared<ValidateFlags>();
   CLI::App* command = app.add_subcommand(
       "validate", "Check a config against a number of ranks and its data, without starting anything");
   command->add_option("CONFIG", flags->configs, "Textproto files, merged left to right")->required();
@@ -125,7 +125,7 @@ void AddValidateCommand(CLI::App& app, const Extensions& extensions, absl::Statu
       ->capture_default_str();
   command->add_flag("--without-data", flags->without_data,
                     "Leave the corpora alone: for a plan on paper; model.vocab_size must be given");
-  command->callback([flags, &extensions, result] { *result = Run(*flags, extensions); });
+  command->callback([flags, &extensions, result] { *result = RunValidate(*flags, extensions); });
 }
 
 }  // namespace trireme

@@ -19,7 +19,7 @@
 namespace trireme {
 namespace {
 
-GgufType Target(ExportConfig::Dtype wanted, at::ScalarType stored) {
+GgufType GgufTarget(ExportConfig::Dtype wanted, at::ScalarType stored) {
   switch (wanted) {
     case ExportConfig::FP32:
       return GgufType::kF32;
@@ -163,7 +163,7 @@ absl::Status Verify(const std::string& path, const GgufModelFacts& facts, const 
 
 absl::Status CheckGgufModel(const ModelConfig& model, ExportConfig::Dtype dtype) {
   ASSIGN_OR_RETURN(const GgufModelFacts facts, GgufFactsOf(model, ""));
-  return GgufModelTensors(facts, Target(dtype, at::kFloat)).status();
+  return GgufModelTensors(facts, GgufTarget(dtype, at::kFloat)).status();
 }
 
 absl::Status WriteGgufModel(const ModelSource& source, const ExportOptions& options, const std::string& folder) {
@@ -171,7 +171,7 @@ absl::Status WriteGgufModel(const ModelSource& source, const ExportOptions& opti
   const SourceTensor& largest = *std::max_element(
       source.weights.tensors.begin(), source.weights.tensors.end(),
       [](const auto& a, const auto& b) { return a.rows() * a.row_numel() < b.rows() * b.row_numel(); });
-  const GgufType type = Target(options.dtype, largest.dtype);
+  const GgufType type = GgufTarget(options.dtype, largest.dtype);
   const std::string name = std::filesystem::path(options.output).stem().string();
   ASSIGN_OR_RETURN(const GgufModelFacts facts, GgufFactsOf(source.model, name));
   ASSIGN_OR_RETURN(const std::vector<GgufTensor> tensors, GgufModelTensors(facts, type));

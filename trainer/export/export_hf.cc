@@ -26,7 +26,7 @@ const char* TransformersName(at::ScalarType dtype) {
   return dtype == at::kBFloat16 ? "bfloat16" : dtype == at::kHalf ? "float16" : "float32";
 }
 
-at::ScalarType Target(ExportConfig::Dtype wanted, at::ScalarType stored) {
+at::ScalarType HfTarget(ExportConfig::Dtype wanted, at::ScalarType stored) {
   switch (wanted) {
     case ExportConfig::FP32:
       return at::kFloat;
@@ -106,7 +106,7 @@ absl::StatusOr<std::vector<Shard>> CutIntoShards(const ModelSource& source, cons
   std::vector<Shard> shards(1);
   for (size_t i = 0; i < tensors.size(); ++i) {
     const WeightTable::Stored& tensor = tensors[i];
-    Item item = {i, Target(options.dtype, StoredDtype(source, tensor)), {}, ""};
+    Item item = {i, HfTarget(options.dtype, StoredDtype(source, tensor)), {}, ""};
     if (IsQuantized(source, options, tensor)) {
       if (Numel(tensor) % kNf4Block != 0)
         return Error(ExitCode::kConfig, "export: ", tensor.name, " has ", tensor.shape[0], " x ", tensor.shape[1],
@@ -300,7 +300,7 @@ absl::Status WriteHfDirectory(const ModelSource& source, const ExportOptions& op
   const SourceTensor& largest = *std::max_element(
       source.weights.tensors.begin(), source.weights.tensors.end(),
       [](const auto& a, const auto& b) { return a.rows() * a.row_numel() < b.rows() * b.row_numel(); });
-  const std::string dtype = TransformersName(Target(options.dtype, largest.dtype));
+  const std::string dtype = TransformersName(HfTarget(options.dtype, largest.dtype));
   ModelConfig model = source.model;
   if (options.quantize_nf4) {
     // Layers that were left out stay so.

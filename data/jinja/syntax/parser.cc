@@ -7,9 +7,9 @@
 namespace trireme::jinja {
 namespace {
 
-class Parser {
+class StatementParser {
  public:
-  explicit Parser(TokenStream stream) : stream_(std::move(stream)) {}
+  explicit StatementParser(TokenStream stream) : stream_(std::move(stream)) {}
 
   // Statements up to a tag that is one of `ends`, whose name is the current token then; or to the template's end if
   // there are none.
@@ -207,7 +207,7 @@ class Parser {
 absl::StatusOr<std::unique_ptr<Program>> ParseTemplate(absl::string_view source, const std::string& name,
                                                        int max_depth) {
   ASSIGN_OR_RETURN(std::vector<Token> tokens, Tokenize(source, name));
-  Parser parser(TokenStream(std::move(tokens), name, max_depth));
+  StatementParser parser(TokenStream(std::move(tokens), name, max_depth));
   auto program = std::make_unique<Program>();
   program->name = name;
   ASSIGN_OR_RETURN(program->body, parser.Statements({}));

@@ -9,10 +9,9 @@
 namespace trireme::jinja {
 namespace {
 
-using Kind = ExpressionKind;
 using Result = absl::StatusOr<ExpressionPtr>;
 
-ExpressionPtr Make(Kind kind, int line) {
+ExpressionPtr Make(ExpressionKind kind, int line) {
   auto expression = std::make_unique<Expression>();
   expression->kind = kind;
   expression->line = line;
@@ -20,16 +19,16 @@ ExpressionPtr Make(Kind kind, int line) {
 }
 
 template <typename... Parts>
-ExpressionPtr Make(Kind kind, int line, std::string name, Parts... parts) {
+ExpressionPtr Make(ExpressionKind kind, int line, std::string name, Parts... parts) {
   ExpressionPtr expression = Make(kind, line);
   expression->name = std::move(name);
   (expression->parts.push_back(std::move(parts)), ...);
   return expression;
 }
 
-class Parser {
+class ExpressionParser {
  public:
-  explicit Parser(TokenStream* stream) : stream_(*stream) {}
+  explicit ExpressionParser(TokenStream* stream) : stream_(*stream) {}
 
   Result Conditional() {
     const TokenStream::Level level(&stream_);
@@ -43,21 +42,22 @@ class Parser {
         ASSIGN_OR_RETURN(otherwise, Conditional());
       }
       RETURN_IF_ERROR(Grow());
-      value = Make(Kind::kConditional, line, "", std::move(condition), std::move(value), std::move(otherwise));
+      value =
+          Make(ExpressionKind::kConditional, line, "", std::move(condition), std::move(value), std::move(otherwise));
       line = stream_.line();
     }
     return value;
   }
 
   Result Or() {
-    return LeftToRight({"or"}, Kind::kOr, [this] { return And(); });
+    return LeftToRight({"or"}, ExpressionKind::kOr, [this] { return And(); });
   }
 
   Result Tuple(bool conditional, absl::string_view end_name, bool parentheses) {
     const int line = stream_.line();
     ASSIGN_OR_RETURN(ExpressionPtr value, Items(end_name, [&] { return conditional ? Conditional() : Or(); }));
     if (value != nullptr) return value;
-    return parentheses ? Make(Kind::kTuple, line) : Result(stream_.Unexpected("an expression"));
+    return parentheses ? Make(ExpressionKind::kTuple, line) : Result(stream_.Unexpected("an expression"));
   }
 
   Result Target(bool with_namespace, absl::string_view end_name) {
@@ -72,7 +72,7 @@ class Parser {
       const int line = stream_.line();
       ASSIGN_OR_RETURN(std::string name, DottedName());
       RETURN_IF_ERROR(Grow());
-      value = Make(Kind::kFilter, line, name, std::move(value));
+      value = Make(ExpressionKind::kFilter, line, name, std::move(value));
       if (stream_.IsOperator("(")) RETURN_IF_ERROR(ParseArguments(&value->arguments));
     }
     return value;
@@ -95,7 +95,7 @@ class Parser {
     }
     if (items.empty()) return ExpressionPtr();
     if (!is_tuple) return std::move(items[0]);
-    ExpressionPtr tuple = Make(Kind::kTuple, line);
+    ExpressionPtr tuple = Make(ExpressionKind::kTuple, line);
     tuple->parts = std::move(items);
     return tuple;
   }
@@ -113,10 +113,10 @@ class Parser {
     static constexpr absl::string_view kNot[] = {"true", "false", "none", "True", "False", "None"};
     if (std::find(std::begin(kNot), std::end(kNot), name) != std::end(kNot))
       return stream_.Fail(line, "can't assign to '", name, "'");
-    ExpressionPtr item = Make(Kind::kName, line, name);
+    ExpressionPtr item = Make(ExpressionKind::kName, line, name);
     if (!with_namespace || !stream_.SkipOperator(".")) return item;
     ASSIGN_OR_RETURN(std::string attribute, stream_.ExpectAnyName());
-    return Make(Kind::kAttribute, line, attribute, std::move(item));
+    return Make(ExpressionKind::kAttribute, line, attribute, std::move(item));
   }
 
   bool AtTupleEnd(absl::string_view end_name) const {
@@ -131,11 +131,11 @@ class Parser {
 
   // `next (operator next)*`
   template <typename Next>
-  Result LeftToRight(std::initializer_list<absl::string_view> operators, Kind kind, Next next) {
+  Result LeftToRight(std::initializer_list<absl::string_view> operators, ExpressionKind kind, Next next) {
     int line = stream_.line();
     ASSIGN_OR_RETURN(ExpressionPtr left, next());
     while (true) {
-      const TokenKind token = kind == Kind::kBinary ? TokenKind::kOperator : TokenKind::kName;
+      const TokenKind token = kind == ExpressionKind::kBinary ? TokenKind::kOperator : TokenKind::kName;
       const std::string name = stream_.current().text;
       if (!stream_.Is(token) || std::find(operators.begin(), operators.end(), name) == operators.end()) return left;
       stream_.Take();
@@ -147,7 +147,7 @@ class Parser {
   }
 
   Result And() {
-    return LeftToRight({"and"}, Kind::kAnd, [this] { return Not(); });
+    return LeftToRight({"and"}, ExpressionKind::kAnd, [this] { return Not(); });
   }
 
   Result Not() {
@@ -156,7 +156,7 @@ class Parser {
     RETURN_IF_ERROR(level.Check());
     const int line = stream_.Take().line;
     ASSIGN_OR_RETURN(ExpressionPtr value, Not());
-    return Make(Kind::kNot, line, "", std::move(value));
+    return Make(ExpressionKind::kNot, line, "", std::move(value));
   }
 
   Result Compare() {
@@ -178,7 +178,7 @@ class Parser {
         break;
       }
       ASSIGN_OR_RETURN(ExpressionPtr right, Sum());
-      if (compare == nullptr) compare = Make(Kind::kCompare, line, "", std::move(first));
+      if (compare == nullptr) compare = Make(ExpressionKind::kCompare, line, "", std::move(first));
       compare->names.push_back(name);
       compare->parts.push_back(std::move(right));
     }
@@ -186,14 +186,14 @@ class Parser {
   }
 
   Result Sum() {
-    return LeftToRight({"+", "-"}, Kind::kBinary, [this] { return Concat(); });
+    return LeftToRight({"+", "-"}, ExpressionKind::kBinary, [this] { return Concat(); });
   }
 
   Result Concat() {
     const int line = stream_.line();
     ASSIGN_OR_RETURN(ExpressionPtr first, Product());
     if (!stream_.IsOperator("~")) return first;
-    ExpressionPtr concat = Make(Kind::kConcat, line, "", std::move(first));
+    ExpressionPtr concat = Make(ExpressionKind::kConcat, line, "", std::move(first));
     while (stream_.SkipOperator("~")) {
       ASSIGN_OR_RETURN(ExpressionPtr next, Product());
       concat->parts.push_back(std::move(next));
@@ -202,10 +202,10 @@ class Parser {
   }
 
   Result Product() {
-    return LeftToRight({"*", "/", "//", "%"}, Kind::kBinary, [this] { return Power(); });
+    return LeftToRight({"*", "/", "//", "%"}, ExpressionKind::kBinary, [this] { return Power(); });
   }
   Result Power() {
-    return LeftToRight({"**"}, Kind::kBinary, [this] { return Unary(true); });
+    return LeftToRight({"**"}, ExpressionKind::kBinary, [this] { return Unary(true); });
   }
 
   Result Unary(bool with_filter) {
@@ -215,7 +215,8 @@ class Parser {
     if (stream_.IsOperator("-") || stream_.IsOperator("+")) {
       const Token sign = stream_.Take();
       ASSIGN_OR_RETURN(ExpressionPtr operand, Unary(false));
-      value = Make(sign.text == "-" ? Kind::kNegative : Kind::kPositive, sign.line, "", std::move(operand));
+      value = Make(sign.text == "-" ? ExpressionKind::kNegative : ExpressionKind::kPositive, sign.line, "",
+                   std::move(operand));
     } else {
       ASSIGN_OR_RETURN(value, Primary());
     }
@@ -235,7 +236,7 @@ class Parser {
   }
 
   Result Constant(Value value, int line) {
-    ExpressionPtr constant = Make(Kind::kConstant, line);
+    ExpressionPtr constant = Make(ExpressionKind::kConstant, line);
     constant->constant = std::move(value);
     return constant;
   }
@@ -260,7 +261,7 @@ class Parser {
         if (token.text == "true" || token.text == "True") return Constant(Value::Bool(true), token.line);
         if (token.text == "false" || token.text == "False") return Constant(Value::Bool(false), token.line);
         if (token.text == "none" || token.text == "None") return Constant(Value::None(), token.line);
-        return Make(Kind::kName, token.line, token.text);
+        return Make(ExpressionKind::kName, token.line, token.text);
       case TokenKind::kString: {
         std::string text;
         while (stream_.Is(TokenKind::kString)) text += stream_.Take().text;
@@ -289,7 +290,7 @@ class Parser {
   }
 
   Result List(int line) {
-    ExpressionPtr list = Make(Kind::kList, line);
+    ExpressionPtr list = Make(ExpressionKind::kList, line);
     while (!stream_.IsOperator("]")) {
       if (!list->parts.empty()) RETURN_IF_ERROR(stream_.ExpectOperator(","));
       if (stream_.IsOperator("]")) break;
@@ -301,7 +302,7 @@ class Parser {
   }
 
   Result Dict(int line) {
-    ExpressionPtr dict = Make(Kind::kDict, line);
+    ExpressionPtr dict = Make(ExpressionKind::kDict, line);
     while (!stream_.IsOperator("}")) {
       if (!dict->parts.empty()) RETURN_IF_ERROR(stream_.ExpectOperator(","));
       if (stream_.IsOperator("}")) break;
@@ -333,10 +334,10 @@ class Parser {
     if (token.text == ".") {
       const Token attribute = stream_.Take();
       if (attribute.kind == TokenKind::kName)
-        return Make(Kind::kAttribute, token.line, attribute.text, std::move(value));
+        return Make(ExpressionKind::kAttribute, token.line, attribute.text, std::move(value));
       if (attribute.kind != TokenKind::kInteger) return stream_.Fail(attribute.line, "expected name or number");
       ASSIGN_OR_RETURN(ExpressionPtr index, Integer(attribute));
-      return Make(Kind::kItem, token.line, "", std::move(value), std::move(index));
+      return Make(ExpressionKind::kItem, token.line, "", std::move(value), std::move(index));
     }
     std::vector<ExpressionPtr> arguments;
     while (!stream_.IsOperator("]")) {
@@ -346,7 +347,7 @@ class Parser {
     }
     stream_.Take();
     if (arguments.size() != 1) return stream_.Fail(token.line, "a subscript of several parts is not supported");
-    return Make(Kind::kItem, token.line, "", std::move(value), std::move(arguments[0]));
+    return Make(ExpressionKind::kItem, token.line, "", std::move(value), std::move(arguments[0]));
   }
 
   Result Subscribed() {
@@ -360,12 +361,12 @@ class Parser {
       if (stream_.IsOperator(":") || stream_.IsOperator("]") || stream_.IsOperator(",")) continue;
       ASSIGN_OR_RETURN(parts[i], Conditional());
     }
-    return Make(Kind::kSlice, line, "", std::move(parts[0]), std::move(parts[1]), std::move(parts[2]));
+    return Make(ExpressionKind::kSlice, line, "", std::move(parts[0]), std::move(parts[1]), std::move(parts[2]));
   }
 
   Result Call(ExpressionPtr callee) {
     RETURN_IF_ERROR(Grow());
-    ExpressionPtr call = Make(Kind::kCall, stream_.line(), "", std::move(callee));
+    ExpressionPtr call = Make(ExpressionKind::kCall, stream_.line(), "", std::move(callee));
     RETURN_IF_ERROR(ParseArguments(&call->arguments));
     return call;
   }
@@ -422,7 +423,7 @@ class Parser {
     const int line = stream_.Take().line;
     const bool negated = stream_.SkipName("not");
     ASSIGN_OR_RETURN(std::string name, DottedName());
-    ExpressionPtr test = Make(Kind::kTest, line, name, std::move(value));
+    ExpressionPtr test = Make(ExpressionKind::kTest, line, name, std::move(value));
     const TokenKind kind = stream_.current().kind;
     if (stream_.IsOperator("(")) {
       RETURN_IF_ERROR(ParseArguments(&test->arguments));
@@ -434,7 +435,7 @@ class Parser {
       ASSIGN_OR_RETURN(argument, Postfix(std::move(argument)));
       test->arguments.positional.push_back(std::move(argument));
     }
-    return negated ? Make(Kind::kNot, line, "", std::move(test)) : std::move(test);
+    return negated ? Make(ExpressionKind::kNot, line, "", std::move(test)) : std::move(test);
   }
 
   static constexpr int kMaxChain = 400;  // links in one expression
@@ -465,19 +466,19 @@ absl::Status TokenStream::Unexpected(absl::string_view expected) const {
 }
 
 absl::StatusOr<ExpressionPtr> ParseExpression(TokenStream* stream, bool conditional) {
-  return conditional ? Parser(stream).Conditional() : Parser(stream).Or();
+  return conditional ? ExpressionParser(stream).Conditional() : ExpressionParser(stream).Or();
 }
 
 absl::StatusOr<ExpressionPtr> ParseTuple(TokenStream* stream, bool conditional, absl::string_view end_name) {
-  return Parser(stream).Tuple(conditional, end_name, false);
+  return ExpressionParser(stream).Tuple(conditional, end_name, false);
 }
 
 absl::StatusOr<ExpressionPtr> ParseTarget(TokenStream* stream, bool with_namespace, absl::string_view end_name) {
-  return Parser(stream).Target(with_namespace, end_name);
+  return ExpressionParser(stream).Target(with_namespace, end_name);
 }
 
 absl::StatusOr<ExpressionPtr> ParseFilters(TokenStream* stream, ExpressionPtr input, bool inline_start) {
-  return Parser(stream).Filters(std::move(input), inline_start);
+  return ExpressionParser(stream).Filters(std::move(input), inline_start);
 }
 
 }  // namespace trireme::jinja

@@ -11,12 +11,12 @@ namespace {
 using Json = nlohmann::json;
 
 constexpr uint64_t kMaxHeader = 100'000'000;  // The reference's limit.
-constexpr int kMaxDepth = 4;
+constexpr int kMaxHeaderDepth = 4;
 
 absl::StatusOr<Json> ParseHeader(const std::string& path, const char* begin, uint64_t size) {
   JsonProblem problem;
   std::optional<Json> header =
-      ParseJson<Json>(absl::string_view(begin, size), {.max_depth = kMaxDepth, .unique_keys = true}, &problem);
+      ParseJson<Json>(absl::string_view(begin, size), {.max_depth = kMaxHeaderDepth, .unique_keys = true}, &problem);
   const bool unreadable = !header.has_value();
   if (unreadable && problem.fault != JsonFault::kSyntax)
     return Error(ExitCode::kData, "safetensors ", path, ": the header ", DescribeJsonProblem(problem));

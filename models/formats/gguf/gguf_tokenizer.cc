@@ -9,20 +9,13 @@
 #include "data/tokenizer/bpe_file.h"
 #include "data/tokenizer/sentencepiece_file.h"
 #include "launch/base/json.h"
+#include "models/formats/gguf/gguf_token_type.h"
 #include "models/formats/gguf/gguf_tokenizer_scores.h"
 
 namespace trireme {
 namespace {
 
 using nlohmann::json;
-
-// LLAMA_TOKEN_TYPE_*.
-constexpr int32_t kNormal = 1, kUnknown = 2, kControl = 3, kUserDefined = 4, kUnused = 5;
-
-template <typename... Args>
-absl::Status Bad(const Args&... args) {
-  return Error(ExitCode::kData, "tokenizer for gguf: ", args...);
-}
 
 void Flatten(const json& step, std::vector<const json*>* steps) {
   if (JsonMember(step, "type") != "Sequence") {
@@ -38,7 +31,7 @@ absl::StatusOr<std::string> SplitName(const json& root, bool ignore_merges) {
   Flatten(JsonMember(root, "pre_tokenizer"), &steps);
   const json& last = *steps.back();
   if (JsonMember(last, "add_prefix_space") == true)
-    return Bad(
+    return GgufTokenizerError(
         "every text begins with a space (add_prefix_space), which llama.cpp cannot be told; export to Hugging "
         "Face's format instead");
   const bool gpt2_last = JsonBool(JsonMember(last, "use_regex")).value_or(true);
@@ -74,9 +67,10 @@ absl::StatusOr<std::string> SplitName(const json& root, bool ignore_merges) {
   // The same rules by two names: "llama-bpe" also takes whole words before merging.
   if (rules == "llama3,") name = ignore_merges ? "llama-bpe" : "dbrx";
   if (name != nullptr) return std::string(name);
-  return Bad("llama.cpp has no name for these splitting rules", ignore_merges ? " with ignore_merges" : "", ": ",
-             DumpJson(JsonMember(root, "pre_tokenizer")).substr(0, 300),
-             "; it knows those of GPT-2, SmolLM, Llama 3 and Qwen 2; export to Hugging Face's format instead");
+  return GgufTokenizerError(
+      "llama.cpp has no name for these splitting rules", ignore_merges ? " with ignore_merges" : "", ": ",
+      DumpJson(JsonMember(root, "pre_tokenizer")).substr(0, 300),
+      "; it knows those of GPT-2, SmolLM, Llama 3 and Qwen 2; export to Hugging Face's format instead");
 }
 
 // A space inside a part, which the "a b" form of a merge cannot hold, is spelled as the converter spells it.
@@ -117,7 +111,7 @@ absl::Status CheckOptions(const GgufTokenizerOptions& options) {
 void FillUnused(int64_t vocab_size, std::vector<std::string>* tokens, std::vector<int32_t>* types) {
   const std::unordered_set<std::string> known(tokens->begin(), tokens->end());
   tokens->resize(vocab_size);
-  types->resize(vocab_size, kUnused);
+  types->resize(vocab_size, gguf_token_type::kUnused);
   for (int64_t id = 0; id < vocab_size; ++id) {
     if (!(*tokens)[id].empty()) continue;
     (*tokens)[id] = absl::StrCat("[PAD", id, "]");
@@ -163,7 +157,7 @@ void WarnOfStripping(const std::vector<AddedToken>& added_tokens, std::vector<st
 GgufTokenizer OfScores(ScoredTokens scored, const GgufTokenizerOptions& options) {
   GgufTokenizer result;
   GgufMetadata& out = result.metadata;
-  const auto unknown = std::find(scored.types.begin(), scored.types.end(), kUnknown);
+  const auto unknown = std::find(scored.types.begin(), scored.types.end(), gguf_token_type::kUnknown);
   const auto unknown_id = static_cast<uint32_t>(unknown - scored.types.begin());
   const bool has_unknown = unknown != scored.types.end();
   FillUnused(options.vocab_size, &scored.tokens, &scored.types);
@@ -190,11 +184,11 @@ absl::StatusOr<GgufTokenizer> MakeGgufTokenizer(absl::string_view contents, cons
     RETURN_IF_ERROR(CheckSize(size, options));
     scored.tokens.resize(size);
     scored.scores.resize(size);
-    scored.types.resize(size, kUnused);
+    scored.types.resize(size, gguf_token_type::kUnused);
     for (const AddedToken& added : file.added_tokens) {
       if (static_cast<size_t>(added.id) < own) continue;
       scored.tokens[added.id] = added.content;
-      scored.types[added.id] = added.special ? kControl : kUserDefined;
+      scored.types[added.id] = added.special ? gguf_token_type::kControl : gguf_token_type::kUserDefined;
     }
     GgufTokenizer result = OfScores(std::move(scored), options);
     if (size > own && !options.folder.legacy)
@@ -225,12 +219,13 @@ absl::StatusOr<GgufTokenizer> MakeGgufTokenizer(absl::string_view contents, cons
         "llama.cpp does not apply the tokenizer's NFC normalization: text that is not in that form gets other ids");
   }
   std::vector<std::string> tokens(file.bytes_of_id.size());
-  std::vector<int32_t> types(file.bytes_of_id.size(), kUnused);
+  std::vector<int32_t> types(file.bytes_of_id.size(), gguf_token_type::kUnused);
   for (const auto& [token, id] : file.id_of_token) {
     tokens[id] = token;
-    types[id] = kNormal;
+    types[id] = gguf_token_type::kNormal;
   }
-  for (const AddedToken& added : file.added_tokens) types[added.id] = added.special ? kControl : kUserDefined;
+  for (const AddedToken& added : file.added_tokens)
+    types[added.id] = added.special ? gguf_token_type::kControl : gguf_token_type::kUserDefined;
   WarnOfStripping(file.added_tokens, &result.warnings);
   FillUnused(options.vocab_size, &tokens, &types);
 

@@ -6,15 +6,13 @@
 
 #include "data/pretokenizer/pretokenizer_metaspace.h"
 #include "data/pretokenizer/pretokenizer_patterns.h"
+#include "models/formats/gguf/gguf_token_type.h"
 #include "models/formats/gguf/gguf_tokenizer_scores.h"
 
 namespace trireme {
 namespace {
 
 using Json = nlohmann::ordered_json;
-
-// LLAMA_TOKEN_TYPE_*.
-constexpr int32_t kNormal = 1, kUnknown = 2, kControl = 3, kUserDefined = 4, kUnused = 5;
 
 template <typename T>
 const std::vector<T>* FindArray(const GgufFile& file, const std::string& key) {
@@ -154,19 +152,20 @@ absl::StatusOr<std::string> TokenizerJsonOfGguf(const GgufFile& file) {
   for (size_t id = 0; id < tokens->size(); ++id) {
     const std::string& token = (*tokens)[id];
     const int32_t type = types == nullptr ? 1 : (*types)[id];
-    if (type == kUnused) continue;
+    if (type == gguf_token_type::kUnused) continue;
     if (token.empty() || !seen.insert(token).second) return bad("token ", id, " is empty or stands twice");
     entries.emplace_back(token, id);
-    if (type == kNormal) joined[id] = token;
-    if (type == kUnknown) unknown = token;
-    if (type != kUnknown && type != kControl && type != kUserDefined) continue;
+    if (type == gguf_token_type::kNormal) joined[id] = token;
+    if (type == gguf_token_type::kUnknown) unknown = token;
+    if (type != gguf_token_type::kUnknown && type != gguf_token_type::kControl && type != gguf_token_type::kUserDefined)
+      continue;
     added.push_back({{"id", id},
                      {"content", token},
                      {"single_word", false},
                      {"lstrip", false},
                      {"rstrip", false},
                      {"normalized", false},
-                     {"special", type != kUserDefined}});
+                     {"special", type != gguf_token_type::kUserDefined}});
   }
   ASSIGN_OR_RETURN(Json merges, scored ? MergesByScore(file, joined) : MergesOf(file, seen));
   ASSIGN_OR_RETURN(Json post_processor, PostProcessorOf(file, *tokens));

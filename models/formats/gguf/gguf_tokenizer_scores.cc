@@ -13,20 +13,14 @@
 #include "data/tokenizer/sentencepiece_file.h"
 #include "data/unicode/unicode.h"
 #include "launch/base/json.h"
+#include "models/formats/gguf/gguf_token_type.h"
 
 namespace trireme {
 namespace {
 
 using nlohmann::json;
 
-// LLAMA_TOKEN_TYPE_*, which are SentencePiece's numbers.
-constexpr int32_t kNormal = 1, kUnknown = 2, kControl = 3, kUserDefined = 4, kUnused = 5, kByte = 6;
 constexpr size_t kMaxTokenBytes = 512;  // all ways of cutting a token are looked at
-
-template <typename... Args>
-absl::Status Bad(const Args&... args) {
-  return Error(ExitCode::kData, "tokenizer for gguf: ", args...);
-}
 
 bool IsReplace(const json& step) {
   return step == json{{"type", "Replace"}, {"pattern", {{"String", " "}}}, {"content", kMetaspace}};
@@ -49,15 +43,15 @@ absl::StatusOr<bool> SpacePrefix(const json& root) {
     prefix = prefix || IsPrepend(step);
     spells = spells || IsReplace(step);
     if (!IsPrepend(step) && !IsReplace(step))
-      return Bad("llama.cpp cannot be told of the normalizer ", DumpJson(step).substr(0, 200));
+      return GgufTokenizerError("llama.cpp cannot be told of the normalizer ", DumpJson(step).substr(0, 200));
   }
   if (pre.is_null() || (spells && IsWithoutEffect(pre))) {
-    if (!spells) return Bad("its normalizer leaves spaces as they are, which llama.cpp does not");
+    if (!spells) return GgufTokenizerError("its normalizer leaves spaces as they are, which llama.cpp does not");
     return prefix;
   }
   const absl::StatusOr<Metaspace> metaspace = Metaspace::FromJson(pre);
   if (JsonMember(pre, "type") != "Metaspace" || !metaspace.ok() || !steps.empty())
-    return Bad("llama.cpp cannot be told of the pre_tokenizer ", DumpJson(pre).substr(0, 200));
+    return GgufTokenizerError("llama.cpp cannot be told of the pre_tokenizer ", DumpJson(pre).substr(0, 200));
   return metaspace->prepend != Metaspace::Prepend::kNever;
 }
 
@@ -76,15 +70,18 @@ absl::StatusOr<ScoredTokens> ScoresOfSentencePiece(absl::string_view contents) {
   SentencePieceModel model;
   TRIREME_CHECK(model.ParseFromArray(contents.data(), static_cast<int>(contents.size())), "parsed before");
   if (model.normalizer_spec().remove_extra_whitespaces())
-    return Bad("it removes extra white space, which llama.cpp does not; export to Hugging Face's format instead");
+    return GgufTokenizerError(
+        "it removes extra white space, which llama.cpp does not; export to Hugging Face's format instead");
   if (!model.trainer_spec().byte_fallback())
-    return Bad("it has no byte_fallback, which llama.cpp needs; export to Hugging Face's format instead");
+    return GgufTokenizerError(
+        "it has no byte_fallback, which llama.cpp needs; export to Hugging Face's format instead");
   ScoredTokens result;
   result.add_space_prefix = model.normalizer_spec().add_dummy_prefix();
   for (const auto& piece : model.pieces()) {
     // llama.cpp looks for these before it spells spaces.
-    result.tokens.push_back(piece.type() == kUserDefined ? absl::StrReplaceAll(piece.piece(), {{kMetaspace, " "}})
-                                                         : piece.piece());
+    result.tokens.push_back(piece.type() == gguf_token_type::kUserDefined
+                                ? absl::StrReplaceAll(piece.piece(), {{kMetaspace, " "}})
+                                : piece.piece());
     result.scores.push_back(piece.score());
     result.types.push_back(piece.type());
   }
@@ -95,19 +92,21 @@ absl::StatusOr<ScoredTokens> ScoresOfJson(const json& root, const BpeFile& file)
   ScoredTokens result;
   ASSIGN_OR_RETURN(result.add_space_prefix, SpacePrefix(root));
   const json& model = JsonMember(root, "model");
-  if (JsonMember(model, "ignore_merges") == true) return Bad("llama.cpp cannot be told of ignore_merges");
+  if (JsonMember(model, "ignore_merges") == true)
+    return GgufTokenizerError("llama.cpp cannot be told of ignore_merges");
   const size_t size = file.bytes_of_id.size();
   result.tokens.resize(size);
-  result.types.assign(size, kUnused);
+  result.types.assign(size, gguf_token_type::kUnused);
   for (const auto& [token, id] : file.id_of_token) {
     char byte;
     result.tokens[id] = token;
-    result.types[id] = ParseByteToken(token, &byte) ? kByte : kNormal;
+    result.types[id] = ParseByteToken(token, &byte) ? gguf_token_type::kByte : gguf_token_type::kNormal;
   }
   if (const std::string* unknown = JsonText(JsonMember(model, "unk_token")))
-    result.types[file.id_of_token.at(*unknown)] = kUnknown;
+    result.types[file.id_of_token.at(*unknown)] = gguf_token_type::kUnknown;
   for (const AddedToken& added : file.added_tokens) {
-    if (result.types[added.id] != kUnknown) result.types[added.id] = added.special ? kControl : kUserDefined;
+    if (result.types[added.id] != gguf_token_type::kUnknown)
+      result.types[added.id] = added.special ? gguf_token_type::kControl : gguf_token_type::kUserDefined;
   }
   result.scores.assign(size, 0);
   std::vector<bool> scored(size);
@@ -117,17 +116,17 @@ absl::StatusOr<ScoredTokens> ScoresOfJson(const json& root, const BpeFile& file)
     const auto [left, right] = PartsOf(merge);
     const int32_t id = file.id_of_token.at(left + right);
     if (id != last && scored[id])
-      return Bad("merges that give ", left, right, " do not stand together, so no score says the same");
+      return GgufTokenizerError("merges that give ", left, right, " do not stand together, so no score says the same");
     if (!JsonMember(root, "pre_tokenizer").is_null() && absl::StartsWith(right, kMetaspace) &&
         !absl::EndsWith(left, kMetaspace))
-      return Bad("its merges join words, its pre_tokenizer does not let them");
+      return GgufTokenizerError("its merges join words, its pre_tokenizer does not let them");
     if (id != last) result.scores[id] = static_cast<float>(-++rank);
     scored[id] = true;
     last = id;
   }
   // Characters come last; nothing is joined to become one.
   for (size_t id = 0; id < size; ++id) {
-    if (result.types[id] == kNormal && !scored[id]) result.scores[id] = static_cast<float>(-rank - 1);
+    if (result.types[id] == gguf_token_type::kNormal && !scored[id]) result.scores[id] = static_cast<float>(-rank - 1);
   }
   return result;
 }
