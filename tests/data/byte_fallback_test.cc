@@ -13,7 +13,7 @@ namespace trireme {
 namespace {
 
 using nlohmann::json;
-using Ids = std::vector<int32_t>;
+using TokenIds = std::vector<int32_t>;
 
 // A tokenizer in Llama 2's manner: "<unk>" "<s>" "</s>", the bytes, then single characters and what merges make.
 json SmallFile() {
@@ -83,8 +83,8 @@ class ByteFallbackTest : public testing::Test {
   std::filesystem::path folder_;
 };
 
-Ids Encoded(const Tokenizer& tokenizer, const std::string& text) {
-  Ids ids;
+TokenIds Encoded(const Tokenizer& tokenizer, const std::string& text) {
+  TokenIds ids;
   EXPECT_TRUE(tokenizer.Encode(text, &ids).ok());
   return ids;
 }
@@ -92,10 +92,10 @@ Ids Encoded(const Tokenizer& tokenizer, const std::string& text) {
 TEST_F(ByteFallbackTest, CharactersWithoutTokenBecomeBytes) {
   const auto tokenizer = Loaded();
   const int32_t space = tokenizer->TokenId("▁"), e = tokenizer->TokenId("é"), ab = tokenizer->TokenId("▁ab");
-  EXPECT_EQ(Encoded(*tokenizer, "ab ab"), (Ids{ab, ab}));
-  EXPECT_EQ(Encoded(*tokenizer, "éü"), (Ids{space, e, 3 + 0xC3, 3 + 0xBC}));
-  EXPECT_EQ(Encoded(*tokenizer, "<s>ab"), (Ids{1, ab}));
-  EXPECT_EQ(Encoded(*tokenizer, ""), Ids{});
+  EXPECT_EQ(Encoded(*tokenizer, "ab ab"), (TokenIds{ab, ab}));
+  EXPECT_EQ(Encoded(*tokenizer, "éü"), (TokenIds{space, e, 3 + 0xC3, 3 + 0xBC}));
+  EXPECT_EQ(Encoded(*tokenizer, "<s>ab"), (TokenIds{1, ab}));
+  EXPECT_EQ(Encoded(*tokenizer, ""), TokenIds{});
 }
 
 TEST_F(ByteFallbackTest, DecodeDropsOneLeadingSpaceAndTokenBytesDoesNot) {
@@ -120,10 +120,10 @@ TEST_F(ByteFallbackTest, MetaspacePrependsAsItsSchemeSays) {
   };
   const auto plain = Loaded();
   const int32_t a = plain->TokenId("a"), space_a = plain->TokenId("▁a");
-  EXPECT_EQ(Encoded(*Loaded(with("always")), "a<s>a"), (Ids{space_a, 1, space_a}));
-  EXPECT_EQ(Encoded(*Loaded(with("first")), "a<s>a"), (Ids{space_a, 1, a}));
-  EXPECT_EQ(Encoded(*Loaded(with("first")), "<s>a"), (Ids{1, a}));
-  EXPECT_EQ(Encoded(*Loaded(with("never")), "a a"), (Ids{a, space_a}));
+  EXPECT_EQ(Encoded(*Loaded(with("always")), "a<s>a"), (TokenIds{space_a, 1, space_a}));
+  EXPECT_EQ(Encoded(*Loaded(with("first")), "a<s>a"), (TokenIds{space_a, 1, a}));
+  EXPECT_EQ(Encoded(*Loaded(with("first")), "<s>a"), (TokenIds{1, a}));
+  EXPECT_EQ(Encoded(*Loaded(with("never")), "a a"), (TokenIds{a, space_a}));
 }
 
 // With a merge across words the whole text is one piece, else it is cut at them: the ids must be the same.

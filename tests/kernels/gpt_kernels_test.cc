@@ -23,10 +23,10 @@ class GptKernels : public testing::TestWithParam<at::ScalarType> {
 };
 
 // Widths below, at and off the vector sizes; rows in one task and in several.
-constexpr std::pair<int64_t, int64_t> kShapes[] = {{3, 7}, {5, 64}, {9, 1001}, {1100, 96}, {2, 40000}};
+constexpr std::pair<int64_t, int64_t> kGptShapes[] = {{3, 7}, {5, 64}, {9, 1001}, {1100, 96}, {2, 40000}};
 
 TEST_P(GptKernels, LayerNorm) {
-  for (const auto& [rows, width] : kShapes) {
+  for (const auto& [rows, width] : kGptShapes) {
     SCOPED_TRACE(absl::StrCat(rows, " x ", width));
     const at::Tensor x = Random({rows, width}), weight = Random({width}), bias = Random({width}),
                      dy = Random({rows, width});
@@ -58,7 +58,7 @@ TEST_P(GptKernels, LayerNormOfRowsFarFromZero) {
 
 TEST_P(GptKernels, Gelu) {
   for (const Gelu kind : {Gelu::kErf, Gelu::kTanh}) {
-    for (const auto& [rows, width] : kShapes) {
+    for (const auto& [rows, width] : kGptShapes) {
       SCOPED_TRACE(absl::StrCat(rows, " x ", width, ", kind ", static_cast<int>(kind)));
       const at::Tensor x = Random({rows, width}, 3), d_out = Random({rows, width});
       const at::Tensor leaf = Leaf(x), expected = reference::GeluOf(leaf, kind);

@@ -15,7 +15,7 @@
 namespace trireme {
 namespace {
 
-constexpr double kRate = 3e-3, kBeta1 = 0.9, kBeta2 = 0.95, kEps = 1e-8, kDecay = 0.1;
+constexpr double kRate = 3e-3, kBeta1 = 0.9, kBeta2 = 0.95, kAdamEps = 1e-8, kDecay = 0.1;
 
 const float kKeep = static_cast<float>(1 - kRate * kDecay);
 
@@ -27,7 +27,7 @@ AdamWRule Rule(float keep = kKeep) {
   rule.beta2 = static_cast<float>(kBeta2);
   rule.one_minus_beta1 = static_cast<float>(1 - kBeta1);
   rule.one_minus_beta2 = static_cast<float>(1 - kBeta2);
-  rule.eps = static_cast<float>(kEps);
+  rule.eps = static_cast<float>(kAdamEps);
   return rule;
 }
 
@@ -49,7 +49,7 @@ TEST(AdamW, LikeTorchsFusedOver20Steps) {
     const at::Tensor g = random.Normal({n}, at::kFloat, 0.1);
     AdamWUpdate(Rule(), DecisionTo(0.5, step), p, g, m, v, copy);
     torch_step += 1;
-    at::_fused_adamw_({torch_p}, {g * 0.5}, {torch_m}, {torch_v}, {}, {torch_step}, kRate, kBeta1, kBeta2, kDecay, kEps,
+    at::_fused_adamw_({torch_p}, {g * 0.5}, {torch_m}, {torch_v}, {}, {torch_step}, kRate, kBeta1, kBeta2, kDecay, kAdamEps,
                       /*amsgrad=*/false, /*maximize=*/false);
   }
   EXPECT_LT(RelativeError(p, torch_p), 1e-6);
@@ -70,7 +70,7 @@ TEST(AdamW, LikeDoubleArithmetic) {
     const double m_new = kBeta1 * m[i].item<double>() + (1 - kBeta1) * gradient;
     const double v_new = kBeta2 * v[i].item<double>() + (1 - kBeta2) * gradient * gradient;
     const double m_hat = m_new / (1 - std::pow(kBeta1, 7)), v_hat = v_new / (1 - std::pow(kBeta2, 7));
-    expected[i] = p[i].item<double>() * (1 - kRate * kDecay) - kRate * m_hat / (std::sqrt(v_hat) + kEps);
+    expected[i] = p[i].item<double>() * (1 - kRate * kDecay) - kRate * m_hat / (std::sqrt(v_hat) + kAdamEps);
   }
   AdamWUpdate(Rule(), DecisionTo(0.25, 7), p, g, m, v, at::Tensor());
   EXPECT_LT(RelativeError(p, TensorOf(expected)), 1e-6);

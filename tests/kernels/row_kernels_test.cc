@@ -12,7 +12,7 @@
 namespace trireme {
 namespace {
 
-constexpr double kEps = 1e-5;
+constexpr double kNormEps = 1e-5;
 
 class RowKernels : public testing::TestWithParam<at::ScalarType> {
  protected:
@@ -26,18 +26,18 @@ class RowKernels : public testing::TestWithParam<at::ScalarType> {
 };
 
 // Widths below, at and off the vector sizes; rows in one task and in several.
-constexpr std::pair<int64_t, int64_t> kShapes[] = {{1, 1}, {3, 7}, {5, 64}, {9, 1001}, {1100, 96}, {2, 40000}};
+constexpr std::pair<int64_t, int64_t> kRowShapes[] = {{1, 1}, {3, 7}, {5, 64}, {9, 1001}, {1100, 96}, {2, 40000}};
 
 TEST_P(RowKernels, RmsNorm) {
-  for (const auto& [rows, width] : kShapes) {
+  for (const auto& [rows, width] : kRowShapes) {
     SCOPED_TRACE(absl::StrCat(rows, " x ", width));
     const at::Tensor x = Random({rows, width}), delta = Random({rows, width}), weight = Random({width});
     for (const at::Tensor& d : {at::Tensor(), delta}) {
-      const RmsNormResult result = RmsNorm(x, d, weight, kEps);
+      const RmsNormResult result = RmsNorm(x, d, weight, kNormEps);
       // The sum is rounded to the dtype before the statistics.
       const at::Tensor h = d.defined() ? (x.to(at::kDouble) + d.to(at::kDouble)).to(dtype()) : x;
       EXPECT_TRUE(result.h.equal(h));
-      const at::Tensor y = reference::RmsNorm(h.to(at::kDouble), weight.to(at::kDouble), kEps);
+      const at::Tensor y = reference::RmsNorm(h.to(at::kDouble), weight.to(at::kDouble), kNormEps);
       EXPECT_LT(RelativeError(result.y, y), Tolerance(dtype()));
       EXPECT_TRUE(RmsNormAgain(result.h, result.rstd, weight).equal(result.y));
     }
@@ -72,14 +72,14 @@ TEST_P(RowKernels, Dropout) {
 }
 
 TEST_P(RowKernels, RmsNormBackward) {
-  for (const auto& [rows, width] : kShapes) {
+  for (const auto& [rows, width] : kRowShapes) {
     if (width == 1) continue;  // Its gradient is all cancellation.
     SCOPED_TRACE(absl::StrCat(rows, " x ", width));
     const at::Tensor h = Random({rows, width}), weight = Random({width}), dy = Random({rows, width});
     const at::Tensor d_h = Random({rows, width}), start = random_.Normal({width}, ArithmeticType(dtype()));
-    const at::Tensor rstd = RmsNorm(h, at::Tensor(), weight, kEps).rstd;
+    const at::Tensor rstd = RmsNorm(h, at::Tensor(), weight, kNormEps).rstd;
     const at::Tensor h_leaf = Leaf(h), weight_leaf = Leaf(weight);
-    torch::autograd::backward({reference::RmsNorm(h_leaf, weight_leaf, kEps)}, {dy.to(at::kDouble)});
+    torch::autograd::backward({reference::RmsNorm(h_leaf, weight_leaf, kNormEps)}, {dy.to(at::kDouble)});
 
     at::Tensor d_weight = start.clone();
     EXPECT_LT(RelativeError(RmsNormBackward(h, rstd, weight, dy, at::Tensor(), &d_weight), h_leaf.grad()),
@@ -94,7 +94,7 @@ constexpr Activation kActivations[] = {Activation::kSilu, Activation::kGeluTanh}
 
 TEST_P(RowKernels, Gated) {
   for (const Activation activation : kActivations) {
-    for (const auto& [rows, width] : kShapes) {
+    for (const auto& [rows, width] : kRowShapes) {
       SCOPED_TRACE(absl::StrCat(rows, " x ", width, ", activation ", static_cast<int>(activation)));
       const at::Tensor gate_up = Random({rows, 2 * width}, 4), d_out = Random({rows, width});
       const at::Tensor leaf = Leaf(gate_up), expected = reference::Gated(leaf, activation);
@@ -122,9 +122,9 @@ TEST_P(RowKernels, GatedWithExtremeGates) {
 TEST_P(RowKernels, RmsNormWithOffset) {
   const at::Tensor h = Random({9, 96}), weight = Random({96}) * 1e-3, dy = Random({9, 96});
   const at::Tensor h_leaf = Leaf(h), weight_leaf = Leaf(weight);
-  torch::autograd::backward({reference::RmsNorm(h_leaf, weight_leaf + 1, kEps)}, {dy.to(at::kDouble)});
-  const RmsNormResult result = RmsNorm(h, at::Tensor(), weight, kEps, /*offset=*/1);
-  const at::Tensor y = reference::RmsNorm(h.to(at::kDouble), weight.to(at::kDouble) + 1, kEps);
+  torch::autograd::backward({reference::RmsNorm(h_leaf, weight_leaf + 1, kNormEps)}, {dy.to(at::kDouble)});
+  const RmsNormResult result = RmsNorm(h, at::Tensor(), weight, kNormEps, /*offset=*/1);
+  const at::Tensor y = reference::RmsNorm(h.to(at::kDouble), weight.to(at::kDouble) + 1, kNormEps);
   EXPECT_LT(RelativeError(result.y, y), Tolerance(dtype()));
   EXPECT_TRUE(RmsNormAgain(h, result.rstd, weight, 1).equal(result.y));
   at::Tensor d_weight = at::zeros({96}, h.options().dtype(ArithmeticType(dtype())));

@@ -79,7 +79,7 @@ struct Results {
 
 // Tokens first.
 constexpr const char* kTensorNames[] = {"out", "lse", "dq", "dk", "dv"};
-std::vector<at::Tensor> Tensors(const Results& results) {
+std::vector<at::Tensor> TensorsOf(const Results& results) {
   const AttentionArguments d = Views(results.d_qkv);
   return {results.output.out, results.output.lse.t(), d.q, d.k, d.v};
 }
@@ -158,7 +158,7 @@ class ContextAttentionTest : public testing::Test {
   // none to pass on.
   void ExpectLikeWhole(at::ScalarType dtype, double tolerance) {
     ForEveryCase(dtype, [&](const Stream& stream, const Results& got) {
-      const std::vector<at::Tensor> all = Tensors(Whole(stream, dtype)), own = Tensors(got);
+      const std::vector<at::Tensor> all = TensorsOf(Whole(stream, dtype)), own = TensorsOf(got);
       for (size_t i = 0; i < own.size(); ++i) {
         const at::Tensor want = all[i].index_select(0, OwnTokens(stream));
         const double largest = std::max(want.abs().max().item<double>(), 1.0);
@@ -181,8 +181,8 @@ TEST_F(ContextAttentionTest, Float32LikeTheWholeStream) { ExpectLikeWhole(at::kF
 // that are rounded as the whole is. Where that is none (a document of one token) float32's round-off remains.
 TEST_F(ContextAttentionTest, BFloat16AtMostTwiceTheErrorOfTheWholeStream) {
   ForEveryCase(at::kBFloat16, [&](const Stream& stream, const Results& got) {
-    const std::vector<at::Tensor> exact = Tensors(Whole(stream, at::kDouble)), own = Tensors(got);
-    const std::vector<at::Tensor> whole = Tensors(Whole(stream, at::kBFloat16));
+    const std::vector<at::Tensor> exact = TensorsOf(Whole(stream, at::kDouble)), own = TensorsOf(got);
+    const std::vector<at::Tensor> whole = TensorsOf(Whole(stream, at::kBFloat16));
     for (size_t i = 0; i < own.size(); ++i) {
       const auto error = [&](const at::Tensor& rows) {
         const at::Tensor difference = rows.to(at::kDouble) - exact[i].index_select(0, OwnTokens(stream));

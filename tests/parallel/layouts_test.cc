@@ -15,11 +15,9 @@
 namespace trireme {
 namespace {
 
-using Tensors = std::map<std::string, at::Tensor>;
-
 constexpr ShardLevel kLevels[] = {ShardLevel::kNone, ShardLevel::kOptimizer, ShardLevel::kGradients,
                                   ShardLevel::kParameters};
-constexpr int kSteps = 5;
+constexpr int kLayoutSteps = 5;
 
 double Norm(const at::Tensor& a) {
   double sum = 0;
@@ -40,15 +38,15 @@ bool SameBits(const at::Tensor& a, const at::Tensor& b) {
   return a.sizes() == b.sizes() && std::memcmp(a.data_ptr(), b.data_ptr(), a.nbytes()) == 0;
 }
 
-struct Trajectory {
+struct LayoutTrajectory {
   Tensors gradients;           // of the first step
-  std::vector<double> losses;  // [kSteps]
+  std::vector<double> losses;  // [kLayoutSteps]
 };
 
-Trajectory Train(const Layout& layout, Mesh* mesh) {
+LayoutTrajectory Train(const Layout& layout, Mesh* mesh) {
   TinyTrainer trainer(layout, mesh);
-  Trajectory result;
-  for (int step = 1; step <= kSteps; ++step) {
+  LayoutTrajectory result;
+  for (int step = 1; step <= kLayoutSteps; ++step) {
     result.losses.push_back(trainer.ForwardBackward(/*step=*/1));  // always the same batch, so that the loss falls
     if (step == 1) result.gradients = trainer.Gradients();
     trainer.Update(step);
@@ -80,15 +78,15 @@ class Layouts : public testing::Test {
 
 // ---- The covering set ----
 
-struct Case {
+struct LayoutCase {
   Layout layout;
   int replicas = 1;
 };
 
-std::vector<Case> Cases(const std::vector<int>& replicas) {
-  std::vector<Case> cases;
+std::vector<LayoutCase> Cases(const std::vector<int>& replicas) {
+  std::vector<LayoutCase> cases;
   for (const std::vector<int>& r : CoveringSet({4, static_cast<int>(replicas.size()), 2, 3, 2, 2, 2})) {
-    Case chosen;
+    LayoutCase chosen;
     chosen.layout.shard = kLevels[r[0]];
     chosen.replicas = replicas[r[1]];
     chosen.layout.recompute = r[2] == 1;
@@ -105,13 +103,13 @@ TEST_F(Layouts, SameGradientsAndLossesAsOneRankThatHoldsEverything) {
   REQUIRE_RANKS(TestProcess().size() <= 4, "16 sequences make 4 microbatches for at most 4 ranks");
   std::vector<int> replicas;
   for (const auto& [count, mesh] : meshes_) replicas.push_back(count);
-  std::map<std::pair<bool, bool>, Trajectory> references;
-  const std::vector<Case> cases = Cases(replicas);
+  std::map<std::pair<bool, bool>, LayoutTrajectory> references;
+  const std::vector<LayoutCase> cases = Cases(replicas);
   EXPECT_GE(cases.size(), 12u);
   double worst = 0;
-  for (const Case& c : cases) {
+  for (const LayoutCase& c : cases) {
     SCOPED_TRACE(absl::StrCat(c.layout.ToString(), " replicas=", c.replicas));
-    Trajectory& reference = references[{c.layout.tied, c.layout.document_mask}];
+    LayoutTrajectory& reference = references[{c.layout.tied, c.layout.document_mask}];
     if (reference.losses.empty()) {
       Layout alone;
       alone.tied = c.layout.tied;
@@ -119,7 +117,7 @@ TEST_F(Layouts, SameGradientsAndLossesAsOneRankThatHoldsEverything) {
       reference = Train(alone, nullptr);
       EXPECT_LT(reference.losses.back(), reference.losses.front() - 0.05) << "the reference learns nothing";
     }
-    const Trajectory got = Train(c.layout, meshes_[c.replicas].get());
+    const LayoutTrajectory got = Train(c.layout, meshes_[c.replicas].get());
     EXPECT_EQ(got.gradients.size(), c.layout.tied ? 20u : 21u);
     for (const auto& [name, expected] : reference.gradients) {
       const auto found = got.gradients.find(name);
@@ -131,7 +129,8 @@ TEST_F(Layouts, SameGradientsAndLossesAsOneRankThatHoldsEverything) {
       EXPECT_LE(error, 1e-5) << name;
       EXPECT_NEAR(Norm(found->second) / Norm(expected), 1, 1e-5) << name;
     }
-    for (int i = 0; i < kSteps; ++i) EXPECT_NEAR(got.losses[i] / reference.losses[i], 1, 1e-5) << "step " << i + 1;
+    for (int i = 0; i < kLayoutSteps; ++i)
+      EXPECT_NEAR(got.losses[i] / reference.losses[i], 1, 1e-5) << "step " << i + 1;
   }
   if (TestProcess().rank() == 0) std::printf("%zu layouts; largest gradient error %.2g\n", cases.size(), worst);
 }
@@ -219,7 +218,7 @@ TEST_F(Layouts, Bfloat16IsAtMostTwiceAsFarFromFloat32AsOnOneRank) {
     Layout bf16 = exact;
     bf16.compute = at::kBFloat16;
     bf16.master_weights = master;
-    const Trajectory reference = Train(exact, nullptr), alone = Train(bf16, nullptr);
+    const LayoutTrajectory reference = Train(exact, nullptr), alone = Train(bf16, nullptr);
     const double alone_loss = LargestDeviation(alone.losses, reference.losses);
     EXPECT_GT(alone_loss, 0) << "bfloat16 should differ from float32";
     for (const auto& [replicas, mesh] : meshes_) {
@@ -227,7 +226,7 @@ TEST_F(Layouts, Bfloat16IsAtMostTwiceAsFarFromFloat32AsOnOneRank) {
         bf16.shard = level;
         bf16.accumulation = 2;
         SCOPED_TRACE(absl::StrCat(bf16.ToString(), " replicas=", replicas));
-        const Trajectory got = Train(bf16, mesh.get());
+        const LayoutTrajectory got = Train(bf16, mesh.get());
         for (const auto& [name, expected] : reference.gradients) {
           EXPECT_LE(RelativeError(got.gradients.at(name), expected),
                     2 * RelativeError(alone.gradients.at(name), expected))

@@ -17,6 +17,8 @@
 
 namespace trireme {
 
+using Tensors = std::map<std::string, at::Tensor>;  // by parameter, float32, whole
+
 // What must not change numbers, and what defines them (the last five).
 struct Layout {
   ShardLevel shard = ShardLevel::kParameters;
@@ -43,7 +45,7 @@ Microbatch TinyMicrobatch(int64_t step, int64_t first, int64_t count, bool docum
 
 // The whole tensor from the ranks' parts of it (own_weights() or own_gradient() of `buffer`), by parameter; float32.
 // Collective over the gather group.
-std::map<std::string, at::Tensor> WholeTensors(const ParameterBuffer& buffer, const at::Tensor& own);
+Tensors WholeTensors(const ParameterBuffer& buffer, const at::Tensor& own);
 
 class TinyTrainer {
  public:
@@ -55,8 +57,8 @@ class TinyTrainer {
   void Update(int64_t step);
 
   // Collective over the gather groups.
-  std::map<std::string, at::Tensor> Gradients() const;
-  std::map<std::string, at::Tensor> Weights() const;
+  Tensors Gradients() const;
+  Tensors Weights() const;
 
  private:
   Layout layout_;

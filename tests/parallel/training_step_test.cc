@@ -13,7 +13,7 @@ constexpr char kClipped[] =
     "optimizer { adamw { learning_rate: 0.01 } } lr_schedule { clip_grad_norm: 0.5 } micro_batch_size: 2";
 
 // Meshes of this job's size on which ranks share what they can.
-std::vector<std::string> Layouts() {
+std::vector<std::string> StepLayouts() {
   const int ranks = TestProcess().size();
   std::vector<std::string> layouts = {"", "parallel { shard: GRADIENTS }"};
   if (ranks % 2 == 0) layouts.push_back("parallel { tensor: 2 }");
@@ -30,7 +30,7 @@ int64_t Calls(const std::map<std::pair<std::string, std::string>, OperationCount
 
 TEST(TrainingStep, UploadsOnceReadsNothingAndSendsNoControlMessage) {
   REQUIRE_RANKS(TestProcess().size() <= 4, "it is the same on more");
-  for (const std::string& layout : Layouts()) {
+  for (const std::string& layout : StepLayouts()) {
     SCOPED_TRACE(layout);
     TinyRun run({kClipped, layout});
     run.Initialize();
@@ -54,7 +54,7 @@ TEST(TrainingStep, UploadsOnceReadsNothingAndSendsNoControlMessage) {
 
 TEST(TrainingStep, ResultsReadLateAreThoseReadAtOnce) {
   REQUIRE_RANKS(TestProcess().size() <= 4, "it is the same on more");
-  for (const std::string& layout : Layouts()) {
+  for (const std::string& layout : StepLayouts()) {
     SCOPED_TRACE(layout);
     TinyRun late({kClipped, layout, "loss { z_loss: 1e-3 }"}), at_once({kClipped, layout, "loss { z_loss: 1e-3 }"});
     late.Initialize();

@@ -185,7 +185,7 @@ TEST_F(CheckAgainst, FilesThatCannotServe) {
 
 // ---- What a pattern of differences points to ----
 
-std::string Mesh(int pipeline, int replicate, int shard, int context, int tensor) {
+std::string MeshText(int pipeline, int replicate, int shard, int context, int tensor) {
   return absl::StrCat("pipeline ", pipeline, " x data_replicate ", replicate, " x data_shard ", shard, " x context ",
                       context, " x tensor ", tensor);
 }
@@ -195,9 +195,9 @@ TEST(LikelyCause, OneFactorOnEveryGradient) {
             "axis data_shard: every gradient is off by the same factor 4, its degree");
   EXPECT_EQ(LikelyCause({{"a", 0.25}, {"b", 0.25}}, 2, kShard, kOne),
             "axis data_shard: every gradient is off by the same factor 0.25, its degree");
-  EXPECT_EQ(LikelyCause({{"a", 2.0}, {"b", 2.0}}, 2, Mesh(1, 2, 4, 1, 1), kOne),
+  EXPECT_EQ(LikelyCause({{"a", 2.0}, {"b", 2.0}}, 2, MeshText(1, 2, 4, 1, 1), kOne),
             "axis data_replicate: every gradient is off by the same factor 2, its degree");
-  EXPECT_EQ(LikelyCause({{"a", 0.5}, {"b", 0.5}}, 2, kOne, Mesh(1, 1, 1, 2, 1)),
+  EXPECT_EQ(LikelyCause({{"a", 0.5}, {"b", 0.5}}, 2, kOne, MeshText(1, 1, 1, 2, 1)),
             "axis context: every gradient is off by the same factor 0.5, its degree");
   EXPECT_EQ(LikelyCause({{"a", 3.0}, {"b", 3.0}}, 2, kShard, kOne),
             "the loss's normalization: every gradient is off by the same factor 3");
@@ -211,14 +211,15 @@ TEST(LikelyCause, WhatEachAxisCanBreak) {
       LikelyCause({{norm, 0.7}, {"model.norm.weight", 0.6}}, 9, kTensor, kOne).rfind("axis tensor: only norms", 0), 0u);
   EXPECT_EQ(LikelyCause({{key, 0.7}, {value, 0.6}}, 9, kTensor, kOne).rfind("axis tensor: only keys and values", 0),
             0u);
-  EXPECT_EQ(LikelyCause({{tied, 0.7}}, 9, Mesh(2, 1, 1, 1, 1), kOne).rfind("axis pipeline: only the tied matrix", 0),
-            0u);
-  EXPECT_EQ(LikelyCause({{mlp, 0.7}, {query, 0.6}}, 9, Mesh(1, 1, 1, 2, 1), kOne).rfind("axis context: attention", 0),
-            0u);
+  EXPECT_EQ(
+      LikelyCause({{tied, 0.7}}, 9, MeshText(2, 1, 1, 1, 1), kOne).rfind("axis pipeline: only the tied matrix", 0), 0u);
+  EXPECT_EQ(
+      LikelyCause({{mlp, 0.7}, {query, 0.6}}, 9, MeshText(1, 1, 1, 2, 1), kOne).rfind("axis context: attention", 0),
+      0u);
   // An axis that both layouts have alike is not blamed.
-  EXPECT_EQ(LikelyCause({{norm, 0.7}}, 9, Mesh(2, 1, 1, 1, 2), kTensor),
+  EXPECT_EQ(LikelyCause({{norm, 0.7}}, 9, MeshText(2, 1, 1, 1, 2), kTensor),
             "one of the axes in which the layouts differ: pipeline");
-  EXPECT_EQ(LikelyCause({{mlp, 0.7}}, 9, Mesh(2, 1, 1, 1, 2), kOne),
+  EXPECT_EQ(LikelyCause({{mlp, 0.7}}, 9, MeshText(2, 1, 1, 1, 2), kOne),
             "one of the axes in which the layouts differ: pipeline, tensor");
 }
 
