@@ -73,6 +73,11 @@ int Main(int argc, char** argv, const Extensions& extensions) {
   if (argc > 1 && argv[1][0] != '-' && std::count(commands.begin(), commands.end(), argv[1]) == 0) {
     return Report(Error(ExitCode::kConfig, "no command is called \"", argv[1], "\"", Suggestion(argv[1], commands)));
   }
+  // Each verb but these starts MPI.
+  for (const char* alone : {"prepare", "tokenizer", "inspect", "validate", "plan", "export", "config", "completion"}) {
+    if (argc < 2 || argv[1] != std::string(alone)) continue;
+    if (const absl::Status status = CheckAlone(alone); !status.ok()) return Report(status);
+  }
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {

@@ -43,12 +43,18 @@ absl::StatusOr<Json> ReadObject(const std::string& path) {
 }
 
 // Adds those that `config` names: strings, or objects with the string as `content`.
-void AddSpecialTokens(const Json& config, SpecialTokens* tokens) {
+absl::Status AddSpecialTokens(const std::string& file, const Json& config, SpecialTokens* tokens) {
   for (const char* name : kSpecialTokens) {
     const Json& token = JsonMember(config, name);
     const Json& content = token.is_object() ? JsonMember(token, "content") : token;
-    if (const std::string* text = JsonText(content)) tokens->emplace(name, *text);
+    if (const std::string* text = JsonText(content)) {
+      tokens->emplace(name, *text);
+    } else if (!token.is_null()) {
+      return Error(ExitCode::kData, file, ": ", name, " is ", DumpJson(token).substr(0, 60),
+                   ", which is neither a text nor an object with one as \"content\"");
+    }
   }
+  return absl::OkStatus();
 }
 
 // The templates of a model directory by name.
@@ -168,7 +174,7 @@ absl::StatusOr<SpecialTokens> ReadSpecialTokens(const std::string& folder) {
     const std::string file = absl::StrCat(folder, "/", name);
     if (!Exists(file)) continue;
     ASSIGN_OR_RETURN(const Json config, ReadObject(file));
-    AddSpecialTokens(config, &tokens);
+    RETURN_IF_ERROR(AddSpecialTokens(file, config, &tokens));
   }
   return tokens;
 }

@@ -8,9 +8,11 @@
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <cstdio>
 #include <cstdlib>
 #include <exception>
+#include <thread>
 
 #include "launch/base/log.h"
 
@@ -95,6 +97,17 @@ int Process::recommended_threads() const {
   if (const char* text = std::getenv("OMP_NUM_THREADS"); text != nullptr && std::atoi(text) > 0)
     return std::min(std::atoi(text), 4 * std::max(1, online));
   return processors < online ? processors : std::max(1, processors / local_size_);
+}
+
+absl::Status CheckAlone(const std::string& command) {
+  const char* size = std::getenv("OMPI_COMM_WORLD_SIZE");
+  const char* rank = std::getenv("OMPI_COMM_WORLD_RANK");
+  if (size == nullptr || rank == nullptr || std::atoi(size) < 2) return absl::OkStatus();
+  const absl::Status status = Error(ExitCode::kConfig, command, ": runs as one process, but mpirun started ", size,
+                                    " of it; start it without mpirun");
+  if (std::atoi(rank) == 0) return status;
+  std::this_thread::sleep_for(std::chrono::seconds(2));
+  return MarkTold(status);
 }
 
 void FailProcess(const absl::Status& status) {

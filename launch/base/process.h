@@ -45,6 +45,10 @@ class Process {
   bool abandoned_ = false;
 };
 
+// kConfig where mpirun started several of a `command` that runs as one process and starts no MPI. One of them returns
+// at once, the others a moment later, so that its message is out before mpirun takes them all down.
+absl::Status CheckAlone(const std::string& command);
+
 // Prints the error and ends the process with its code, without waiting for other ranks: mpirun then takes the job down
 // and returns that code. For use once MPI runs.
 [[noreturn]] void FailProcess(const absl::Status& status);

@@ -5,20 +5,33 @@
 #include <optional>
 
 #include "data/chat/masked_tokens.h"
+#include "launch/base/file.h"
+#include "launch/base/json.h"
+#include "launch/base/log.h"
 #include "models/formats/base/json_file.h"
 #include "models/source/model_text.h"
 
 namespace trireme {
 namespace {
 
-// eos_token_id of a generation_config.json: one, or a list.
+// eos_token_id of a generation_config.json: one, or a list. What is wrong with the file is told: a model that does not
+// stop where it should looks like a bad model.
 std::vector<int64_t> GenerationEnds(const std::string& folder) {
-  const absl::StatusOr<nlohmann::json> file = ReadJsonObject(folder + "/generation_config.json");
-  if (!file.ok()) return {};
+  const std::string path = folder + "/generation_config.json";
+  if (!Exists(path)) return {};
+  const absl::StatusOr<nlohmann::json> file = ReadJsonObject(path);
+  if (!file.ok()) {
+    Warning(file.status().message(), "; generation does not stop at its eos_token_id");
+    return {};
+  }
   const nlohmann::json& eos = JsonMember(*file, "eos_token_id");
   std::vector<int64_t> ids;
   for (const nlohmann::json& id : eos.is_array() ? eos : nlohmann::json::array({eos})) {
-    if (const std::optional<int64_t> number = JsonInteger(id)) ids.push_back(*number);
+    if (const std::optional<int64_t> number = JsonInteger(id)) {
+      ids.push_back(*number);
+    } else if (!id.is_null()) {
+      Warning(path, ": eos_token_id holds ", DumpJson(id), ", which is no id; it is left out");
+    }
   }
   return ids;
 }
@@ -54,6 +67,7 @@ std::vector<int64_t> EndIds(const ModelSource& source, const Tokenizer* tokenize
     first = *digest;
     add_all(GenerationEnds(folder));
     const absl::StatusOr<SpecialTokens> tokens = ReadSpecialTokens(folder);
+    if (!tokens.ok()) Warning(tokens.status().message(), "; generation does not stop at its eos_token");
     if (tokens.ok() && tokenizer != nullptr) add(SpecialTokenId(*tokens, "eos_token", *tokenizer).value_or(-1));
   }
   add_all(source.text.ends);

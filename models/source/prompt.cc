@@ -26,10 +26,10 @@ absl::Status AddPrefix(const Json& processor, const std::string& name, const Tok
     for (const Json& part : JsonList(JsonMember(processor, "processors")))
       RETURN_IF_ERROR(AddPrefix(part, name, tokenizer, ids));
   }
-  if (type == "BertProcessing" || type == "RobertaProcessing")
-    return Error(ExitCode::kData, "tokenizer: ", name, ": a post_processor of type ", type,
+  if (type == "Sequence" || type == "ByteLevel") return absl::OkStatus();
+  if (type != "TemplateProcessing")
+    return Error(ExitCode::kData, "tokenizer: ", name, ": a post_processor of type ", type.substr(0, 60),
                  " is not supported; Sequence, ByteLevel and TemplateProcessing are");
-  if (type != "TemplateProcessing") return absl::OkStatus();
   const Json& single = JsonMember(processor, "single");
   if (!single.is_array()) return bad("is a TemplateProcessing without a list \"single\"");
   for (const Json& piece : JsonList(single)) {

@@ -144,6 +144,8 @@ TEST(ReadSpecialTokens, OlderModelsHaveThemInAFileOfTheirOwn) {
   WriteText(folder / "special_tokens_map.json", R"({"bos_token": "old", "eos_token": {"content": "</s>"}, "x": "y"})");
   WriteText(folder / "tokenizer_config.json", R"({"bos_token": "new", "eos_token": null})");
   EXPECT_EQ(ReadSpecialTokens(folder / "").value(), (SpecialTokens{{"bos_token", "new"}, {"eos_token", "</s>"}}));
+  WriteText(folder / "special_tokens_map.json", R"({"eos_token": 7})");
+  EXPECT_ERROR(ReadSpecialTokens(folder / "").status(), ExitCode::kData, "eos_token is 7, which is neither a text");
   WriteText(folder / "special_tokens_map.json", "[]");
   EXPECT_EQ(ExitCodeOf(ReadSpecialTokens(folder / "").status()), ExitCode::kData);
 }

@@ -117,7 +117,9 @@ TEST(Prompt, APostProcessorOfWrongTypesIsRefused) {
        "gives x an id that is none of the tokenizer's"},
       {R"({"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": "x"}}],
            "special_tokens": {"x": {"ids": ["y"]}}})",
-       "gives x an id that is none of the tokenizer's"}};
+       "gives x an id that is none of the tokenizer's"},
+      {R"({"type": "Surprising"})", "a post_processor of type Surprising is not supported"},
+      {R"({"type": "Sequence", "processors": [{"type": "RobertaProcessing"}]})", "type RobertaProcessing is not"}};
   for (const auto& [processor, part] : cases) {
     SCOPED_TRACE(processor);
     file["post_processor"] = nlohmann::json::parse(processor);

@@ -106,7 +106,13 @@ TEST(RecipeTest, LengthOfTheRun) {
 
 TEST(RecipeTest, MeshAndRanks) {
   ExpectRefused("parallel { data_shard: 2 }", "data_shard 2 x the other axes' 1 = 2 ranks, but the job has 3", 3);
-  ExpectRefused("parallel { data_replicate: 2 }", "the other axes take 2 ranks, which does not divide the 3 ranks", 3);
+  ExpectRefused(
+      "parallel { data_replicate: 2 }",
+      "the other axes take 2 ranks, which does not divide the 3 ranks of this job\n    the closest layout of 3 "
+      "ranks that fits: parallel { data_replicate: 3 }",
+      3);
+  ExpectRefused("parallel { data_shard: 2 } global_batch_size: 8",
+                "or set data_shard: 0\n    no layout of 7 ranks fits this model and global_batch_size", 7);
   ExpectRefused("parallel { data_replicate: 0 }", "parallel.data_replicate: is 0; give 1 or more");
   ExpectRefused("parallel { data_shard: -1 }", "parallel.data_shard: is -1");
   ExpectRefused("parallel { tensor: -2 }", "parallel.tensor: is -2");

@@ -68,8 +68,10 @@ absl::Status RunValidate(const ValidateFlags& flags, const Extensions& extension
   if (config.run_dir().empty()) problems.emplace_back("run_dir: not set; give a folder for checkpoints and metrics");
   if (recipe.ok()) {
     for (const absl::Status& status :
-         {CheckExport(recipe->config).ok() && corpora.ok() ? TryInScratch(*recipe, extensions)
-                                                           : CheckExport(recipe->config),
+         {CheckOrigin(recipe->config),
+          CheckExport(recipe->config).ok() && CheckOrigin(recipe->config).ok() && corpora.ok()
+              ? TryInScratch(*recipe, extensions)
+              : CheckExport(recipe->config),
           config.run_dir().empty() ? absl::OkStatus() : CheckWritable("run_dir", config.run_dir()),
           config.export_().output().empty()
               ? absl::OkStatus()
@@ -79,12 +81,15 @@ absl::Status RunValidate(const ValidateFlags& flags, const Extensions& extension
   }
   if (!problems.empty()) {
     const bool data = recipe.ok() && problems.size() == 1 && !corpora.ok();
+    std::string text = problems[0];
+    if (problems.size() > 1)
+      absl::StrAppend(&text, "\nand ", problems.size() - 1, " more:\n  ",
+                      absl::StrJoin(problems.begin() + 1, problems.end(), "\n  "));
     return Error(data          ? ExitCodeOf(corpora.status())
                  : recipe.ok() ? ExitCode::kConfig
                                : ExitCodeOf(recipe.status()),
-                 absl::StrJoin(problems, "\n  "));
+                 text);
   }
-  for (const std::string& sentence : SettingsWithoutEffect(config, *recipe)) Warning(sentence);
   std::cout << ConfigText(recipe->config) << "\n# fits " << flags.ranks << " ranks: " << recipe->engine.mesh.ToString()
             << "\n# " << HumanCount(static_cast<double>(NumParameters(recipe->engine.model))) << " parameters, "
             << recipe->total_steps << " steps of " << HumanCount(static_cast<double>(recipe->tokens_per_step))
@@ -100,6 +105,9 @@ absl::Status RunValidate(const ValidateFlags& flags, const Extensions& extension
               << (recipe->engine.schedule.num_ranks() > 1 ? absl::StrCat(" of pipeline rank ", rank) : "")
               << ", beside the program itself: " << ToString(memory) << "\n";
   }
+  std::cout.flush();
+  // After the config, so that they are the last that stands on the screen.
+  for (const std::string& sentence : SettingsWithoutEffect(config, *recipe)) Warning(sentence);
   const int64_t there = TotalMemoryBytes(at::kCPU);
   if (!cuda && together > there)
     Warning("memory: the ", flags.ranks, " ranks need about ", HumanBytes(static_cast<double>(together)),

@@ -482,6 +482,7 @@ absl::StatusOr<Plan> MakePlan(const TrainOptions& options, const Extensions& ext
   if (process.rank() == 0) {
     for (const std::string& sentence : SettingsWithoutEffect(config, plan.recipe)) Warning(sentence);
   }
+  RETURN_IF_ERROR(CheckOrigin(plan.recipe.config));
   RETURN_IF_ERROR(CheckEvaluation(config, plan.corpora));
   return plan;
 }

@@ -70,7 +70,14 @@ absl::Status CutAfter(const std::string& path, int64_t step, const RunDescriptio
   }
   if (damaged > 0) Warning("metrics: ", path, " had ", damaged, " damaged lines; they are left out");
   if (!described) RETURN_IF_ERROR(writer->Append(run_line.data(), run_line.size()));
-  const std::string resume = Line({{"type", "resume"}, {"step", step}, {"mesh", run.mesh}});
+  const std::string resume = Line({{"type", "resume"},
+                                   {"step", step},
+                                   {"version", run.version},
+                                   {"started", run.started},
+                                   {"ranks", run.ranks},
+                                   {"mesh", run.mesh},
+                                   {"device", run.device},
+                                   {"total_steps", run.total_steps}});
   RETURN_IF_ERROR(writer->Append(resume.data(), resume.size()));
   RETURN_IF_ERROR(writer->Close());
   return RenameDurably(temporary, path);

@@ -20,7 +20,9 @@ namespace {
 
 using Problems = std::vector<std::string>;
 
-void CheckParallel(const RunConfig& config, int world, Recipe* recipe, Problems* problems) {
+// Gives what keeps the axes from multiplying to the job's ranks; "" where they do.
+std::string CheckParallel(const RunConfig& config, int world, Recipe* recipe, Problems* problems) {
+  std::string mismatch;
   const ParallelConfig& p = config.parallel();
   const auto degree = [&](const char* field, int value) {
     if (value < 1) problems->push_back(absl::StrCat("parallel.", field, ": is ", value, "; give 1 or more"));
@@ -40,16 +42,17 @@ void CheckParallel(const RunConfig& config, int world, Recipe* recipe, Problems*
   if (shard == 0) {
     shard = std::max(1, world / others);
     if (world % others != 0) {
-      problems->push_back(absl::StrCat("parallel: the other axes take ", others, " ranks, which does not divide the ",
-                                       world, " ranks of this job"));
+      mismatch = absl::StrCat("parallel: the other axes take ", others, " ranks, which does not divide the ", world,
+                              " ranks of this job");
     }
   } else if (shard * others != world) {
-    problems->push_back(absl::StrCat("parallel: data_shard ", shard, " x the other axes' ", others, " = ",
-                                     shard * others, " ranks, but the job has ", world, "; start it with `mpirun -np ",
-                                     shard * others, "` or set data_shard: 0"));
+    mismatch = absl::StrCat("parallel: data_shard ", shard, " x the other axes' ", others, " = ", shard * others,
+                            " ranks, but the job has ", world, "; start it with `mpirun -np ", shard * others,
+                            "` or set data_shard: 0");
   }
   recipe->engine.mesh[Axis::kDataShard] = shard;
   recipe->config.mutable_parallel()->set_data_shard(shard);
+  return mismatch;
 }
 
 void CheckBatch(const RunConfig& config, Recipe* recipe, Problems* problems) {
@@ -74,14 +77,19 @@ void CheckBatch(const RunConfig& config, Recipe* recipe, Problems* problems) {
 }
 
 // The mesh against the model, once both are known: what does not fit, the closest mesh that does, and the stages.
-void CheckLayout(const RunConfig& config, int world, Recipe* recipe, Problems* problems) {
+// mismatch: what CheckParallel() found.
+void CheckLayout(const RunConfig& config, int world, const std::string& mismatch, Recipe* recipe, Problems* problems) {
   std::vector<std::string> found =
       LayoutProblems(BatchOf(config), PipelineOf(config.parallel()), recipe->engine.model, recipe->engine.mesh);
+  if (!mismatch.empty()) found = {mismatch};  // The mesh that was checked is not the job's.
   if (!found.empty()) {
     const std::string proposal =
         ProposeLayout(BatchOf(config), PipelineOf(config.parallel()), recipe->engine.model, recipe->engine.mesh, world);
-    if (!proposal.empty())
+    if (!proposal.empty()) {
       absl::StrAppend(&found.back(), "\n    the closest layout of ", world, " ranks that fits: ", proposal);
+    } else if (!mismatch.empty()) {
+      absl::StrAppend(&found.back(), "\n    no layout of ", world, " ranks fits this model and global_batch_size");
+    }
     problems->insert(problems->end(), found.begin(), found.end());
     return;
   }
@@ -237,9 +245,10 @@ absl::StatusOr<Recipe> MakeRecipe(const RunConfig& config, int world_size, const
   if (!model->has_vocab_size() && facts.vocab_size > 0) model->set_vocab_size(static_cast<int32_t>(facts.vocab_size));
   // Samples in one sequence know nothing of each other.
   if (config.data().has_conversations()) recipe.config.mutable_data()->set_document_mask(true);
-  if (!model->has_max_position_embeddings()) model->set_max_position_embeddings(config.data().sequence_length());
+  if (!model->has_max_position_embeddings())
+    model->set_max_position_embeddings(std::max(1, config.data().sequence_length()));
   PlanFrom(config, &recipe.engine);
-  CheckParallel(config, world_size, &recipe, &problems);
+  const std::string mismatch = CheckParallel(config, world_size, &recipe, &problems);
   CheckBatch(config, &recipe, &problems);
   absl::StatusOr<ModelFamily> family = FindFamily(families, model->family());
   if (family.ok()) {
@@ -271,7 +280,9 @@ absl::StatusOr<Recipe> MakeRecipe(const RunConfig& config, int world_size, const
         "adapter.init_lora_weights: PISSA takes its start from the exact weights; leave it or model.quantization out");
   if (family.ok() && config.global_batch_size() >= 1 && config.micro_batch_size() >= 1 &&
       config.data().sequence_length() >= 1) {
-    CheckLayout(config, world_size, &recipe, &problems);
+    CheckLayout(config, world_size, mismatch, &recipe, &problems);
+  } else if (!mismatch.empty()) {
+    problems.push_back(mismatch);
   }
   CheckTraining(config, facts, &recipe, &problems);
   CheckRest(config, attention_names, &problems);
@@ -280,6 +291,14 @@ absl::StatusOr<Recipe> MakeRecipe(const RunConfig& config, int world_size, const
                problems.size() == 1 ? "the config does not fit:\n  "
                                     : absl::StrCat("the config has ", problems.size(), " problems:\n  "),
                absl::StrJoin(problems, "\n  "));
+}
+
+absl::Status CheckOrigin(const RunConfig& config) {
+  if (config.model().has_from() || !(config.has_adapter() || config.model().has_quantization()))
+    return absl::OkStatus();
+  return Error(ExitCode::kConfig, config.has_adapter() ? "adapter" : "model.quantization",
+               ": the model has random weights, which no file holds, so what is trained on them could not be opened "
+               "again; set model.from (`trireme bench` measures speed without it)");
 }
 
 std::vector<std::string> SettingsWithoutEffect(const RunConfig& config, const Recipe& recipe) {

@@ -44,6 +44,10 @@ struct Recipe {
 absl::StatusOr<Recipe> MakeRecipe(const RunConfig& config, int world_size, const std::vector<ModelFamily>& families,
                                   const std::vector<std::string>& attention_names, const CorpusFacts& facts);
 
+// kConfig where nobody could open what a run of `config` would train: an adapter, or what stands beside quantized weights,
+// needs a model from somewhere. MakeRecipe() allows it, since speed is measured on random weights too.
+absl::Status CheckOrigin(const RunConfig& config);
+
 // Sentences about settings of `config`, which `recipe` was made of, that do nothing or less than they seem to beside
 // the others: a warm-up that outlives the run, a step to trace that never comes.
 std::vector<std::string> SettingsWithoutEffect(const RunConfig& config, const Recipe& recipe);

@@ -160,6 +160,9 @@ absl::Status CheckSharedFolder(ProcessGroup& world, const std::string& field, co
   const std::string id = BroadcastBytes(world, absl::StrCat(kSharedPrefix, now, "-", ::getpid()));
   const std::string path = absl::StrCat(folder, "/", id);
   const std::string writer = BroadcastBytes(world, host);
+  std::error_code error;
+  const std::string here = std::filesystem::absolute(folder, error).string();
+  const std::string written = BroadcastBytes(world, here);
   absl::Status status = absl::OkStatus();
   if (world.rank() == 0) {
     RemoveShared(folder);  // of a start that was killed
@@ -169,13 +172,11 @@ absl::Status CheckSharedFolder(ProcessGroup& world, const std::string& field, co
   const auto seen = [&] { return ReadFile(path, id.size()).value_or("") == id; };
   const double end = MonotonicSeconds() + kPatience;
   while (!seen() && MonotonicSeconds() < end) std::this_thread::sleep_for(std::chrono::milliseconds(100));
-  if (!seen()) {
-    std::error_code error;
-    const std::string here = std::filesystem::absolute(folder, error).string();
-    status = Error(ExitCode::kConfig, field, ": what rank 0 on ", writer, " writes into ", folder,
+  if (!seen())
+    status = Error(ExitCode::kConfig, field, ": what rank 0 on ", writer, " writes into ", written,
                    " is not to be seen on ", host, " in ", here,
-                   "; give a folder that all machines share, under the same path from every rank's working directory");
-  }
+                   here == written ? "; give a folder that all machines share"
+                                   : "; give every rank the same folder, one that all machines share");
   status = Agree(world, status);
   if (world.rank() == 0) RemoveShared(folder);
   return status;

@@ -54,6 +54,12 @@ class BadConfig(job.JobTest):
             result = self.refused(job.WORLD_SIZE, "expects 2 ranks but was started with 1", "mpirun -np 2", ranks=ranks, arguments=["--ranks", "2"])
             self.assertLess(result.seconds, 10)
 
+    def test_a_verb_of_one_process_under_mpirun(self):
+        for command in (["export", "run", "--output", "of-many"], ["validate", "tiny.textproto"]):
+            result = job.run(self.folder, "mpirun", "--quiet", "--oversubscribe", "-np", "3", job.TRIREME, *command)
+            self.assertCode(result, job.CONFIG)
+            self.assertSays(result, f"{command[0]}: runs as one process, but mpirun started 3 of it", times=1)
+
     def test_expected_ranks(self):
         for ranks in (0, 1):
             self.refused(job.WORLD_SIZE, "expected_ranks", "mpirun -np 2", ranks=ranks, arguments=["--set", "launch.expected_ranks=2"])

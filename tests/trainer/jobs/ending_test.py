@@ -51,9 +51,10 @@ class Ending(job.JobTest):
         self.refused(job.DATA, "what the run writes at its end was tried", "llama.cpp has no name for these splitting rules",
                      arguments=["--set", 'data { source { path: "odd" } }', "--set", 'export { format: GGUF output: "model.gguf" }'])
 
-    def test_merging_needs_a_base(self):
-        self.refused(job.CONFIG, "what the run writes at its end was tried", "model of random weights",
-                     arguments=["--set", "adapter { r: 4 }", "--set", 'export { merge: true output: "merged" }'])
+    def test_an_adapter_needs_a_base_that_can_be_opened_again(self):
+        for field, settings in (("adapter", "adapter { r: 4 }"), ("model.quantization", "model { quantization { method: NF4 } }")):
+            with self.subTest(field):
+                self.refused(job.CONFIG, f"{field}: the model has random weights", "set model.from", arguments=["--set", settings])
 
     def test_an_adapter_is_written_or_never_trained(self):
         # Whatever of this can be written, no run may find out at its end.

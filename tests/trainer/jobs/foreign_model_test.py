@@ -191,6 +191,15 @@ class ForeignModel(job.JobTest):
                 self.assertCode(result, job.DATA)
                 self.assertSays(result, "post_processor", times=1)
 
+    def test_a_damaged_generation_config_is_told(self):
+        for number, (text, said) in enumerate((("{", "is the file whole?; generation does not stop at its eos_token_id"), ('{"eos_token_id": [1, "two"]}', 'eos_token_id holds "two", which is no id'))):
+            with self.subTest(text):
+                folder = self.with_tokenizer(llama(self.folder / f"generation-{number}"))
+                (folder / "generation_config.json").write_text(text)
+                result = self.trireme("generate", folder, "--prompt-ids", "1", "--max-tokens", 2, "--print-ids")
+                self.assertCode(result, 0)
+                self.assertSays(result, said, times=1)
+
     def test_a_pattern_that_never_ends_is_an_error_of_the_data(self):
         def change(file):
             split = {"type": "Split", "pattern": {"Regex": "(a+)+[bc]"}, "behavior": "Isolated", "invert": False}

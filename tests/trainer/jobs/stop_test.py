@@ -87,9 +87,6 @@ class Stops(job.JobTest):
         self.assertCode(job.train(self.folder, 2, *model), 0)
         self.assertSameEnd(self.run_dir, self.uninterrupted(2, *model))
 
-    def test_a_quantized_base_is_made_again(self):
-        self.made_again(["--set", "model { quantization { method: NF4 } }"])
-
     def test_a_quantized_base_is_imported_again(self):
         self.assertCode(job.run(self.folder, job.TRIREME, "export", self.uninterrupted().name, "--output", "base"), 0)
         self.made_again(adapter("base"))
