@@ -130,10 +130,9 @@ void Engine::BuildStages(BufferOptions options) {
   stage_options.recompute = plan_.recompute.blocks;
   stage_options.keep = plan_.recompute.keep;
   stage_options.offload = plan_.recompute.offload && plan_.recompute.blocks && device_.is_cuda();
-  if (plan_.recompute.offload && !stage_options.offload && mesh_.control().rank() == 0) {
-    Warning("recompute.offload has no effect ",
-            device_.is_cuda() ? "without recompute.policy BLOCK or SELECTIVE" : "on a CPU, whose memory is the host's");
-  }
+  // Offload without recomputation is the recipe's to tell.
+  if (plan_.recompute.offload && plan_.recompute.blocks && !device_.is_cuda() && mesh_.control().rank() == 0)
+    Warning("recompute.offload has no effect on a CPU, whose memory is the host's");
   stage_options.z_loss = plan_.z_loss;
   stage_options.loss_chunk_tokens = LossChunkTokens(plan_, device_.type());
   stage_options.device = device_;

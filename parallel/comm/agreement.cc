@@ -70,8 +70,11 @@ absl::Status MarkAgreed(const absl::Status& status) {
 bool IsAgreed(const absl::Status& status) { return status.GetPayload(kAgreedPayload).has_value(); }
 
 std::string RankNames(const std::vector<int>& ranks) {
+  constexpr int kMostRuns = 16;  // of ranks that follow each other
   std::string text = ranks.size() == 1 ? "rank " : "ranks ";
+  int runs = 0;
   for (size_t begin = 0; begin < ranks.size();) {
+    if (runs++ == kMostRuns) return absl::StrCat(text, " and ", ranks.size() - begin, " more");
     size_t end = begin + 1;
     while (end < ranks.size() && ranks[end] == ranks[end - 1] + 1) ++end;
     absl::StrAppend(&text, begin == 0 ? "" : ", ", ranks[begin]);

@@ -25,7 +25,7 @@ std::vector<std::string> GatherBytes(ProcessGroup& world, const std::string& byt
 // Collective. Rank 0's bytes on every rank.
 std::string BroadcastBytes(ProcessGroup& world, const std::string& bytes);
 
-// "rank 3", "ranks 0, 2-7". Ascending.
+// "rank 3", "ranks 0, 2-7"; of ranks that are scattered widely the first and how many more. Ascending.
 std::string RankNames(const std::vector<int>& ranks);
 
 // Collective. Rank 0 prints each different warning of the ranks once, with the ranks that have it unless all do; "":

@@ -8,21 +8,13 @@
 
 #include "launch/base/json.h"
 #include "launch/base/log.h"
+#include "parallel/comm/agreement.h"
 
 namespace trireme {
 namespace {
 
 using Json = nlohmann::ordered_json;
 using Operation = RankReport::Operation;
-
-// "rank 1" or "ranks 0, 2, 3"; long lists are cut.
-std::string Ranks(const std::vector<int>& ranks) {
-  constexpr size_t kShown = 16;
-  std::string text = absl::StrCat(ranks.size() == 1 ? "rank " : "ranks ",
-                                  absl::StrJoin(ranks.begin(), ranks.begin() + std::min(ranks.size(), kShown), ", "));
-  if (ranks.size() > kShown) absl::StrAppend(&text, " and ", ranks.size() - kShown, " more");
-  return text;
-}
 
 std::string Verb(const std::vector<int>& ranks, const char* one, const char* several) {
   return ranks.size() == 1 ? one : several;
@@ -78,7 +70,7 @@ std::string WhoWaitsWhere(const std::map<int, RankReport>& reports, const Sorted
   std::vector<std::string> parts;
   for (const auto& [place, ranks] : sorted.places) {
     const Operation& operation = reports.at(ranks[0]).blocking[0];
-    parts.push_back(absl::StrCat(Ranks(ranks), Verb(ranks, " waits", " wait"), " in ", Name(operation), " (",
+    parts.push_back(absl::StrCat(RankNames(ranks), Verb(ranks, " waits", " wait"), " in ", Name(operation), " (",
                                  HumanBytes(operation.bytes), ")"));
   }
   return absl::StrJoin(parts, "; ");
@@ -92,7 +84,7 @@ std::string VerdictOnIdle(const RankReport& idle, const std::map<int, RankReport
     const RankReport& waiting = reports.at(ranks[0]);
     const Operation& operation = waiting.blocking[0];
     if (!Missed(idle, waiting, operation)) continue;
-    return absl::StrCat("rank ", idle.rank, " never entered ", Name(operation), " (", silent, "); ", Ranks(ranks),
+    return absl::StrCat("rank ", idle.rank, " never entered ", Name(operation), " (", silent, "); ", RankNames(ranks),
                         Verb(ranks, " waits", " wait"), " there");
   }
   return absl::StrCat("rank ", idle.rank, " is in no communication (", silent, ")");
@@ -112,7 +104,7 @@ std::string DifferentCalls(const std::map<int, RankReport>& reports, const Sorte
     }
     if (calls.size() < 2) continue;
     std::vector<std::string> parts;
-    for (const auto& [call, callers] : calls) parts.push_back(absl::StrCat(Ranks(callers), ": ", call));
+    for (const auto& [call, callers] : calls) parts.push_back(absl::StrCat(RankNames(callers), ": ", call));
     return absl::StrCat("ranks called different collectives as #", first.sequence, " of group ", first.group, ": ",
                         absl::StrJoin(parts, "; "));
   }
@@ -212,7 +204,7 @@ std::string Verdict(const std::map<int, RankReport>& reports, int world_size) {
   const Sorted sorted = Sort(reports, world_size);
   const std::string waits = WhoWaitsWhere(reports, sorted);
   if (!sorted.missing.empty()) {
-    return absl::StrCat(Ranks(sorted.missing), Verb(sorted.missing, " does", " do"),
+    return absl::StrCat(RankNames(sorted.missing), Verb(sorted.missing, " does", " do"),
                         " not answer: stopped, killed, or on a lost machine", waits.empty() ? "" : "; ", waits);
   }
   if (sorted.waiting.empty()) {
@@ -238,8 +230,8 @@ std::string HangReport(const std::map<int, RankReport>& reports, int world_size)
   const Sorted sorted = Sort(reports, world_size);
   const std::string waits = WhoWaitsWhere(reports, sorted);
   if (!waits.empty()) absl::StrAppend(&text, "waiting: ", waits, "\n");
-  if (!sorted.idle.empty()) absl::StrAppend(&text, "in no communication: ", Ranks(sorted.idle), "\n");
-  if (!sorted.missing.empty()) absl::StrAppend(&text, "no answer: ", Ranks(sorted.missing), "\n");
+  if (!sorted.idle.empty()) absl::StrAppend(&text, "in no communication: ", RankNames(sorted.idle), "\n");
+  if (!sorted.missing.empty()) absl::StrAppend(&text, "no answer: ", RankNames(sorted.missing), "\n");
   std::map<Place, int> told;
   int described = 0;
   for (const auto& [rank, report] : reports) {

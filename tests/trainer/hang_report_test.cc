@@ -4,6 +4,9 @@
 
 #include <nlohmann/json.hpp>
 #include <string>
+#include <vector>
+
+#include "parallel/comm/agreement.h"
 
 namespace trireme {
 namespace {
@@ -114,6 +117,15 @@ TEST(OperationLog, TellsWaitingFromUnderWayWhereGroupsSaySo) {
   log.Finish(prefetch);
   log.Finish(waited);
   EXPECT_EQ(log.Snapshot().blocking.size(), 1u);
+}
+
+TEST(RankNamesTest, RanksThatFollowEachOtherAreOneRun) {
+  EXPECT_EQ(RankNames({3}), "rank 3");
+  EXPECT_EQ(RankNames({0, 1}), "ranks 0, 1");
+  EXPECT_EQ(RankNames({0, 2, 3, 4, 9}), "ranks 0, 2-4, 9");
+  std::vector<int> scattered;
+  for (int rank = 0; rank < 100; rank += 2) scattered.push_back(rank);
+  EXPECT_EQ(RankNames(scattered), "ranks 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30 and 34 more");
 }
 
 }  // namespace

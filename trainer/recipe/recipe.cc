@@ -111,8 +111,7 @@ void CheckLayout(const RunConfig& config, int world, const std::string& mismatch
   }
 }
 
-void CheckTraining(const RunConfig& config, const CorpusFacts& facts, Recipe* recipe, Problems* problems) {
-  const OptimizerConfig& optimizer = config.optimizer();
+void CheckOptimizer(const OptimizerConfig& optimizer, const PrecisionConfig& precision, Problems* problems) {
   const auto in_range = [&](const char* field, double value, double low, double high) {
     if (!(value >= low && value < high))
       problems->push_back(absl::StrCat(field, ": is ", value, "; must be in [", low, ", ", high, ")"));
@@ -134,7 +133,6 @@ void CheckTraining(const RunConfig& config, const CorpusFacts& facts, Recipe* re
     case OptimizerConfig::RULE_NOT_SET:
       problems->push_back("optimizer: no rule; write optimizer { adamw { learning_rate: 3e-4 } }");
   }
-  const PrecisionConfig& precision = config.precision();
   if (!precision.master_weights() && precision.compute() != PrecisionConfig::BF16) {
     problems->push_back(
         "precision.master_weights: off needs precision.compute: BF16; FP32 weights are their own master");
@@ -142,7 +140,9 @@ void CheckTraining(const RunConfig& config, const CorpusFacts& facts, Recipe* re
   if (!precision.master_weights() && optimizer.has_sgd()) {
     problems->push_back("precision.master_weights: off needs optimizer.adamw; sgd has no stochastic rounding");
   }
-  const LrScheduleConfig& schedule = config.lr_schedule();
+}
+
+void CheckSchedule(const LrScheduleConfig& schedule, Problems* problems) {
   if (schedule.warmup_steps() < 0)
     problems->push_back(absl::StrCat("lr_schedule.warmup_steps: is ", schedule.warmup_steps(), "; give 0 or more"));
   if (!(schedule.clip_grad_norm() >= 0))
@@ -157,7 +157,10 @@ void CheckTraining(const RunConfig& config, const CorpusFacts& facts, Recipe* re
   if (schedule.has_wsd()) ratio("wsd", schedule.wsd().min_ratio());
   if (schedule.has_wsd() && schedule.wsd().decay_steps() < 1)
     problems->push_back("lr_schedule.wsd.decay_steps: not set; give the length of the final descent in steps");
+}
 
+// How many steps the run has, which only a corpus may tell.
+void CheckLength(const RunConfig& config, const CorpusFacts& facts, Recipe* recipe, Problems* problems) {
   const TrainFor& amount = config.train_for();
   const auto steps_for = [&](double tokens) {
     return static_cast<int64_t>(std::ceil(tokens / recipe->tokens_per_step));
@@ -184,6 +187,7 @@ void CheckTraining(const RunConfig& config, const CorpusFacts& facts, Recipe* re
   }
   if (recipe->total_steps < 1)
     problems->push_back(absl::StrCat("train_for: comes to ", recipe->total_steps, " steps; give a positive amount"));
+  const LrScheduleConfig& schedule = config.lr_schedule();
   if (schedule.has_wsd() && schedule.warmup_steps() + schedule.wsd().decay_steps() > recipe->total_steps) {
     problems->push_back(absl::StrCat("lr_schedule: warmup_steps ", schedule.warmup_steps(), " + wsd.decay_steps ",
                                      schedule.wsd().decay_steps(), " exceed the run's ", recipe->total_steps,
@@ -284,7 +288,9 @@ absl::StatusOr<Recipe> MakeRecipe(const RunConfig& config, int world_size, const
   } else if (!mismatch.empty()) {
     problems.push_back(mismatch);
   }
-  CheckTraining(config, facts, &recipe, &problems);
+  CheckOptimizer(config.optimizer(), config.precision(), &problems);
+  CheckSchedule(config.lr_schedule(), &problems);
+  CheckLength(config, facts, &recipe, &problems);
   CheckRest(config, attention_names, &problems);
   if (problems.empty()) return recipe;
   return Error(ExitCode::kConfig,

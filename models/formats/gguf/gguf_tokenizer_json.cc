@@ -123,14 +123,67 @@ absl::StatusOr<Json> PostProcessorOf(const GgufFile& file, const std::vector<std
   return PostProcessor(tokens[bos], bos);
 }
 
+template <typename... Args>
+absl::Status Bad(const GgufFile& file, const Args&... why) {
+  return Error(ExitCode::kData, "gguf ", file.path(), ": ", why...);
+}
+
+// A file's tokens as tokenizer.json has them.
+struct Vocabulary {
+  Json ids = Json::object(), added = Json::array();
+  std::unordered_set<std::string> seen;
+  std::vector<std::string> joined;  // what merges lead to, "" where none does
+  std::string unknown;              // "": none
+};
+
+absl::StatusOr<Vocabulary> ReadVocabulary(const GgufFile& file, const std::vector<std::string>& tokens,
+                                          const std::vector<int32_t>* types) {
+  Vocabulary result;
+  // As the vector it is: looking every key up would be quadratic.
+  Json::object_t::Container& entries = result.ids.get_ref<Json::object_t&>();
+  result.joined.resize(tokens.size());
+  for (size_t id = 0; id < tokens.size(); ++id) {
+    const std::string& token = tokens[id];
+    const int32_t type = types == nullptr ? gguf_token_type::kNormal : (*types)[id];
+    if (type == gguf_token_type::kUnused) continue;
+    if (token.empty() || !result.seen.insert(token).second) return Bad(file, "token ", id, " is empty or stands twice");
+    entries.emplace_back(token, id);
+    if (type == gguf_token_type::kNormal) result.joined[id] = token;
+    if (type == gguf_token_type::kUnknown) result.unknown = token;
+    if (type != gguf_token_type::kUnknown && type != gguf_token_type::kControl && type != gguf_token_type::kUserDefined)
+      continue;
+    result.added.push_back({{"id", id},
+                            {"content", token},
+                            {"single_word", false},
+                            {"lstrip", false},
+                            {"rstrip", false},
+                            {"normalized", false},
+                            {"special", type != gguf_token_type::kUserDefined}});
+  }
+  return result;
+}
+
+// Makes `root` SentencePiece's: spaces are a character of their own, and what no token has is spelled in bytes.
+void AddSentencePieceRules(const GgufFile& file, const std::string& unknown, Json* root) {
+  const bool prefix = Flag(file, "tokenizer.ggml.add_space_prefix", true);
+  Json steps = Json::array({Replace(" ", kMetaspace)});
+  if (prefix) steps.insert(steps.begin(), Json{{"type", "Prepend"}, {"prepend", kMetaspace}});
+  (*root)["normalizer"] = {{"type", "Sequence"}, {"normalizers", std::move(steps)}};
+  (*root)["pre_tokenizer"] = nullptr;
+  Json decoders = Json::array({Replace(kMetaspace, " "), Json{{"type", "ByteFallback"}}, Json{{"type", "Fuse"}}});
+  if (prefix) decoders.push_back({{"type", "Strip"}, {"content", " "}, {"start", 1}, {"stop", 0}});
+  (*root)["decoder"] = {{"type", "Sequence"}, {"decoders", std::move(decoders)}};
+  (*root)["model"]["byte_fallback"] = (*root)["model"]["fuse_unk"] = true;
+  if (!unknown.empty()) (*root)["model"]["unk_token"] = unknown;
+}
+
 }  // namespace
 
 absl::StatusOr<std::string> TokenizerJsonOfGguf(const GgufFile& file) {
-  const auto bad = [&file](const auto&... why) { return Error(ExitCode::kData, "gguf ", file.path(), ": ", why...); };
   ASSIGN_OR_RETURN(const std::string model, file.String("tokenizer.ggml.model", "none"));
   const bool scored = model == "llama";
   if (model != "gpt2" && !scored) {
-    return bad("its tokenizer is of the kind \"", model,
+    return Bad(file, "its tokenizer is of the kind \"", model,
                "\"; only byte-level BPE (\"gpt2\") and SentencePiece's (\"llama\") can be written as tokenizer.json; "
                "take it from the model's Hugging Face directory");
   }
@@ -141,38 +194,14 @@ absl::StatusOr<std::string> TokenizerJsonOfGguf(const GgufFile& file) {
   const auto* tokens = FindArray<std::string>(file, "tokenizer.ggml.tokens");
   const auto* types = FindArray<int32_t>(file, "tokenizer.ggml.token_type");
   if (tokens == nullptr || (types != nullptr && types->size() != tokens->size()))
-    return bad("tokenizer.ggml.tokens is missing or has another length than tokenizer.ggml.token_type");
-
-  Json vocabulary = Json::object(), added = Json::array();
-  // As the vector it is: looking every key up would be quadratic.
-  Json::object_t::Container& entries = vocabulary.get_ref<Json::object_t&>();
-  std::unordered_set<std::string> seen;
-  std::vector<std::string> joined(tokens->size());  // what merges lead to
-  std::string unknown;
-  for (size_t id = 0; id < tokens->size(); ++id) {
-    const std::string& token = (*tokens)[id];
-    const int32_t type = types == nullptr ? 1 : (*types)[id];
-    if (type == gguf_token_type::kUnused) continue;
-    if (token.empty() || !seen.insert(token).second) return bad("token ", id, " is empty or stands twice");
-    entries.emplace_back(token, id);
-    if (type == gguf_token_type::kNormal) joined[id] = token;
-    if (type == gguf_token_type::kUnknown) unknown = token;
-    if (type != gguf_token_type::kUnknown && type != gguf_token_type::kControl && type != gguf_token_type::kUserDefined)
-      continue;
-    added.push_back({{"id", id},
-                     {"content", token},
-                     {"single_word", false},
-                     {"lstrip", false},
-                     {"rstrip", false},
-                     {"normalized", false},
-                     {"special", type != gguf_token_type::kUserDefined}});
-  }
-  ASSIGN_OR_RETURN(Json merges, scored ? MergesByScore(file, joined) : MergesOf(file, seen));
+    return Bad(file, "tokenizer.ggml.tokens is missing or has another length than tokenizer.ggml.token_type");
+  ASSIGN_OR_RETURN(Vocabulary vocabulary, ReadVocabulary(file, *tokens, types));
+  ASSIGN_OR_RETURN(Json merges, scored ? MergesByScore(file, vocabulary.joined) : MergesOf(file, vocabulary.seen));
   ASSIGN_OR_RETURN(Json post_processor, PostProcessorOf(file, *tokens));
   Json root = {{"version", "1.0"},
                {"truncation", nullptr},
                {"padding", nullptr},
-               {"added_tokens", std::move(added)},
+               {"added_tokens", std::move(vocabulary.added)},
                {"normalizer", rules.nfc ? Json{{"type", "NFC"}} : Json()},
                {"pre_tokenizer", rules.pre_tokenizer},
                {"post_processor", std::move(post_processor)},
@@ -185,24 +214,13 @@ absl::StatusOr<std::string> TokenizerJsonOfGguf(const GgufFile& file) {
                    {"fuse_unk", false},
                    {"byte_fallback", false},
                    {"ignore_merges", rules.ignore_merges},
-                   {"vocab", std::move(vocabulary)},
+                   {"vocab", std::move(vocabulary.ids)},
                    {"merges", std::move(merges)}};
-  if (scored) {
-    const bool prefix = Flag(file, "tokenizer.ggml.add_space_prefix", true);
-    Json steps = Json::array({Replace(" ", kMetaspace)});
-    if (prefix) steps.insert(steps.begin(), Json{{"type", "Prepend"}, {"prepend", kMetaspace}});
-    root["normalizer"] = {{"type", "Sequence"}, {"normalizers", std::move(steps)}};
-    root["pre_tokenizer"] = nullptr;
-    Json decoders = Json::array({Replace(kMetaspace, " "), Json{{"type", "ByteFallback"}}, Json{{"type", "Fuse"}}});
-    if (prefix) decoders.push_back({{"type", "Strip"}, {"content", " "}, {"start", 1}, {"stop", 0}});
-    root["decoder"] = {{"type", "Sequence"}, {"decoders", std::move(decoders)}};
-    root["model"]["byte_fallback"] = root["model"]["fuse_unk"] = true;
-    if (!unknown.empty()) root["model"]["unk_token"] = unknown;
-  }
+  if (scored) AddSentencePieceRules(file, vocabulary.unknown, &root);
   try {
     return root.dump();
   } catch (const Json::type_error& error) {
-    return bad("its tokens are not UTF-8: ", error.what());
+    return Bad(file, "its tokens are not UTF-8: ", error.what());
   }
 }
 

@@ -143,7 +143,7 @@ class SaidOnce(job.JobTest):
             name.unlink()
         result = job.train(self.folder, 4, "--stop-at", "1", "--set", 'data { source { path: "bare" } }', "--set", "model.vocab_size=384", "--set", "evaluation.every_steps=5", "--set", "recompute.offload=true")
         self.assertCode(result, job.PREEMPTED)
-        self.assertSays(result, "has no manifest.textproto", "nothing will be evaluated", "recompute.offload has no effect", times=1)
+        self.assertSays(result, "has no manifest.textproto", "nothing will be evaluated", "recompute.offload: has no effect without recompute.policy", times=1)
         lines = [line for line in result.output.splitlines() if "warning: " in line]
         self.assertEqual(len(lines), len({re.sub(r"\[rank \d+\] ", "", line) for line in lines}), result.output)
 
