@@ -118,7 +118,7 @@ absl::Status RegexSplitter::Split(absl::string_view text, PieceSink* sink) const
     previous_is_match = is_match;
   };
   size_t position = 0;
-  size_t begin, end;
+  size_t begin = 0, end = 0;
   while (position < text.size()) {
     ASSIGN_OR_RETURN(const bool found, matcher.Find(position, &begin, &end));
     if (!found) break;

@@ -68,7 +68,7 @@ absl::StatusOr<std::string> ReadFile(const std::string& path, uint64_t max_bytes
   struct stat info;
   if (::fstat(fd, &info) != 0 || !S_ISREG(info.st_mode)) {
     ::close(fd);
-    return Error(ExitCode::kData, "read ", path, ": not a regular file");
+    return Error(ExitCode::kData, "read ", path, S_ISDIR(info.st_mode) ? ": it is a folder" : ": not a regular file");
   }
   if (static_cast<uint64_t>(info.st_size) > max_bytes) {
     ::close(fd);
@@ -286,7 +286,7 @@ absl::StatusOr<std::shared_ptr<MappedFile>> MappedFile::Open(const std::string& 
   struct stat info;
   if (::fstat(fd, &info) != 0 || !S_ISREG(info.st_mode)) {
     ::close(fd);
-    return Error(ExitCode::kData, "open ", path, ": not a regular file");
+    return Error(ExitCode::kData, "open ", path, S_ISDIR(info.st_mode) ? ": it is a folder" : ": not a regular file");
   }
   const uint8_t* data = nullptr;
   if (info.st_size > 0) {

@@ -21,7 +21,7 @@ StepResults PendingResults::Wait() const {
   const at::Tensor& record = record_.Wait();
   const double* numbers = record.const_data_ptr<double>();
   UpdateDecision d;
-  std::memcpy(&d, numbers, sizeof(d));
+  std::memcpy(static_cast<void*>(&d), numbers, sizeof(d));
   StepResults results;
   results.loss.mean = d.loss_sum / targets_;
   results.loss.targets = static_cast<int64_t>(targets_);

@@ -124,10 +124,12 @@ absl::StatusOr<ModelSource> OpenCheckpoint(const std::string& folder, const std:
     ASSIGN_OR_RETURN(ModelSource source, OpenBase(description, config, families, alive));
     ASSIGN_OR_RETURN(source.adapter, OpenAdapter(folder));
     RETURN_IF_ERROR(UseRunText(source.adapter->text, &source));
+    source.document_mask = config.data().document_mask();
     return source;
   }
   ASSIGN_OR_RETURN(ModelSource source, OpenTrained(config, families));
   source.description = description;
+  source.document_mask = config.data().document_mask();
   ASSIGN_OR_RETURN(const RunText text, RunTextOf(manifest));
   RETURN_IF_ERROR(Annotate(UseRunText(text, &source), description));
   ASSIGN_OR_RETURN(const DecoderSpec spec, SpecifyModel(source.model, families));

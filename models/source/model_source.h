@@ -37,6 +37,7 @@ struct ModelSource {
   std::shared_ptr<const GgufFile> tokenizer_gguf;
   // What the run that trained it, or its adapter, says about its text.
   RunText text;
+  bool document_mask = false;  // of a run: in its samples tokens saw only their own document
 };
 
 // Makes what a run says about text part of the model that it trained: its tokenizer goes before the base model's, whose

@@ -167,11 +167,12 @@ void Watchdog::Decide(const std::map<int, RankReport>& reports) {
     if (none_moves) {
       End(ExitCode::kHang,
           absl::StrCat(HangReport(reports, options_.world_size), "no progress for ", HumanSeconds(options_.seconds),
-                       " (launch.watchdog_seconds); ending the job. The last checkpoint stands."));
+                       " (launch.watchdog_seconds); ending the job. The last checkpoint, if there is one, stands."));
     }
   } else if (!all_answer) {
-    End(ExitCode::kPeerLost, absl::StrCat("stop: ", Verdict(reports, options_.world_size),
-                                          "; this step cannot be finished. The last checkpoint stands."));
+    End(ExitCode::kPeerLost,
+        absl::StrCat("stop: ", Verdict(reports, options_.world_size),
+                     "; this step cannot be finished. The last checkpoint, if there is one, stands."));
   }
   ::unlink(Path("alarm").c_str());
   raised_ = false;

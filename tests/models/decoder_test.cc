@@ -215,7 +215,8 @@ TEST(RopeTableTest, Llama3Scaling) {
                                     .factor = 8,
                                     .low_freq_factor = 1,
                                     .high_freq_factor = 4,
-                                    .original_max_position_embeddings = 8192};
+                                    .original_max_position_embeddings = 8192,
+                                    .attention_factor = {}};
   const RopeTable table = MakeRopeTable(spec, 1001, at::kDouble, at::kCPU);
   int kept = 0, between = 0, stretched = 0;
   for (int64_t i = 0; i < 64; ++i) {

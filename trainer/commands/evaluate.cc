@@ -12,7 +12,7 @@ void AddEvaluateCommand(CLI::App& app, const Extensions& extensions, absl::Statu
     EvaluateOptions options;
     std::string corpus, split = "validation";
     int32_t sequence_length = 0;
-    bool document_mask = false;
+    bool document_mask = false, no_document_mask = false;
   };
   auto flags = std::make_shared<Flags>();
   EvaluateOptions& options = flags->options;
@@ -20,7 +20,7 @@ void AddEvaluateCommand(CLI::App& app, const Extensions& extensions, absl::Statu
   CLI::App* command =
       app.add_subcommand("evaluate", "A model's loss on a corpus, or its accuracy on questions with choices");
   AddSessionOptions(*command, &options.session);
-  CLI::Option_group* what = command->add_option_group("what");
+  CLI::Option_group* what = command->add_option_group("What to measure");
   CLI::Option* corpus =
       what->add_option("--data", flags->corpus,
                        "A corpus, as data.source.path of a recipe, or samples to fine-tune on (.jsonl), all of them");
@@ -40,8 +40,14 @@ void AddEvaluateCommand(CLI::App& app, const Extensions& extensions, absl::Statu
                    "Tokens per window; default: what the model is meant for, at most 1024")
       ->check(NumberFrom(1, INT32_MAX, "a number from 1 on"))
       ->needs(corpus);
-  command->add_flag("--document-mask", flags->document_mask, "Attention stops at document boundaries, as in training")
-      ->needs(corpus);
+  CLI::Option* masked =
+      command
+          ->add_flag("--document-mask", flags->document_mask,
+                     "Attention stops at document boundaries; default: as in the run that trained the model")
+          ->needs(corpus);
+  command->add_flag("--no-document-mask", flags->no_document_mask, "Attention sees all of a window")
+      ->needs(corpus)
+      ->excludes(masked);
   command->add_flag("--json", options.json, "Print one JSON line");
   command->callback([flags, &extensions, result] {
     DataConfig& data = flags->options.session.data;
@@ -52,7 +58,7 @@ void AddEvaluateCommand(CLI::App& app, const Extensions& extensions, absl::Statu
       data.add_source()->set_path(flags->corpus);
     }
     if (flags->sequence_length > 0) data.set_sequence_length(flags->sequence_length);
-    data.set_document_mask(flags->document_mask);
+    if (flags->document_mask || flags->no_document_mask) data.set_document_mask(flags->document_mask);
     flags->options.train_split = samples || flags->split == "train";
     *result = Evaluate(flags->options, extensions);
   });

@@ -90,8 +90,9 @@ absl::Status RunValidate(const ValidateFlags& flags, const Extensions& extension
                                : ExitCodeOf(recipe.status()),
                  text);
   }
-  std::cout << ConfigText(recipe->config) << "\n# fits " << flags.ranks << " ranks: " << recipe->engine.mesh.ToString()
-            << "\n# " << HumanCount(static_cast<double>(NumParameters(recipe->engine.model))) << " parameters, "
+  std::cout << ConfigText(recipe->config) << "\n# fits " << flags.ranks << (flags.ranks == 1 ? " rank: " : " ranks: ")
+            << recipe->engine.mesh.ToString() << "\n# "
+            << HumanCount(static_cast<double>(NumParameters(recipe->engine.model))) << " parameters, "
             << recipe->total_steps << " steps of " << HumanCount(static_cast<double>(recipe->tokens_per_step))
             << " tokens, " << recipe->num_microbatches << " microbatches per rank and step\n";
   const absl::StatusOr<int> gpus = CudaDeviceCount();

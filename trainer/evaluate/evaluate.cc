@@ -75,8 +75,9 @@ absl::Status EvaluateCorpus(const EvaluateOptions& options, Session& session) {
   }
   std::cout << absl::StrFormat("loss %.4f nat per token, perplexity %.4g", loss, std::exp(loss))
             << (bytes > 0 ? absl::StrFormat(", %.4f bits per byte", bits_per_byte) : "")
-            << absl::StrFormat(" (%d tokens in windows of %d%s)", static_cast<int64_t>(tokens),
+            << absl::StrFormat(" (%d tokens in windows of %d%s%s)", static_cast<int64_t>(tokens),
                                session.recipe.config.data().sequence_length(),
+                               session.recipe.config.data().document_mask() ? ", each document by itself" : "",
                                bytes > 0 ? absl::StrFormat(", %d bytes", static_cast<int64_t>(bytes)) : "")
             << std::endl;
   return absl::OkStatus();

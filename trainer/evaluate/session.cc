@@ -1,5 +1,7 @@
 #include "trainer/evaluate/session.h"
 
+#include <absl/strings/str_join.h>
+
 #include <algorithm>
 #include <filesystem>
 
@@ -33,10 +35,12 @@ absl::StatusOr<ModelText> OpenText(const ModelSource& source) {
   }
   if (source.tokenizer_gguf != nullptr && source.tokenizer_gguf->Find("tokenizer.ggml.model") != nullptr)
     return OpenModelText(source.tokenizer_gguf->path(), own, TemplateDate::kToday);
-  return Error(ExitCode::kData, source.description,
-               ": brings neither tokenizer.json nor tokenizer.model, so text means nothing to it; give and print token "
-               "ids (--prompt-ids, "
-               "--print-ids)");
+  const std::string sought = source.tokenizer_folders.empty()
+                                 ? ""
+                                 : absl::StrCat(" (looked for in ", absl::StrJoin(source.tokenizer_folders, ", "),
+                                                "; a relative path counts from the working directory)");
+  return Error(ExitCode::kData, source.description, ": brings neither tokenizer.json nor tokenizer.model", sought,
+               ", so text means nothing to it; give and print token ids (--prompt-ids, --print-ids)");
 }
 
 // A model in use trains nothing; a recipe wants to know all the same.
@@ -77,6 +81,7 @@ absl::StatusOr<Plan> MakePlan(const SessionOptions& options, const Extensions& e
     config.mutable_adapter()->clear_from();
   }
   *config.mutable_data() = options.data;
+  if (!options.data.has_document_mask()) config.mutable_data()->set_document_mask(plan.source.document_mask);
   config.set_micro_batch_size(options.micro_batch_size);
   FillTraining(process.size(), &config);
   if (config.data().has_conversations()) {

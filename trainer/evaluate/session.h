@@ -21,7 +21,8 @@ struct SessionOptions {
   std::string adapter;                 // an adapter to put on it (adapter_source.h); "": the source's own, if any
   std::vector<std::string> overrides;  // --set: parallel, precision, kernels and launch
   int expected_ranks = 0;              // 0: any
-  // What to evaluate on; without source and conversations: nothing. Samples are read by the model's own tokenizer.
+  // What to evaluate on; without source and conversations: nothing. Samples are read by the model's own tokenizer. A
+  // document_mask that is not set is that of the run that trained the model.
   DataConfig data;
   int32_t micro_batch_size = 1;
   std::vector<SharedFact> asked;  // what else every rank must have been told alike

@@ -87,12 +87,23 @@ absl::Status UseAdapter(const ExportOptions& options, const std::vector<ModelFam
 
 absl::Status Write(const ModelSource& source, const ExportOptions& options, const std::vector<ModelFamily>& families,
                    const std::string& folder) {
-  if (options.format == ExportConfig::HF) return WriteHfDirectory(source, options, folder);
-  if (options.format == ExportConfig::GGUF) return WriteGgufModel(source, options, folder);
   ASSIGN_OR_RETURN(const DecoderSpec spec, SpecifyModel(source.model, families));
-  if (options.format == ExportConfig::GGUF_LORA)
-    return WriteGgufLora(source, spec, fs::path(options.output).stem().string(), folder, options.alive);
-  return WritePeftDirectory(*source.adapter, spec, folder, options.alive);
+  switch (options.format) {
+    case ExportConfig::HF:
+      return WriteHfDirectory(source, options, folder);
+    case ExportConfig::GGUF:
+      return WriteGgufModel(source, options, folder);
+    case ExportConfig::GGUF_LORA:
+      return WriteGgufLora(source, spec, fs::path(options.output).stem().string(), folder, options.alive);
+    case ExportConfig::PEFT:
+      return WritePeftDirectory(*source.adapter, spec, folder, options.alive);
+  }
+  TRIREME_CHECK(false, "a format without a writer");
+}
+
+// The format's output is one file, which its writer calls kGgufModelName in the folder it is given; else a folder.
+bool IsOneFile(ExportConfig::Format format) {
+  return format == ExportConfig::GGUF || format == ExportConfig::GGUF_LORA;
 }
 
 // What config.export asks for.
@@ -139,7 +150,7 @@ absl::Status Export(const ExportOptions& options, const std::vector<ModelFamily>
   absl::Status status = MakeDirectories(temporary);
   if (status.ok()) status = Write(source, options, families, temporary);
   if (status.ok() && IsTaken(output)) status = Error(ExitCode::kStorage, "export: ", output, " has appeared meanwhile");
-  const bool file = options.format == ExportConfig::GGUF || options.format == ExportConfig::GGUF_LORA;
+  const bool file = IsOneFile(options.format);
   if (status.ok()) status = RenameDurably(file ? absl::StrCat(temporary, "/", kGgufModelName) : temporary, output);
   if (file || !status.ok()) RemoveAll(temporary).IgnoreError();
   RETURN_IF_ERROR(status);

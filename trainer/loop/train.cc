@@ -21,8 +21,8 @@
 #include "launch/base/log.h"
 #include "launch/base/version.h"
 #include "models/engine/engine.h"
-#include "models/engine/memory_estimate.h"
 #include "models/engine/job.h"
+#include "models/engine/memory_estimate.h"
 #include "models/source/model_config.h"
 #include "models/spec/parameters.h"
 #include "parallel/comm/agreement.h"
@@ -140,7 +140,8 @@ absl::Status ApplyNonFinitePolicy(Training& training, int64_t step, const StepRe
   return MarkAgreed(
       Error(ExitCode::kNonFinite, what,
             policy.policy() == NonFiniteConfig::STOP
-                ? "; the last checkpoint stands. Lower the learning rate or lengthen the warm-up, or set non_finite { "
+                ? "; the last checkpoint, if there is one, stands. Lower the learning rate or lengthen the warm-up, or "
+                  "set non_finite { "
                   "policy: SKIP_UPDATE }"
                 : absl::StrCat("; ", policy.max_consecutive_skips(), " updates in a row were skipped already")));
 }

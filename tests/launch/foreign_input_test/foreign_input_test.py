@@ -51,7 +51,7 @@ ALLOWED = {
     ("json.h", ".dump(indent"): "with the handler that replaces",
     ("bpe_trainer.cc", "root.dump(1)"): "tokens spelled in UTF-8 by ourselves",
     ("bpe_trainer.cc", "vocab.get_ref<"): "an object that this function made",
-    ("gguf_tokenizer_json.cc", "vocabulary.get_ref<"): "an object that this function made",
+    ("gguf_tokenizer_json.cc", "result.ids.get_ref<"): "an object that this function made",
     ("gguf_tokenizer_json.cc", "root.dump()"): "inside try; not being UTF-8 is the file's fault",
     ("chat_template.cc", 'templates["'): "a std::map",
     ("conversation.cc", 'wrapped["tools"]'): "an object that this function made",

@@ -126,6 +126,25 @@ class ForeignModel(job.JobTest):
                 self.assertCode(result, 0)
                 self.assertSays(result, f"windows of {length // 2 * 2}")  # an even number of tokens
 
+    def test_evaluate_measures_as_the_run_did(self):
+        prepared = self.trireme("prepare", job.TEXT, "--delimiter", r"\n\n", "--tokenizer", "tokenizer.json", "--output", "paragraphs", "--validation-fraction", 0.1)
+        self.assertCode(prepared, 0)
+        for mask in ("true", "false"):
+            with self.subTest(document_mask=mask):
+                run = f"run-{mask}"
+                settings = ['data { source { path: "paragraphs" } }', f"data.document_mask={mask}", f'run_dir="{run}"', "train_for.steps=4", "lr_schedule.warmup_steps=1", "evaluation.every_steps=4"]
+                trained = self.trireme("train", "tiny.textproto", *(part for one in settings for part in ("--set", one)))
+                self.assertCode(trained, 0)
+                during = float(re.search(r"validation loss ([0-9.]+)", trained.output).group(1))
+                losses = {}
+                for flag in ("", "--document-mask", "--no-document-mask"):
+                    result = self.trireme("evaluate", run, "--data", "paragraphs", "--json", *([flag] if flag else []))
+                    self.assertCode(result, 0)
+                    losses[flag] = json.loads(result.stdout)["loss"]
+                self.assertAlmostEqual(losses[""], during, delta=1e-4)
+                self.assertEqual(losses[""], losses["--document-mask" if mask == "true" else "--no-document-mask"])
+                self.assertNotEqual(losses["--document-mask"], losses["--no-document-mask"])
+
     def test_choices_end_where_the_model_does(self):
         folder = self.with_tokenizer(llama(self.folder / "choices"))
         text = "A line of text with more tokens than the model has positions for. " * 8
