@@ -79,8 +79,8 @@ class ChatTemplate {
   std::shared_ptr<const Compiled> compiled_;
 };
 
-// Of a model directory: those of tokenizer_config.json, then those of special_tokens_map.json, which older models have.
-// Errors are kData: a file that is there is no JSON object.
+// Reads the special tokens of a model directory: those of tokenizer_config.json, then those of special_tokens_map.json,
+// which older models have. Errors are kData: a file is no JSON object, or a token in it is no text.
 absl::StatusOr<SpecialTokens> ReadSpecialTokens(const std::string& folder);
 
 // The template of a model directory, found as Transformers finds it: chat_template.jinja, else `chat_template` of

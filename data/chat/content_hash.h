@@ -9,9 +9,9 @@
 
 namespace trireme {
 
-// Of what is said in the sample: roles, contents, reasoning, names and arguments of called tools; or the text. The same
-// for copies that are written otherwise (other order of keys, white space of JSON, escapes, another form) or have other
-// numbers, names of data sets and the like beside it.
+// A digest of what is said in the sample: roles, contents, reasoning, names and arguments of called tools; or the text.
+// It is the same for copies that are written otherwise (other order of keys, white space of JSON, escapes, another
+// form) or have other numbers, names of data sets and the like beside it.
 std::string ContentHash(const ConversationSample& sample);
 
 }  // namespace trireme

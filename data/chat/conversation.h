@@ -32,17 +32,17 @@ const char* SampleFormName(SampleForm form);
 struct ConversationSample {
   SampleForm form = SampleForm::kText;
   std::string place;  // file:line, for messages
-  // Of what is said (who, what, reasoning and calls of tools): the same however the line is written, and whatever else
-  // stands in it. And of the line's bytes.
+  // content_hash is of what is said (who, what, reasoning and calls of tools): it is the same however the line is
+  // written and whatever else stands in it. line_hash is of the line's bytes.
   std::string content_hash, line_hash;
 
-  // Of the first four forms, in the terms of the first. Contents are strings: parts of type "text" are joined.
+  // Set for the first four forms, in the terms of the first. Contents are strings: parts of type "text" are joined.
   Conversation conversation;
   size_t prompt_messages = 0;  // messages that are given, whoever speaks in them
   // For each message of the assistant: false where it carries no loss ("weight": 0).
   std::vector<bool> learned;
 
-  // Of the last two. Without prompt all of it is learned.
+  // Set for the last two forms. Without a prompt all of the completion is learned.
   std::string prompt, completion;
 
   // Nothing is in it: no message, or no text.

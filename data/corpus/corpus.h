@@ -26,7 +26,7 @@ class TokenStream {
   virtual absl::Status Read(int64_t begin, int64_t count, int64_t* out) const = 0;
   // Offsets o in (0, count) such that a document starts at begin + o; ascending.
   virtual absl::Status DocumentStarts(int64_t begin, int64_t count, std::vector<int32_t>* out) const = 0;
-  // Both of the same range: once through the file where the tokens themselves tell the documents.
+  // Read() and DocumentStarts() of the same range, in one pass where the tokens themselves tell the documents.
   virtual absl::Status ReadWithStarts(int64_t begin, int64_t count, int64_t* out, std::vector<int32_t>* starts) const {
     RETURN_IF_ERROR(Read(begin, count, out));
     return DocumentStarts(begin, count, starts);

@@ -20,8 +20,8 @@ class Normalizer {
   // not reproduced exactly.
   static absl::StatusOr<Normalizer> FromJson(const nlohmann::json& json);
 
-  // Of SentencePiece's model files without a character map: spaces are spelled U+2581; before that `prefix` puts one
-  // before the text and `collapse` leaves one of several, and none at the ends.
+  // The normalizer of SentencePiece's model files that have no character map. It spells spaces as U+2581; before that,
+  // `prefix` puts a space before the text, and `collapse` leaves one of several in a row and none at the ends.
   static Normalizer SentencePiece(bool prefix, bool collapse);
 
   // `text`, valid UTF-8, or a view of `*storage`, which must outlive the result.

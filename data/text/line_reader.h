@@ -17,7 +17,7 @@ namespace trireme {
 // Not thread-safe. Errors (kData) name the file, and the line where there is one.
 class LineReader {
  public:
-  // As ByteSource::Open(). A line of more than `max_line_bytes` is an error.
+  // Opens what ByteSource::Open() opens. A line of more than `max_line_bytes` is an error.
   static absl::StatusOr<LineReader> Open(const std::string& path, size_t max_line_bytes);
 
   // Replaces `*line` by the next, without its line break (\n or \r\n); false at the end. The last needs no line break.

@@ -25,7 +25,7 @@ class BpeDecoder {
   // From ByteLevel, or a Sequence of Replace (literal), ByteFallback, Fuse and Strip of a leading space, in this order.
   static absl::StatusOr<BpeDecoder> FromJson(const nlohmann::json& json);
 
-  // Of SentencePiece's model files, whose tokens' bytes are known otherwise.
+  // The decoder of SentencePiece's model files, which say themselves which bytes a token stands for.
   static BpeDecoder SentencePiece(bool strips_leading_space);
 
   // The bytes of one token, wherever it stands.

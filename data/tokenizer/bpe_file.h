@@ -35,7 +35,7 @@ struct BpeFile {
 // Refuses (ExitCode::kData) what is malformed and what this program would not reproduce exactly. Ignores truncation,
 // padding and post_processor.
 absl::StatusOr<BpeFile> ParseBpeFile(absl::string_view contents);
-// The same with the tokens that the files beside it add.
+// Parses the same file and adds the tokens that the files beside it add.
 struct TokenizerFolder;  // data/tokenizer/tokenizer_folder.h
 absl::StatusOr<BpeFile> ParseBpeFile(absl::string_view contents, const TokenizerFolder& folder);
 

@@ -19,9 +19,9 @@ bool IsSentencePieceFile(absl::string_view contents);
 // (nmt_nfkc).
 absl::StatusOr<BpeFile> ParseSentencePieceFile(absl::string_view contents);
 
-// The same in a folder of Transformers' (`folder.exists`), whose LlamaTokenizer is followed then: tokens with a role
-// and added ones are found in the text, and the space before a text comes at its very beginning only. Refused besides:
-// added tokens of another class, and beside settings of the model that this class would not heed.
+// Parses the same file beside Transformers' files (`folder.exists`), whose LlamaTokenizer is followed then: tokens with
+// a role and added ones are found in the text, and the space before a text comes at its very beginning only. Refused
+// besides: added tokens of another class, and beside settings of the model that this class would not heed.
 absl::StatusOr<BpeFile> ParseSentencePieceFile(absl::string_view contents, const TokenizerFolder& folder);
 
 }  // namespace trireme

@@ -11,14 +11,14 @@
 
 namespace trireme {
 
-// Of tokenizer_config.json and, where that lists no tokens, added_tokens.json.
+// What tokenizer_config.json says and, where that lists no tokens, added_tokens.json.
 struct TokenizerFolder {
   std::string path;               // for messages
   bool exists = false;            // one of the files is there
   std::vector<AddedToken> added;  // those listed, ids ascending; the tokenizer's own file may have them too
   std::set<std::string> special;  // the tokens with a role (bos_token, ...)
   std::string eos;                // the one that ends a text; "": none is named
-  // Of a SentencePiece model.
+  // These three are for a SentencePiece model.
   bool add_prefix_space = true, legacy = false;
   std::string tokenizer_class;  // "": not said
 };

@@ -23,7 +23,7 @@ absl::StatusOr<at::Device> UseCudaDevice(int local_rank);
 // "NVIDIA H200", or the CPU's model name.
 std::string DeviceName(at::Device device);
 
-// The same in every process that uses the same GPU, and on no other; empty for a CPU.
+// A text that is the same in every process that uses the same GPU and differs for every other GPU; empty for a CPU.
 std::string DeviceId(at::Device device);
 
 // Most memory this process ever held: allocated device memory on a GPU, resident memory on a CPU.

@@ -88,7 +88,7 @@ struct CpuLoops {
 
   // p, m, v [n]; g [n]; keep = 1 - lr * weight_decay; copy: bf16 copy of p, or null.
   void (*adamw)(int64_t n, const AdamWStep& step, float keep, float* p, const float* g, float* m, float* v, Bf16* copy);
-  // The same on bf16 weights without master; random_bits [n]: 16 random bits each.
+  // AdamW on bf16 weights without master weights; random_bits [n]: 16 random bits each.
   void (*adamw_bf16)(int64_t n, const AdamWStep& step, float keep, Bf16* p, const float* g, float* m, float* v,
                      const uint16_t* random_bits);
   // velocity = momentum * velocity + scale * g; p = p * keep - lr * velocity. velocity null: plain.

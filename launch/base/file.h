@@ -40,8 +40,8 @@ absl::Status SyncDirectory(const std::string& path);
 // The digest of a file's bytes. `progress`, if set, is told the bytes done so far.
 absl::StatusOr<Digest> HashFile(const std::string& path, const std::function<void(uint64_t)>& progress = nullptr);
 Digest HashBytes(const void* data, size_t size);
-// Of the size, the first MiB and a thousand places of 4 KiB throughout: tells one large file from another without
-// reading it all.
+// The digest of a file's size, its first MiB and a thousand places of 4 KiB throughout. It tells one large file from
+// another without reading either whole.
 absl::StatusOr<Digest> HashSamples(const std::string& path);
 
 // A file being written front to back, hashed on the way. Unless Close() returned OK the content is not durable.

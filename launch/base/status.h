@@ -25,7 +25,7 @@ absl::Status Error(ExitCode code, const Args&... args) {
 // The exit code an error carries; kInternal when it carries none.
 ExitCode ExitCodeOf(const absl::Status& status);
 
-// The same error with `prefix: ` put before its message; keeps the exit code.
+// Returns the same error, with the same exit code, with `prefix: ` put before its message.
 absl::Status Annotate(const absl::Status& status, const std::string& prefix);
 
 // Marks an error whose message has been printed, by one rank for the whole job: who ends the process prints it no more.

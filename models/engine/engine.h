@@ -48,14 +48,15 @@ class Engine {
   const at::Tensor& decision() const { return decision_.decision(); }  // for the optimizer
   // What makes an update wrong, before the first step; unless set, the first number that is none stops all updates.
   void set_decision_rule(const DecisionRule& rule) { decision_.set_rule(rule); }
-  // Where a run goes on.
+  // For a run that is resumed (StepDecision::Restore()).
   void RestoreUpdates(int64_t updates, int64_t skips) { decision_.Restore(updates, skips); }
 
   // ---- The same, waiting for the results. Collective. ----
   absl::StatusOr<Loss> ForwardBackward(const StepBatch& batch);  // CheckTargets()
   GradNorm ClipGradNorm(double max_norm) { return Decide(max_norm).Wait().norm; }
 
-  // Of every parameter in the model's order, before clipping; the same on all ranks. Collective.
+  // Every parameter's gradient norm in the model's order, before clipping. The result is the same on all ranks.
+  // Collective.
   GradientNorms ParameterGradientNorms();
 
   // Sums over the targets of these microbatches on all data ranks. Collective; every rank brings the same number of

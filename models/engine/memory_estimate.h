@@ -23,8 +23,8 @@ struct RankMemory {
 
 std::string ToString(const RankMemory& memory);  // "1.1 GB: weights 557.6 MB, ..."
 
-// Of the ranks at `pipeline_rank`, on devices of a type. Leaves out what does not grow with the model: libraries,
-// communicators, the loader. state_bytes: of the optimizer, for each element that is trained.
+// What a rank at `pipeline_rank` will need, on a device of that type. Leaves out what does not grow with the model:
+// libraries, communicators, the loader. state_bytes: what the optimizer keeps for each element that is trained.
 RankMemory EstimateMemory(const EnginePlan& plan, int64_t state_bytes, int pipeline_rank, c10::DeviceType device);
 
 // EnginePlan::loss_chunk_tokens, or what suits the device.

@@ -24,7 +24,7 @@ struct Loss {
   int64_t targets = 0;  // in the global batch
 };
 
-// Of every parameter, by name.
+// The gradient norm of every parameter, by name.
 using GradientNorms = std::vector<std::pair<std::string, double>>;
 
 struct GradNorm {
@@ -64,7 +64,7 @@ class StepDecision {
   // Holds from the next decision on; the norm's bound is Decide()'s.
   void set_rule(const DecisionRule& rule) { rule_ = rule; }
 
-  // Where a run goes on: updates taken before, and how many of the last ones were left out.
+  // Tells what happened before the run was resumed: updates taken, and how many of the last ones were left out.
   void Restore(int64_t updates, int64_t consecutive_skips);
 
   // Begins a step of as many gradient tensors. What was decided last now belongs to the past.

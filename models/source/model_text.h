@@ -24,10 +24,11 @@ struct ModelText {
   std::string given_template;                  // the text of chat_template where one was given; "": the model's own
 };
 
-// Of a model directory, ORG/NAME in the local cache, or a GGUF file. chat_template: instead of the model's own; a file,
-// or Jinja itself, which is told by its braces; "": the model's own. kOneDay: templates that ask for the date are told
-// one and the same, or the tokens of a run would change overnight. Errors are kData and kConfig: no tokenizer, or a
-// chat_template that cannot be read; a template of the model's own that is refused is an error of chat_template only.
+// Opens what a model directory, ORG/NAME in the local cache, or a GGUF file says about text. chat_template: instead of
+// the model's own; a file, or Jinja itself, which is told by its braces; "": the model's own. kOneDay: templates that
+// ask for the date are told one and the same, or the tokens of a run would change overnight. Errors are kData and
+// kConfig: no tokenizer, or a chat_template that cannot be read; a template of the model's own that is refused is an
+// error of chat_template only.
 enum class TemplateDate { kOneDay, kToday };
 absl::StatusOr<ModelText> OpenModelText(const std::string& model, const std::string& chat_template, TemplateDate date);
 

@@ -16,7 +16,7 @@ namespace trireme {
 // Ids that the tokenizer's post_processor puts before a text (a beginning-of-sequence token); empty for most. Errors
 // are kData: it is of a kind that is not known.
 absl::StatusOr<std::vector<int64_t>> PrefixIds(const std::string& tokenizer_folder, const Tokenizer& tokenizer);
-// The same from what tokenizer.json holds; `name` is for errors.
+// PrefixIds() from the contents of a tokenizer.json; `name` is for errors.
 absl::StatusOr<std::vector<int64_t>> PrefixIdsOf(const std::string& tokenizer_json, const std::string& name,
                                                  const Tokenizer& tokenizer);
 

@@ -16,7 +16,8 @@ class AdapterConfig;  // configs/run_config.proto
 
 constexpr char kHeadModule[] = "lm_head";
 
-// Of the parameter "model.layers.0.self_attn.q_proj.weight": the module's path, and the last part of that.
+// The path of a parameter's module: "model.layers.0.self_attn.q_proj" for that of
+// "model.layers.0.self_attn.q_proj.weight".
 std::string ModuleOf(const std::string& parameter);
 // Whether `name` is the module's name or the last parts of it, as target_modules and modules_to_save mean it.
 bool NamesModule(const std::string& name, const std::string& module);
@@ -40,7 +41,7 @@ struct AdapterSpec {
   double b_rate = 1;   // multiplies the learning rate of B (LoRA+, arXiv 2402.12354)
   uint64_t seed = 0;   // of dropout
 
-  // Of the module that has the parameter NAME.weight; null: none.
+  // The adapter of the module that has the parameter NAME.weight; null where it has none.
   const ModuleAdapter* Find(const std::string& parameter) const;
 };
 

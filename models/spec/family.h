@@ -22,7 +22,7 @@ struct ModelFamily {
   HfModelTypes hf_types = {};                // config.json's it is read from and written as; none: neither
 };
 
-// Those of all `families`.
+// The Hugging Face model types of all `families`.
 HfModelTypes HfTypesOf(const std::vector<ModelFamily>& families);
 
 // What all families share, from the fields that mean the same in all: Llama's decoder. A family's specify() adds to it.

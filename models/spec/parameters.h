@@ -23,7 +23,7 @@ struct BlockParameters {
   int post_attention_norm = -1;  // of what attention adds
   int mlp_norm = -1, gate = -1, down = -1;
   int post_mlp_norm = -1;  // of what the MLP adds
-  // Of a GPT block, whose MLP has no gate.
+  // Only a GPT block has these; its MLP has no gate.
   int input_norm_bias = -1, mlp_norm_bias = -1, up = -1, up_bias = -1, down_bias = -1;
 };
 

@@ -15,8 +15,8 @@ std::string CheckpointsRoot(const std::string& run_dir);
 // run_dir/checkpoints/step-00000100
 std::string CheckpointFolder(const std::string& run_dir, int64_t step);
 
-// Of a folder's name, "step-00000100": 100. -1 for every name that CheckpointFolder() does not give, such as that of a
-// copy somebody made.
+// The step in a folder's name: 100 for "step-00000100". It is -1 for every name that CheckpointFolder() does not give,
+// such as that of a copy somebody made.
 int64_t StepOfCheckpoint(const std::string& name);
 
 // The folders of all checkpoints, the latest step first; whether they are whole is not looked at.

@@ -11,7 +11,7 @@
 
 namespace trireme {
 
-// Of the format that is written; larger ones are refused.
+// The version of the format that is written. Larger ones are refused.
 inline constexpr int kCheckpointVersion = 1;
 
 // Reads and checks the manifest of a checkpoint folder: it parses, and every file is there with its size; verify: and

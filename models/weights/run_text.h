@@ -13,7 +13,7 @@
 
 namespace trireme {
 
-// Of runs on corpora, whose tokenizer lies with the corpus, it is only `ends`: what stands after documents.
+// A run on corpora, whose tokenizer lies with the corpus, sets only `ends`: what stands after documents.
 struct RunText {
   std::string tokenizer;          // a folder, ORG/NAME or GGUF file; "": the base model's
   Digest tokenizer_digest;        // of the one that was used; "": not known
@@ -23,10 +23,11 @@ struct RunText {
   bool split_by_content = true;   // how validation_fraction chose samples (data/chat/conversations.h)
 };
 
-// As checkpoints hold it.
+// The record that checkpoints hold.
 RunTextRecord RecordOf(const RunText& text);
 
-// Of a checkpoint; of an older one what its config says, whose files must still be there (kData otherwise).
+// What a checkpoint says. An older one has no record: its config is followed, whose files must still be there (kData
+// otherwise).
 absl::StatusOr<RunText> RunTextOf(const CheckpointManifest& manifest);
 
 // The text of a chat template that a setting gives: a file, or Jinja itself, which is told by its braces. Errors

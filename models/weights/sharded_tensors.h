@@ -66,7 +66,7 @@ class ShardedTensorReader {
   // dtype are errors.
   absl::Status Read(const TensorPart& part) const;
 
-  // Of tensors, by Read() so far.
+  // How many bytes of tensors Read() has read so far.
   int64_t bytes_read() const { return bytes_read_; }
 
   // Global shapes by name: max(offset + size) over the files.

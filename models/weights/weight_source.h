@@ -27,7 +27,7 @@ namespace trireme {
 struct SourceTensor {
   std::string name;  // ours
   std::vector<int64_t> shape;
-  // As stored: float32, bfloat16 or float16; of quantized ones: what they dequantize to.
+  // The number format that is stored: float32, bfloat16 or float16; for quantized tensors, what they dequantize to.
   at::ScalarType dtype = at::kFloat;
 
   int64_t rows() const { return shape[0]; }
@@ -75,7 +75,7 @@ absl::StatusOr<at::Tensor> ReadWhole(const TensorReader& read, const SourceTenso
 absl::Status ReadPieces(const WeightSource& source, const SourceTensor& tensor, int64_t multiple,
                         const std::function<absl::Status(const at::Tensor&)>& use);
 
-// The same of a tensor as the table stores it, whose parameters are the source's.
+// Does the same for a tensor as the table stores it; the source has its parameters.
 absl::Status ReadStoredPieces(const WeightSource& source, const WeightTable& table, size_t stored, int64_t multiple,
                               const std::function<absl::Status(const at::Tensor&)>& use);
 

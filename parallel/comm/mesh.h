@@ -54,7 +54,8 @@ class Mesh {
   // ranks ask for the same sets in the same order). Never null.
   std::shared_ptr<ProcessGroup> group(std::initializer_list<Axis> axes);
 
-  // The same ranks over MPI, for CPU tensors on GPU runs (counts, norms, statuses). On CPU runs it is group() itself.
+  // The same ranks, talking over MPI: for CPU tensors on GPU runs (counts, norms, statuses). On CPU runs it is group()
+  // itself.
   std::shared_ptr<ProcessGroup> host_group(std::initializer_list<Axis> axes);
 
   // A second communicator over the same ranks, so that two operations can be under way at once. On CPU runs it is

@@ -41,8 +41,8 @@ class Work {
     done_ = std::move(other.done_);
     return *this;
   }
-  // Not while an exception is about to end the job: what this rank owes others will not come, nor theirs. The tensors
-  // are left to the operation.
+  // Waits, but not while an exception is about to end the job: what this rank owes others will not come, nor will
+  // theirs. The tensors are then left to the operation.
   ~Work() {
     if (wait_ && std::uncaught_exceptions() > 0) {
       new std::function<void()>(std::move(wait_));

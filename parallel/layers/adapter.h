@@ -39,7 +39,8 @@ struct Adapter {
   Weight* initial_a = nullptr;  // PiSSA: A as training began
   std::vector<AdapterMember> members;
   DropoutOptions dropout;  // of x on its way to A, the same for all members
-  // Of the product's rows, as Dropout() numbers them; set before each forward pass. Undefined: nothing is dropped.
+  // The numbers of the product's rows, by which Dropout() draws; set before each forward pass. Undefined: nothing is
+  // dropped.
   at::Tensor tokens;
 };
 

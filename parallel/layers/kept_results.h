@@ -18,7 +18,7 @@ inline constexpr const char* kKeepQkv = "qkv";              // [tokens, (heads +
 inline constexpr const char* kKeepAttention = "attention";  // output [tokens, heads * head_dim] and lse
 inline constexpr const char* kKeepGateUp = "gate_up";       // [tokens, 2 intermediate]
 
-// Of one unit and microbatch. The first pass fills it, the second empties it.
+// What one unit keeps of one microbatch. The first pass fills it, the second empties it.
 class KeptResults {
  public:
   explicit KeptResults(const std::set<std::string>* names) : names_(names) {}
@@ -46,7 +46,7 @@ class KeptResults {
   std::map<std::string, std::vector<at::Tensor>> results_;
 };
 
-// The same without anything to keep.
+// Takes from `kept`, or computes where there is nothing to keep in (null).
 template <typename Compute>
 std::vector<at::Tensor> TakeKept(KeptResults* kept, const char* name, Compute&& compute) {
   return kept == nullptr ? compute() : kept->Take(name, compute);

@@ -44,8 +44,8 @@ class KvCache {
   // The pages of one layer, allocated when first used.
   class Layer {
    public:
-    // Of `arguments`: q, k and v of the pass's new tokens, k rotated; window, scale and softcap. Keeps k and v, then
-    // attends each new token to all tokens of its sequence up to itself. No gradient. Once per pass.
+    // Keeps k and v, then attends each new token to all tokens of its sequence up to itself. `arguments` holds q, k and
+    // v of the pass's new tokens, k rotated, and window, scale and softcap. There is no gradient. Called once per pass.
     AttentionOutput Attend(const AttentionBackend& backend, const AttentionArguments& arguments);
 
    private:
@@ -63,7 +63,7 @@ class KvCache {
   at::Device device_;
   std::vector<int64_t> lengths_, capacities_;  // tokens, of each sequence
   std::map<std::string, Layer> layers_;
-  // Of the pass. A slot is page x page_tokens + token in the page.
+  // These belong to the pass. A slot is page x page_tokens + token in the page.
   at::Tensor write_slots_;                   // [new tokens] int64
   at::Tensor read_slots_;                    // [all tokens] int64; undefined where they are consecutive
   int64_t first_slot_ = 0, num_tokens_ = 0;  // of all tokens

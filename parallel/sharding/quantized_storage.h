@@ -67,7 +67,7 @@ class QuantizedStorage {
   // matrix; a rank whose reads fail takes part nevertheless and returns the first failure.
   absl::Status Quantize(int matrix, int64_t own_begin, int64_t own_numel, ValueType type, const Groups& groups,
                         const Reader& read, at::Tensor own);
-  // The same from a matrix that is quantized.
+  // Takes the same elements from a matrix that is quantized already.
   void Take(int matrix, int64_t own_begin, int64_t own_numel, const QuantizedMatrix& whole, at::Tensor own);
 
  private:
@@ -88,7 +88,7 @@ class QuantizedStorage {
                            const Reader& read, uint8_t* own);
   absl::Status QuantizeRows(int matrix, int64_t begin, int64_t end, int64_t own_begin, const Groups& groups,
                             const Reader& read, uint8_t* own);
-  // Of the own piece: the byte of an element's code, and of a block's scale. `element` counts from the own begin.
+  // Where the own piece has an element's code, and its block's scale, in bytes. `element` counts from the own begin.
   int64_t CodeByte(int64_t element) const;
   int64_t ScaleByte(int64_t element) const;
   void SetNested(Side* side, const NestedScales& nested) const;

@@ -36,7 +36,8 @@ absl::StatusOr<std::vector<Question>> ReadQuestions(const std::string& path);
 // The prompt without the white space at its end, and that white space with the choice; a space where both have none.
 std::pair<std::string, std::string> JoinChoice(const std::string& prompt, const std::string& choice);
 
-// Of each choice behind its prompt the log-likelihood, summed over its tokens. Nat. The same on all ranks. Collective.
+// The log-likelihood of each choice behind its prompt in nat, summed over its tokens. The result is the same on all
+// ranks. Collective.
 absl::StatusOr<std::vector<std::vector<double>>> ScoreQuestions(Session& session,
                                                                 const std::vector<Question>& questions);
 

@@ -43,7 +43,7 @@ struct Session {
 absl::Status WithSession(const SessionOptions& options, const Extensions& extensions,
                          const std::function<absl::Status(Session&)>& run);
 
-// The same with one model after the other; only one is in memory.
+// Does the same with one model after the other. Only one is in memory at a time.
 absl::Status WithSessions(const std::vector<SessionOptions>& options, const Extensions& extensions,
                           const std::function<absl::Status(Session&)>& run);
 

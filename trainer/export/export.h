@@ -18,7 +18,8 @@ struct ExportOptions {
   std::string source;   // run_dir, checkpoint step, Hugging Face directory or GGUF file
   std::string adapter;  // an adapter (adapter_source.h) to use with it; "": the source's own
   bool merge = false;   // add the adapter to the weights
-  // Of a base that was quantized while it was loaded: to the weights as stored, instead of those that training saw.
+  // Where the base was quantized while it was loaded, merges onto the weights as they are stored, instead of those that
+  // training saw.
   bool merge_onto_original = false;
   std::string output;  // must not exist
   ExportConfig::Format format = ExportConfig::HF;
@@ -37,9 +38,9 @@ absl::Status Export(const ExportOptions& options, const std::vector<ModelFamily>
 // "5GB", "500MB", "20000": bytes, in powers of ten as Hugging Face counts them.
 absl::StatusOr<uint64_t> ParseSize(const std::string& text);
 
-// Of config.export: kConfig when it contradicts itself or the format cannot hold the model.
+// kConfig when config.export contradicts itself or its format cannot hold the model.
 absl::Status CheckExport(const RunConfig& config);
-// The same when its output exists. Reads the file system; not collective.
+// kConfig when the output exists. Reads the file system; not collective.
 absl::Status CheckExportOutput(const RunConfig& config);
 
 // Tries what a run will write at its end, its adapter and its export, as far as that can be known before there are

@@ -21,7 +21,7 @@ struct Corpora {
   std::shared_ptr<const Sampler> train;
   std::shared_ptr<const Sampler> validation;  // null when no source has a validation split
   std::vector<std::string> digests;           // of each source
-  // Of all that was read, names for people with digests: what ranks must have the same of.
+  // Digests of all that was read, with names for people. All ranks must have the same.
   std::vector<std::pair<std::string, std::string>> contents;
   CorpusFacts facts;
   double unigram_entropy = 0;   // of the only source, 0 otherwise. Unit: nat per token
@@ -36,8 +36,8 @@ absl::StatusOr<Corpora> OpenCorpora(const RunConfig& config, SplitBy split_by = 
 // other samples than before. kContent where no run began, or none that the choice matters to.
 SplitBy SplitOfRun(const RunConfig& config);
 
-// That an evaluation which the config asks for has something to evaluate on: a warning, with checkpoint.keep_best an
-// error (kConfig).
+// Looks whether an evaluation that the config asks for has something to evaluate on. Where it has not, that is a
+// warning, and with checkpoint.keep_best an error (kConfig).
 absl::Status CheckEvaluation(const RunConfig& config, const Corpora& corpora);
 
 // What config.data.conversations stands for, with the tokenizer it is read by (of its own field, else of model.from).

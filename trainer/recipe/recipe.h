@@ -36,7 +36,7 @@ struct Recipe {
   int64_t optimizer_state_bytes() const;
 
   double peak_learning_rate() const;
-  // Of step `step`, counted from 1.
+  // The learning rate of step `step`, counted from 1.
   double LearningRate(int64_t step) const;
 };
 
@@ -44,8 +44,8 @@ struct Recipe {
 absl::StatusOr<Recipe> MakeRecipe(const RunConfig& config, int world_size, const std::vector<ModelFamily>& families,
                                   const std::vector<std::string>& attention_names, const CorpusFacts& facts);
 
-// kConfig where nobody could open what a run of `config` would train: an adapter, or what stands beside quantized weights,
-// needs a model from somewhere. MakeRecipe() allows it, since speed is measured on random weights too.
+// kConfig where nobody could open what a run of `config` would train: an adapter, or what stands beside quantized
+// weights, needs a model from somewhere. MakeRecipe() allows it, since speed is measured on random weights too.
 absl::Status CheckOrigin(const RunConfig& config);
 
 // Sentences about settings of `config`, which `recipe` was made of, that do nothing or less than they seem to beside

@@ -131,7 +131,7 @@ struct RangeObject : Object {
   int64_t start, step, length;
 };
 
-// As Python names the type: "str", "NoneType", ...
+// The name that Python has for the type: "str", "NoneType", ...
 const char* TypeName(const Value& value);
 
 bool IsTrue(const Value& value);

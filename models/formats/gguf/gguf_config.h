@@ -20,7 +20,7 @@ ModelConfig ConfigOfGguf(const GgufModelFacts& facts);
 // architecture there, a sliding window.
 absl::StatusOr<GgufModelFacts> GgufFactsOf(const ModelConfig& model, const std::string& name);
 
-// Of bos, eos and pad; a number that is no id of the vocabulary (which some files hold for "none") is left out.
+// The ids of bos, eos and pad. A number that is no id of the vocabulary (which some files hold for "none") is left out.
 absl::StatusOr<HfTokenIds> ReadGgufTokenIds(const GgufFile& file, int64_t vocab_size);
 
 }  // namespace trireme

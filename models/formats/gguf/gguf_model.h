@@ -38,7 +38,7 @@ struct GgufModelFacts {
   double rope_freq_base = 10000;
   std::optional<GgufRopeScaling> rope_scaling;
   double rope_linear_factor = 1;  // not beside rope_scaling
-  // Where the architecture has them.
+  // Read where the architecture has them.
   int64_t sliding_window = 0;
   double rope_freq_base_swa = 10000;
   double attn_logit_softcapping = 0, final_logit_softcapping = 0;

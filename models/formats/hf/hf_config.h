@@ -33,9 +33,9 @@ struct HfConfig {
   std::vector<std::string> ignored;  // keys that do not change numbers, beyond the usual bookkeeping
 };
 
-// Of a file of one of `types`. Errors are kData, name `origin` and list every key that is malformed or could change
-// numbers in a way this program does not follow (hidden_act other than silu, biases, dropout, quantization, an unknown
-// key with a value, ...).
+// Parses the config.json of one of `types`. Errors are kData, name `origin` and list every key that is malformed or
+// could change numbers in a way this program does not follow (hidden_act other than silu, biases, dropout,
+// quantization, an unknown key with a value, ...).
 absl::StatusOr<HfConfig> ParseHfConfig(const std::string& text, const std::string& origin, const HfModelTypes& types);
 absl::StatusOr<HfConfig> ReadHfConfig(const std::string& path, const HfModelTypes& types);
 

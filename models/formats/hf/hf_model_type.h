@@ -43,7 +43,7 @@ struct HfModelType {
   bool local_rope = false;      // layers with a window have frequencies of their own
   double attention_softcap = 0, logit_softcap = 0;
   bool partial_rotary = false;  // has rotary_pct and, for rope_theta, rotary_emb_base
-  // Of what is not common to all (hf_config.cc); null: as Llama.
+  // Read and write what is not common to all types (hf_config.cc); null: as Llama.
   void (*read)(JsonReader& reader, const HfModelType& type, HfConfig* config,
                std::vector<std::string>* problems) = nullptr;
   void (*write)(const ModelConfig& model, const HfModelType& type, nlohmann::ordered_json* json) = nullptr;
