@@ -18,8 +18,8 @@ constexpr const char* kSpecialTokens[] = {"bos_token", "eos_token", "unk_token",
                                           "pad_token", "cls_token", "mask_token"};
 constexpr const char* kReasoning[] = {"reasoning_content", "thinking", "reasoning"};
 
-// As Transformers: keys without a value are absent, and a message's reasoning, under whichever name it came, has the
-// names that templates read.
+// Does what Transformers does: keys without a value are absent, and a message's reasoning, under whichever name it
+// came, has the names that templates read.
 Json AsTemplatesSee(const Json& message) {
   if (!message.is_object()) return message;
   Json seen = Json::object(), reasoning;

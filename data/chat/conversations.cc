@@ -87,7 +87,8 @@ class SplitBuilder {
   }
 
  private:
-  // Of the first `count` tokens. False: the last that is learned is not an end, so nothing teaches to stop there.
+  // Looks at the first `count` tokens. False when the last that is learned is no end, so that nothing teaches to stop
+  // there.
   bool AddEnds(const MaskedTokens& tokens, int64_t count) {
     int32_t last = -1;
     for (int64_t i = 0; i < count; ++i) {

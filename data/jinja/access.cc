@@ -8,7 +8,7 @@
 namespace trireme::jinja {
 namespace {
 
-// As jinja2.utils.object_type_repr.
+// Names a type as jinja2.utils.object_type_repr does.
 std::string ObjectType(const Value& value) {
   switch (value.kind()) {
     case Kind::kNone:
@@ -119,7 +119,7 @@ Result Slice(Evaluator* evaluator, const Value& object, const Value& start, cons
   const int64_t by = std::max(given_step.value_or(1), -INT64_MAX);
   if (by == 0) return evaluator->Raise("slice step cannot be zero");
   ASSIGN_OR_RETURN(const int64_t length, Length(evaluator, object));
-  // As PySlice_AdjustIndices.
+  // This is what PySlice_AdjustIndices does.
   const int64_t low = by < 0 ? -1 : 0, high = by < 0 ? length - 1 : length;
   const auto adjust = [&](std::optional<int64_t> bound, int64_t otherwise) {
     if (!bound.has_value()) return otherwise;

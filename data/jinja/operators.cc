@@ -24,7 +24,7 @@ Result FloatArithmetic(Evaluator* evaluator, const std::string& op, double a, do
   if (op == "**") return evaluator->Refuse("a power of floats");
   if (b == 0) return evaluator->Raise("float division by zero");
   if (op == "/") return Value::Float(a / b);
-  // As CPython's float_divmod.
+  // This is what CPython's float_divmod does.
   double remainder = std::fmod(a, b);
   double quotient = (a - remainder) / b;
   if (remainder != 0) {

@@ -29,7 +29,7 @@ absl::StatusOr<std::string> Text(const json& object, const char* name) {
   return text;
 }
 
-// Of several spaces one is left, of those at the ends none; at the end U+2581 counts as one, as in SentencePiece.
+// Leaves one of several spaces in a row and none at the ends; at the end U+2581 counts as a space, as in SentencePiece.
 std::string Collapsed(absl::string_view text) {
   std::string result;
   for (const char c : text) {

@@ -16,7 +16,8 @@ namespace {
 constexpr char kJsonName[] = "tokenizer.json", kSentencePieceName[] = "tokenizer.model";
 constexpr uint64_t kMaxFileBytes = uint64_t{256} << 20;
 
-// As published tokenizers spell them. DeepSeek's bars are U+FF5C; the same with ASCII bars is a common transcription.
+// These are the spellings of published tokenizers. DeepSeek's bars are U+FF5C; the same with ASCII bars is a common
+// transcription.
 constexpr absl::string_view kEndsOfDocuments[] = {
     "<|endoftext|>",          // GPT-2, Qwen, SmolLM, Phi, GLM
     "<|end_of_text|>",        // Llama 3, Granite

@@ -101,7 +101,7 @@ absl::Status WriteFileAtomically(const std::string& given, const std::string& co
   struct stat info;
   const bool there = ::stat(given.c_str(), &info) == 0;
   if (there && !S_ISREG(info.st_mode) && !S_ISDIR(info.st_mode)) return WriteThrough(given, contents);
-  // Of a link the file that it leads to is replaced.
+  // Where the path is a link, the file that it leads to is replaced.
   std::error_code error;
   const fs::path target = there ? fs::canonical(given, error) : fs::path();
   const std::string path = there && !error ? target.string() : given;

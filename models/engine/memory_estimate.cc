@@ -13,7 +13,7 @@ namespace {
 
 int64_t ElementSize(at::ScalarType dtype) { return dtype == at::kBFloat16 ? 2 : 4; }
 
-// Of one unit (embedding, block, head) on one tensor rank, as blocks of memory.
+// What one unit (embedding, block, head) needs on one tensor rank, as blocks of memory.
 struct UnitSize {
   int64_t gathered = 0;  // bytes of its weights as products use them; of quantized ones: as they are stored
   int64_t trained = 0;   // elements
@@ -46,8 +46,8 @@ UnitSize SizeOf(const EnginePlan& plan, const std::vector<ParameterSpec>& parame
   return size;
 }
 
-// Of embedding with positions, blocks, head. A tied matrix counts in the embedding and, where the head is on another
-// rank, there too.
+// The sizes of the embedding with positions, of each block, and of the head. A tied matrix counts in the embedding and,
+// where the head is on another rank, there too.
 std::vector<UnitSize> UnitSizes(const EnginePlan& plan) {
   const DecoderSpec& model = plan.model;
   std::vector<UnitSize> sizes;

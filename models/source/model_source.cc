@@ -59,7 +59,8 @@ absl::StatusOr<Digest> TokenizerDigest(const std::string& folder) {
   return path.empty() ? absl::StatusOr<Digest>("") : HashFile(path);
 }
 
-// As AddOrigin. A corpus's tokenizer.json is never the same file, so it goes before the GGUF's.
+// Does what AddOrigin does for a GGUF file. A corpus's tokenizer.json is never the same file as the GGUF's, and goes
+// before it.
 absl::Status AddGgufOrigin(ModelSource* source) {
   absl::StatusOr<std::unique_ptr<GgufFile>> file = GgufFile::Open(source->model.from());
   if (!file.ok()) return absl::OkStatus();
@@ -103,11 +104,23 @@ absl::StatusOr<ModelSource> OpenBase(const std::string& description, const RunCo
   return base;
 }
 
-// All but the weights of what a run with this config trains, which is no adapter.
-absl::StatusOr<ModelSource> OpenTrained(const RunConfig& config, const std::vector<ModelFamily>& families) {
+// The run folder that a checkpoint's folder lies in; "" where it lies alone.
+std::string RunDirOf(const std::string& checkpoint) {
+  std::error_code error;
+  const fs::path checkpoints = fs::absolute(checkpoint, error).parent_path();
+  return checkpoints.filename() == "checkpoints" ? checkpoints.parent_path().string() : "";
+}
+
+// All but the weights of what a run with this config trains, which is no adapter. run_dir: where the run lies now,
+// which may be another place than when it was trained; "" where that is not known.
+absl::StatusOr<ModelSource> OpenTrained(const RunConfig& config, const std::string& run_dir,
+                                        const std::vector<ModelFamily>& families) {
   ModelSource source;
   source.model = config.model();
   RETURN_IF_ERROR(Specify(families, &source).status());
+  if (const std::string kept = absl::StrCat(run_dir, "/", kKeptTokenizer);
+      !run_dir.empty() && !FindTokenizer(kept).empty())
+    source.tokenizer_folders.push_back(kept);
   // One tokenizer made all sources.
   for (const DataSource& data : config.data().source()) source.tokenizer_folders.push_back(data.path());
   if (source.model.has_from()) RETURN_IF_ERROR(AddOrigin(&source));
@@ -127,7 +140,7 @@ absl::StatusOr<ModelSource> OpenCheckpoint(const std::string& folder, const std:
     source.document_mask = config.data().document_mask();
     return source;
   }
-  ASSIGN_OR_RETURN(ModelSource source, OpenTrained(config, families));
+  ASSIGN_OR_RETURN(ModelSource source, OpenTrained(config, RunDirOf(folder), families));
   source.description = description;
   source.document_mask = config.data().document_mask();
   ASSIGN_OR_RETURN(const RunText text, RunTextOf(manifest));
@@ -179,7 +192,7 @@ absl::StatusOr<ModelSource> OpenFutureCheckpoint(const RunConfig& config, const 
     RETURN_IF_ERROR(UseRunText(text, &source));
     return source;
   }
-  ASSIGN_OR_RETURN(ModelSource source, OpenTrained(config, families));
+  ASSIGN_OR_RETURN(ModelSource source, OpenTrained(config, config.run_dir(), families));
   RETURN_IF_ERROR(UseRunText(text, &source));
   source.description = source.weights.description = description;
   for (const ParameterSpec& parameter : DecoderParameters(spec))

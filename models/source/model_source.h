@@ -20,6 +20,10 @@ namespace trireme {
 
 struct AdapterSource;  // models/weights/adapter_source.h
 
+// The folder in run_dir with a copy of the tokenizer of the run's corpora (KeepTokenizer() in
+// trainer/recipe/corpora.h), so that a run can be used where its corpora are not.
+inline constexpr char kKeptTokenizer[] = "tokenizer";
+
 struct ModelSource {
   std::string description;  // "checkpoint runs/a/checkpoints/step-00000100"
   ModelConfig model;        // resolved

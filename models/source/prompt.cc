@@ -11,7 +11,7 @@ namespace {
 
 using Json = nlohmann::json;
 
-// Of a TemplateProcessing post_processor: the special tokens before the text.
+// Adds the special tokens that a TemplateProcessing post_processor puts before the text.
 absl::Status AddPrefix(const Json& processor, const std::string& name, const Tokenizer& tokenizer,
                        std::vector<int64_t>* ids) {
   if (processor.is_null()) return absl::OkStatus();

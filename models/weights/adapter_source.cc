@@ -164,13 +164,13 @@ std::string BaseName(const SourceTensor& copy, const DecoderSpec& spec) {
   return spec.tied_embeddings && name == kHeadWeight ? absl::StrCat(kEmbeddingName, ".weight") : name;
 }
 
-// Of a tied matrix that was trained whole PEFT saves both uses; this is the second.
+// PEFT saves a tied matrix that was trained whole once for each use. True for the second.
 bool IsSecondUse(const AdapterSource& source, const DecoderSpec& spec, const SourceTensor& tensor) {
   return spec.tied_embeddings && source.weights_tied && tensor.name == kHeadWeight &&
          source.Find(absl::StrCat(kEmbeddingName, ".weight")) != nullptr;
 }
 
-// Both uses must be the same.
+// An error unless the second use holds the same values as the first.
 absl::Status CheckSecondUse(const AdapterSource& source, const SourceTensor& head) {
   const SourceTensor& embedding = *source.Find(absl::StrCat(kEmbeddingName, ".weight"));
   bool same = embedding.shape == head.shape && embedding.dtype == head.dtype;
@@ -407,7 +407,7 @@ absl::Status WritePeftDirectory(const AdapterSource& source, const DecoderSpec& 
   std::set<std::string> wanted;
   for (const ParameterSpec& parameter : AddedAndTrained(spec)) wanted.insert(parameter.name);
   std::vector<SafetensorsEntry> entries;
-  // Of a tied matrix PEFT wants both uses.
+  // PEFT wants a tied matrix once for each use.
   const std::string embedding = absl::StrCat(kEmbeddingName, ".weight");
   const bool twice = spec.tied_embeddings && wanted.count(embedding) > 0;
   if (twice) wanted.insert(kHeadWeight);

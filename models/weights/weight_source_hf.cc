@@ -75,7 +75,7 @@ absl::Status FindTensors(const DecoderSpec& spec, Opened* opened) {
   std::set<std::string> expected = opened->bnb.parts;
   for (const WeightTable::Stored& stored : opened->table.stored) {
     const HfDirectory::Tensor* tensor = named.Find(stored.name);
-    // Of a tied matrix either name may be there.
+    // A tied matrix may stand under either of its names.
     if (tensor == nullptr && stored.name == opened->table.embedding && tied) tensor = named.Find(opened->table.head);
     if (tensor == nullptr) {
       mismatch.missing.push_back(stored.name);
@@ -103,7 +103,7 @@ absl::Status FindTensors(const DecoderSpec& spec, Opened* opened) {
   for (const auto& [name, tensor] : directory.tensors()) {
     const auto ends = [&name = name](const std::string& ending) { return absl::EndsWith(name, ending); };
     if (expected.count(name) > 0 || std::any_of(ignored.begin(), ignored.end(), ends)) continue;
-    // That of a tied model; CheckTiedHead knows more.
+    // The head of a tied model is allowed here; CheckTiedHead compares it with the embedding.
     if (!named.Names(opened->table.head, name)) mismatch.unexpected.push_back(name);
   }
   if (mismatch.empty()) return absl::OkStatus();

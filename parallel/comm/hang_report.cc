@@ -235,7 +235,7 @@ std::string HangReport(const std::map<int, RankReport>& reports, int world_size)
   std::map<Place, int> told;
   int described = 0;
   for (const auto& [rank, report] : reports) {
-    // Of many ranks in the same place two are enough.
+    // Where many ranks are in the same place, two are described.
     if (!report.blocking.empty() && ++told[PlaceOf(report, report.blocking[0])] > 2) continue;
     if (++described > 16) break;
     absl::StrAppend(&text, "rank ", rank, " on ", report.host, ": ", report.description);

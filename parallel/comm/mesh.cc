@@ -19,7 +19,7 @@ std::array<int, kNumAxes> CoordinatesOf(const MeshShape& shape, int rank) {
   return coordinates;
 }
 
-// Of every rank. Collective over the job.
+// Gathers where every rank computes. Collective over the job.
 std::vector<RankDevice> GatherDevices(const Process& process, at::Device device) {
   struct Record {
     char host[192], gpu[64];

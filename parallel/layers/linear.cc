@@ -146,7 +146,7 @@ struct LinearFunction : torch::autograd::Function<LinearFunction> {
     at::Tensor dx;
     if (context->needs_input_grad(0)) {
       dx = gradient.InputGradient();
-      // Nobody looks at gate and up after this.
+      // Gate and up are not read again, so their memory may take the gradient.
       if (gate != kNoGate) dx = GatedBackward(x, dx, static_cast<Activation>(gate), /*in_place=*/!later);
     }
     if (later) gradient.AddInputGradients(input);

@@ -151,7 +151,7 @@ TEST_F(SentencePiece, FilesOfTransformersBesideItAddTokens) {
   ASSERT_TRUE(tokenizer.ok()) << tokenizer.status();
   const auto encode = [&](const std::string& text) {
     std::vector<int32_t> ids;
-    (*tokenizer)->Encode(text, &ids);
+    EXPECT_TRUE((*tokenizer)->Encode(text, &ids).ok());
     return ids;
   };
   const int32_t space = (*tokenizer)->TokenId("▁"), ab = (*tokenizer)->TokenId("ab"), a = (*tokenizer)->TokenId("a");

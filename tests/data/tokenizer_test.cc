@@ -100,7 +100,9 @@ class Collector : public PieceSink {
 
 std::vector<std::string> Pieces(const Splitter& splitter, const std::string& text) {
   Collector sink;
-  if (!text.empty()) EXPECT_TRUE(splitter.Split(text, &sink).ok());
+  if (!text.empty()) {
+    EXPECT_TRUE(splitter.Split(text, &sink).ok());
+  }
   return sink.pieces;
 }
 
@@ -261,7 +263,7 @@ TEST_F(TokenizerTest, FilesBesideItAddTokensAndNameTheEnd) {
   EXPECT_TRUE((*tokenizer)->IsSpecial(next));
   EXPECT_FALSE((*tokenizer)->IsSpecial(next + 1));
   std::vector<int32_t> ids;
-  (*tokenizer)->Encode("a<|turn|>[x]a", &ids);
+  EXPECT_TRUE((*tokenizer)->Encode("a<|turn|>[x]a", &ids).ok());
   const int32_t a = (*tokenizer)->TokenId("a");
   EXPECT_EQ(ids, (std::vector<int32_t>{a, next, next + 1, a}));
   EXPECT_EQ((*tokenizer)->Decode(ids), "a<|turn|>[x]a");

@@ -122,7 +122,7 @@ std::string Words(const std::vector<Choice>& choices) {
   return absl::StrJoin(words, " ");
 }
 
-// Both shells: sets `kind` to words, files, fields or nothing, and `words`.
+// For both shells: sets `kind` to words, files, fields or nothing, and `words`.
 std::string Assign(const Values& values) {
   constexpr const char* kKinds[] = {"nothing", "words", "files", "fields"};
   std::string text = absl::StrCat("kind=", kKinds[values.kind]);
@@ -130,8 +130,8 @@ std::string Assign(const Values& values) {
   return text;
 }
 
-// Both shells: the part of the function that finds `verb`, the words so far that are verbs, among the words after the
-// program.
+// For both shells: the part of the function that finds `verb`, the words so far that are verbs, among the words after
+// the program.
 std::string FindVerb(const std::vector<Verb>& verbs) {
   std::vector<std::string> patterns;
   for (const Verb& verb : verbs) {
@@ -144,7 +144,7 @@ std::string FindVerb(const std::vector<Verb>& verbs) {
   return absl::StrJoin(patterns, " | ");
 }
 
-// Both shells: what the value of an option may be.
+// For both shells: what the value of an option may be.
 std::string OptionValues(const std::vector<Verb>& verbs) {
   std::string text;
   for (const Verb& verb : verbs) {

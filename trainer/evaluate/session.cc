@@ -110,7 +110,7 @@ absl::Status CompareRanks(ProcessGroup& world, const SessionOptions& options, co
   RETURN_IF_ERROR(CompareFacts(world, facts));
   RETURN_IF_ERROR(CompareConfigs(world, plan.recipe.config));
   std::vector<std::pair<std::string, Digest>> contents = plan.corpora.contents;
-  // Both may have other names on another machine.
+  // SOURCE and the adapter may have other names on another machine, so their contents are compared.
   const auto add = [&](const char* name, const std::string& path, const auto& read) {
     contents.emplace_back(name, DigestOrError(DigestOncePerMachine(world, process.host(), path, read)));
   };

@@ -37,7 +37,7 @@ GgufType GgufTarget(ExportConfig::Dtype wanted, at::ScalarType stored) {
   return stored == at::kBFloat16 ? GgufType::kBF16 : stored == at::kHalf ? GgufType::kF16 : GgufType::kF32;
 }
 
-// Of a file's tokenizer: what training taught to stop at goes where the file names nothing yet.
+// Adds to a file's tokenizer what training taught to stop at, where the file names nothing yet.
 GgufMetadata WithEnds(const ModelSource& source, GgufMetadata metadata) {
   // A file may have no tokenizer, or one that is only passed on.
   const absl::StatusOr<ModelText> text =

@@ -46,7 +46,7 @@ bool IsQuantized(const ModelSource& source, const ExportOptions& options, const 
   return QuantizedByName(tensor.name, source.model.quantization());
 }
 
-// As the source stores it: its parameters have one dtype.
+// The number format that the source stores the tensor in; all parameters of a tensor have the same.
 at::ScalarType StoredDtype(const ModelSource& source, const WeightTable::Stored& tensor) {
   return source.weights.tensors[tensor.runs[0].parameter].dtype;
 }
@@ -95,7 +95,7 @@ absl::StatusOr<at::Tensor> QuantizePieces(const ModelSource& source, const Item&
   return absmax;
 }
 
-// As many tensors in a file as fit, in the model's order.
+// Puts as many tensors into a file as fit, in the model's order.
 absl::StatusOr<std::vector<Shard>> CutIntoShards(const ModelSource& source, const ExportOptions& options) {
   const std::vector<WeightTable::Stored>& tensors = source.table.stored;
   if (options.quantize_nf4 && std::none_of(tensors.begin(), tensors.end(), [&](const WeightTable::Stored& tensor) {

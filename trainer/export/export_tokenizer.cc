@@ -96,7 +96,7 @@ absl::Status WriteTokenizerConfig(const std::string& output, const ModelConfig& 
 // Whether an id says that there is none: it is negative, or no number of 64 bits.
 bool SaysNone(const nlohmann::ordered_json& id) { return id.is_number_integer() && JsonInteger(id).value_or(-1) < 0; }
 
-// Of a generation_config.json: whether its ids are those, so that it can stay as it is.
+// Whether a generation_config.json has these ids, so that it can stay as it is.
 bool Agrees(const nlohmann::ordered_json& config, const HfTokenIds& ids) {
   for (const char* key : {"bos_token_id", "pad_token_id"}) {
     if (SaysNone(JsonMember(config, key))) return false;
@@ -251,7 +251,7 @@ absl::StatusOr<GgufMetadata> ExportedGgufTokenizer(const std::string& folder, co
     return value.has_value() ? std::optional<int32_t>(static_cast<int32_t>(*value)) : std::nullopt;
   };
   ASSIGN_OR_RETURN(const std::unique_ptr<Tokenizer> loaded, Tokenizer::Load(file));
-  // As llama.cpp's converter: the tokenizer's word comes before config.json's, which may list several ends. So where
+  // As in llama.cpp's converter, the tokenizer's word comes before config.json's, which may list several ends. So where
   // tokenizer_config.json and tokenizer.json contradict each other on the token that begins a text, this export follows
   // the former, as llama.cpp's converter does, and the Hugging Face export the latter, as Transformers 5 does.
   ASSIGN_OR_RETURN(const SpecialTokens tokens, ReadSpecialTokens(folder));

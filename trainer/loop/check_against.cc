@@ -28,7 +28,7 @@ std::map<std::string, int> Degrees(const std::string& mesh) {
   return degrees;
 }
 
-// As MetricsLog writes it: what is not finite is a string.
+// Reads a number that MetricsLog wrote: what is not finite is a string there.
 std::optional<double> NumberIn(const Json& json) {
   if (json.is_number()) return JsonNumber(json);
   if (json == "NaN") return std::nan("");

@@ -75,7 +75,7 @@ absl::Status RemoveSlowly(const std::string& folder, const std::function<void()>
   return RemoveAll(folder);
 }
 
-// Of conditions that every rank sees alike.
+// An error of a condition that every rank sees alike.
 template <typename... Args>
 absl::Status AgreedError(ExitCode code, const Args&... args) {
   return MarkAgreed(Error(code, args...));

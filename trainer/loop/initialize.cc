@@ -21,7 +21,7 @@ absl::StatusOr<WeightSource> OpenWeights(const Recipe& recipe, bool first_rank, 
     return OpenGgufWeights(std::move(file), facts, recipe.engine.model);
   }
   ASSIGN_OR_RETURN(const std::string folder, FindHfDirectory(from));
-  // Of a tied model one rank reads both matrices whole.
+  // Where the model is tied, one rank reads both matrices whole to compare them.
   return OpenHfWeights(folder, MakeWeightTable(recipe.weights, recipe.engine.model), recipe.engine.model,
                        /*compare_head=*/first_rank, alive);
 }

@@ -308,12 +308,13 @@ absl::Status LockRun(const std::string& run_dir, OperationLog& log, std::unique_
 }
 
 // Collective. run_dir exists, is this job's alone while `lock` lives (on rank 0), and is one folder for all ranks.
-absl::Status TakeRunDir(const std::string& run_dir, const Process& process, Mesh& mesh,
-                        std::unique_ptr<FileLock>* lock) {
+absl::Status TakeRunDir(const RunConfig& config, const Process& process, Mesh& mesh, std::unique_ptr<FileLock>* lock) {
+  const std::string& run_dir = config.run_dir();
   absl::Status taken = absl::OkStatus();
   if (mesh.control().rank() == 0) {
     taken = MakeDirectories(run_dir + "/checkpoints");
     if (taken.ok()) taken = LockRun(run_dir, mesh.log(), lock);
+    if (taken.ok()) taken = KeepTokenizer(config);
   }
   RETURN_IF_ERROR(Agree(mesh.control(), taken));
   return CheckSharedFolder(mesh.control(), "run_dir", run_dir, process.host());
@@ -406,7 +407,7 @@ absl::Status Run(const TrainOptions& options, const Extensions& extensions, cons
   ProcessGroup& world = mesh.control();
   const RunConfig& config = recipe.config;
   std::unique_ptr<FileLock> lock;
-  RETURN_IF_ERROR(TakeRunDir(config.run_dir(), process, mesh, &lock));
+  RETURN_IF_ERROR(TakeRunDir(config, process, mesh, &lock));
   Watchdog watchdog(&mesh.log(), WatchdogOptions(config, process, world));
 
   // Measured more than once: the machine may be busy with something else at one moment.

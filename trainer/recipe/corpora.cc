@@ -3,9 +3,12 @@
 #include <absl/strings/str_join.h>
 
 #include <algorithm>
+#include <filesystem>
 #include <utility>
 
+#include "data/tokenizer/tokenizer.h"
 #include "launch/base/file.h"
+#include "launch/base/folder.h"
 #include "launch/base/log.h"
 #include "models/formats/gguf/gguf_config.h"
 #include "models/source/model_source.h"
@@ -15,7 +18,7 @@
 namespace trireme {
 namespace {
 
-// Of the files that turn text into tokens.
+// Digests of the files that turn text into tokens, with names for people.
 absl::StatusOr<std::vector<std::pair<std::string, std::string>>> TextContents(const ModelText& text,
                                                                               const std::string& chat_template) {
   std::string tokenizer, chat = chat_template;
@@ -116,6 +119,23 @@ absl::StatusOr<OpenedConversations> OpenConversationData(const RunConfig& config
   run.ends.assign(set.train.ends.begin(), set.train.ends.end());
   run.split_by_content = split_by == SplitBy::kContent;
   return OpenedConversations{text.tokenizer, std::move(set), std::move(contents), std::move(run)};
+}
+
+absl::Status KeepTokenizer(const RunConfig& config) {
+  for (const DataSource& source : config.data().source()) {
+    const std::string path = FindTokenizer(source.path());
+    if (path.empty()) continue;
+    const std::string folder = absl::StrCat(config.run_dir(), "/", kKeptTokenizer);
+    ASSIGN_OR_RETURN(const std::string contents, ReadFile(path));
+    RETURN_IF_ERROR(MakeDirectories(folder));
+    // Another start may have had the other kind of file.
+    const std::string name = std::filesystem::path(path).filename().string();
+    if (const std::string other = FindTokenizer(folder);
+        !other.empty() && std::filesystem::path(other).filename().string() != name)
+      RETURN_IF_ERROR(RemoveAll(other));
+    return WriteFileAtomically(absl::StrCat(folder, "/", name), contents);
+  }
+  return absl::OkStatus();
 }
 
 absl::Status CheckEvaluation(const RunConfig& config, const Corpora& corpora) {

@@ -40,6 +40,10 @@ SplitBy SplitOfRun(const RunConfig& config);
 // warning, and with checkpoint.keep_best an error (kConfig).
 absl::Status CheckEvaluation(const RunConfig& config, const Corpora& corpora);
 
+// Copies the tokenizer of config.data.source, which lies with the corpora, to run_dir (kKeptTokenizer). Called by rank
+// 0.
+absl::Status KeepTokenizer(const RunConfig& config);
+
 // What config.data.conversations stands for, with the tokenizer it is read by (of its own field, else of model.from).
 struct OpenedConversations {
   std::shared_ptr<const Tokenizer> tokenizer;

@@ -157,7 +157,7 @@ int64_t EncodeBF16(const float* in, int64_t blocks, uint8_t* out) {
   return -1;
 }
 
-// Of the unrounded scale; 0 where it is so small that there is none.
+// The inverse of the unrounded scale; 0 where the scale is so small that there is none.
 float Inverse(float d) {
   const float inverse = d == 0 ? 0 : 1 / d;
   return std::isfinite(inverse) ? inverse : 0;

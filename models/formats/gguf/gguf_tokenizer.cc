@@ -64,7 +64,7 @@ absl::StatusOr<std::string> SplitName(const json& root, bool ignore_merges) {
   if (rules == "gpt2," && !ignore_merges) name = "gpt-2";
   if (rules == "digit,gpt2," && !ignore_merges) name = "smollm";
   if (rules == "qwen2," && !ignore_merges) name = "qwen2";
-  // The same rules by two names: "llama-bpe" also takes whole words before merging.
+  // These rules have two names: "llama-bpe" also takes whole words before merging.
   if (rules == "llama3,") name = ignore_merges ? "llama-bpe" : "dbrx";
   if (name != nullptr) return std::string(name);
   return GgufTokenizerError(

@@ -64,7 +64,7 @@ absl::StatusOr<Json> MergesOf(const GgufFile& file, const std::unordered_set<std
   if (merges == nullptr) return Error(ExitCode::kData, "gguf ", file.path(), ": has no tokenizer.ggml.merges");
   Json list = Json::array();
   for (const std::string& merge : *merges) {
-    // As llama.cpp cuts: a part may begin with a space, but for it none holds one.
+    // llama.cpp cuts here: a part may begin with a space and holds none after that.
     const size_t space = merge.find(' ', 1);
     if (space == std::string::npos)
       return Error(ExitCode::kData, "gguf ", file.path(), ": tokenizer.ggml.merges: \"", merge, "\" is no pair");
@@ -139,7 +139,7 @@ struct Vocabulary {
 absl::StatusOr<Vocabulary> ReadVocabulary(const GgufFile& file, const std::vector<std::string>& tokens,
                                           const std::vector<int32_t>* types) {
   Vocabulary result;
-  // As the vector it is: looking every key up would be quadratic.
+  // Filled as the vector that it is: looking every key up would be quadratic.
   Json::object_t::Container& entries = result.ids.get_ref<Json::object_t&>();
   result.joined.resize(tokens.size());
   for (size_t id = 0; id < tokens.size(); ++id) {

@@ -17,7 +17,7 @@ constexpr char kNf4State[] = ".quant_state.bitsandbytes__nf4", kFp4State[] = ".q
 constexpr char kRowScales[] = ".SCB", kWeight[] = ".weight";
 constexpr uint64_t kMaxStateBytes = 1 << 16;
 
-// As Python's repr() writes it: the fewest digits that are read back as the same number.
+// Writes a number as Python's repr() does: the fewest digits that are read back as the same number.
 std::string Digits(double value) {
   char text[32];
   const std::string digits(text, std::to_chars(text, text + sizeof(text), value).ptr);
@@ -202,7 +202,7 @@ Json WriteBnbConfig(const QuantizationConfig& quantization, const std::string& d
 }
 
 std::string BnbQuantState(const std::vector<int64_t>& shape, const std::string& dtype, float nested_offset) {
-  // As Python's json.dumps spaces it.
+  // The spaces are those of Python's json.dumps.
   return absl::StrCat("{\"quant_type\": \"nf4\", \"blocksize\": ", kNf4Block, ", \"dtype\": \"", dtype,
                       "\", \"shape\": [", absl::StrJoin(shape, ", "), "], \"nested_blocksize\": ", kNestedBlock,
                       ", \"nested_dtype\": \"float32\", \"nested_offset\": ", Digits(nested_offset), "}");

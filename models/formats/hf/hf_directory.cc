@@ -33,7 +33,7 @@ bool IsFileName(const std::string& name) {
   });
 }
 
-// As huggingface_hub finds it.
+// Looks for the cache where huggingface_hub does.
 fs::path HubCache() {
   const auto variable = [](const char* name) {
     const char* value = std::getenv(name);
@@ -121,7 +121,7 @@ absl::StatusOr<HfDirectory> HfDirectory::Open(const std::string& folder) {
   HfDirectory directory;
   directory.folder_ = folder;
   const fs::path root(folder);
-  // As Transformers does: one whole file goes before an index.
+  // One whole file goes before an index, as in Transformers.
   if (Exists(root / kHfWeightsName)) {
     RETURN_IF_ERROR(directory.Add(kHfWeightsName));
     return directory;

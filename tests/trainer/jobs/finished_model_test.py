@@ -82,6 +82,14 @@ class FinishedModel(job.JobTest):
     def prompt_ids(self, prompt):
         return json.loads(self.trireme("generate", "run", "--chat", "--prompt", prompt, "--max-tokens", "1", "--json").stdout)["prompt_ids"]
 
+    def test_a_run_that_was_moved_has_its_tokenizer(self):
+        elsewhere = self.folder / "elsewhere"
+        shutil.copytree(self.folder / "first", elsewhere / "moved")
+        said = job.run(elsewhere, job.TRIREME, "generate", "moved", "--prompt", "The", "--max-tokens", 2)
+        self.assertCode(said, 0)
+        self.assertCode(job.run(elsewhere, job.TRIREME, "export", "moved", "--output", "out"), 0)
+        self.assertEqual((elsewhere / "out" / "tokenizer.json").read_bytes(), (self.folder / "corpus" / "tokenizer.json").read_bytes())
+
     def test_the_template_and_its_end_are_exported(self):
         self.trained('chat_template: "turns.jinja"')
         (self.folder / "turns.jinja").unlink()  # a run holds what it needs
