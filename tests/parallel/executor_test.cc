@@ -202,10 +202,10 @@ TEST(Executor, TakesTheTimeTheSimulatorPredicts) {
     costs.weight_gradient_seconds = times.weight_gradient;
     const double predicted = Simulate(*schedule, EqualCosts(*schedule, costs)).bubble();
     // Waking up takes its time, up to a hundredth of the step. A machine that is busy with something else may stretch
-    // one run: the best of three counts.
+    // some runs: the best of ten counts.
     const double tolerance = 0.1 * predicted + 0.01;
     double measured = 1;
-    for (int attempt = 0; attempt < 3 && std::abs(measured - predicted) > tolerance; ++attempt) {
+    for (int attempt = 0; attempt < 10 && std::abs(measured - predicted) > tolerance; ++attempt) {
       const double bubble = MeasuredBubble(*schedule, times, **mesh);
       if (std::abs(bubble - predicted) < std::abs(measured - predicted)) measured = bubble;
     }
