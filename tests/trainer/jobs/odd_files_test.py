@@ -2,16 +2,21 @@
 import os
 import pathlib
 import shutil
+import tempfile
+import unittest
 
 import job
 
-LIBRARY = os.environ.get("TRIREME_ODD_FILES", "build/tests/trainer/libodd_files.so")
+# LD_PRELOAD is cut at spaces, which the path of a checkout may have: the library is named by a link.
+LIBRARY = os.path.join(tempfile.mkdtemp(prefix="trireme-odd-files-"), "libodd_files.so")
+os.symlink(os.path.abspath(os.environ.get("TRIREME_ODD_FILES", "build/tests/trainer/libodd_files.so")), LIBRARY)
+unittest.addModuleCleanup(shutil.rmtree, os.path.dirname(LIBRARY))
 SLOW = "launch.watchdog_seconds={}"
 
 
 def odd(path, **how):
     """The environment in which files whose path contains `path` are odd."""
-    return {"LD_PRELOAD": os.path.abspath(LIBRARY), "ODD_FILES_PATH": path, **{f"ODD_FILES_{name}": str(value) for name, value in how.items()}}
+    return {"LD_PRELOAD": LIBRARY, "ODD_FILES_PATH": path, **{f"ODD_FILES_{name}": str(value) for name, value in how.items()}}
 
 
 def settings(*fields):
