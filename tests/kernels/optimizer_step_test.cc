@@ -49,7 +49,8 @@ TEST(AdamW, LikeTorchsFusedOver20Steps) {
     const at::Tensor g = random.Normal({n}, at::kFloat, 0.1);
     AdamWUpdate(Rule(), DecisionTo(0.5, step), p, g, m, v, copy);
     torch_step += 1;
-    at::_fused_adamw_({torch_p}, {g * 0.5}, {torch_m}, {torch_v}, {}, {torch_step}, kRate, kBeta1, kBeta2, kDecay, kAdamEps,
+    at::_fused_adamw_({torch_p}, {g * 0.5}, {torch_m}, {torch_v}, {}, {torch_step}, kRate, kBeta1, kBeta2, kDecay,
+                      kAdamEps,
                       /*amsgrad=*/false, /*maximize=*/false);
   }
   EXPECT_LT(RelativeError(p, torch_p), 1e-6);

@@ -21,6 +21,7 @@
 #include "launch/base/file.h"
 #include "models/blocks/decoder.h"
 #include "models/engine/engine.h"
+#include "models/engine/job.h"
 #include "models/formats/base/safetensors.h"
 #include "models/weights/checkpoint_list.h"
 #include "models/weights/sharded_tensors.h"
@@ -29,7 +30,6 @@
 #include "trainer/loop/checkpointer.h"
 #include "trainer/loop/optimizer.h"
 #include "trainer/recipe/corpora.h"
-#include "models/engine/job.h"
 
 namespace trireme {
 namespace {
