@@ -104,13 +104,6 @@ absl::StatusOr<ModelSource> OpenBase(const std::string& description, const RunCo
   return base;
 }
 
-// The run folder that a checkpoint's folder lies in; "" where it lies alone.
-std::string RunDirOf(const std::string& checkpoint) {
-  std::error_code error;
-  const fs::path checkpoints = fs::absolute(checkpoint, error).parent_path();
-  return checkpoints.filename() == "checkpoints" ? checkpoints.parent_path().string() : "";
-}
-
 // All but the weights of what a run with this config trains, which is no adapter. run_dir: where the run lies now,
 // which may be another place than when it was trained; "" where that is not known.
 absl::StatusOr<ModelSource> OpenTrained(const RunConfig& config, const std::string& run_dir,

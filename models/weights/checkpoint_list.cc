@@ -23,6 +23,14 @@ std::string CheckpointFolder(const std::string& run_dir, int64_t step) {
   return absl::StrCat(CheckpointsRoot(run_dir), "/", NameOf(step));
 }
 
+std::string RunDirOf(const std::string& checkpoint) {
+  std::error_code error;
+  std::filesystem::path folder = std::filesystem::absolute(checkpoint, error).lexically_normal();
+  if (!folder.has_filename()) folder = folder.parent_path();  // It ended in a slash.
+  const std::string run_dir = folder.parent_path().parent_path().string();
+  return CheckpointsRoot(run_dir) == folder.parent_path() ? run_dir : "";
+}
+
 int64_t StepOfCheckpoint(const std::string& name) {
   absl::string_view digits = name;
   int64_t step = -1;

@@ -67,12 +67,11 @@ absl::Status RunValidate(const ValidateFlags& flags, const Extensions& extension
   if (!corpora.ok()) problems.emplace_back(corpora.status().message());
   if (config.run_dir().empty()) problems.emplace_back("run_dir: not set; give a folder for checkpoints and metrics");
   if (recipe.ok()) {
+    const absl::Status origin = CheckOrigin(recipe->config);
+    absl::Status ending = CheckExport(recipe->config);
+    if (ending.ok() && origin.ok() && corpora.ok()) ending = TryInScratch(*recipe, extensions);
     for (const absl::Status& status :
-         {CheckOrigin(recipe->config),
-          CheckExport(recipe->config).ok() && CheckOrigin(recipe->config).ok() && corpora.ok()
-              ? TryInScratch(*recipe, extensions)
-              : CheckExport(recipe->config),
-          config.run_dir().empty() ? absl::OkStatus() : CheckWritable("run_dir", config.run_dir()),
+         {origin, ending, config.run_dir().empty() ? absl::OkStatus() : CheckWritable("run_dir", config.run_dir()),
           config.export_().output().empty()
               ? absl::OkStatus()
               : CheckWritable("export.output", std::filesystem::path(config.export_().output()).parent_path()),

@@ -25,6 +25,7 @@
 #include "models/engine/memory_estimate.h"
 #include "models/source/model_config.h"
 #include "models/spec/parameters.h"
+#include "models/weights/checkpoint_list.h"
 #include "parallel/comm/agreement.h"
 #include "parallel/comm/watchdog.h"
 #include "trainer/export/export.h"
@@ -312,7 +313,7 @@ absl::Status TakeRunDir(const RunConfig& config, const Process& process, Mesh& m
   const std::string& run_dir = config.run_dir();
   absl::Status taken = absl::OkStatus();
   if (mesh.control().rank() == 0) {
-    taken = MakeDirectories(run_dir + "/checkpoints");
+    taken = MakeDirectories(CheckpointsRoot(run_dir));
     if (taken.ok()) taken = LockRun(run_dir, mesh.log(), lock);
     if (taken.ok()) taken = KeepTokenizer(config);
   }

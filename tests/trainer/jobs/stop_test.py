@@ -82,14 +82,11 @@ class Stops(job.JobTest):
         for step in expected:
             self.assertAlmostEqual(got[step]["loss"] / expected[step]["loss"], 1, delta=1e-5 if step <= 30 else 1e-3, msg=f"step {step}")
 
-    def made_again(self, model):
-        self.assertCode(job.train(self.folder, 2, *model, "--stop-at", "30"), job.PREEMPTED)
-        self.assertCode(job.train(self.folder, 2, *model), 0)
-        self.assertSameEnd(self.run_dir, self.uninterrupted(2, *model))
-
     def test_a_quantized_base_is_imported_again(self):
         self.assertCode(job.run(self.folder, job.TRIREME, "export", self.uninterrupted().name, "--output", "base"), 0)
-        self.made_again(adapter("base"))
+        self.assertCode(job.train(self.folder, 2, *adapter("base"), "--stop-at", "30"), job.PREEMPTED)
+        self.assertCode(job.train(self.folder, 2, *adapter("base")), 0)
+        self.assertSameEnd(self.run_dir, self.uninterrupted(2, *adapter("base")))
 
     def test_an_adapter_goes_on_on_other_numbers_of_ranks(self):
         self.assertCode(job.run(self.folder, job.TRIREME, "export", self.uninterrupted().name, "--output", "another_base"), 0)
