@@ -62,9 +62,13 @@ const AttentionBackend& FlashAttention();
 // The built-in ones in the order "auto" tries them.
 std::vector<AttentionBackend> BuiltInAttentionBackends();
 
-// The backend called `name`, or for "auto" the first that supports `example`. Errors name the reason of each candidate.
+// OK, or why the backend cannot do one of the examples.
+absl::Status SupportsAll(const AttentionBackend& backend, const std::vector<AttentionArguments>& examples);
+
+// The backend called `name`, or for "auto" the first that supports all examples. Errors name the reason of each
+// candidate.
 absl::StatusOr<AttentionBackend> ChooseAttention(const std::vector<AttentionBackend>& backends, const std::string& name,
-                                                 const AttentionArguments& example);
+                                                 const std::vector<AttentionArguments>& examples);
 
 }  // namespace trireme
 

@@ -50,8 +50,10 @@ at::Tensor RmsNormAgain(const at::Tensor& h, const at::Tensor& rstd, const at::T
 at::Tensor RmsNormBackward(const at::Tensor& h, const at::Tensor& rstd, const at::Tensor& weight, const at::Tensor& dy,
                            const at::Tensor& d_h, at::Tensor* d_weight, double offset = 0);
 
+// What a feed-forward layer does between its products; GELU (arXiv 1606.08415) exactly or by the tanh formula.
+enum class Activation { kSilu, kGeluTanh, kGelu, kRelu, kSquaredRelu };
 // ---- Gated activation (gated.cc): gate_up [T, 2F], gate first -> activation(gate) * up [T, F] ----
-enum class Activation { kSilu, kGeluTanh };  // SwiGLU (arXiv 2002.05202), GeGLU by the tanh formula
+// Of the activations kSilu (SwiGLU, arXiv 2002.05202) and kGeluTanh (GeGLU).
 at::Tensor GatedForward(const at::Tensor& gate_up, Activation activation = Activation::kSilu);
 // [T, 2F]; in_place: gate_up's memory may take it.
 at::Tensor GatedBackward(const at::Tensor& gate_up, const at::Tensor& d_out, Activation activation = Activation::kSilu,
@@ -59,10 +61,11 @@ at::Tensor GatedBackward(const at::Tensor& gate_up, const at::Tensor& d_out, Act
 
 // ---- Rotary embedding (rope.cc): in place on the first `heads` heads of packed rows ----
 struct RopeTable {
-  at::Tensor cosine,
-      sine;  // [positions, head_dim / 2], arithmetic type; sine and cosine of position * inverse frequency
+  at::Tensor cosine, sine;   // [positions, pairs], arithmetic type: of position * inverse frequency
+  bool interleaved = false;  // neighbours of a head are pairs, 2i and 2i + 1; else i and i + pairs
 };
-// packed [T, stride]: heads x head_dim first; positions [T] int64. inverse: rotates back (the gradient).
+// packed [T, stride]: heads x head_dim first; positions [T] int64. The table's pairs turn, which are the first
+// dimensions of each head; others stand still. inverse: rotates back (the gradient).
 void ApplyRope(at::Tensor& packed, int64_t heads, int64_t head_dim, const at::Tensor& positions, const RopeTable& table,
                bool inverse);
 

@@ -193,17 +193,25 @@ void GatedRowsBackward(int64_t rows, int64_t width, const T* gate_up, const T* d
 }
 
 template <typename T, typename C>
-void Rope(int64_t rows, int64_t heads, int64_t head_dim, int64_t stride, T* x, const int64_t* positions,
-          const C* cosine, const C* sine, C direction) {
-  const int64_t half = head_dim / 2;
+void Rope(int64_t rows, int64_t heads, int64_t head_dim, int64_t pairs, bool interleaved, int64_t stride, T* x,
+          const int64_t* positions, const C* cosine, const C* sine, C direction) {
   for (int64_t r = 0; r < rows; ++r) {
-    const C* c = cosine + positions[r] * half;
-    const C* s = sine + positions[r] * half;
+    const C* c = cosine + positions[r] * pairs;
+    const C* s = sine + positions[r] * pairs;
     for (int64_t head = 0; head < heads; ++head) {
       T* a = x + r * stride + head * head_dim;
-      T* b = a + half;
+      if (interleaved) {
+        for (int64_t i = 0; i < pairs; ++i) {
+          C first = Load(a[2 * i]), second = Load(a[2 * i + 1]);
+          Rotate<C>(&first, &second, c[i], s[i] * direction);
+          Store(&a[2 * i], first);
+          Store(&a[2 * i + 1], second);
+        }
+        continue;
+      }
+      T* b = a + pairs;
 #pragma omp simd
-      for (int64_t i = 0; i < half; ++i) {
+      for (int64_t i = 0; i < pairs; ++i) {
         C first = Load(a[i]), second = Load(b[i]);
         Rotate<C>(&first, &second, c[i], s[i] * direction);
         Store(&a[i], first);

@@ -35,10 +35,10 @@ struct TypedLoops {
   void (*swiglu_backward)(int64_t rows, int64_t width, const T* gate_up, const T* d_out, T* d_gate_up);
   void (*geglu)(int64_t rows, int64_t width, const T* gate_up, T* out);  // the same with GELU of the gate
   void (*geglu_backward)(int64_t rows, int64_t width, const T* gate_up, const T* d_out, T* d_gate_up);
-  // Rotates `heads` heads of head_dim each, in place, in rows `stride` apart; cosine, sine [positions, head_dim / 2];
-  // direction 1 or -1.
-  void (*rope)(int64_t rows, int64_t heads, int64_t head_dim, int64_t stride, T* x, const int64_t* positions,
-               const C* cosine, const C* sine, C direction);
+  // Rotates the first `pairs` pairs of each of `heads` heads of head_dim, in place, in rows `stride` apart: i and
+  // i + pairs, or interleaved 2i and 2i + 1. cosine, sine [positions, pairs]; direction 1 or -1.
+  void (*rope)(int64_t rows, int64_t heads, int64_t head_dim, int64_t pairs, bool interleaved, int64_t stride, T* x,
+               const int64_t* positions, const C* cosine, const C* sine, C direction);
   // Attention, one block of scores [rows, columns] with row stride ld, columns [0, limit_i) visible where limit_i =
   // min(columns, first_limit + i) and columns below first_hidden_i = max(0, first_limit + i - window) hidden (window 0:
   // none). Turns scores into probabilities relative to the running maximum; updates max and sum; writes the factor by

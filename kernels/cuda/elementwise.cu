@@ -42,10 +42,11 @@ __global__ void SwiGluBackwardKernel(int64_t width, const T* gate_up, const T* d
   }
 }
 
-// One block per row; a thread takes kCount neighbouring pairs of one head.
+// One block per row; a thread takes kCount neighbouring pairs of one head, the first `half` pairs of a head turning.
 template <typename T, int kCount>
-__global__ void RopeKernel(int pairs, int half, int64_t stride, T* x, const int64_t* positions, int64_t places,
-                           const float* cosine, const float* sine, float direction) {
+__global__ void RopeKernel(int pairs, int half, int head_dim, bool interleaved, int64_t stride, T* x,
+                           const int64_t* positions, int64_t places, const float* cosine, const float* sine,
+                           float direction) {
   T* row = x + static_cast<int64_t>(blockIdx.x) * stride;
   const int64_t position = positions[blockIdx.x];
   if (position < 0 || position >= places) {
@@ -58,7 +59,17 @@ __global__ void RopeKernel(int pairs, int half, int64_t stride, T* x, const int6
   const float* s = sine + position * half;
   for (int pair = static_cast<int>(threadIdx.x) * kCount; pair < pairs; pair += static_cast<int>(blockDim.x) * kCount) {
     const int head = pair / half, i = pair - head * half;
-    T* a = row + head * 2 * half + i;
+    if (interleaved) {
+      T* pair_of = row + head * head_dim + 2 * i;
+      for (int j = 0; j < kCount; ++j) {
+        float u = Load(pair_of[2 * j]), v = Load(pair_of[2 * j + 1]);
+        Rotate<float>(&u, &v, c[i + j], s[i + j] * direction);
+        Store(&pair_of[2 * j], u);
+        Store(&pair_of[2 * j + 1], v);
+      }
+      continue;
+    }
+    T* a = row + head * head_dim + i;
     T* b = a + half;
     Pack<T, kCount> first = LoadPack<T, kCount>(a), second = LoadPack<T, kCount>(b);
     for (int j = 0; j < kCount; ++j) {
@@ -118,11 +129,13 @@ void SwiGluRowsBackward(int64_t rows, int64_t width, const void* gate_up, const 
 }
 
 template <typename T, int kCount>
-void RopeRows(int64_t rows, int64_t heads, int64_t half, int64_t stride, void* x, const int64_t* positions,
-              int64_t places, const float* cosine, const float* sine, float direction, Stream stream) {
+void RopeRows(int64_t rows, int64_t heads, int64_t head_dim, int64_t half, bool interleaved, int64_t stride, void* x,
+              const int64_t* positions, int64_t places, const float* cosine, const float* sine, float direction,
+              Stream stream) {
   const int pairs = static_cast<int>(heads * half);
   RopeKernel<T, kCount><<<static_cast<unsigned>(rows), ThreadsForRow(pairs / kCount, kThreads), 0, StreamOf(stream)>>>(
-      pairs, static_cast<int>(half), stride, static_cast<T*>(x), positions, places, cosine, sine, direction);
+      pairs, static_cast<int>(half), static_cast<int>(head_dim), interleaved, stride, static_cast<T*>(x), positions,
+      places, cosine, sine, direction);
 }
 
 template <typename T>
@@ -167,19 +180,18 @@ void LaunchSwiGluBackward(Storage storage, int64_t rows, int64_t width, const vo
   CheckLaunch("swiglu_backward");
 }
 
-void LaunchRope(Storage storage, int64_t rows, int64_t heads, int64_t head_dim, int64_t stride, void* x,
-                const int64_t* positions, int64_t places, const float* cosine, const float* sine, float direction,
-                Stream stream) {
-  const int64_t half = head_dim / 2;
-  if (rows == 0 || heads * half == 0) return;
+void LaunchRope(Storage storage, int64_t rows, int64_t heads, int64_t head_dim, int64_t pairs, bool interleaved,
+                int64_t stride, void* x, const int64_t* positions, int64_t places, const float* cosine,
+                const float* sine, float direction, Stream stream) {
+  if (rows == 0 || heads * pairs == 0) return;
   if (storage == Storage::kFloat32) {
-    const bool aligned = Aligned(half * 4, x) && Aligned(stride * 4);
-    (aligned ? &RopeRows<float, 4> : &RopeRows<float, 1>)(rows, heads, half, stride, x, positions, places, cosine, sine,
-                                                          direction, stream);
+    const bool aligned = Aligned(pairs * 4, x) && Aligned(head_dim * 4) && Aligned(stride * 4);
+    (aligned ? &RopeRows<float, 4> : &RopeRows<float, 1>)(rows, heads, head_dim, pairs, interleaved, stride, x,
+                                                          positions, places, cosine, sine, direction, stream);
   } else {
-    const bool aligned = Aligned(half * 2, x) && Aligned(stride * 2);
-    (aligned ? &RopeRows<Bf16, 8> : &RopeRows<Bf16, 1>)(rows, heads, half, stride, x, positions, places, cosine, sine,
-                                                        direction, stream);
+    const bool aligned = Aligned(pairs * 2, x) && Aligned(head_dim * 2) && Aligned(stride * 2);
+    (aligned ? &RopeRows<Bf16, 8> : &RopeRows<Bf16, 1>)(rows, heads, head_dim, pairs, interleaved, stride, x, positions,
+                                                        places, cosine, sine, direction, stream);
   }
   CheckLaunch("rope");
 }

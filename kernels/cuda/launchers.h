@@ -44,9 +44,9 @@ void LaunchSwiGluBackward(Storage storage, int64_t rows, int64_t width, const vo
                           void* d_gate_up, Stream stream);
 // In place on the first heads * head_dim values of rows `stride` apart; cosine, sine [places, head_dim / 2];
 // direction 1 or -1. A position outside [0, places) traps.
-void LaunchRope(Storage storage, int64_t rows, int64_t heads, int64_t head_dim, int64_t stride, void* x,
-                const int64_t* positions, int64_t places, const float* cosine, const float* sine, float direction,
-                Stream stream);
+void LaunchRope(Storage storage, int64_t rows, int64_t heads, int64_t head_dim, int64_t pairs, bool interleaved,
+                int64_t stride, void* x, const int64_t* positions, int64_t places, const float* cosine,
+                const float* sine, float direction, Stream stream);
 // x, out [rows, width], tokens [rows]; the rest as in kernels/base/dropout.h.
 void LaunchDropout(Storage storage, int64_t rows, int64_t width, int64_t first_column, const int64_t* tokens,
                    RandomKey key, uint32_t threshold, float scale, const void* x, void* out, Stream stream);

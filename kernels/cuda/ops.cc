@@ -122,9 +122,9 @@ at::Tensor Dropout(const at::Tensor& x, const at::Tensor& tokens, const DropoutO
 void ApplyRope(at::Tensor& packed, int64_t heads, int64_t head_dim, const at::Tensor& positions, const RopeTable& table,
                bool inverse) {
   const Target target(packed);
-  LaunchRope(StorageOf(packed), packed.size(0), heads, head_dim, packed.stride(0), Address(packed),
-             positions.const_data_ptr<int64_t>(), table.cosine.size(0), Floats(table.cosine), Floats(table.sine),
-             inverse ? -1.0f : 1.0f, target.stream);
+  LaunchRope(StorageOf(packed), packed.size(0), heads, head_dim, table.cosine.size(1), table.interleaved,
+             packed.stride(0), Address(packed), positions.const_data_ptr<int64_t>(), table.cosine.size(0),
+             Floats(table.cosine), Floats(table.sine), inverse ? -1.0f : 1.0f, target.stream);
 }
 
 at::Tensor EmbeddingForward(const at::Tensor& tokens, const at::Tensor& weight) {

@@ -17,8 +17,9 @@ void ApplyRope(at::Tensor& packed, int64_t heads, int64_t head_dim, const at::Te
         TRIREME_CHECK(position[r] >= 0 && position[r] < places, "position ", position[r],
                       " outside the rotation table's ", places, " rows");
       }
-      LoopsFor<T>().rope(end - begin, heads, head_dim, stride, Data<T>(packed) + begin * stride, position + begin,
-                         Data<C>(table.cosine), Data<C>(table.sine), inverse ? C(-1) : C(1));
+      LoopsFor<T>().rope(end - begin, heads, head_dim, table.cosine.size(1), table.interleaved, stride,
+                         Data<T>(packed) + begin * stride, position + begin, Data<C>(table.cosine), Data<C>(table.sine),
+                         inverse ? C(-1) : C(1));
     });
   });
 }

@@ -3,6 +3,7 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
 
+#include <algorithm>
 #include <cmath>
 
 #include "models/blocks/units.h"
@@ -15,16 +16,9 @@ std::shared_ptr<const DecoderShared> MakeShared(const DecoderSpec& spec, const B
                                                 const AttentionBackend& attention) {
   auto shared = std::make_shared<DecoderShared>();
   shared->spec = spec;
-  shared->attention = attention;
-  bool global = false, local = false;
-  for (int64_t i = 0; i < spec.num_layers; ++i) {
-    const LayerPattern layer = spec.layer(i);
-    if (layer.rope) (layer.local ? local : global) = true;
-  }
-  const at::ScalarType arithmetic = ArithmeticType(options.compute);
-  if (global) shared->rope = MakeRopeTable(spec, spec.max_positions, arithmetic, options.device);
-  if (local) shared->local_rope = MakeRopeTable(spec, spec.max_positions, arithmetic, options.device, /*local=*/true);
   shared->tensor = options.tensor_group != nullptr ? options.tensor_group : MakeSelfGroup("alone");
+  shared->rotations = std::make_unique<RotationTables>(ArithmeticType(options.compute), options.device);
+  shared->parts = {attention, shared->rotations.get(), shared->tensor.get()};
   return shared;
 }
 
@@ -39,23 +33,23 @@ class Builder {
   }
 
   void AddEmbedding(ParameterBuffer* matrix) {
-    ParameterBuffer* positions =
-        spec_.learned_positions ? AddBuffer(kPositionsName, PositionParameters(spec_)) : nullptr;
-    decoder_.units.push_back(MakeEmbeddingUnit(kEmbeddingName, matrix, positions, shared_));
+    const std::vector<ParameterSpec> extras = EmbeddingExtras(spec_);
+    ParameterBuffer* buffer = extras.empty() ? nullptr : AddBuffer(kPositionsName, extras);
+    decoder_.units.push_back(MakeEmbeddingUnit(kEmbeddingName, matrix, buffer, shared_));
   }
 
   void AddBlock(int64_t layer) {
-    const std::string name = absl::StrCat("model.layers.", layer);
-    BlockParameters index = MakeBlockParameters(spec_, layer);
+    const std::string name = BlockName(layer);
+    const std::vector<ParameterSpec> parameters = BlockParameters(spec_, layer);
     BlockStorage storage;
-    storage.weights.resize(index.parameters.size());
-    std::vector<Rectangle> rectangles(index.parameters.size());
+    storage.weights.resize(parameters.size());
+    std::vector<Rectangle> rectangles(parameters.size());
     for (const bool quantized : {false, true}) {
       std::vector<ParameterSpec> specs;
       std::vector<size_t> places;
-      for (size_t i = 0; i < index.parameters.size(); ++i) {
-        if (index.parameters[i].quantized != quantized) continue;
-        specs.push_back(index.parameters[i]);
+      for (size_t i = 0; i < parameters.size(); ++i) {
+        if (parameters[i].quantized != quantized) continue;
+        specs.push_back(parameters[i]);
         places.push_back(i);
       }
       if (specs.empty()) continue;
@@ -65,7 +59,7 @@ class Builder {
         rectangles[places[i]] = storage.buffers.back()->rectangle(static_cast<int>(i));
       }
     }
-    UnitAdapters added = MakeUnitAdapters(spec_, index.parameters);
+    UnitAdapters added = MakeUnitAdapters(spec_, parameters);
     if (!added.groups.empty()) {
       storage.buffers.push_back(AddBuffer(name + ".adapter", added.parameters));
       for (const GroupAdapter& group : added.groups) {
@@ -75,7 +69,8 @@ class Builder {
       }
     }
     storage.groups = std::move(added.groups);
-    decoder_.units.push_back(MakeBlockUnit(name, std::move(storage), layer, std::move(index), shared_));
+    storage.parameters = parameters;
+    decoder_.units.push_back(MakeBlockUnit(layer, std::move(storage), shared_));
   }
 
   // embedding: the tied matrix; null where the head has one of its own.
@@ -134,17 +129,22 @@ DecoderUnits BuildDecoder(const DecoderSpec& spec, const BufferOptions& options,
   return builder.Take();
 }
 
-AttentionArguments ExampleAttention(const DecoderSpec& spec, at::ScalarType compute, at::Device device) {
-  const at::TensorOptions options = at::TensorOptions().dtype(compute).device(device);
-  AttentionArguments example;
-  example.q = at::empty({1, spec.num_heads, spec.head_dim}, options);
-  example.k = example.v = at::empty({1, spec.num_kv_heads, spec.head_dim}, options);
-  example.cu_seqlens_q = example.cu_seqlens_k = at::zeros({2}, options.dtype(at::kInt));
-  example.max_q = example.max_k = 1;
-  example.window = spec.sliding_window;
-  example.scale = spec.attention_scale > 0 ? spec.attention_scale : 1.0 / std::sqrt(static_cast<double>(spec.head_dim));
-  example.softcap = spec.attention_softcap;
-  return example;
+std::vector<AttentionArguments> ExampleAttentions(const DecoderSpec& spec, int tensor, at::ScalarType compute,
+                                                  at::Device device) {
+  std::vector<AttentionArguments> examples;
+  for (const AttentionShape& shape : spec.attentions()) {
+    const at::TensorOptions options = at::TensorOptions().dtype(compute).device(device);
+    AttentionArguments example;
+    example.q = at::empty({1, shape.heads / tensor, shape.head_dim}, options);
+    example.k = example.v = at::empty({1, std::max<int64_t>(1, shape.kv_heads / tensor), shape.head_dim}, options);
+    example.cu_seqlens_q = example.cu_seqlens_k = at::zeros({2}, options.dtype(at::kInt));
+    example.max_q = example.max_k = 1;
+    example.window = shape.window;
+    example.scale = shape.scale > 0 ? shape.scale : 1.0 / std::sqrt(static_cast<double>(shape.head_dim));
+    example.softcap = shape.softcap;
+    examples.push_back(std::move(example));
+  }
+  return examples;
 }
 
 }  // namespace trireme

@@ -34,14 +34,9 @@ struct UnitRange {
 DecoderUnits BuildDecoder(const DecoderSpec& spec, const BufferOptions& options, const AttentionBackend& attention,
                           const UnitRange& range = {});
 
-// Cosines and sines of position x frequency for positions below `positions`, in float64 rounded to `dtype` as
-// Transformers computes them in float32.
-// `local`: of the layers with frequencies of their own.
-RopeTable MakeRopeTable(const DecoderSpec& spec, int64_t positions, at::ScalarType dtype, at::Device device,
-                        bool local = false);
-
-// An example of what the decoder asks of attention, to choose a backend by.
-AttentionArguments ExampleAttention(const DecoderSpec& spec, at::ScalarType compute, at::Device device);
+// Examples of what the decoder asks of attention on one of `tensor` ranks, to choose a backend by.
+std::vector<AttentionArguments> ExampleAttentions(const DecoderSpec& spec, int tensor, at::ScalarType compute,
+                                                  at::Device device);
 
 }  // namespace trireme
 

@@ -3,7 +3,6 @@
 
 #include "models/blocks/units.h"
 #include "parallel/layers/functions.h"
-#include "parallel/layers/gpt_functions.h"
 
 namespace trireme {
 namespace {
@@ -14,11 +13,15 @@ class HeadUnit final : public Unit {
            std::unique_ptr<Adapter> adapter, std::shared_ptr<const DecoderShared> shared)
       : name_(std::move(name)),
         buffers_(norm == head ? std::vector<ParameterBuffer*>{norm} : std::vector<ParameterBuffer*>{norm, head}),
-        norm_(norm->weight(0)),
-        norm_bias_(shared->spec.gpt_block ? &norm->weight(1) : nullptr),
+        norm_(FindNorm(shared->spec.head.norm, kLastNorm, *norm)),
         head_(head->weight(head_index)),
         adapter_(std::move(adapter)),
         shared_(std::move(shared)) {
+    const HeadSpec& spec = shared_->spec.head;
+    TRIREME_CHECK(!spec.bias || spec.scale == 1, "a head with a bias and a scale");
+    for (size_t i = 0; i < norm->specs().size(); ++i) {
+      if (norm->specs()[i].name == absl::StrCat(kHeadModule, ".bias")) bias_ = &norm->weight(static_cast<int>(i));
+    }
     if (adapter_ == nullptr) return;
     buffers_.push_back(added);
     head_.set_adapter(adapter_.get());
@@ -28,24 +31,25 @@ class HeadUnit final : public Unit {
   bool recomputable() const override { return false; }
 
   Carry Forward(const UnitContext& context, Carry input, const at::Tensor&) override {
-    const DecoderSpec& spec = shared_->spec;
+    const HeadSpec& spec = shared_->spec.head;
+    const int64_t vocab_size = shared_->spec.vocab_size;
     if (adapter_ != nullptr) adapter_->tokens = DroppedTokens(context);
-    const at::Tensor x = norm_bias_ != nullptr ? LayerNorm(input[0], norm_, *norm_bias_, spec.rms_norm_eps)
-                                               : Norm(input[0], norm_, spec.rms_norm_eps, spec.norm_offset ? 1 : 0);
+    at::Tensor x = ApplyNorm(input[0], norm_);
+    if (spec.scale != 1) x = x * spec.scale;  // as good as of the logits
     if (context.phase == Phase::kGenerate) {
-      at::Tensor logits = Logits(x, head_, spec.vocab_size, context.batch->wanted, *shared_->tensor);
-      const double cap = spec.final_logit_softcap;
+      at::Tensor logits = Logits(x, head_, bias_, vocab_size, context.batch->wanted, *shared_->tensor);
+      const double cap = spec.softcap;
       return {cap > 0 ? at::tanh(logits / cap) * cap : logits};
     }
     LossHeadOptions options;
     options.scale = context.loss_scale;
     options.z_loss = context.z_loss;
-    options.softcap = spec.final_logit_softcap;
+    options.softcap = spec.softcap;
     options.chunk_tokens = context.loss_chunk_tokens;
     options.with_gradient = context.phase == Phase::kTrain;
     const MicrobatchTensors& batch = *context.batch;
     const HeadLoss loss =
-        CrossEntropyHead(x, head_, spec.vocab_size, batch.targets, batch.with_target, *shared_->tensor, options);
+        CrossEntropyHead(x, head_, bias_, vocab_size, batch.targets, batch.with_target, *shared_->tensor, options);
     context.loss_sums->add_(loss.sums);
     return {loss.seed};
   }
@@ -53,9 +57,9 @@ class HeadUnit final : public Unit {
  private:
   std::string name_;
   std::vector<ParameterBuffer*> buffers_;
-  Weight& norm_;
-  Weight* norm_bias_;
+  NormWeights norm_;
   Weight& head_;
+  Weight* bias_ = nullptr;
   std::unique_ptr<Adapter> adapter_;
   std::shared_ptr<const DecoderShared> shared_;
 };

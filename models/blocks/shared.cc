@@ -4,6 +4,26 @@
 
 namespace trireme {
 
+NormWeights FindNorm(const NormSpec& norm, const std::string& name, const std::vector<ParameterSpec>& parameters,
+                     const std::vector<Weight*>& weights) {
+  NormWeights found;
+  found.spec = norm;
+  for (size_t i = 0; i < parameters.size(); ++i) {
+    if (norm.weight && parameters[i].name == name + ".weight") found.weight = weights[i];
+    if (norm.bias && parameters[i].name == name + ".bias") found.bias = weights[i];
+  }
+  TRIREME_CHECK((found.weight != nullptr) == norm.weight && (found.bias != nullptr) == norm.bias,
+                "no parameters of the norm ", name);
+  return found;
+}
+
+NormWeights FindNorm(const NormSpec& norm, const std::string& name, ParameterBuffer& buffer) {
+  std::vector<Weight*> weights;
+  // Norms are no part of fused groups, so each of their parameters is a weight.
+  for (size_t i = 0; i < buffer.specs().size(); ++i) weights.push_back(&buffer.weight(static_cast<int>(i)));
+  return FindNorm(norm, name, buffer.specs(), weights);
+}
+
 Adapter MakeAdapter(const std::vector<Rectangle>& rectangles, ParameterBuffer& added, const GroupAdapter& group,
                     const AdapterSpec& spec) {
   Adapter adapter;

@@ -17,10 +17,15 @@ namespace trireme {
 
 struct DecoderShared {
   DecoderSpec spec;
-  AttentionBackend attention;
-  RopeTable rope, local_rope;  // undefined where no layer of this decoder rotates by it
   std::shared_ptr<ProcessGroup> tensor;
+  std::unique_ptr<RotationTables> rotations;
+  PartResources parts;
 };
+
+// The weights of the norm called `name`, of the buffer's parameters or of those given; null ones where it has none.
+NormWeights FindNorm(const NormSpec& norm, const std::string& name, ParameterBuffer& buffer);
+NormWeights FindNorm(const NormSpec& norm, const std::string& name, const std::vector<ParameterSpec>& parameters,
+                     const std::vector<Weight*>& weights);
 
 // A group's adapter on this rank. rectangles: this rank's, of the unit's own parameters. added: the buffer of its
 // adapters, which outlives the result.

@@ -11,23 +11,23 @@
 
 namespace trireme {
 
-// Token ids to embeddings. positions: the buffer of the learned table that is added; null: there is none.
-std::unique_ptr<Unit> MakeEmbeddingUnit(std::string name, ParameterBuffer* buffer, ParameterBuffer* positions,
+// Token ids to embeddings. extras: the buffer of EmbeddingExtras(); null: there are none.
+std::unique_ptr<Unit> MakeEmbeddingUnit(std::string name, ParameterBuffer* buffer, ParameterBuffer* extras,
                                         std::shared_ptr<const DecoderShared> shared);
 
 // A block's parameters on this rank.
 struct BlockStorage {
   std::vector<ParameterBuffer*> buffers;           // plain, quantized, adapters: those that there are
-  std::vector<Weight*> weights;                    // of index.parameters, in their order
+  std::vector<ParameterSpec> parameters;           // BlockParameters()
+  std::vector<Weight*> weights;                    // theirs
   std::vector<GroupAdapter> groups;                // that have adapters, whose parameters are in the last buffer
   std::vector<std::unique_ptr<Adapter>> adapters;  // of each group, hung on its weight
 };
-// x + attention(norm(x)), then + mlp(norm(.)): Llama's block, with what the specification adds; or GPT's block.
-std::unique_ptr<Unit> MakeBlockUnit(std::string name, BlockStorage storage, int64_t layer, BlockParameters index,
-                                    std::shared_ptr<const DecoderShared> shared);
+// A residual block of two parts, as the layer's specification puts them together.
+std::unique_ptr<Unit> MakeBlockUnit(int64_t layer, BlockStorage storage, std::shared_ptr<const DecoderShared> shared);
 
-// The last norm, the projection onto the vocabulary and the loss. `head` holds the matrix as its parameter head_index.
-// adapter: of the head, its parameters in `added`; null: none.
+// The last norm, the projection onto the vocabulary and the loss. norm: the buffer of HeadParameters(); `head` holds
+// the matrix as its parameter head_index. adapter: of the head, its parameters in `added`; null: none.
 std::unique_ptr<Unit> MakeHeadUnit(std::string name, ParameterBuffer* norm, ParameterBuffer* head, int head_index,
                                    ParameterBuffer* added, std::unique_ptr<Adapter> adapter,
                                    std::shared_ptr<const DecoderShared> shared);

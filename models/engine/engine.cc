@@ -88,25 +88,26 @@ absl::StatusOr<std::unique_ptr<Engine>> Engine::Create(EnginePlan given, Mesh& m
   options.device = model->device_;
   if (plan.model.quantization.has_value())
     options.dequantized = std::make_shared<DequantizedValues>(options.compute, options.device);
-  if (const int tensor = mesh.shape()[Axis::kTensor]; tensor > plan.model.num_kv_heads) {
+  const int tensor = mesh.shape()[Axis::kTensor];
+  for (const AttentionShape& shape : plan.model.attentions()) {
+    if (tensor <= shape.kv_heads || options.head_replica_groups.count(shape.kv_heads) > 0) continue;
     std::vector<int> head_of(tensor);
-    for (int t = 0; t < tensor; ++t) head_of[t] = static_cast<int>(t * plan.model.num_kv_heads / tensor);
-    options.head_replica_group =
-        mesh.Split(Axis::kTensor, head_of, absl::StrCat("tensor(same of ", plan.model.num_kv_heads, " heads)"));
+    for (int t = 0; t < tensor; ++t) head_of[t] = static_cast<int>(t * shape.kv_heads / tensor);
+    options.head_replica_groups[shape.kv_heads] =
+        mesh.Split(Axis::kTensor, head_of, absl::StrCat("tensor(same of ", shape.kv_heads, " heads)"));
   }
   model->context_group_ = mesh.group({Axis::kContext});
-  DecoderSpec local = plan.model;
-  local.num_heads /= mesh.shape()[Axis::kTensor];
-  local.num_kv_heads = std::max<int64_t>(1, local.num_kv_heads / mesh.shape()[Axis::kTensor]);
-  const AttentionArguments example = ExampleAttention(local, options.compute, model->device_);
-  ASSIGN_OR_RETURN(model->attention_, ChooseAttention(extensions.attention_backends, plan.attention, example));
+  const std::vector<AttentionArguments> examples =
+      ExampleAttentions(plan.model, tensor, options.compute, model->device_);
+  ASSIGN_OR_RETURN(model->attention_, ChooseAttention(extensions.attention_backends, plan.attention, examples));
   if (model->device_.is_cuda() && plan.attention == "auto" && model->attention_.name == MathAttention().name &&
       mesh.control().rank() == 0) {
     Warning(
         "kernels.attention: \"math\" is used, slow and with memory for whole matrices of scores, because \"flash\" ",
-        FlashAttention().supports(example).message());
+        SupportsAll(FlashAttention(), examples).message());
   }
-  if (mesh.shape()[Axis::kContext] > 1) {
+  for (const AttentionArguments& example : examples) {
+    if (mesh.shape()[Axis::kContext] == 1) break;
     const absl::Status supported = SupportsContext(model->attention_, plan.context_method, example);
     if (!supported.ok()) {
       return Error(ExitCode::kConfig, "parallel.context_method: ", supported.message(),

@@ -35,15 +35,10 @@ std::vector<std::string> LayoutProblems(const BatchShape& batch, const PipelineC
   const int tensor = mesh[Axis::kTensor], context = mesh[Axis::kContext], pipeline = mesh[Axis::kPipeline];
   const int64_t data = mesh[Axis::kDataReplicate] * mesh[Axis::kDataShard];
   const int64_t length = batch.sequence_length, micro = batch.micro_batch_size, global = batch.global_batch_size;
-  const auto divides = [&](const char* field, int degree, const char* what, int64_t amount) {
-    if (amount % degree != 0)
-      problems.push_back(absl::StrCat("parallel.", field, ": ", degree, " does not divide ", what, " ", amount));
-  };
-  divides("tensor", tensor, "model.num_attention_heads", model.num_heads);
-  divides("tensor", tensor, "model.intermediate_size", model.intermediate_size);
-  if (model.num_kv_heads % tensor != 0 && tensor % model.num_kv_heads != 0) {
-    problems.push_back(absl::StrCat("parallel.tensor: ", tensor, " and model.num_key_value_heads ", model.num_kv_heads,
-                                    ": one must divide the other"));
+  for (const LayerSpec& layer : model.layers) {
+    layer.mixer->CheckRanks(tensor, &problems);
+    layer.feed_forward->CheckRanks(tensor, &problems);
+    if (!problems.empty()) break;  // other layers would say the same
   }
   if (problems.empty() && model.quantization.has_value()) {
     for (const ParameterSpec& parameter : DecoderParameters(model)) {
@@ -129,9 +124,9 @@ absl::StatusOr<Schedule> MakePipelineSchedule(const PipelineChoice& pipeline, in
 }
 
 std::vector<double> UnitCosts(const DecoderSpec& model, int64_t sequence_length) {
-  std::vector<double> costs(model.num_layers + 2, model.BlockForwardFlopsPerToken(sequence_length));
-  costs.front() = 2.0 * static_cast<double>(model.hidden_size);  // a copy
-  costs.back() = model.HeadForwardFlopsPerToken();
+  std::vector<double> costs = {2.0 * static_cast<double>(model.hidden_size)};  // the embedding, a copy
+  for (int64_t i = 0; i < model.num_layers; ++i) costs.push_back(model.BlockForwardFlopsPerToken(i, sequence_length));
+  costs.push_back(model.HeadForwardFlopsPerToken());
   return costs;
 }
 

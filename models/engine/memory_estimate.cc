@@ -53,7 +53,7 @@ std::vector<UnitSize> UnitSizes(const EnginePlan& plan) {
   std::vector<UnitSize> sizes;
   for (const std::vector<ParameterSpec>& unit : UnitParameters(model)) sizes.push_back(SizeOf(plan, unit));
   for (int64_t layer = 0; layer < model.num_layers; ++layer) {
-    const UnitAdapters adapters = MakeUnitAdapters(model, MakeBlockParameters(model, layer).parameters);
+    const UnitAdapters adapters = MakeUnitAdapters(model, BlockParameters(model, layer));
     sizes[layer + 1] += SizeOf(plan, adapters.parameters);
   }
   sizes.back() += SizeOf(plan, MakeUnitAdapters(model, HeadParameters(model)).parameters);
@@ -64,9 +64,10 @@ int64_t TokensPerRank(const EnginePlan& plan) {
   return plan.micro_batch_size * plan.sequence_length / plan.mesh[Axis::kContext];
 }
 
-// What adapters keep for their backward pass: all groups' x A^T and, of DoRA, their products before magnitudes.
-int64_t AdapterBytes(const EnginePlan& plan) {
-  const std::vector<ParameterSpec> base = MakeBlockParameters(plan.model, 0).parameters;
+// What a block's adapters keep for their backward pass: all groups' x A^T and, of DoRA, their products before
+// magnitudes.
+int64_t AdapterBytes(const EnginePlan& plan, int64_t layer) {
+  const std::vector<ParameterSpec> base = BlockParameters(plan.model, layer);
   const UnitAdapters adapters = MakeUnitAdapters(plan.model, base);
   const int64_t bytes_per_column = TokensPerRank(plan) * ElementSize(plan.storage.compute);
   int64_t bytes = 0;
@@ -83,26 +84,59 @@ int64_t AdapterBytes(const EnginePlan& plan) {
   return bytes;
 }
 
+RankSizes SizesOf(const EnginePlan& plan) {
+  RankSizes sizes;
+  sizes.tokens = TokensPerRank(plan);
+  sizes.tensor = plan.mesh[Axis::kTensor];
+  sizes.element_size = ElementSize(plan.storage.compute);
+  sizes.hidden_size = plan.model.hidden_size;
+  return sizes;
+}
+
+// Where one group of quantized matrices is dequantized: q, k, v or gate, up.
+int64_t DequantizedBytes(const EnginePlan& plan) {
+  int64_t largest = 0, group = 0;
+  for (const ParameterSpec& parameter : DecoderParameters(plan.model)) {
+    group = (parameter.fused_with_previous ? group : 0) + (parameter.quantized ? Numel(parameter) : 0);
+    largest = std::max(largest, group);
+  }
+  return largest / plan.mesh[Axis::kTensor] * 4;
+}
+
+// All tables of rotation that the layers of this decoder use.
+int64_t RotationBytes(const DecoderSpec& model) {
+  int64_t bytes = 0;
+  std::vector<std::pair<int64_t, int64_t>> seen;
+  for (const AttentionShape& shape : model.attentions()) {
+    const std::pair<int64_t, int64_t> table = {shape.head_dim, model.max_positions};
+    if (std::find(seen.begin(), seen.end(), table) != seen.end()) continue;
+    seen.push_back(table);
+    bytes += CpuBlockBytes(model.max_positions * shape.head_dim / 2 * 4) * 2;
+  }
+  return bytes;
+}
+
 }  // namespace
 
-int64_t BlockActivationBytes(const EnginePlan& plan) {
-  const DecoderSpec& m = plan.model;
-  const int64_t tensor = plan.mesh[Axis::kTensor], tokens = TokensPerRank(plan), rows = tokens / tensor;
-  const int64_t size = ElementSize(plan.storage.compute);
-  const int64_t q = m.num_heads / tensor * m.head_dim, kv = std::max<int64_t>(1, m.num_kv_heads / tensor) * m.head_dim;
-  const int64_t input = CpuBlockBytes(rows * m.hidden_size * size), per_row = CpuBlockBytes(rows * 4);
-  const std::map<std::string, int64_t> results = {
-      {kKeepQkv, CpuBlockBytes(tokens * (q + 2 * kv) * size)},
-      {kKeepAttention, CpuBlockBytes(tokens * q * size) + CpuBlockBytes(tokens * m.num_heads / tensor * 4)},
-      {kKeepGateUp, CpuBlockBytes(tokens * (m.gpt_block ? 1 : 2) * m.intermediate_size / tensor * size)}};
+int64_t BlockActivationBytes(const EnginePlan& plan, int64_t index) {
+  const LayerSpec& layer = plan.model.layer(index);
+  const RankSizes sizes = SizesOf(plan);
+  const int64_t rows = sizes.tokens / sizes.tensor;
+  const int64_t input = CpuBlockBytes(rows * sizes.hidden_size * sizes.element_size), per_row = CpuBlockBytes(rows * 4);
+  const PartMemory mixer = layer.mixer->Memory(sizes), feed_forward = layer.feed_forward->Memory(sizes);
+  std::map<std::string, int64_t> kept = mixer.kept;
+  kept.insert(feed_forward.kept.begin(), feed_forward.kept.end());
   int64_t bytes = input;
-  if (!plan.recompute.blocks) {
-    bytes += input + 2 * per_row + AdapterBytes(plan);  // the residual stream between attention and MLP; two norms
-    for (const auto& [name, amount] : results) bytes += amount;
-    // GPT's blocks keep what goes into their products: both normed inputs and what GELU made, and four numbers per row.
-    if (m.gpt_block) bytes += 2 * input + results.at(kKeepGateUp) + 2 * per_row;
-  } else {
-    for (const std::string& name : plan.recompute.keep) bytes += results.at(name);
+  if (plan.recompute.blocks) {
+    for (const std::string& name : plan.recompute.keep) bytes += kept.count(name) > 0 ? kept.at(name) : 0;
+    return bytes;
+  }
+  bytes += input + AdapterBytes(plan, index) + mixer.saved + feed_forward.saved;  // and the stream between the parts
+  for (const auto& [name, amount] : kept) bytes += amount;
+  // A LayerNorm leaves what goes into products beside its statistics; an RMSNorm is computed again.
+  const BlockNormNames norms = NormNames(layer);
+  for (const std::string& norm : {norms.before_mixer, norms.before_feed_forward}) {
+    if (!norm.empty()) bytes += layer.norm.kind == NormSpec::kLayer ? input + 2 * per_row : per_row;
   }
   return bytes;
 }
@@ -123,7 +157,7 @@ RankMemory EstimateMemory(const EnginePlan& plan, int64_t state_bytes, int pipel
   const ShardLevel level = plan.storage.shard;
 
   UnitSize own;
-  int64_t largest = 0, second = 0, largest_trained = 0, blocks = 0;
+  int64_t largest = 0, second = 0, largest_trained = 0, block_activations = 0;
   bool has_head = false;
   int first = 0;
   for (int s = 0; s < plan.schedule.num_stages(); ++s) {
@@ -135,7 +169,8 @@ RankMemory EstimateMemory(const EnginePlan& plan, int64_t state_bytes, int pipel
         largest = std::max(largest, sizes[unit].gathered);
         largest_trained = std::max(largest_trained, sizes[unit].trained);
         if (unit == 0) continue;
-        unit == m.num_layers + 1 ? void(has_head = true) : void(++blocks);
+        unit == m.num_layers + 1 ? void(has_head = true)
+                                 : void(block_activations += BlockActivationBytes(plan, unit - 1));
       }
     }
     first = end;
@@ -157,13 +192,8 @@ RankMemory EstimateMemory(const EnginePlan& plan, int64_t state_bytes, int pipel
     memory.gradients = (whole_gradient ? trained * 4 : largest_trained * 4) + shard * 4 + largest_trained * 4;
     memory.optimizer = shard * state_bytes;
   }
-  if (m.quantization.has_value()) {
-    // Where one group of matrices is dequantized: q, k, v or gate, up.
-    const int64_t rows = std::max((m.num_heads + 2 * m.num_kv_heads) * m.head_dim, 2 * m.intermediate_size);
-    memory.weights += rows / plan.mesh[Axis::kTensor] * m.hidden_size * 4;
-  }
-  // Tables of rotation.
-  memory.weights += CpuBlockBytes(m.max_positions * m.head_dim / 2 * 4) * 2;
+  if (m.quantization.has_value()) memory.weights += DequantizedBytes(plan);
+  memory.weights += RotationBytes(m);
   // The most microbatches between a stage's forward and the end of its backward.
   int in_flight = 0, most = 0;
   bool later = false;  // gradients of weights
@@ -174,12 +204,16 @@ RankMemory EstimateMemory(const EnginePlan& plan, int64_t state_bytes, int pipel
   }
   const int stages = static_cast<int>(
       std::count(plan.schedule.rank_of_stage.begin(), plan.schedule.rank_of_stage.end(), pipeline_rank));
-  memory.activations = most * blocks / std::max(1, stages) * BlockActivationBytes(plan);
+  memory.activations = most * block_activations / std::max(1, stages);
   // What a block's two passes need for a moment.
   const int64_t tokens = TokensPerRank(plan), hidden = CpuBlockBytes(tokens * m.hidden_size * compute);
-  memory.activations +=
-      6 * hidden + CpuBlockBytes(tokens * (m.num_heads + 2 * m.num_kv_heads) * m.head_dim * compute) +
-      (later ? 2 : 1) * CpuBlockBytes(tokens * 2 * m.intermediate_size / plan.mesh[Axis::kTensor] * compute);
+  const RankSizes rank_sizes = SizesOf(plan);
+  int64_t moment = 0;
+  for (const LayerSpec& layer : m.layers) {
+    moment = std::max(moment, layer.mixer->Memory(rank_sizes).moment +
+                                  (later ? 2 : 1) * layer.feed_forward->Memory(rank_sizes).moment);
+  }
+  memory.activations += 6 * hidden + moment;
   if (has_head) {
     const int64_t chunk = std::min(tokens, LossChunkTokens(plan, device));
     const int64_t ids = (m.vocab_size + plan.mesh[Axis::kTensor] - 1) / plan.mesh[Axis::kTensor];

@@ -30,8 +30,8 @@ RankMemory EstimateMemory(const EnginePlan& plan, int64_t state_bytes, int pipel
 // EnginePlan::loss_chunk_tokens, or what suits the device.
 int64_t LossChunkTokens(const EnginePlan& plan, c10::DeviceType device);
 
-// Bytes that one microbatch keeps on a rank from forward to backward in a block; with a head: in the loss head.
-int64_t BlockActivationBytes(const EnginePlan& plan);
+// Bytes that one microbatch keeps on a rank from forward to backward in that block.
+int64_t BlockActivationBytes(const EnginePlan& plan, int64_t layer);
 
 }  // namespace trireme
 

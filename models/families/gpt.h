@@ -6,13 +6,13 @@
 #include <string>
 #include <vector>
 
-#include "configs/run_config.pb.h"
-#include "models/spec/decoder_spec.h"
+#include "models/parts/draft.h"
 
 namespace trireme {
 
-// SpecifyDecoder with GPT's blocks. activation: hidden_act where the configuration is silent.
-DecoderSpec SpecifyGpt(const ModelConfig& config, const std::string& activation, std::vector<std::string>* problems);
+// LayerNorms with biases, an MLP of two projections with biases. activation: hidden_act where the configuration is
+// silent.
+DecoderDraft DraftGpt(const ModelConfig& config, const std::string& activation, std::vector<std::string>* problems);
 
 }  // namespace trireme
 

@@ -5,12 +5,12 @@ namespace trireme {
 namespace {
 
 DecoderSpec SpecifyGpt2(const ModelConfig& config, std::vector<std::string>* problems) {
-  DecoderSpec spec = SpecifyGpt(config, "gelu_new", problems);
-  spec.learned_positions = true;
-  spec.qkv_bias = spec.output_bias = true;
-  spec.scaled_residual_init = !config.has_scaled_residual_init() || config.scaled_residual_init();
-  spec.pattern.assign(static_cast<size_t>(spec.num_layers), {.rope = false});
-  return spec;
+  DecoderDraft draft = DraftGpt(config, "gelu_new", problems);
+  draft.spec.embedding.positions = true;
+  draft.attention.qkv_bias = draft.attention.output_bias = true;
+  draft.spec.scaled_residual_init = !config.has_scaled_residual_init() || config.scaled_residual_init();
+  for (LayerPattern& layer : draft.pattern) layer.rope = false;
+  return draft.Build(problems);
 }
 
 constexpr char kGpt2Qkv[] = "transformer.h.*.attn.c_attn.weight", kGpt2QkvBias[] = "transformer.h.*.attn.c_attn.bias";

@@ -1,5 +1,3 @@
-#include <cmath>
-
 #include "models/families/gpt.h"
 #include "models/spec/family.h"
 
@@ -7,22 +5,13 @@ namespace trireme {
 namespace {
 
 DecoderSpec SpecifyGptNeox(const ModelConfig& config, std::vector<std::string>* problems) {
-  DecoderSpec spec = SpecifyGpt(config, "gelu", problems);
-  spec.parallel_residual = config.use_parallel_residual();
-  spec.qkv_bias = spec.output_bias = !config.has_attention_bias() || config.attention_bias();
-  const double share = config.partial_rotary_factor();
-  if (!(share > 0 && share <= 1)) {
-    problems->push_back(absl::StrCat("model.partial_rotary_factor: is ", share, "; give a share above 0, at most 1"));
-    return spec;
-  }
-  spec.rotary_dim = static_cast<int64_t>(static_cast<double>(spec.head_dim) * share);  // as Transformers rounds it
-  if (spec.rotary_dim < 2 || spec.rotary_dim % 2 != 0) {
-    problems->push_back(absl::StrCat("model.partial_rotary_factor: ", share, " of head_dim ", spec.head_dim, " are ",
-                                     spec.rotary_dim,
-                                     " dimensions; positions turn pairs, give a share that makes them even"));
-    spec.rotary_dim = 0;
-  }
-  return spec;
+  DecoderDraft draft = DraftGpt(config, "gelu", problems);
+  draft.block.parallel = config.use_parallel_residual();
+  draft.attention.qkv_bias = draft.attention.output_bias = !config.has_attention_bias() || config.attention_bias();
+  RotatePartly(config, &draft, problems);
+  draft.rotation.padded_to = draft.attention.head_dim;
+  draft.spec.reordered_rotary_dims = draft.rotation.dims;
+  return draft.Build(problems);
 }
 
 constexpr char kGptNeoxQkv[] = "gpt_neox.layers.*.attention.query_key_value.weight",

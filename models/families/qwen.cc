@@ -1,18 +1,19 @@
+#include "models/parts/draft.h"
 #include "models/spec/family.h"
 
 namespace trireme {
 namespace {
 
 DecoderSpec SpecifyQwen2(const ModelConfig& config, std::vector<std::string>* problems) {
-  DecoderSpec spec = SpecifyDecoder(config, problems);
-  spec.qkv_bias = true;
-  return spec;
+  DecoderDraft draft = DraftDecoder(config, problems);
+  draft.attention.qkv_bias = true;
+  return draft.Build(problems);
 }
 
 DecoderSpec SpecifyQwen3(const ModelConfig& config, std::vector<std::string>* problems) {
-  DecoderSpec spec = SpecifyDecoder(config, problems);
-  spec.qk_norm = true;
-  return spec;
+  DecoderDraft draft = DraftDecoder(config, problems);
+  draft.attention.head_norm = HeadNormSpec{.norm = draft.block.norm};
+  return draft.Build(problems);
 }
 
 }  // namespace

@@ -2,37 +2,65 @@
 
 #include <algorithm>
 
-namespace trireme {
+#include "models/spec/parameters.h"
 
-std::set<int64_t> DecoderSpec::windows() const {
-  std::set<int64_t> all;
-  for (int64_t i = 0; i < num_layers; ++i) all.insert(layer(i).window);
+namespace trireme {
+namespace {
+
+// Of all matrices of a block, in parameters that a token multiplies with.
+double BlockWeights(const DecoderSpec& spec, int64_t layer) {
+  double weights = 0;
+  for (const ParameterSpec& parameter : BlockParameters(spec, layer)) {
+    if (parameter.shape.size() == 2) weights += static_cast<double>(Numel(parameter));
+  }
+  return weights;
+}
+
+double ScoreFlops(const LayerSpec& layer, int64_t sequence_length) {
+  const std::optional<AttentionShape> attention = layer.mixer->attention();
+  if (!attention.has_value()) return 0;
+  const double window = static_cast<double>(attention->window), half = static_cast<double>(sequence_length) / 2;
+  return 4.0 * static_cast<double>(attention->heads * attention->head_dim) *
+         (window > 0 ? std::min(window, half) : half);
+}
+
+}  // namespace
+
+std::vector<AttentionShape> DecoderSpec::attentions() const {
+  std::vector<AttentionShape> all;
+  for (const LayerSpec& layer : layers) {
+    const std::optional<AttentionShape> shape = layer.mixer->attention();
+    if (shape.has_value() && std::find(all.begin(), all.end(), *shape) == all.end()) all.push_back(*shape);
+  }
   return all;
 }
 
-int64_t DecoderSpec::BlockWeights() const {
-  const int64_t q = num_heads * head_dim, kv = num_kv_heads * head_dim;
-  return hidden_size * (q + 2 * kv) + q * hidden_size + (gpt_block ? 2 : 3) * hidden_size * intermediate_size;
+std::set<int64_t> DecoderSpec::windows() const {
+  std::set<int64_t> all;
+  for (const AttentionShape& shape : attentions()) all.insert(shape.window);
+  return all;
 }
 
 double DecoderSpec::HeadForwardFlopsPerToken() const { return 2.0 * static_cast<double>(vocab_size * hidden_size); }
 
-double DecoderSpec::BlockForwardFlopsPerToken(int64_t sequence_length) const {
-  const int64_t q = num_heads * head_dim;
-  double attention = 0;
-  for (int64_t i = 0; i < num_layers; ++i) {
-    const double window = static_cast<double>(layer(i).window), half = static_cast<double>(sequence_length) / 2;
-    attention += 4.0 * static_cast<double>(q) * (window > 0 ? std::min(window, half) : half);
-  }
-  return 2.0 * static_cast<double>(BlockWeights()) + attention / static_cast<double>(num_layers);
+double DecoderSpec::BlockForwardFlopsPerToken(int64_t index, int64_t sequence_length) const {
+  return 2.0 * BlockWeights(*this, index) + ScoreFlops(layer(index), sequence_length);
+}
+
+double DecoderSpec::BlocksForwardFlopsPerToken(int64_t sequence_length) const {
+  double sum = 0;
+  for (int64_t i = 0; i < num_layers; ++i) sum += BlockForwardFlopsPerToken(i, sequence_length);
+  return sum;
 }
 
 double DecoderSpec::TrainingFlopsPerToken(int64_t sequence_length, double with_target) const {
-  const double layers = static_cast<double>(num_layers), head = with_target * HeadForwardFlopsPerToken();
-  const double forward = layers * BlockForwardFlopsPerToken(sequence_length) + head;
+  const double head = with_target * HeadForwardFlopsPerToken();
+  const double forward = BlocksForwardFlopsPerToken(sequence_length) + head;
   // A frozen weight has no gradient: forward and the input's gradient only.
-  const bool frozen = adapter != nullptr || quantization.has_value();
-  return 3 * forward - (frozen ? layers * 2 * static_cast<double>(BlockWeights()) + head : 0);
+  if (adapter == nullptr && !quantization.has_value()) return 3 * forward;
+  double weights = 0;
+  for (int64_t i = 0; i < num_layers; ++i) weights += BlockWeights(*this, i);
+  return 3 * forward - 2 * weights - head;
 }
 
 }  // namespace trireme

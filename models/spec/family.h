@@ -25,9 +25,6 @@ struct ModelFamily {
 // The Hugging Face model types of all `families`.
 HfModelTypes HfTypesOf(const std::vector<ModelFamily>& families);
 
-// What all families share, from the fields that mean the same in all: Llama's decoder. A family's specify() adds to it.
-DecoderSpec SpecifyDecoder(const ModelConfig& config, std::vector<std::string>* problems);
-
 // Llama 2/3 (arXiv 2302.13971, 2407.21783), SmolLM2 and Mistral: RMSNorm before, grouped queries, rotary positions,
 // SwiGLU.
 ModelFamily LlamaFamily();

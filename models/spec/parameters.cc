@@ -30,10 +30,6 @@ ParameterSpec Vector(const std::string& name, int64_t width, Initialization init
   return spec;
 }
 
-ParameterSpec NormWeight(const DecoderSpec& s, const std::string& name, int64_t width) {
-  return Vector(name, width, s.norm_offset ? Initialization::kZeros : Initialization::kOnes);
-}
-
 // Under an adapter only what it names is trained.
 std::vector<ParameterSpec> Frozen(const DecoderSpec& s, std::vector<ParameterSpec> parameters) {
   if (s.adapter == nullptr) return parameters;
@@ -77,92 +73,86 @@ void EachMatrixGroup(const std::vector<ParameterSpec>& parameters, Visit&& visit
   }
 }
 
-ParameterSpec Fused(ParameterSpec spec, int64_t heads = 0) {
-  spec.heads = heads;
-  spec.fused_with_previous = true;
-  return spec;
-}
-
 }  // namespace
+
+std::string BlockName(int64_t layer) { return absl::StrCat("model.layers.", layer); }
 
 std::vector<ParameterSpec> EmbeddingParameters(const DecoderSpec& s) {
   return Frozen(s, {Matrix(absl::StrCat(kEmbeddingName, ".weight"), s.vocab_size, s.hidden_size, s.initializer_range,
                            Placement::kVocabulary)});
 }
 
-std::vector<ParameterSpec> PositionParameters(const DecoderSpec& s) {
-  if (!s.learned_positions) return {};
-  return Frozen(s, {Matrix(absl::StrCat(kPositionsName, ".weight"), s.max_positions, s.hidden_size, s.initializer_range,
-                           Placement::kReplicated)});
+std::vector<ParameterSpec> EmbeddingExtras(const DecoderSpec& s) {
+  std::vector<ParameterSpec> extras;
+  if (s.embedding.positions) {
+    extras.push_back(Matrix(absl::StrCat(kPositionsName, ".weight"), s.max_positions + s.embedding.position_offset,
+                            s.hidden_size, s.initializer_range, Placement::kReplicated));
+  }
+  if (s.embedding.norm.has_value()) {
+    for (ParameterSpec& norm : NormParameters(*s.embedding.norm, kEmbeddingNorm, s.hidden_size))
+      extras.push_back(std::move(norm));
+  }
+  return Frozen(s, std::move(extras));
 }
 
 std::vector<ParameterSpec> HeadParameters(const DecoderSpec& s) {
-  std::vector<ParameterSpec> head = {NormWeight(s, "model.norm.weight", s.hidden_size)};
-  if (s.gpt_block) head.push_back(Vector("model.norm.bias", s.hidden_size, Initialization::kZeros));
+  std::vector<ParameterSpec> head = NormParameters(s.head.norm, kLastNorm, s.hidden_size);
+  if (s.head.bias) {
+    ParameterSpec bias = Vector(absl::StrCat(kHeadModule, ".bias"), s.vocab_size, Initialization::kZeros);
+    bias.placement = Placement::kVocabulary;
+    head.push_back(std::move(bias));
+  }
   if (!s.tied_embeddings)
     head.push_back(Matrix(absl::StrCat(kHeadModule, ".weight"), s.vocab_size, s.hidden_size, s.initializer_range,
                           Placement::kVocabulary));
   return Frozen(s, std::move(head));
 }
 
-BlockParameters MakeBlockParameters(const DecoderSpec& s, int64_t layer) {
-  const std::string prefix = absl::StrCat("model.layers.", layer, "."), attention = prefix + "self_attn.";
-  const int64_t h = s.hidden_size, q = s.num_heads * s.head_dim, kv = s.num_kv_heads * s.head_dim;
-  const int64_t f = s.intermediate_size;
-  const double deviation = s.initializer_range;
-  const double residual =
-      s.scaled_residual_init ? deviation / std::sqrt(2.0 * static_cast<double>(s.num_layers)) : deviation;
-  constexpr Placement kRows = Placement::kRows, kColumns = Placement::kColumns;
-  BlockParameters block;
-  const auto add = [&](ParameterSpec spec) {
-    block.parameters.push_back(std::move(spec));
-    return static_cast<int>(block.parameters.size()) - 1;
-  };
-  const auto norm = [&](const char* name) { return add(NormWeight(s, prefix + name, h)); };
-  const auto norm_bias = [&](const char* name) { return add(Vector(prefix + name, h, Initialization::kZeros)); };
+BlockNormNames NormNames(const LayerSpec& layer) {
+  BlockNormNames names;
+  if (layer.norm_before) {
+    names.before_mixer = "input_layernorm";
+    if (!layer.shared_norm)
+      names.before_feed_forward = layer.norm_after ? "pre_feedforward_layernorm" : "post_attention_layernorm";
+  }
+  if (layer.norm_after) {
+    names.after_mixer = "post_attention_layernorm";
+    names.after_feed_forward = "post_feedforward_layernorm";
+  }
+  return names;
+}
 
-  block.input_norm = norm("input_layernorm.weight");
-  if (s.gpt_block) block.input_norm_bias = norm_bias("input_layernorm.bias");
-  block.q = add(Matrix(attention + "q_proj.weight", q, h, deviation, kRows));
-  add(Fused(Matrix(attention + "k_proj.weight", kv, h, deviation, kRows), s.num_kv_heads));
-  add(Fused(Matrix(attention + "v_proj.weight", kv, h, deviation, kRows), s.num_kv_heads));
-  if (s.qkv_bias) {
-    block.q_bias = add(Vector(attention + "q_proj.bias", q, Initialization::kZeros, kRows));
-    add(Fused(Vector(attention + "k_proj.bias", kv, Initialization::kZeros, kRows), s.num_kv_heads));
-    add(Fused(Vector(attention + "v_proj.bias", kv, Initialization::kZeros, kRows), s.num_kv_heads));
-  }
-  if (s.qk_norm) {
-    block.q_norm = add(NormWeight(s, attention + "q_norm.weight", s.head_dim));
-    block.k_norm = add(NormWeight(s, attention + "k_norm.weight", s.head_dim));
-  }
-  block.o = add(Matrix(attention + "o_proj.weight", h, q, residual, kColumns));
-  if (s.output_bias) block.o_bias = add(Vector(attention + "o_proj.bias", h, Initialization::kZeros));
-  if (s.post_norms) {
-    block.post_attention_norm = norm("post_attention_layernorm.weight");
-    block.mlp_norm = norm("pre_feedforward_layernorm.weight");
-  } else {
-    block.mlp_norm = norm("post_attention_layernorm.weight");
-  }
-  if (s.gpt_block) {
-    block.mlp_norm_bias = norm_bias("post_attention_layernorm.bias");
-    block.up = add(Matrix(prefix + "mlp.up_proj.weight", f, h, deviation, kRows));
-    block.up_bias = add(Vector(prefix + "mlp.up_proj.bias", f, Initialization::kZeros, kRows));
-    block.down = add(Matrix(prefix + "mlp.down_proj.weight", h, f, residual, kColumns));
-    block.down_bias = add(Vector(prefix + "mlp.down_proj.bias", h, Initialization::kZeros));
-  } else {
-    block.gate = add(Matrix(prefix + "mlp.gate_proj.weight", f, h, deviation, kRows));
-    add(Fused(Matrix(prefix + "mlp.up_proj.weight", f, h, deviation, kRows)));
-    block.down = add(Matrix(prefix + "mlp.down_proj.weight", h, f, residual, kColumns));
-  }
-  if (s.post_norms) block.post_mlp_norm = norm("post_feedforward_layernorm.weight");
-  block.parameters = Frozen(s, std::move(block.parameters));
+std::vector<ParameterSpec> BlockParameters(const DecoderSpec& s, int64_t index) {
+  const LayerSpec& layer = s.layer(index);
+  PartPlace place;
+  place.prefix = BlockName(index) + ".";
+  place.hidden_size = s.hidden_size;
+  place.deviation = s.initializer_range;
+  place.residual_deviation = s.scaled_residual_init
+                                 ? s.initializer_range / std::sqrt(2.0 * static_cast<double>(s.num_layers))
+                                 : s.initializer_range;
+  const BlockNormNames names = NormNames(layer);
+  std::vector<ParameterSpec> block;
+  const auto add = [&block](std::vector<ParameterSpec> parameters) {
+    block.insert(block.end(), std::make_move_iterator(parameters.begin()), std::make_move_iterator(parameters.end()));
+  };
+  const auto norm = [&](const std::string& name) {
+    if (!name.empty()) add(NormParameters(layer.norm, place.prefix + name, s.hidden_size));
+  };
+  norm(names.before_mixer);
+  add(layer.mixer->Parameters(place));
+  norm(names.after_mixer);
+  norm(names.before_feed_forward);
+  add(layer.feed_forward->Parameters(place));
+  norm(names.after_feed_forward);
+  block = Frozen(s, std::move(block));
   if (!s.quantization.has_value()) return block;
-  EachMatrixGroup(block.parameters, [&](size_t begin, size_t end) {
+  EachMatrixGroup(block, [&](size_t begin, size_t end) {
     bool stays = false;
-    for (size_t i = begin; i < end; ++i) stays = stays || StaysUnquantized(s, block.parameters[i]);
+    for (size_t i = begin; i < end; ++i) stays = stays || StaysUnquantized(s, block[i]);
     for (size_t i = begin; i < end && !stays; ++i) {
-      block.parameters[i].quantized = true;
-      block.parameters[i].trainable = false;
+      block[i].quantized = true;
+      block[i].trainable = false;
     }
   });
   return block;
@@ -263,7 +253,7 @@ UnitAdapters MakeUnitAdapters(const DecoderSpec& s, const std::vector<ParameterS
 std::vector<std::string> LinearModules(const DecoderSpec& spec) {
   std::vector<std::string> names;
   for (int64_t layer = 0; layer < spec.num_layers; ++layer) {
-    for (const ParameterSpec& parameter : MakeBlockParameters(spec, layer).parameters) {
+    for (const ParameterSpec& parameter : BlockParameters(spec, layer)) {
       if (parameter.shape.size() == 2) names.push_back(ModuleOf(parameter.name));
     }
   }
@@ -278,7 +268,7 @@ std::vector<std::string> WholeModules(const DecoderSpec& spec) {
 }
 
 void PutAdapter(const AdapterConfig& config, uint64_t seed, DecoderSpec* spec, std::vector<std::string>* problems) {
-  if (spec->gpt_block)
+  if (spec->fused_qkv)
     problems->push_back(
         "adapter: checkpoints of GPT families store q, k and v as one module, which PEFT adapts as one; they take no "
         "adapters, train them whole");
@@ -301,9 +291,8 @@ void PutAdapter(const AdapterConfig& config, uint64_t seed, DecoderSpec* spec, s
 
 std::vector<std::vector<ParameterSpec>> UnitParameters(const DecoderSpec& spec) {
   std::vector<std::vector<ParameterSpec>> units = {EmbeddingParameters(spec)};
-  for (ParameterSpec& positions : PositionParameters(spec)) units[0].push_back(std::move(positions));
-  for (int64_t layer = 0; layer < spec.num_layers; ++layer)
-    units.push_back(MakeBlockParameters(spec, layer).parameters);
+  for (ParameterSpec& extra : EmbeddingExtras(spec)) units[0].push_back(std::move(extra));
+  for (int64_t layer = 0; layer < spec.num_layers; ++layer) units.push_back(BlockParameters(spec, layer));
   units.push_back(HeadParameters(spec));
   return units;
 }
@@ -317,7 +306,7 @@ std::vector<ParameterSpec> DecoderParameters(const DecoderSpec& spec) {
 std::vector<ParameterSpec> AdapterParameters(const DecoderSpec& spec) {
   std::vector<ParameterSpec> all;
   for (int64_t layer = 0; layer < spec.num_layers; ++layer) {
-    const UnitAdapters adapters = MakeUnitAdapters(spec, MakeBlockParameters(spec, layer).parameters);
+    const UnitAdapters adapters = MakeUnitAdapters(spec, BlockParameters(spec, layer));
     all.insert(all.end(), adapters.parameters.begin(), adapters.parameters.end());
   }
   const UnitAdapters head = MakeUnitAdapters(spec, HeadParameters(spec));

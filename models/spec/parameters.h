@@ -16,17 +16,6 @@ namespace trireme {
 constexpr char kEmbeddingName[] = "model.embed_tokens";
 constexpr char kPositionsName[] = "model.embed_positions";
 
-// Indices into `parameters`; -1: the model has none. q, gate and q_bias begin fused groups.
-struct BlockParameters {
-  std::vector<ParameterSpec> parameters;
-  int input_norm = -1, q = -1, q_bias = -1, q_norm = -1, k_norm = -1, o = -1, o_bias = -1;
-  int post_attention_norm = -1;  // of what attention adds
-  int mlp_norm = -1, gate = -1, down = -1;
-  int post_mlp_norm = -1;  // of what the MLP adds
-  // Only a GPT block has these; its MLP has no gate.
-  int input_norm_bias = -1, mlp_norm_bias = -1, up = -1, up_bias = -1, down_bias = -1;
-};
-
 // The adapters of one fused group of a block, or of the head. `base` and its members' rows are indices into the unit's
 // own parameters, the others into UnitAdapters.parameters.
 struct GroupAdapter {
@@ -58,11 +47,22 @@ std::vector<std::string> WholeModules(const DecoderSpec& spec);
 // Sets spec->adapter; what does not fit is added to `problems`. seed: of dropout.
 void PutAdapter(const AdapterConfig& config, uint64_t seed, DecoderSpec* spec, std::vector<std::string>* problems);
 
-// Matrices of a fused group are quantized all or none.
-BlockParameters MakeBlockParameters(const DecoderSpec& spec, int64_t layer);
-std::vector<ParameterSpec> EmbeddingParameters(const DecoderSpec& spec);
-std::vector<ParameterSpec> PositionParameters(const DecoderSpec& spec);  // none unless positions are learned
-std::vector<ParameterSpec> HeadParameters(const DecoderSpec& spec);      // the norm; untied: then the head, the last
+// A block's: the mixer's with its norms, then the feed-forward's. Matrices of a fused group are quantized all or none.
+std::vector<ParameterSpec> BlockParameters(const DecoderSpec& spec, int64_t layer);
+std::vector<ParameterSpec> EmbeddingParameters(const DecoderSpec& spec);  // the matrix
+// What else stands before the first block: a learned table of positions, a norm; or nothing.
+std::vector<ParameterSpec> EmbeddingExtras(const DecoderSpec& spec);
+std::vector<ParameterSpec> HeadParameters(
+    const DecoderSpec& spec);  // the norm, a bias; untied: then the head, the last
+
+// The names of a block's norms, behind its prefix; "": there is none.
+struct BlockNormNames {
+  std::string before_mixer, after_mixer, before_feed_forward, after_feed_forward;
+};
+BlockNormNames NormNames(const LayerSpec& layer);
+constexpr char kLastNorm[] = "model.norm";
+constexpr char kEmbeddingNorm[] = "model.embed_norm";
+std::string BlockName(int64_t layer);  // "model.layers.3"
 
 // Whether a matrix of this name is quantized: a linear layer of a block that skip_modules does not name.
 bool QuantizedByName(const std::string& name, const QuantizationConfig& quantization);

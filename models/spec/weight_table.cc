@@ -28,7 +28,8 @@ const WeightRule* FindRule(const std::vector<WeightRule>& rules, const std::stri
 }
 
 // Where the rows of a parameter are among those of `parts` like it.
-std::vector<RowRun> RunsOf(const WeightRule& rule, const DecoderSpec& spec, size_t parameter, int64_t rows) {
+std::vector<RowRun> RunsOf(const WeightRule& rule, const DecoderSpec& spec, size_t parameter, const ParameterSpec& of) {
+  const int64_t rows = of.shape[0];
   std::vector<RowRun> runs;
   const auto add = [&](int64_t row, int64_t stored_row, int64_t count) {
     if (count == 0) return;
@@ -43,9 +44,10 @@ std::vector<RowRun> RunsOf(const WeightRule& rule, const DecoderSpec& spec, size
     add(0, rule.part * rows, rows);
     return runs;
   }
-  const int64_t d = spec.head_dim, heads = rows / d;
-  const std::vector<RowRun> order =
-      rule.rotary_order && spec.rotary_dim > 0 ? RotaryOrder(d, spec.rotary_dim) : std::vector<RowRun>{{0, 0, 0, d}};
+  const int64_t heads = of.heads, d = rows / heads;
+  const std::vector<RowRun> order = rule.rotary_order && spec.reordered_rotary_dims > 0
+                                        ? RotaryOrder(d, spec.reordered_rotary_dims)
+                                        : std::vector<RowRun>{{0, 0, 0, d}};
   for (int64_t head = 0; head < heads; ++head) {
     const int64_t begin = rule.per_head ? (head * rule.parts + rule.part) * d : rule.part * rows + head * d;
     for (const RowRun& run : order) add(head * d + run.row, begin + run.stored_row, run.rows);
@@ -89,7 +91,7 @@ WeightTable MakeWeightTable(const WeightNames& names, const DecoderSpec& spec) {
     parameter.shape = spec_of.shape;
     const auto [found, added] = index.try_emplace(name, table.stored.size());
     parameter.stored = found->second;
-    parameter.runs = RunsOf(*rule, spec, table.parameters.size(), spec_of.shape[0]);
+    parameter.runs = RunsOf(*rule, spec, table.parameters.size(), spec_of);
     if (added) {
       WeightTable::Stored stored;
       stored.name = name;

@@ -2,8 +2,10 @@
 #include <ATen/TensorOperators.h>
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/bitwise_and.h>
+#include <ATen/ops/cat.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/logsumexp.h>
+#include <ATen/ops/ones.h>
 #include <ATen/ops/sum.h>
 #include <ATen/ops/zeros.h>
 #include <ATen/ops/zeros_like.h>
@@ -111,6 +113,56 @@ LossHeadResult AdaptedLossHead(const Adapter& adapter, const at::Tensor& x, cons
   return result;
 }
 
+// The loss head of a matrix with a bias, which is one more column beside those of an adapter: ones [n, 1] times bias^T.
+// Gradients are handed over.
+LossHeadResult BiasedLossHead(Weight& weight, Weight& bias, const at::Tensor& x, const at::Tensor& targets,
+                              const at::Tensor& numbers, LossHeadOptions options) {
+  const Adapter* adapter = weight.adapter();
+  const AdapterMember* member = adapter == nullptr ? nullptr : &adapter->members.front();
+  LossHeadAdapter added;
+  added.thin = at::ones({x.size(0), 1}, x.options());
+  added.b = bias.full().data.unsqueeze(1);
+  at::Tensor input;
+  if (member != nullptr) {
+    input = AdapterInput(*adapter, x, numbers);
+    added.thin = at::cat({MatmulTransposed(input, adapter->a->full().data) * member->scale, added.thin}, 1);
+    added.b = at::cat({member->b->full().data, added.b}, 1);
+  }
+  at::Tensor d_b = at::zeros(added.b.sizes(), added.b.options().dtype(ArithmeticType(x.scalar_type())));
+  added.d_b = &d_b;
+  LossHeadResult result;
+  const auto run = [&](at::Tensor* d_weight) {
+    result = LossHead(x, weight.full().data, targets, options, d_weight, &added);
+  };
+  if (!options.with_gradient) {
+    run(nullptr);
+    return result;
+  }
+  if (member == nullptr && weight.trainable()) {
+    weight.AddGradient([&](at::Tensor& accumulator, bool overwrite) {
+      options.overwrite = overwrite;
+      run(&accumulator);
+    });
+  } else {
+    run(nullptr);
+  }
+  const auto columns = [](Weight& to, const at::Tensor& gradient) {
+    to.AddGradient([&](at::Tensor& accumulator, bool overwrite) {
+      if (overwrite) accumulator.zero_();
+      accumulator.add_(gradient.view_as(accumulator));
+    });
+  };
+  const int64_t rank = added.b.size(1) - 1;
+  if (bias.trainable()) columns(bias, d_b.narrow(1, rank, 1).contiguous());
+  if (member == nullptr) return result;
+  columns(*member->b, d_b.narrow(1, 0, rank).contiguous());
+  const at::Tensor d_thin = (added.d_thin.narrow(1, 0, rank) * member->scale).to(x.scalar_type());
+  AddInto(result.dx, AdapterInput(*adapter, Matmul(d_thin, adapter->a->full().data), numbers));
+  adapter->a->AddGradient(
+      [&](at::Tensor& accumulator, bool overwrite) { AddOuterProduct(d_thin, input, accumulator, overwrite); });
+  return result;
+}
+
 }  // namespace
 
 at::Tensor Embedding(const at::Tensor& tokens, Weight& weight, ProcessGroup& tensor, const at::Tensor& anchor,
@@ -118,12 +170,15 @@ at::Tensor Embedding(const at::Tensor& tokens, Weight& weight, ProcessGroup& ten
   return EmbeddingFunction::apply(anchor, tokens, &weight, &tensor, scale);
 }
 
-at::Tensor Logits(const at::Tensor& x, Weight& weight, int64_t vocab_size, const at::Tensor& wanted,
+at::Tensor Logits(const at::Tensor& x, Weight& weight, Weight* bias, int64_t vocab_size, const at::Tensor& wanted,
                   ProcessGroup& tensor) {
   at::NoGradGuard no_grad;
   const at::Tensor rows = GatherRows(tensor, x).index_select(0, wanted);
   const Gathered part = weight.full();
-  const auto multiplied = [&] { return MultiplyTransposed(weight, rows, at::Tensor(), nullptr).y; };
+  const auto multiplied = [&] {
+    const at::Tensor y = MultiplyTransposed(weight, rows, at::Tensor(), nullptr).y;
+    return bias == nullptr ? y : y + bias->full().data;
+  };
   if (tensor.size() == 1) return multiplied().to(at::kFloat);
   // Each column is one rank's and zero elsewhere: the sum moves it unchanged.
   at::Tensor logits = at::zeros({wanted.size(0), vocab_size}, rows.options().dtype(at::kFloat));
@@ -132,8 +187,9 @@ at::Tensor Logits(const at::Tensor& x, Weight& weight, int64_t vocab_size, const
   return logits;
 }
 
-HeadLoss CrossEntropyHead(const at::Tensor& x, Weight& weight, int64_t vocab_size, const at::Tensor& all_targets,
-                          const at::Tensor& with_target, ProcessGroup& tensor, const LossHeadOptions& given) {
+HeadLoss CrossEntropyHead(const at::Tensor& x, Weight& weight, Weight* bias, int64_t vocab_size,
+                          const at::Tensor& all_targets, const at::Tensor& with_target, ProcessGroup& tensor,
+                          const LossHeadOptions& given) {
   HeadLoss loss;
   at::Tensor dx;
   {
@@ -153,8 +209,10 @@ HeadLoss CrossEntropyHead(const at::Tensor& x, Weight& weight, int64_t vocab_siz
     }
     LossHeadResult result;
     const Adapter* adapter = weight.adapter();
-    if (adapter != nullptr) {
-      const at::Tensor numbers = adapter->tokens.defined() ? chosen(adapter->tokens) : at::Tensor();
+    const at::Tensor numbers = adapter != nullptr && adapter->tokens.defined() ? chosen(adapter->tokens) : at::Tensor();
+    if (bias != nullptr) {
+      result = BiasedLossHead(weight, *bias, rows, targets, numbers, options);
+    } else if (adapter != nullptr) {
       result = AdaptedLossHead(*adapter, rows, part.data, targets, numbers, options);
     } else if (options.with_gradient && weight.trainable()) {
       weight.AddGradient([&](at::Tensor& accumulator, bool overwrite) {

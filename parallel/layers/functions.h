@@ -32,12 +32,30 @@ at::Tensor Embedding(const at::Tensor& tokens, Weight& weight, ProcessGroup& ten
 // x [t, H] -> RMSNorm(x) [t, H]. offset: of the weight (kernels/base/ops.h).
 at::Tensor Norm(const at::Tensor& x, Weight& norm, double eps, double offset = 0);
 
-// x + RMSNorm(delta), both [t, H].
-at::Tensor AddNorm(const at::Tensor& x, const at::Tensor& delta, Weight& norm, double eps, double offset = 0);
+// x [t, H] -> LayerNorm(x) [t, H]. weight null: ones; bias null: none.
+at::Tensor LayerNorm(const at::Tensor& x, Weight* weight, Weight* bias, double eps, double offset = 0);
 
-// qkv [T, (heads + 2 kv_heads) head_dim] with RMSNorm over each head of q and k; weights [head_dim].
-at::Tensor HeadNorm(const at::Tensor& qkv, Weight& q_norm, Weight& k_norm, int64_t heads, int64_t kv_heads, double eps,
-                    double offset = 0);
+// x [t, H] -> x weight^T + bias [T, N/n]. bias [N/n]: this rank's; null: none. kept, name: where the result may be
+// kept.
+at::Tensor ColumnLinear(const at::Tensor& x, Weight& weight, Weight* bias, ProcessGroup& tensor, KeptResults* kept,
+                        const char* name);
+
+at::Tensor Activate(const at::Tensor& x, Activation activation);
+
+// x [t, H] + the rows of table [positions, H] at positions [T] of all ranks' tokens.
+at::Tensor AddPositions(const at::Tensor& x, const at::Tensor& positions, Weight& table, ProcessGroup& tensor);
+
+// How queries and keys are normed. Weights and biases may be null; they are of one head's width, which all heads share,
+// or of all heads of this rank.
+struct HeadNormArguments {
+  int64_t heads = 0, kv_heads = 0;  // this rank's
+  bool layer_norm = false;          // instead of RMSNorm
+  bool whole_width = false;         // over all heads of all ranks at once, instead of each head
+  double eps = 0, offset = 0;
+  Weight *q_weight = nullptr, *k_weight = nullptr, *q_bias = nullptr, *k_bias = nullptr;
+};
+// qkv [T, (heads + 2 kv_heads) head_dim] with q and k normed, a copy. Collective where the whole width is.
+at::Tensor HeadNorm(const at::Tensor& qkv, const HeadNormArguments& arguments, ProcessGroup& tensor);
 
 // h = x + delta (delta may be undefined: h = x), y = RMSNorm(h) linear^T + bias. Returns {h [t, H], y [T, N/n]}. Saves
 // h and one number per row. kept, name: where y may be kept (null: nowhere). bias [N/n]: this rank's; null: none.
@@ -49,10 +67,10 @@ std::pair<at::Tensor, at::Tensor> NormLinear(const at::Tensor& x, const at::Tens
 at::Tensor Linear(const at::Tensor& x, Weight& weight, ProcessGroup& tensor, const at::Tensor& residual = {},
                   Weight* bias = nullptr);
 
-// gate_up [T, 2F/n] -> (activation(gate) up) weight^T, summed over ranks (+ residual where defined). Saves gate_up
-// only; backward writes over it.
+// gate_up [T, 2F/n] -> (activation(gate) up) weight^T, summed over ranks (+ residual where defined) + bias. Saves
+// gate_up only; backward writes over it.
 at::Tensor GatedLinear(const at::Tensor& gate_up, Activation activation, Weight& weight, ProcessGroup& tensor,
-                       const at::Tensor& residual = {});
+                       const at::Tensor& residual = {}, Weight* bias = nullptr);
 
 struct SelfAttentionArguments {
   int64_t heads, kv_heads, head_dim;  // this rank's
@@ -73,9 +91,13 @@ struct SelfAttentionArguments {
 // not use again. Collective over the context's group.
 at::Tensor SelfAttention(const at::Tensor& qkv, const SelfAttentionArguments& arguments);
 
+// qkv with q and k rotated, a copy, where something stands between rotation and attention. Of the arguments: sizes,
+// positions and rope (null: qkv itself).
+at::Tensor Rotate(const at::Tensor& qkv, const SelfAttentionArguments& arguments);
+
 // x [t, H] -> logits [n, vocab_size] float32 of the rows wanted [n] of all tokens; the same bits on all tensor ranks.
-// No gradient.
-at::Tensor Logits(const at::Tensor& x, Weight& weight, int64_t vocab_size, const at::Tensor& wanted,
+// bias [V/n] may be null. No gradient.
+at::Tensor Logits(const at::Tensor& x, Weight& weight, Weight* bias, int64_t vocab_size, const at::Tensor& wanted,
                   ProcessGroup& tensor);
 
 struct HeadLoss {
@@ -84,10 +106,11 @@ struct HeadLoss {
 };
 // Projection and cross-entropy of x [t, H] with targets [T] under a vocabulary of vocab_size cut over ranks; the logits
 // are never gathered: two numbers per token are. With options.with_gradient the weight's gradient is handed over at
-// once, in forward, or its LoRA adapter's. Of `options`: scale, z_loss, softcap, chunk_tokens, with_gradient. Only the
-// tokens [n] `with_target` are looked at; undefined: all.
-HeadLoss CrossEntropyHead(const at::Tensor& x, Weight& weight, int64_t vocab_size, const at::Tensor& targets,
-                          const at::Tensor& with_target, ProcessGroup& tensor, const LossHeadOptions& options);
+// once, in forward, or its LoRA adapter's; and that of the bias [V/n], which may be null. Of `options`: scale, z_loss,
+// softcap, chunk_tokens, with_gradient. Only the tokens [n] `with_target` are looked at; undefined: all.
+HeadLoss CrossEntropyHead(const at::Tensor& x, Weight& weight, Weight* bias, int64_t vocab_size,
+                          const at::Tensor& targets, const at::Tensor& with_target, ProcessGroup& tensor,
+                          const LossHeadOptions& options);
 
 }  // namespace trireme
 

@@ -162,10 +162,6 @@ at::Tensor Norm(const at::Tensor& x, Weight& norm, double eps, double offset) {
   return NormFunction::apply(x, &norm, eps, offset);
 }
 
-at::Tensor AddNorm(const at::Tensor& x, const at::Tensor& delta, Weight& norm, double eps, double offset) {
-  return x + Norm(delta, norm, eps, offset);
-}
-
 std::pair<at::Tensor, at::Tensor> NormLinear(const at::Tensor& x, const at::Tensor& delta, Weight& norm, double eps,
                                              Weight& linear, ProcessGroup& tensor, KeptResults* kept, const char* name,
                                              Weight* bias, double offset) {
@@ -179,9 +175,8 @@ at::Tensor Linear(const at::Tensor& x, Weight& weight, ProcessGroup& tensor, con
 }
 
 at::Tensor GatedLinear(const at::Tensor& gate_up, Activation activation, Weight& weight, ProcessGroup& tensor,
-                       const at::Tensor& residual) {
-  return LinearFunction::apply(gate_up, Present(residual), &weight, &tensor, static_cast<Weight*>(nullptr),
-                               static_cast<int64_t>(activation));
+                       const at::Tensor& residual, Weight* bias) {
+  return LinearFunction::apply(gate_up, Present(residual), &weight, &tensor, bias, static_cast<int64_t>(activation));
 }
 
 }  // namespace trireme

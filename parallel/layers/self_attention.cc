@@ -85,7 +85,29 @@ struct SelfAttentionFunction : torch::autograd::Function<SelfAttentionFunction> 
   }
 };
 
+struct RotateFunction : torch::autograd::Function<RotateFunction> {
+  static at::Tensor forward(AutogradContext* context, const at::Tensor& qkv, const SelfAttentionArguments& a) {
+    context->saved_data["heads"] = a.heads + a.kv_heads;
+    context->saved_data["head_dim"] = a.head_dim;
+    context->saved_data["rope"] = Pack(a.rope);
+    context->save_for_backward({a.positions});
+    at::Tensor rotated = qkv.clone();
+    ApplyRope(rotated, a.heads + a.kv_heads, a.head_dim, a.positions, *a.rope, /*inverse=*/false);
+    return rotated;
+  }
+  static variable_list backward(AutogradContext* context, variable_list gradients) {
+    at::Tensor d_qkv = gradients[0].clone();
+    ApplyRope(d_qkv, context->saved_data.at("heads").toInt(), context->saved_data.at("head_dim").toInt(),
+              context->get_saved_variables()[0], *SavedPointer<const RopeTable>(context, "rope"), /*inverse=*/true);
+    return {d_qkv, at::Tensor()};
+  }
+};
+
 }  // namespace
+
+at::Tensor Rotate(const at::Tensor& qkv, const SelfAttentionArguments& arguments) {
+  return arguments.rope == nullptr ? qkv : RotateFunction::apply(qkv, arguments);
+}
 
 at::Tensor SelfAttention(const at::Tensor& qkv, const SelfAttentionArguments& arguments) {
   return SelfAttentionFunction::apply(qkv, arguments);

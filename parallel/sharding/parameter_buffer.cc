@@ -131,7 +131,6 @@ class ParameterBuffer::GroupWeight final : public Weight {
 ParameterBuffer::ParameterBuffer(std::vector<ParameterSpec> specs, BufferOptions options)
     : specs_(std::move(specs)), options_(std::move(options)) {
   options_.tensor_group = OrAlone(options_.tensor_group);
-  options_.head_replica_group = OrAlone(options_.head_replica_group);
   options_.tied_group = OrAlone(options_.tied_group);
   for (const ParameterSpec& spec : specs_) {
     const Placed placed = Place(spec, options_.tensor_group->size(), options_.tensor_group->rank());
@@ -227,7 +226,7 @@ ProcessGroup* ParameterBuffer::ReplicasOf(int parameter) const {
   if (spec.placement == Placement::kReplicated) return options_.tensor_group.get();
   const bool few_heads =
       spec.placement == Placement::kRows && spec.heads > 0 && spec.heads < options_.tensor_group->size();
-  return few_heads ? options_.head_replica_group.get() : nullptr;
+  return few_heads ? options_.head_replica_groups.at(spec.heads).get() : nullptr;
 }
 
 std::vector<at::Tensor> ParameterBuffer::UniqueGradients() const {
@@ -377,8 +376,10 @@ void ParameterBuffer::FinishGradients(int num_microbatches) {
     ProcessGroup* replicas = ReplicasOf(s.parameter);
     if (replicas != nullptr && specs_[s.parameter].trainable) replicated[replicas].push_back(&s);
   }
-  // The larger group first, on every rank: the order must not depend on addresses.
-  for (ProcessGroup* group : {options_.tensor_group.get(), options_.head_replica_group.get()}) {
+  // The largest group first, on every rank: the order must not depend on addresses.
+  std::vector<ProcessGroup*> groups = {options_.tensor_group.get()};
+  for (const auto& [heads, group] : options_.head_replica_groups) groups.push_back(group.get());
+  for (ProcessGroup* group : groups) {
     if (const auto found = replicated.find(group); found != replicated.end()) SumOverReplicas(*group, found->second);
   }
 }

@@ -6,6 +6,7 @@
 #include <ATen/core/Tensor.h>
 
 #include <functional>
+#include <map>
 #include <memory>
 #include <optional>
 #include <string>
@@ -73,9 +74,10 @@ struct BufferOptions {
       reduce_group;  // the same ranks; another communicator on GPUs, so that both can be under way
   std::shared_ptr<ProcessGroup> replicate_group;  // copies of the sharded model
   // The following may be null: none.
-  std::shared_ptr<ProcessGroup> tensor_group;        // over which placements cut parameters
-  std::shared_ptr<ProcessGroup> head_replica_group;  // tensor ranks that hold the same heads of parameters with fewer
-  std::shared_ptr<ProcessGroup> tied_group;          // pipeline ranks that hold a copy of this buffer
+  std::shared_ptr<ProcessGroup> tensor_group;  // over which placements cut parameters
+  // By a number of heads smaller than that of tensor ranks: those that hold the same heads of such parameters.
+  std::map<int64_t, std::shared_ptr<ProcessGroup>> head_replica_groups;
+  std::shared_ptr<ProcessGroup> tied_group;  // pipeline ranks that hold a copy of this buffer
   at::Device device = at::kCPU;
   int uses = 1;                                    // units that use it (2: tied embedding and head)
   std::optional<QuantizationFormat> quantization;  // the buffer holds its (frozen) parameters in fewer bits

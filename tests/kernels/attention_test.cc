@@ -304,17 +304,17 @@ INSTANTIATE_TEST_SUITE_P(Dtypes, AttentionTest, testing::Values(at::kFloat, at::
 TEST(ChooseAttention, AutoTakesTheFirstThatCan) {
   AttentionArguments example;
   example.q = example.k = example.v = at::empty({1, 2, 16}, at::TensorOptions().dtype(at::kFloat));
-  EXPECT_EQ(ChooseAttention(BuiltInAttentionBackends(), "auto", example)->name, "cpu");
+  EXPECT_EQ(ChooseAttention(BuiltInAttentionBackends(), "auto", {example})->name, "cpu");
   example.causal = false;
   example.window = 4;
-  EXPECT_EQ(ChooseAttention(BuiltInAttentionBackends(), "auto", example)->name, "math");
-  const absl::Status refused = ChooseAttention(BuiltInAttentionBackends(), "cpu", example).status();
+  EXPECT_EQ(ChooseAttention(BuiltInAttentionBackends(), "auto", {example})->name, "math");
+  const absl::Status refused = ChooseAttention(BuiltInAttentionBackends(), "cpu", {example}).status();
   EXPECT_EQ(ExitCodeOf(refused), ExitCode::kConfig);
   EXPECT_NE(refused.message().find("causal mask"), std::string::npos) << refused;
 }
 
 TEST(ChooseAttention, UnknownNamesListTheKnown) {
-  const absl::Status status = ChooseAttention(BuiltInAttentionBackends(), "fastest", AttentionArguments()).status();
+  const absl::Status status = ChooseAttention(BuiltInAttentionBackends(), "fastest", {AttentionArguments()}).status();
   EXPECT_NE(status.message().find("auto, cpu, flash, math"), std::string::npos) << status;
 }
 

@@ -133,10 +133,17 @@ void CpuLoopsTest::CompareRows(const TypedLoops<T, C>& a, const TypedLoops<T, C>
     const auto x = Random<T>(4 * 5 * head_dim);
     const auto cosine = Random<C>(9 * head_dim / 2), sine = Random<C>(9 * head_dim / 2);
     const std::vector<int64_t> positions = {8, 0, 3, 3};
-    auto one = x, two = x;
-    a.rope(4, 3, head_dim, 5 * head_dim, one.data(), positions.data(), cosine.data(), sine.data(), C(-1));
-    b.rope(4, 3, head_dim, 5 * head_dim, two.data(), positions.data(), cosine.data(), sine.data(), C(-1));
-    ExpectClose(one, two, Bound<T>(), "rope");
+    for (const bool interleaved : {false, true}) {
+      auto one = x, two = x;
+      const int64_t pairs = interleaved ? head_dim / 2 : (head_dim + 2) / 4;
+      const auto run = [&](const TypedLoops<T, C>& loops, std::vector<T>* rows) {
+        loops.rope(4, 3, head_dim, pairs, interleaved, 5 * head_dim, rows->data(), positions.data(), cosine.data(),
+                   sine.data(), C(-1));
+      };
+      run(a, &one);
+      run(b, &two);
+      ExpectClose(one, two, Bound<T>(), "rope");
+    }
   }
 }
 

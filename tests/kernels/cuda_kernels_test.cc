@@ -84,11 +84,21 @@ TEST_P(CudaKernels, GatedActivations) {
 }
 
 TEST_P(CudaKernels, RopeTouchesOnlyItsHeads) {
-  for (const int64_t head_dim : {6, 64, 128}) {
+  struct Case {
+    int64_t head_dim, pairs;
+    bool interleaved;
+  };
+  for (const auto& [head_dim, pairs, interleaved] : {Case{6, 3, false},
+                                                     {64, 32, false},
+                                                     {128, 64, false},
+                                                     {64, 16, false},
+                                                     {80, 5, false},
+                                                     {64, 32, true},
+                                                     {80, 10, true}}) {
     const int64_t rows = 11, heads = 5, extra = 2, positions = 40;
-    const RopeTable table = {random_.Normal({positions, head_dim / 2}, at::kFloat),
-                             random_.Normal({positions, head_dim / 2}, at::kFloat)};
-    const RopeTable gpu_table = {OnGpu(table.cosine), OnGpu(table.sine)};
+    const RopeTable table = {random_.Normal({positions, pairs}, at::kFloat),
+                             random_.Normal({positions, pairs}, at::kFloat), interleaved};
+    const RopeTable gpu_table = {OnGpu(table.cosine), OnGpu(table.sine), interleaved};
     const at::Tensor where = random_.Ids(rows, positions);
     for (const bool inverse : {false, true}) {
       at::Tensor cpu = random_.Normal({rows, (heads + extra) * head_dim}, GetParam());

@@ -56,25 +56,27 @@ TEST_P(GptKernels, LayerNormOfRowsFarFromZero) {
   EXPECT_LT(RelativeError(LayerNormForward(x, weight, bias, kEps).y, expected), tolerance);
 }
 
-TEST_P(GptKernels, Gelu) {
-  for (const Gelu kind : {Gelu::kErf, Gelu::kTanh}) {
+TEST_P(GptKernels, Activations) {
+  for (const Activation kind :
+       {Activation::kGelu, Activation::kGeluTanh, Activation::kSilu, Activation::kRelu, Activation::kSquaredRelu}) {
     for (const auto& [rows, width] : kGptShapes) {
       SCOPED_TRACE(absl::StrCat(rows, " x ", width, ", kind ", static_cast<int>(kind)));
       const at::Tensor x = Random({rows, width}, 3), d_out = Random({rows, width});
-      const at::Tensor leaf = Leaf(x), expected = reference::GeluOf(leaf, kind);
+      const at::Tensor leaf = Leaf(x), expected = reference::Activated(leaf, kind);
       torch::autograd::backward({expected}, {d_out.to(at::kDouble)});
-      EXPECT_LT(RelativeError(GeluForward(x, kind), expected), Tolerance(dtype()));
-      EXPECT_LT(RelativeError(GeluBackward(x, d_out, kind), leaf.grad()), Tolerance(dtype()));
+      EXPECT_LT(RelativeError(ActivationForward(x, kind), expected), Tolerance(dtype()));
+      EXPECT_LT(RelativeError(ActivationBackward(x, d_out, kind), leaf.grad()), Tolerance(dtype()));
     }
   }
 }
 
 // Threads of the pool have a gradient mode of their own.
-TEST(GeluTest, TakesTensorsThatWantGradients) {
+TEST(ActivationTest, TakesTensorsThatWantGradients) {
   const at::Tensor x = TestTensors(3).Normal({200, 700}, at::kFloat).requires_grad_();
-  const at::Tensor y = GeluForward(x, Gelu::kErf);
+  const at::Tensor y = ActivationForward(x, Activation::kGelu);
   EXPECT_FALSE(y.requires_grad());
-  EXPECT_LT(RelativeError(y, reference::GeluOf(x.detach().to(at::kDouble), Gelu::kErf)), Tolerance(at::kFloat));
+  EXPECT_LT(RelativeError(y, reference::Activated(x.detach().to(at::kDouble), Activation::kGelu)),
+            Tolerance(at::kFloat));
 }
 
 INSTANTIATE_TEST_SUITE_P(Dtypes, GptKernels, testing::Values(at::kFloat, at::kDouble, at::kBFloat16),

@@ -12,9 +12,11 @@
 #include <ATen/ops/from_blob.h>
 #include <ATen/ops/logsumexp.h>
 #include <ATen/ops/matmul.h>
+#include <ATen/ops/relu.h>
 #include <ATen/ops/rsqrt.h>
 #include <ATen/ops/sigmoid.h>
 #include <ATen/ops/silu.h>
+#include <ATen/ops/stack.h>
 
 #include <cmath>
 
@@ -29,9 +31,12 @@ at::Tensor LayerNorm(const at::Tensor& x, const at::Tensor& weight, const at::Te
   return centered * at::rsqrt(centered.pow(2).mean(-1, /*keepdim=*/true) + eps) * weight + bias;
 }
 
-at::Tensor GeluOf(const at::Tensor& x, Gelu kind) {
+at::Tensor Activated(const at::Tensor& x, Activation activation) {
+  if (activation == Activation::kSilu) return at::silu(x);
+  if (activation == Activation::kRelu) return at::relu(x);
+  if (activation == Activation::kSquaredRelu) return at::relu(x).pow(2);
   // Without the cancellation far below zero: (1 + erf(y)) / 2 = erfc(-y) / 2, (1 + tanh(u)) / 2 = sigmoid(2u).
-  if (kind == Gelu::kErf) return x * at::erfc(x * -M_SQRT1_2) / 2;
+  if (activation == Activation::kGelu) return x * at::erfc(x * -M_SQRT1_2) / 2;
   return x * at::sigmoid(2 * std::sqrt(2 / M_PI) * (x + 0.044715 * x.pow(3)));
 }
 
@@ -45,12 +50,18 @@ at::Tensor Gated(const at::Tensor& gate_up, Activation activation) {
 }
 
 at::Tensor Rope(const at::Tensor& heads, const at::Tensor& positions, const RopeTable& table) {
-  const auto wide = [&](const at::Tensor& half) {  // [T, 1, head_dim]
-    const at::Tensor rows = half.to(at::kDouble).index_select(0, positions);
-    return at::cat({rows, rows}, 1).unsqueeze(1);
+  const int64_t turning = 2 * table.cosine.size(1);
+  const auto rows = [&](const at::Tensor& half) {  // [T, 1, pairs]
+    return half.to(at::kDouble).index_select(0, positions).unsqueeze(1);
   };
-  const std::vector<at::Tensor> halves = heads.chunk(2, 2);
-  return heads * wide(table.cosine) + at::cat({-halves[1], halves[0]}, 2) * wide(table.sine);
+  const at::Tensor c = rows(table.cosine), s = rows(table.sine), turned = heads.narrow(2, 0, turning),
+                   still = heads.narrow(2, turning, heads.size(2) - turning);
+  if (table.interleaved) {
+    const at::Tensor pairs = turned.unflatten(2, {-1, 2}), a = pairs.select(3, 0), b = pairs.select(3, 1);
+    return at::cat({at::stack({a * c - b * s, b * c + a * s}, 3).flatten(2), still}, 2);
+  }
+  const std::vector<at::Tensor> halves = turned.chunk(2, 2);
+  return at::cat({halves[0] * c - halves[1] * s, halves[1] * c + halves[0] * s, still}, 2);
 }
 
 HeadSums LossHead(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& targets) {

@@ -8,14 +8,14 @@
 
 #include "kernels/base/nf4_math.h"
 #include "kernels/base/ops.h"
-#include "kernels/rows/gelu.h"
+#include "kernels/rows/activation.h"
 
 namespace trireme::reference {
 
 // All tensors float64.
 at::Tensor RmsNorm(const at::Tensor& x, const at::Tensor& weight, double eps);  // [T, H], [H] -> [T, H]
 at::Tensor LayerNorm(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias, double eps);
-at::Tensor GeluOf(const at::Tensor& x, Gelu kind);
+at::Tensor Activated(const at::Tensor& x, Activation activation);
 at::Tensor Gated(const at::Tensor& gate_up, Activation activation);  // [T, 2F] -> [T, F]
 // heads [T, heads, head_dim], as Transformers writes it: x cos + rotate_half(x) sin.
 at::Tensor Rope(const at::Tensor& heads, const at::Tensor& positions, const RopeTable& table);

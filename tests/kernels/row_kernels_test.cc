@@ -145,12 +145,26 @@ TEST(RopeDeathTest, RefusesPositionsOutsideTheTable) {
 }
 
 TEST_P(RowKernels, RopeRotatesOnlyItsHeads) {
-  for (const int64_t head_dim : {2, 6, 16, 64, 128}) {
+  struct Case {
+    int64_t head_dim, pairs;
+    bool interleaved;
+  };
+  for (const auto& [head_dim, pairs, interleaved] : {Case{2, 1, false},
+                                                     {6, 3, false},
+                                                     {16, 8, false},
+                                                     {64, 32, false},
+                                                     {128, 64, false},
+                                                     {64, 16, false},
+                                                     {6, 3, true},
+                                                     {64, 32, true},
+                                                     {80, 10, true},
+                                                     {24, 5, false}}) {
     const int64_t rows = 300, heads = 3, others = 2, num_positions = 50;
     const at::Tensor packed = Random({rows, (heads + others) * head_dim});
     const at::Tensor positions = random_.Ids(rows, num_positions);
-    const at::Tensor angles = random_.Normal({num_positions, head_dim / 2}, at::kDouble, 3);
-    const RopeTable table = {angles.cos().to(ArithmeticType(dtype())), angles.sin().to(ArithmeticType(dtype()))};
+    const at::Tensor angles = random_.Normal({num_positions, pairs}, at::kDouble, 3);
+    const RopeTable table = {angles.cos().to(ArithmeticType(dtype())), angles.sin().to(ArithmeticType(dtype())),
+                             interleaved};
     const auto rotated_part = [&](const at::Tensor& x) { return x.narrow(1, 0, heads * head_dim); };
     const auto other_part = [&](const at::Tensor& x) { return x.narrow(1, heads * head_dim, others * head_dim); };
 

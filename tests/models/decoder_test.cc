@@ -86,9 +86,7 @@ TEST_P(Causality, ASegmentIsItsSequenceAlone) {
 }
 
 TEST_P(Causality, AWindowEnds) {
-  DecoderSpec spec = TinyDecoderSpec();
-  spec.num_layers = 1;
-  spec.sliding_window = 4;
+  const DecoderSpec spec = TinyDecoderSpec(/*layers=*/1, /*window=*/4);
   const auto stage = MakeTiny(spec);
   const MicrobatchTensors batch = TinyBatch(spec, {20});
   const std::vector<double> before = TokenLosses(*stage, batch);
@@ -153,34 +151,17 @@ TEST(DecoderParameters, ScaledInitializationTouchesWhatWritesToTheResidualStream
 
 // Llama 3.1 8B and Llama 2 7B, as their model cards count them.
 TEST(DecoderSpecTest, CountsParametersOfKnownModels) {
-  DecoderSpec spec;
-  spec.num_layers = 32;
-  spec.hidden_size = 4096;
-  spec.num_heads = spec.num_kv_heads = 32;
-  spec.head_dim = 128;
-  spec.intermediate_size = 11008;
-  spec.vocab_size = 32000;
-  EXPECT_EQ(NumParameters(spec), 6'738'415'616);
-  spec.num_kv_heads = 8;
-  spec.intermediate_size = 14336;
-  spec.vocab_size = 128256;
-  EXPECT_EQ(NumParameters(spec), 8'030'261'248);
+  EXPECT_EQ(NumParameters(LlamaSpec({32, 4096, 32, 32, 11008, 32000})), 6'738'415'616);
+  EXPECT_EQ(NumParameters(LlamaSpec({32, 4096, 32, 8, 14336, 128256})), 8'030'261'248);
 }
 
 TEST(DecoderSpecTest, FlopsAreSixPerWeightPlusAttention) {
-  DecoderSpec spec;
-  spec.num_layers = 3;
-  spec.hidden_size = 64;
-  spec.num_heads = 4;
-  spec.num_kv_heads = 2;
-  spec.head_dim = 16;
-  spec.intermediate_size = 100;
-  spec.vocab_size = 1000;
+  DecoderSpec spec = LlamaSpec({3, 64, 4, 2, 100, 1000});
   // Per layer: q and o 64 x 64, k and v 64 x 32, three 64 x 100; the head 1000 x 64; the embedding does not multiply.
   const double weights = 3 * (2 * 64 * 64 + 2 * 64 * 32 + 3 * 64 * 100) + 64'000;
   // Scores and values, forward once and backward twice, two operations each: 12 per head element and visible key.
   EXPECT_DOUBLE_EQ(spec.TrainingFlopsPerToken(512), 6 * weights + 12.0 * 3 * 64 * 256);
-  spec.sliding_window = 100;
+  spec = LlamaSpec({.layers = 3, .hidden = 64, .heads = 4, .kv_heads = 2, .width = 100, .vocab = 1000, .window = 100});
   EXPECT_DOUBLE_EQ(spec.TrainingFlopsPerToken(512), 6 * weights + 12.0 * 3 * 64 * 100);
   EXPECT_DOUBLE_EQ(spec.TrainingFlopsPerToken(128), 6 * weights + 12.0 * 3 * 64 * 64);
   EXPECT_DOUBLE_EQ(spec.TrainingFlopsPerToken(128, 0.25), 6 * (weights - 48'000) + 12.0 * 3 * 64 * 64);
@@ -191,10 +172,8 @@ TEST(DecoderSpecTest, FlopsAreSixPerWeightPlusAttention) {
 // ---- Rotary positions ----
 
 TEST(RopeTableTest, PowersOfTheta) {
-  DecoderSpec spec = TinyDecoderSpec();
-  spec.head_dim = 64;
-  spec.rope_theta = 500000;
-  const RopeTable table = MakeRopeTable(spec, 100, at::kDouble, at::kCPU);
+  const RopeTable table =
+      MakeRopeTable({.theta = 500000, .dims = 64, .max_positions = 100, .scaling = {}}, at::kDouble, at::kCPU);
   ASSERT_EQ(table.cosine.sizes(), at::IntArrayRef({100, 32}));
   for (const int64_t position : {0, 1, 2, 99}) {
     for (int64_t i = 0; i < 32; ++i) {
@@ -208,16 +187,14 @@ TEST(RopeTableTest, PowersOfTheta) {
 // Llama 3.1's rule, in wavelengths: short ones stay, long ones grow by `factor`, and between them the inverse
 // wavelength is interpolated linearly in original / wavelength.
 TEST(RopeTableTest, Llama3Scaling) {
-  DecoderSpec spec = TinyDecoderSpec();
-  spec.head_dim = 128;
-  spec.rope_theta = 500000;
-  spec.rope_scaling = RotaryScaling{.kind = RotaryScaling::kLlama3,
-                                    .factor = 8,
-                                    .low_freq_factor = 1,
-                                    .high_freq_factor = 4,
-                                    .original_max_position_embeddings = 8192,
-                                    .attention_factor = {}};
-  const RopeTable table = MakeRopeTable(spec, 1001, at::kDouble, at::kCPU);
+  Rotation rotation = {.theta = 500000, .dims = 128, .max_positions = 1001, .scaling = {}};
+  rotation.scaling = RotaryScaling{.kind = RotaryScaling::kLlama3,
+                                   .factor = 8,
+                                   .low_freq_factor = 1,
+                                   .high_freq_factor = 4,
+                                   .original_max_position_embeddings = 8192,
+                                   .attention_factor = {}};
+  const RopeTable table = MakeRopeTable(rotation, at::kDouble, at::kCPU);
   int kept = 0, between = 0, stretched = 0;
   for (int64_t i = 0; i < 64; ++i) {
     const double frequency = std::pow(500000.0, -static_cast<double>(i) / 64);
@@ -246,9 +223,9 @@ TEST(RopeTableTest, Llama3Scaling) {
 }
 
 TEST(RopeTableTest, IsRoundedOnce) {
-  const DecoderSpec spec = TinyDecoderSpec();
-  const RopeTable wide = MakeRopeTable(spec, 40, at::kDouble, at::kCPU),
-                  narrow = MakeRopeTable(spec, 40, at::kFloat, at::kCPU);
+  const Rotation rotation = {.dims = 8, .max_positions = 40, .scaling = {}};
+  const RopeTable wide = MakeRopeTable(rotation, at::kDouble, at::kCPU),
+                  narrow = MakeRopeTable(rotation, at::kFloat, at::kCPU);
   EXPECT_TRUE(narrow.cosine.equal(wide.cosine.to(at::kFloat)));
   EXPECT_TRUE(narrow.sine.equal(wide.sine.to(at::kFloat)));
 }
@@ -276,10 +253,13 @@ TEST(LlamaFamilyTest, FillsInWhatIsLeftOpen) {
   std::vector<std::string> problems;
   const DecoderSpec spec = LlamaFamily().specify(TinyConfig(), &problems);
   EXPECT_TRUE(problems.empty());
-  EXPECT_EQ(spec.num_kv_heads, 4);
-  EXPECT_EQ(spec.head_dim, 16);
-  EXPECT_EQ(spec.rope_theta, 10000);
-  EXPECT_FALSE(spec.rope_scaling.has_value());
+  ASSERT_EQ(spec.attentions().size(), 1u);
+  EXPECT_EQ(spec.attentions()[0].kv_heads, 4);
+  EXPECT_EQ(spec.attentions()[0].head_dim, 16);
+  const Rotation rotation = DraftDecoder(TinyConfig(), &problems).rotation;
+  EXPECT_EQ(rotation.theta, 10000);
+  EXPECT_EQ(rotation.dims, 16);
+  EXPECT_FALSE(rotation.scaling.has_value());
 }
 
 TEST(LlamaFamilyTest, SaysWhatDoesNotFit) {

@@ -9,22 +9,37 @@
 #include <vector>
 
 #include "models/blocks/decoder.h"
+#include "models/parts/draft.h"
 #include "parallel/comm/mpi_group.h"
 #include "parallel/sharding/stage.h"
 #include "tests/kernels/test_tensors.h"
 
 namespace trireme {
 
-inline DecoderSpec TinyDecoderSpec() {
-  DecoderSpec spec;
-  spec.num_layers = 2;
-  spec.hidden_size = 32;
-  spec.num_heads = 4;
-  spec.num_kv_heads = 2;
-  spec.head_dim = 8;
-  spec.intermediate_size = 44;
-  spec.vocab_size = 61;
-  spec.max_positions = 48;
+// The sizes that a test names of Llama's decoder.
+struct DecoderSizes {
+  int64_t layers, hidden, heads, kv_heads, width, vocab;
+  int64_t positions = 48;
+  int64_t window = 0;
+};
+inline DecoderSpec LlamaSpec(const DecoderSizes& sizes) {
+  ModelConfig config;
+  config.set_num_hidden_layers(static_cast<int32_t>(sizes.layers));
+  config.set_hidden_size(static_cast<int32_t>(sizes.hidden));
+  config.set_num_attention_heads(static_cast<int32_t>(sizes.heads));
+  config.set_num_key_value_heads(static_cast<int32_t>(sizes.kv_heads));
+  config.set_intermediate_size(static_cast<int32_t>(sizes.width));
+  config.set_vocab_size(static_cast<int32_t>(sizes.vocab));
+  config.set_max_position_embeddings(static_cast<int32_t>(sizes.positions));
+  config.set_sliding_window(static_cast<int32_t>(sizes.window));
+  std::vector<std::string> problems;
+  DecoderSpec spec = DraftDecoder(config, &problems).Build(&problems);
+  TRIREME_CHECK(problems.empty(), problems.front());
+  return spec;
+}
+
+inline DecoderSpec TinyDecoderSpec(int64_t layers = 2, int64_t window = 0) {
+  DecoderSpec spec = LlamaSpec({layers, 32, 4, 2, 44, 61, 48, window});
   spec.initializer_range = 0.2;
   return spec;
 }

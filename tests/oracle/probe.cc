@@ -23,6 +23,7 @@
 #include "models/engine/engine.h"
 #include "models/engine/job.h"
 #include "models/formats/base/safetensors.h"
+#include "models/parts/draft.h"
 #include "models/weights/checkpoint_list.h"
 #include "models/weights/sharded_tensors.h"
 #include "parallel/comm/agreement.h"
@@ -133,7 +134,8 @@ absl::Status WriteFolder(const std::string& folder, Mesh& mesh, const std::vecto
 }
 
 absl::Status WriteRope(const std::string& path, const Recipe& recipe) {
-  const RopeTable table = MakeRopeTable(recipe.engine.model, recipe.engine.model.max_positions, at::kFloat, at::kCPU);
+  std::vector<std::string> none;
+  const RopeTable table = MakeRopeTable(DraftDecoder(recipe.config.model(), &none).rotation, at::kFloat, at::kCPU);
   const std::vector<int64_t> shape = table.cosine.sizes().vec();
   const auto produce = [&](const SafetensorsEntry& entry, FileWriter& writer) {
     const at::Tensor& tensor = entry.name == "cosine" ? table.cosine : table.sine;
@@ -203,20 +205,21 @@ absl::Status RunModel(const Flags& flags, const Recipe& recipe, Mesh& mesh, cons
 // learning rate.
 nlohmann::json Describe(const Recipe& recipe, int64_t steps) {
   const DecoderSpec& m = recipe.engine.model;
+  const AttentionShape attention = m.attentions()[0];
   const AdamW& adamw = recipe.config.optimizer().adamw();
   nlohmann::json rates = nlohmann::json::array();
   for (int64_t step = 1; step <= steps; ++step) rates.push_back(recipe.LearningRate(step));
   return {{"model",
            {{"num_hidden_layers", m.num_layers},
             {"hidden_size", m.hidden_size},
-            {"num_attention_heads", m.num_heads},
-            {"num_key_value_heads", m.num_kv_heads},
-            {"head_dim", m.head_dim},
-            {"intermediate_size", m.intermediate_size},
+            {"num_attention_heads", attention.heads},
+            {"num_key_value_heads", attention.kv_heads},
+            {"head_dim", attention.head_dim},
+            {"intermediate_size", recipe.config.model().intermediate_size()},
             {"vocab_size", m.vocab_size},
             {"max_position_embeddings", m.max_positions},
-            {"rms_norm_eps", m.rms_norm_eps},
-            {"rope_theta", m.rope_theta},
+            {"rms_norm_eps", m.head.norm.eps},
+            {"rope_theta", recipe.config.model().rope_theta()},
             {"tie_word_embeddings", m.tied_embeddings},
             {"initializer_range", m.initializer_range}}},
           {"adamw",
@@ -228,8 +231,8 @@ nlohmann::json Describe(const Recipe& recipe, int64_t steps) {
 
 // What repeating the run with plain Transformers cannot express.
 absl::Status CheckPlain(const Recipe& recipe) {
-  const bool plain = recipe.config.optimizer().has_adamw() && !recipe.engine.model.rope_scaling.has_value() &&
-                     recipe.engine.model.sliding_window == 0 && !recipe.engine.model.scaled_residual_init &&
+  const bool plain = recipe.config.optimizer().has_adamw() && !recipe.config.model().has_rope_scaling() &&
+                     recipe.config.model().sliding_window() == 0 && !recipe.engine.model.scaled_residual_init &&
                      recipe.config.loss().z_loss() == 0 && recipe.config.precision().compute() == PrecisionConfig::FP32;
   if (plain) return absl::OkStatus();
   return Error(ExitCode::kConfig,

@@ -13,7 +13,6 @@
 #include "parallel/comm/mpi_group.h"
 #include "parallel/layers/adapter.h"
 #include "parallel/layers/functions.h"
-#include "parallel/layers/gpt_functions.h"
 #include "tests/kernels/test_tensors.h"
 
 namespace trireme {
@@ -187,7 +186,7 @@ TEST_F(FiniteDifferences, NormsWithOffset) {
   const at::Tensor x = Input({4, 6}), delta = Input({4, 6});
   TensorWeight norm = Parameter({6}), linear = Parameter({5, 6}), post = Parameter({6});
   const auto loss = [&] {
-    const at::Tensor h = AddNorm(x, delta, post, 1e-3, 1);
+    const at::Tensor h = x + Norm(delta, post, 1e-3, 1);
     return Weigh(NormLinear(h, at::Tensor(), norm, 1e-3, linear, *alone_, nullptr, nullptr, nullptr, 1).second) +
            Weigh(h).pow(2);
   };
@@ -197,10 +196,15 @@ TEST_F(FiniteDifferences, NormsWithOffset) {
 TEST_F(FiniteDifferences, LayerNorm) {
   const at::Tensor x = Input({4, 9});
   TensorWeight weight = Parameter({9}), bias = Parameter({9});
-  Check([&] { return Weigh(LayerNorm(x, weight, bias, 1e-3)); }, {x}, {&weight, &bias});
+  Check([&] { return Weigh(LayerNorm(x, &weight, &bias, 1e-3)); }, {x}, {&weight, &bias});
   x.mutable_grad().reset();
   TensorWeight frozen = Parameter({9}, false), frozen_bias = Parameter({9}, false);
-  Check([&] { return Weigh(LayerNorm(x, frozen, frozen_bias, 1e-3)); }, {x}, {&frozen, &frozen_bias});
+  Check([&] { return Weigh(LayerNorm(x, &frozen, &frozen_bias, 1e-3)); }, {x}, {&frozen, &frozen_bias});
+  x.mutable_grad().reset();
+  TensorWeight from_one = Parameter({9});
+  Check([&] { return Weigh(LayerNorm(x, &from_one, nullptr, 1e-3, /*offset=*/1)); }, {x}, {&from_one});
+  x.mutable_grad().reset();
+  Check([&] { return Weigh(LayerNorm(x, nullptr, nullptr, 1e-3)); }, {x}, {});
 }
 
 TEST_F(FiniteDifferences, ColumnLinear) {
@@ -216,10 +220,11 @@ TEST_F(FiniteDifferences, ColumnLinear) {
   }
 }
 
-TEST_F(FiniteDifferences, Gelu) {
-  for (const Gelu kind : {Gelu::kErf, Gelu::kTanh}) {
+TEST_F(FiniteDifferences, Activations) {
+  for (const Activation kind :
+       {Activation::kGelu, Activation::kGeluTanh, Activation::kSilu, Activation::kSquaredRelu}) {
     const at::Tensor x = Input({4, 6});
-    Check([&] { return Weigh(ApplyGelu(x, kind)); }, {x}, {});
+    Check([&] { return Weigh(Activate(x, kind)); }, {x}, {});
   }
 }
 
@@ -234,8 +239,35 @@ TEST_F(FiniteDifferences, HeadNorm) {
     for (const double offset : {0.0, 1.0}) {
       const at::Tensor qkv = Input({5, (heads + 2 * kv_heads) * 4});
       TensorWeight q_norm = Parameter({4}), k_norm = Parameter({4});
-      Check([&] { return Weigh(HeadNorm(qkv, q_norm, k_norm, heads, kv_heads, 1e-3, offset)); }, {qkv},
-            {&q_norm, &k_norm});
+      HeadNormArguments norm = {heads, kv_heads};
+      norm.eps = 1e-3;
+      norm.offset = offset;
+      norm.q_weight = &q_norm;
+      norm.k_weight = &k_norm;
+      Check([&] { return Weigh(HeadNorm(qkv, norm, *alone_)); }, {qkv}, {&q_norm, &k_norm});
+    }
+  }
+}
+
+TEST_F(FiniteDifferences, HeadNormsOfOtherKinds) {
+  const int64_t heads = 4, kv_heads = 2, head_dim = 4;
+  for (const bool layer_norm : {false, true}) {
+    for (const bool whole_width : {false, true}) {
+      for (const bool own_weights : {false, true}) {
+        if (whole_width && (layer_norm || !own_weights)) continue;
+        const at::Tensor qkv = Input({5, (heads + 2 * kv_heads) * head_dim});
+        TensorWeight q_norm = Parameter({own_weights ? heads * head_dim : head_dim}),
+                     k_norm = Parameter({own_weights ? kv_heads * head_dim : head_dim}), q_bias = Parameter({head_dim}),
+                     k_bias = Parameter({head_dim});
+        HeadNormArguments norm = {heads, kv_heads, layer_norm, whole_width, 1e-3, 0, &q_norm, &k_norm};
+        std::vector<TensorWeight*> weights = {&q_norm, &k_norm};
+        if (layer_norm && !own_weights) {
+          norm.q_bias = &q_bias;
+          norm.k_bias = &k_bias;
+          weights.insert(weights.end(), {&q_bias, &k_bias});
+        }
+        Check([&] { return Weigh(HeadNorm(qkv, norm, *alone_)); }, {qkv}, weights);
+      }
     }
   }
 }
@@ -288,24 +320,27 @@ TEST_F(FiniteDifferences, SelfAttention) {
 TEST_F(FiniteDifferences, CrossEntropyHead) {
   const at::Tensor targets = TensorOf<int64_t>({2, -100, 0, 8, -1, 2, 5});
   for (const auto& [z_loss, softcap] : {std::pair(0.0, 0.0), std::pair(0.3, 0.0), std::pair(0.3, 1.5)}) {
-    for (const int64_t chunk : {1, 3, 512}) {
+    for (const auto& [chunk, biased] : {std::pair(1, false), std::pair(3, true), std::pair(512, false)}) {
       SCOPED_TRACE(absl::StrCat("z_loss ", z_loss, ", softcap ", softcap, ", chunks of ", chunk));
       const at::Tensor x = Input({7, 4});
-      TensorWeight weight = Parameter({9, 4});
+      TensorWeight weight = Parameter({9, 4}), values = Parameter({9});
+      Weight* bias = biased ? &values : nullptr;
       LossHeadOptions options;
       options.scale = 0.25;
       options.z_loss = z_loss;
       options.softcap = softcap;
       options.chunk_tokens = chunk;
-      torch::autograd::backward({CrossEntropyHead(x, weight, 9, targets, at::Tensor(), *alone_, options).seed}, {});
+      torch::autograd::backward({CrossEntropyHead(x, weight, bias, 9, targets, at::Tensor(), *alone_, options).seed},
+                                {});
       EXPECT_EQ(weight.contributions, 1);
       options.with_gradient = false;
       const auto value = [&] {
-        const at::Tensor sums = CrossEntropyHead(x, weight, 9, targets, at::Tensor(), *alone_, options).sums;
+        const at::Tensor sums = CrossEntropyHead(x, weight, bias, 9, targets, at::Tensor(), *alone_, options).sums;
         return 0.25 * (sums[0].item<double>() + options.z_loss * sums[1].item<double>());
       };
       ExpectDerivative("x", value, x, x.grad());
       ExpectDerivative("weight", value, weight.values(), weight.gradient());
+      if (biased) ExpectDerivative("bias", value, values.values(), values.gradient());
       EXPECT_EQ(weight.contributions, 1) << "evaluation adds no gradient";
     }
   }
@@ -324,7 +359,7 @@ TEST_F(FiniteDifferences, CrossEntropyHeadLooksAtTokensWithTargetOnly) {
     for (const at::Tensor& with_target : {at::Tensor(), chosen}) {
       TensorWeight weight(values.values());
       const at::Tensor leaf = x.detach().clone().requires_grad_();
-      const HeadLoss loss = CrossEntropyHead(leaf, weight, 9, targets, with_target, *alone_, options);
+      const HeadLoss loss = CrossEntropyHead(leaf, weight, nullptr, 9, targets, with_target, *alone_, options);
       torch::autograd::backward({loss.seed}, {});
       sums.push_back(loss.sums);
       dx.push_back(leaf.grad());
@@ -340,8 +375,8 @@ TEST_F(FiniteDifferences, CrossEntropyHeadLooksAtTokensWithTargetOnly) {
 TEST_F(FiniteDifferences, CrossEntropyHeadWithoutAnyTarget) {
   const at::Tensor x = Input({3, 4});
   TensorWeight weight = Parameter({9, 4});
-  const HeadLoss loss = CrossEntropyHead(x, weight, 9, TensorOf<int64_t>({-1, -1, -1}), TensorOf<int64_t>({}), *alone_,
-                                         LossHeadOptions());
+  const HeadLoss loss = CrossEntropyHead(x, weight, nullptr, 9, TensorOf<int64_t>({-1, -1, -1}), TensorOf<int64_t>({}),
+                                         *alone_, LossHeadOptions());
   torch::autograd::backward({loss.seed}, {});
   EXPECT_EQ(weight.contributions, 1);
   EXPECT_EQ(loss.sums.abs().max().item<double>(), 0);
@@ -354,10 +389,12 @@ TEST_F(FiniteDifferences, CrossEntropyHeadWithAdapter) {
   const at::Tensor numbers = TensorOf<int64_t>({40, 41, 42, 43, 44, 45, 46});
   for (const double rate : {0.0, 0.4}) {
     for (const double softcap : {0.0, 1.5}) {
-      for (const int64_t chunk : {2, 512}) {
+      for (const auto& [chunk, biased] : {std::pair(2, true), std::pair(512, false)}) {
         SCOPED_TRACE(absl::StrCat("dropout ", rate, ", softcap ", softcap, ", chunks of ", chunk));
         const at::Tensor x = Input({7, 4});
-        TensorWeight weight = Parameter({9, 4}, /*trainable=*/false), a = Parameter({3, 4}), b = Parameter({9, 3});
+        TensorWeight weight = Parameter({9, 4}, /*trainable=*/false), a = Parameter({3, 4}), b = Parameter({9, 3}),
+                     values = Parameter({9}, /*trainable=*/false);
+        Weight* bias = biased ? &values : nullptr;
         Adapter adapter;
         adapter.a = &a;
         AdapterMember member;
@@ -373,10 +410,10 @@ TEST_F(FiniteDifferences, CrossEntropyHeadWithAdapter) {
         options.scale = 0.25;
         options.softcap = softcap;
         options.chunk_tokens = chunk;
-        torch::autograd::backward({CrossEntropyHead(x, weight, 9, targets, chosen, *alone_, options).seed}, {});
+        torch::autograd::backward({CrossEntropyHead(x, weight, bias, 9, targets, chosen, *alone_, options).seed}, {});
         options.with_gradient = false;
         const auto value = [&] {
-          return 0.25 * CrossEntropyHead(x, weight, 9, targets, chosen, *alone_, options).sums[0].item<double>();
+          return 0.25 * CrossEntropyHead(x, weight, bias, 9, targets, chosen, *alone_, options).sums[0].item<double>();
         };
         ExpectDerivative("x", value, x, x.grad());
         ExpectDerivative("A", value, a.values(), a.gradient());
@@ -384,11 +421,13 @@ TEST_F(FiniteDifferences, CrossEntropyHeadWithAdapter) {
         EXPECT_EQ(a.contributions + b.contributions, 2);
         if (rate > 0) continue;
         // What generation takes the logits from is the same function.
-        at::Tensor logits = Logits(x.detach(), weight, 9, TensorOf<int64_t>({0}), *alone_).select(0, 0).to(at::kDouble);
+        at::Tensor logits =
+            Logits(x.detach(), weight, bias, 9, TensorOf<int64_t>({0}), *alone_).select(0, 0).to(at::kDouble);
         if (softcap > 0) logits = at::tanh(logits / softcap) * softcap;
         options.chunk_tokens = 512;
-        const double loss =
-            CrossEntropyHead(x, weight, 9, targets, TensorOf<int64_t>({0}), *alone_, options).sums[0].item<double>();
+        const double loss = CrossEntropyHead(x, weight, bias, 9, targets, TensorOf<int64_t>({0}), *alone_, options)
+                                .sums[0]
+                                .item<double>();
         EXPECT_NEAR(loss, (at::logsumexp(logits, {0}) - logits[2]).item<double>(), 1e-5);
       }
     }

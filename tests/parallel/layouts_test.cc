@@ -245,8 +245,8 @@ int64_t RoundUp(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; 
 // Elements of each buffer with padding: groups of matrices that are multiplied as one begin at multiples of 256, and
 // `shards` shards of a multiple of 256 elements make the whole.
 std::vector<int64_t> PaddedSizes(const DecoderSpec& s, int shards) {
-  const int64_t h = s.hidden_size, q = s.num_heads * s.head_dim, kv = s.num_kv_heads * s.head_dim,
-                f = s.intermediate_size, v = s.vocab_size;
+  const AttentionShape a = s.attentions()[0];
+  const int64_t h = s.hidden_size, q = a.heads * a.head_dim, kv = a.kv_heads * a.head_dim, f = 100, v = s.vocab_size;
   const std::vector<int64_t> block = {h, (q + 2 * kv) * h, h * q, h, 2 * f * h, h * f};
   std::vector<std::vector<int64_t>> buffers = {{v * h}};
   for (int64_t layer = 0; layer < s.num_layers; ++layer) buffers.push_back(block);

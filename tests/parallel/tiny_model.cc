@@ -9,6 +9,7 @@
 #include "models/engine/engine.h"
 #include "parallel/comm/mpi_group.h"
 #include "tests/kernels/decisions.h"
+#include "tests/models/tiny_decoder.h"
 
 namespace trireme {
 namespace {
@@ -32,15 +33,7 @@ std::string Layout::ToString() const {
 }
 
 DecoderSpec TinySpec(bool tied) {
-  DecoderSpec spec;
-  spec.num_layers = 2;
-  spec.hidden_size = 64;
-  spec.num_heads = 4;
-  spec.num_kv_heads = 2;
-  spec.head_dim = 16;
-  spec.intermediate_size = 100;
-  spec.vocab_size = 211;
-  spec.max_positions = kTinySequenceLength;
+  DecoderSpec spec = LlamaSpec({2, 64, 4, 2, 100, 211, kTinySequenceLength});
   spec.initializer_range = 0.1;
   spec.tied_embeddings = tied;
   return spec;

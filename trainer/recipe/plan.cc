@@ -39,7 +39,8 @@ Costs CostsFromSizes(const Recipe& recipe, const PlanOptions& options) {
       if (!block) continue;
       stage.input_gradient_seconds += again ? 2 * cost : cost;
       stage.weight_gradient_seconds += cost;
-      stage.activation_bytes += static_cast<double>(BlockActivationBytes(recipe.engine));
+      stage.activation_bytes +=
+          static_cast<double>(BlockActivationBytes(recipe.engine, static_cast<int64_t>(unit) - 1));
     }
     costs.stages.push_back(stage);
   }

@@ -1,38 +1,52 @@
-#include "parallel/layers/gpt_functions.h"
+// Operations that stand alone: LayerNorm, a column-parallel product, an activation, learned positions.
 
 #include <ATen/TensorOperators.h>
+#include <ATen/ops/ones.h>
 #include <ATen/ops/zeros.h>
 
 #include <utility>
 
+#include "kernels/rows/activation.h"
 #include "kernels/rows/layer_norm.h"
 #include "launch/base/status.h"
 #include "parallel/layers/adapter.h"
 #include "parallel/layers/autograd.h"
+#include "parallel/layers/functions.h"
 #include "parallel/layers/token_split.h"
 
 namespace trireme {
 namespace {
 
+// The values of a norm's weight with `offset` added; of none: ones.
+at::Tensor NormValues(const Weight* weight, double offset, const at::Tensor& x) {
+  if (weight == nullptr) return at::ones({x.size(1)}, x.options());
+  const at::Tensor values = weight->full().data;
+  return offset == 0 ? values : values + offset;
+}
+
 struct LayerNormFunction : torch::autograd::Function<LayerNormFunction> {
-  static at::Tensor forward(AutogradContext* context, const at::Tensor& x, Weight* weight, Weight* bias, double eps) {
-    const LayerNormResult result = LayerNormForward(x, weight->full().data, bias->full().data, eps);
+  static at::Tensor forward(AutogradContext* context, const at::Tensor& x, Weight* weight, Weight* bias, double eps,
+                            double offset) {
+    const at::Tensor added = bias != nullptr ? bias->full().data : at::zeros({x.size(1)}, x.options());
+    const LayerNormResult result = LayerNormForward(x, NormValues(weight, offset, x), added, eps);
     context->saved_data["weight"] = Pack(weight);
     context->saved_data["bias"] = Pack(bias);
+    context->saved_data["offset"] = offset;
     context->save_for_backward({x, result.mean, result.rstd});
     return result.y;
   }
   static variable_list backward(AutogradContext* context, variable_list gradients) {
     const variable_list saved = context->get_saved_variables();
-    Weight &weight = Saved<Weight>(context, "weight"), &bias = Saved<Weight>(context, "bias");
-    const at::Tensor values = weight.full().data;
+    Weight *weight = SavedPointer<Weight>(context, "weight"), *bias = SavedPointer<Weight>(context, "bias");
+    const auto trainable = [](const Weight* one) { return one != nullptr && one->trainable(); };
+    const at::Tensor values = NormValues(weight, context->saved_data.at("offset").toDouble(), saved[0]);
     at::Tensor d_weight = at::zeros(values.sizes(), saved[1].options()),
                d_bias = at::zeros(values.sizes(), saved[1].options());
     at::Tensor dx = LayerNormBackward(saved[0], saved[1], saved[2], values, gradients[0].contiguous(),
-                                      weight.trainable() ? &d_weight : nullptr, bias.trainable() ? &d_bias : nullptr);
-    if (weight.trainable()) AddVectorGradient(weight, d_weight);
-    if (bias.trainable()) AddVectorGradient(bias, d_bias);
-    return {dx, at::Tensor(), at::Tensor(), at::Tensor()};
+                                      trainable(weight) ? &d_weight : nullptr, trainable(bias) ? &d_bias : nullptr);
+    if (trainable(weight)) AddVectorGradient(*weight, d_weight);
+    if (trainable(bias)) AddVectorGradient(*bias, d_bias);
+    return {dx, at::Tensor(), at::Tensor(), at::Tensor(), at::Tensor()};
   }
 };
 
@@ -71,15 +85,15 @@ struct ColumnLinearFunction : torch::autograd::Function<ColumnLinearFunction> {
   }
 };
 
-struct GeluFunction : torch::autograd::Function<GeluFunction> {
-  static at::Tensor forward(AutogradContext* context, const at::Tensor& x, int64_t kind) {
-    context->saved_data["kind"] = kind;
+struct ActivationFunction : torch::autograd::Function<ActivationFunction> {
+  static at::Tensor forward(AutogradContext* context, const at::Tensor& x, int64_t activation) {
+    context->saved_data["activation"] = activation;
     context->save_for_backward({x});
-    return GeluForward(x, static_cast<Gelu>(kind));
+    return ActivationForward(x, static_cast<Activation>(activation));
   }
   static variable_list backward(AutogradContext* context, variable_list gradients) {
-    const auto kind = static_cast<Gelu>(context->saved_data.at("kind").toInt());
-    return {GeluBackward(context->get_saved_variables()[0], gradients[0].contiguous(), kind), at::Tensor()};
+    const auto activation = static_cast<Activation>(context->saved_data.at("activation").toInt());
+    return {ActivationBackward(context->get_saved_variables()[0], gradients[0].contiguous(), activation), at::Tensor()};
   }
 };
 
@@ -115,8 +129,8 @@ struct AddPositionsFunction : torch::autograd::Function<AddPositionsFunction> {
 
 }  // namespace
 
-at::Tensor LayerNorm(const at::Tensor& x, Weight& weight, Weight& bias, double eps) {
-  return LayerNormFunction::apply(x, &weight, &bias, eps);
+at::Tensor LayerNorm(const at::Tensor& x, Weight* weight, Weight* bias, double eps, double offset) {
+  return LayerNormFunction::apply(x, weight, bias, eps, offset);
 }
 
 at::Tensor ColumnLinear(const at::Tensor& x, Weight& weight, Weight* bias, ProcessGroup& tensor, KeptResults* kept,
@@ -124,7 +138,9 @@ at::Tensor ColumnLinear(const at::Tensor& x, Weight& weight, Weight* bias, Proce
   return ColumnLinearFunction::apply(x, &weight, bias, &tensor, kept, name);
 }
 
-at::Tensor ApplyGelu(const at::Tensor& x, Gelu kind) { return GeluFunction::apply(x, static_cast<int64_t>(kind)); }
+at::Tensor Activate(const at::Tensor& x, Activation activation) {
+  return ActivationFunction::apply(x, static_cast<int64_t>(activation));
+}
 
 at::Tensor AddPositions(const at::Tensor& x, const at::Tensor& positions, Weight& table, ProcessGroup& tensor) {
   const int64_t rows = x.size(0);

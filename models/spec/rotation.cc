@@ -1,11 +1,11 @@
+#include "models/spec/rotation.h"
+
 #include <ATen/ops/ones.h>
 #include <ATen/ops/zeros.h>
 
 #include <algorithm>
 #include <cmath>
 #include <vector>
-
-#include "models/blocks/decoder.h"
 
 namespace trireme {
 namespace {
@@ -46,36 +46,43 @@ double RotationScale(const RotaryScaling& s) {
 
 }  // namespace
 
-RopeTable MakeRopeTable(const DecoderSpec& spec, int64_t positions, at::ScalarType dtype, at::Device device,
-                        bool local) {
-  const int64_t half = spec.head_dim / 2, rotary_dim = spec.rotary_dim > 0 ? spec.rotary_dim : spec.head_dim;
-  const double theta = local ? spec.local_rope_theta : spec.rope_theta;
-  const RotaryScaling* scaling = local || !spec.rope_scaling.has_value() ? nullptr : &*spec.rope_scaling;
-  std::vector<float> frequencies(static_cast<size_t>(rotary_dim / 2));
-  for (int64_t i = 0; i < rotary_dim / 2; ++i) {
-    const float exponent = static_cast<float>(2 * i) / static_cast<float>(rotary_dim);
+RopeTable MakeRopeTable(const Rotation& rotation, at::ScalarType dtype, at::Device device) {
+  const int64_t positions = rotation.max_positions, dims = rotation.dims;
+  const int64_t half = std::max(dims, rotation.padded_to) / 2;
+  const RotaryScaling* scaling = rotation.scaling.has_value() ? &*rotation.scaling : nullptr;
+  std::vector<float> frequencies(static_cast<size_t>(dims / 2));
+  for (int64_t i = 0; i < dims / 2; ++i) {
+    const float exponent = static_cast<float>(2 * i) / static_cast<float>(dims);
     float& frequency = frequencies[static_cast<size_t>(i)];
-    frequency = 1.0f / std::pow(static_cast<float>(theta), exponent);
+    frequency = 1.0f / std::pow(static_cast<float>(rotation.theta), exponent);
     if (scaling != nullptr && scaling->kind == RotaryScaling::kLlama3) frequency = Llama3(frequency, *scaling);
     if (scaling != nullptr && scaling->kind == RotaryScaling::kLinear) frequency /= static_cast<float>(scaling->factor);
   }
-  if (scaling != nullptr && scaling->kind == RotaryScaling::kYarn) Yarn(theta, *scaling, &frequencies);
+  if (scaling != nullptr && scaling->kind == RotaryScaling::kYarn) Yarn(rotation.theta, *scaling, &frequencies);
   const double scale = scaling != nullptr ? RotationScale(*scaling) : 1;
 
-  // Pairs beyond rotary_dim stand still.
+  // Pairs beyond `dims` stand still.
   const at::TensorOptions options = at::TensorOptions().dtype(at::kDouble);
   at::Tensor cosine = at::ones({positions, half}, options), sine = at::zeros({positions, half}, options);
   double* c = cosine.mutable_data_ptr<double>();
   double* s = sine.mutable_data_ptr<double>();
   for (int64_t p = 0; p < positions; ++p) {
-    for (int64_t i = 0; i < rotary_dim / 2; ++i) {
+    for (int64_t i = 0; i < dims / 2; ++i) {
       // Angles are rounded to float32, as the reference's are.
       const double angle = static_cast<float>(p) * frequencies[static_cast<size_t>(i)];
       c[p * half + i] = scale * std::cos(angle);
       s[p * half + i] = scale * std::sin(angle);
     }
   }
-  return {cosine.to(device, dtype), sine.to(device, dtype)};
+  return {cosine.to(device, dtype), sine.to(device, dtype), rotation.interleaved};
+}
+
+const RopeTable& RotationTables::Of(const Rotation& rotation) {
+  for (const auto& [known, table] : tables_) {
+    if (known == rotation) return *table;
+  }
+  tables_.emplace_back(rotation, std::make_unique<RopeTable>(MakeRopeTable(rotation, dtype_, device_)));
+  return *tables_.back().second;
 }
 
 }  // namespace trireme

@@ -1,0 +1,45 @@
+#include "models/parts/projections.h"
+
+namespace trireme {
+
+void Projections::Add(const std::string& name, std::vector<int64_t> shape, Placement placement, double deviation,
+                      int64_t heads, bool fused) {
+  ParameterSpec spec;
+  spec.name = place_.prefix + name;
+  const bool matrix = shape.size() == 2;
+  spec.shape = std::move(shape);
+  spec.placement = placement;
+  spec.standard_deviation = deviation;
+  spec.initialization = matrix ? Initialization::kNormal : Initialization::kZeros;
+  spec.decay = matrix;
+  spec.heads = heads;
+  spec.fused_with_previous = fused;
+  made_.push_back(std::move(spec));
+}
+
+void Projections::AddRows(const std::vector<Rows>& group, bool bias) {
+  for (const Rows& one : group) {
+    Add(absl::StrCat(one.name, ".weight"), {one.rows, place_.hidden_size}, Placement::kRows, place_.deviation,
+        one.heads, &one != &group.front());
+  }
+  for (const Rows& one : group) {
+    if (bias)
+      Add(absl::StrCat(one.name, ".bias"), {one.rows}, Placement::kRows, place_.deviation, one.heads,
+          &one != &group.front());
+  }
+}
+
+void Projections::AddColumns(const std::string& name, int64_t columns, bool bias) {
+  Add(name + ".weight", {place_.hidden_size, columns}, Placement::kColumns, place_.residual_deviation, 0, false);
+  if (bias) Add(name + ".bias", {place_.hidden_size}, Placement::kReplicated, place_.deviation, 0, false);
+}
+
+void Projections::AddNorm(const std::string& name, const NormSpec& norm, int64_t width, int64_t heads) {
+  for (ParameterSpec& spec : NormParameters(norm, place_.prefix + name, width)) {
+    spec.heads = heads;
+    if (heads > 0) spec.placement = Placement::kRows;
+    made_.push_back(std::move(spec));
+  }
+}
+
+}  // namespace trireme

@@ -1,0 +1,41 @@
+// models/parts/projections.h
+// The parameters of a part, made in the order of its buffer.
+#ifndef TRIREME_MODELS_PARTS_PROJECTIONS_H_
+#define TRIREME_MODELS_PARTS_PROJECTIONS_H_
+
+#include <string>
+#include <vector>
+
+#include "models/spec/part.h"
+
+namespace trireme {
+
+class Projections {
+ public:
+  explicit Projections(const PartPlace& place) : place_(place) {}
+
+  struct Rows {
+    const char* name;
+    int64_t rows;
+    int64_t heads = 0;  // that the rows are; 0: any
+  };
+  // Matrices [rows, hidden] that are multiplied as one, each tensor rank having a part of the rows; with biases if so.
+  void AddRows(const std::vector<Rows>& group, bool bias);
+  // A matrix [hidden, columns] that writes to the residual stream, each tensor rank having a part of the columns.
+  void AddColumns(const std::string& name, int64_t columns, bool bias);
+  // A norm's weight and bias. heads: they lie with the heads that tensor ranks have; 0: each rank has all.
+  void AddNorm(const std::string& name, const NormSpec& norm, int64_t width, int64_t heads);
+
+  std::vector<ParameterSpec> Take() { return std::move(made_); }
+
+ private:
+  void Add(const std::string& name, std::vector<int64_t> shape, Placement placement, double deviation, int64_t heads,
+           bool fused);
+
+  const PartPlace& place_;
+  std::vector<ParameterSpec> made_;
+};
+
+}  // namespace trireme
+
+#endif  // TRIREME_MODELS_PARTS_PROJECTIONS_H_
