@@ -29,6 +29,9 @@ struct AttentionArguments {
   int64_t window = 0;  // keys a query sees, itself included; 0: all
   double scale = 0;    // multiplies q k^T
   double softcap = 0;  // 0: none
+  // ALiBi (arXiv 2108.12409): [heads] float32; score of query i with key j gets slope x (j - i - diagonal) added, after
+  // scale. Undefined: nothing. Not beside a soft cap.
+  at::Tensor slopes;
 };
 
 struct AttentionOutput {

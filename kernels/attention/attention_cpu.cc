@@ -64,6 +64,19 @@ int64_t FirstLimit(const AttentionArguments& a, const Task& t, int64_t q0, int64
 
 // What is left to multiply scores by once the soft cap, which takes the scale in, is applied.
 double ScaleAfterCap(const AttentionArguments& a) { return a.softcap > 0 ? 1 : a.scale; }
+double ScaleAfterSlopes(const AttentionArguments& a) { return a.slopes.defined() ? 1 : ScaleAfterCap(a); }
+
+// Scores scaled, with ALiBi's falling by distance: key k0 + c of query q0 + r.
+template <typename C>
+void AddSlopes(const AttentionArguments& a, const Task& t, int64_t q0, int64_t k0, int64_t rows, int64_t columns,
+               C* scores) {
+  const auto slope = static_cast<C>(a.slopes.const_data_ptr<float>()[t.head]), scale = static_cast<C>(a.scale);
+  for (int64_t r = 0; r < rows; ++r) {
+    C* row = scores + r * kKeyBlock;
+    const C first = static_cast<C>(k0 - q0 - r - t.diagonal);
+    for (int64_t c = 0; c < columns; ++c) row[c] = row[c] * scale + slope * (first + static_cast<C>(c));
+  }
+}
 
 template <typename C>
 void ZeroRows(int64_t rows, int64_t columns, int64_t stride, C* x) {
@@ -88,8 +101,9 @@ void ForwardTask(const AttentionArguments& a, const Task& t, Heads<C> q, Heads<C
       if (a.softcap > 0) {
         loops.softcap(rows, columns, kKeyBlock, static_cast<C>(a.scale), static_cast<C>(a.softcap), scores.data());
       }
+      if (a.slopes.defined()) AddSlopes(a, t, q0, k0, rows, columns, scores.data());
       loops.softmax_block(rows, columns, kKeyBlock, FirstLimit(a, t, q0, k0), a.window,
-                          static_cast<C>(ScaleAfterCap(a)), scores.data(), row_max.data(), row_sum.data(),
+                          static_cast<C>(ScaleAfterSlopes(a)), scores.data(), row_max.data(), row_sum.data(),
                           shrink.data());
       const bool first = k0 == keys.begin;
       if (!first) loops.scale_rows(rows, d, out.token_stride, shrink.data(), out_block);
@@ -135,8 +149,9 @@ void BackwardTask(const AttentionArguments& a, const Task& t, Heads<C> q, Heads<
         loops.softcap(rows, columns, kKeyBlock, static_cast<C>(a.scale), static_cast<C>(a.softcap), p.data());
         std::copy(p.begin(), p.begin() + rows * kKeyBlock, capped.begin());
       }
+      if (a.slopes.defined()) AddSlopes(a, t, q0, k0, rows, columns, p.data());
       loops.softmax_again(rows, columns, kKeyBlock, FirstLimit(a, t, q0, k0), a.window,
-                          static_cast<C>(ScaleAfterCap(a)), p.data(), lse + t.head * a.q.size(0) + t.q_begin + q0);
+                          static_cast<C>(ScaleAfterSlopes(a)), p.data(), lse + t.head * a.q.size(0) + t.q_begin + q0);
       Gemm(Transpose::kYes, Transpose::kNo, columns, d, rows, C(1), p.data(), kKeyBlock, d_out_block,
            d_out.token_stride, C(1), dv_head + k0 * d, d);
       Gemm(Transpose::kNo, Transpose::kYes, rows, columns, d, C(1), d_out_block, d_out.token_stride, v_block,

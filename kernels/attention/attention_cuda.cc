@@ -29,6 +29,8 @@ absl::Status FlashSupports(const AttentionArguments& a) {
     return absl::UnimplementedError(absl::StrCat("needs bfloat16 tensors, not ", c10::toString(a.q.scalar_type())));
   }
   if (a.softcap > 0) return absl::UnimplementedError("libtorch's variable-length kernel has no soft cap");
+  if (a.slopes.defined())
+    return absl::UnimplementedError("libtorch's variable-length kernel has no gradient with ALiBi");
   if (a.diagonal.defined())
     return absl::UnimplementedError("libtorch's variable-length kernel is bottom-right aligned");
   const int64_t head_dim = a.q.size(2), heads = a.q.size(1), kv_heads = a.k.size(1);

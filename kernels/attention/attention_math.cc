@@ -55,6 +55,7 @@ Scores ComputeScores(const AttentionArguments& a, const Segment& s, const at::Te
   scores.capped = a.softcap > 0 ? at::tanh(scores.raw / a.softcap) * a.softcap : scores.raw.clone();
   const at::Tensor rows = at::arange(s.q_size, q.options().dtype(at::kLong)).unsqueeze(1) + s.diagonal;
   const at::Tensor columns = at::arange(s.k_size, q.options().dtype(at::kLong)).unsqueeze(0);
+  if (a.slopes.defined()) scores.capped += a.slopes.to(q.scalar_type()).view({-1, 1, 1}) * (columns - rows);
   scores.hidden = at::zeros_like(rows - columns, at::kBool);
   if (a.causal) scores.hidden = scores.hidden.logical_or(columns > rows);
   if (a.window > 0) scores.hidden = scores.hidden.logical_or(columns <= rows - a.window);

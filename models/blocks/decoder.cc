@@ -76,7 +76,7 @@ class Builder {
   // embedding: the tied matrix; null where the head has one of its own.
   void AddHead(ParameterBuffer* embedding) {
     const std::vector<ParameterSpec> head = HeadParameters(spec_);
-    ParameterBuffer* buffer = AddBuffer("head", head);
+    ParameterBuffer* buffer = head.empty() ? nullptr : AddBuffer("head", head);  // tied, a norm without parameters
     const UnitAdapters adapters = MakeUnitAdapters(spec_, head);
     ParameterBuffer* added = nullptr;
     std::unique_ptr<Adapter> adapter;
@@ -142,6 +142,7 @@ std::vector<AttentionArguments> ExampleAttentions(const DecoderSpec& spec, int t
     example.window = shape.window;
     example.scale = shape.scale > 0 ? shape.scale : 1.0 / std::sqrt(static_cast<double>(shape.head_dim));
     example.softcap = shape.softcap;
+    if (shape.alibi) example.slopes = at::zeros({shape.heads / tensor}, options.dtype(at::kFloat));
     examples.push_back(std::move(example));
   }
   return examples;

@@ -12,14 +12,16 @@ class HeadUnit final : public Unit {
   HeadUnit(std::string name, ParameterBuffer* norm, ParameterBuffer* head, int head_index, ParameterBuffer* added,
            std::unique_ptr<Adapter> adapter, std::shared_ptr<const DecoderShared> shared)
       : name_(std::move(name)),
-        buffers_(norm == head ? std::vector<ParameterBuffer*>{norm} : std::vector<ParameterBuffer*>{norm, head}),
-        norm_(FindNorm(shared->spec.head.norm, kLastNorm, *norm)),
+        buffers_(norm == head || norm == nullptr ? std::vector<ParameterBuffer*>{head}
+                                                 : std::vector<ParameterBuffer*>{norm, head}),
+        norm_(norm == nullptr ? NormWeights{shared->spec.head.norm}
+                              : FindNorm(shared->spec.head.norm, kLastNorm, *norm)),
         head_(head->weight(head_index)),
         adapter_(std::move(adapter)),
         shared_(std::move(shared)) {
     const HeadSpec& spec = shared_->spec.head;
     TRIREME_CHECK(!spec.bias || spec.scale == 1, "a head with a bias and a scale");
-    for (size_t i = 0; i < norm->specs().size(); ++i) {
+    for (size_t i = 0; norm != nullptr && i < norm->specs().size(); ++i) {
       if (norm->specs()[i].name == absl::StrCat(kHeadModule, ".bias")) bias_ = &norm->weight(static_cast<int>(i));
     }
     if (adapter_ == nullptr) return;

@@ -26,8 +26,9 @@ struct BlockStorage {
 // A residual block of two parts, as the layer's specification puts them together.
 std::unique_ptr<Unit> MakeBlockUnit(int64_t layer, BlockStorage storage, std::shared_ptr<const DecoderShared> shared);
 
-// The last norm, the projection onto the vocabulary and the loss. norm: the buffer of HeadParameters(); `head` holds
-// the matrix as its parameter head_index. adapter: of the head, its parameters in `added`; null: none.
+// The last norm, the projection onto the vocabulary and the loss. norm: the buffer of HeadParameters(), null where
+// there are none; `head` holds the matrix as its parameter head_index. adapter: of the head, its parameters in `added`;
+// null: none.
 std::unique_ptr<Unit> MakeHeadUnit(std::string name, ParameterBuffer* norm, ParameterBuffer* head, int head_index,
                                    ParameterBuffer* added, std::unique_ptr<Adapter> adapter,
                                    std::shared_ptr<const DecoderShared> shared);

@@ -188,6 +188,17 @@ void Engine::InitializeDerived() {
   }
 }
 
+std::vector<int64_t> Engine::RotaryPositions(const std::vector<int64_t>& positions,
+                                             const std::vector<int32_t>& cu_seqlens, int64_t beyond) const {
+  std::vector<int64_t> rows = positions;
+  for (size_t s = 0; s + 1 < cu_seqlens.size(); ++s) {
+    if (cu_seqlens[s + 1] - cu_seqlens[s] <= beyond) continue;
+    for (int32_t i = cu_seqlens[s]; i < cu_seqlens[s + 1]; ++i)
+      rows[static_cast<size_t>(i)] += plan_.model.max_positions;
+  }
+  return rows;
+}
+
 MicrobatchTensors Engine::ToDevice(Microbatch m, UploadBlock& upload) const {
   const int ranks = mesh_.shape()[Axis::kContext], rank = mesh_.coordinate(Axis::kContext);
   MicrobatchTensors batch;
@@ -214,6 +225,8 @@ MicrobatchTensors Engine::ToDevice(Microbatch m, UploadBlock& upload) const {
   batch.with_target = with_target(targets);
   CheckPositions(m.positions, plan_.model);
   batch.targets = upload.Add(std::move(targets));
+  if (const int64_t beyond = plan_.model.second_rotation_beyond(); beyond > 0)
+    batch.rotary_positions = upload.Add(part(RotaryPositions(m.positions, m.cu_seqlens, beyond)));
   batch.positions = upload.Add(part(std::move(m.positions)));
   if (plan_.model.adapter != nullptr && plan_.model.adapter->dropout > 0) {
     std::vector<int64_t> numbers(tokens);
@@ -343,6 +356,16 @@ at::Tensor Engine::Logits(const std::vector<std::vector<int64_t>>& new_tokens, K
   MicrobatchTensors batch;
   UploadBlock upload(device_);
   batch.tokens = upload.Add(std::move(tokens));
+  // A sequence has one table for life: that of the length that it may reach.
+  if (const int64_t beyond = plan_.model.second_rotation_beyond(); beyond > 0) {
+    std::vector<int64_t> rotary = positions;
+    size_t token = 0;
+    for (size_t s = 0; s < counts.size(); ++s) {
+      const int64_t added = cache.capacity(static_cast<int64_t>(s)) > beyond ? plan_.model.max_positions : 0;
+      for (int64_t i = 0; i < counts[s]; ++i) rotary[token++] += added;
+    }
+    batch.rotary_positions = upload.Add(std::move(rotary));
+  }
   batch.positions = upload.Add(std::move(positions));
   batch.wanted = upload.Add(std::move(wanted));
   upload.Start();
@@ -366,6 +389,8 @@ double Engine::SequenceLoss(const std::vector<int64_t>& tokens, const std::vecto
   UploadBlock upload(device_);
   batch.tokens = upload.Add(std::move(padded_tokens));
   batch.targets = upload.Add(std::move(padded_targets));
+  if (const int64_t beyond = plan_.model.second_rotation_beyond(); beyond > 0)
+    batch.rotary_positions = upload.Add(RotaryPositions(positions, ends, beyond));
   batch.positions = upload.Add(std::move(positions));
   batch.cu_seqlens = upload.Add(std::move(ends));
   upload.Start();

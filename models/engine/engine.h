@@ -87,6 +87,9 @@ class Engine {
   Engine(EnginePlan plan, Mesh& mesh) : plan_(std::move(plan)), mesh_(mesh), decision_(plan_.z_loss, mesh) {}
   // The tensors hold what they should once `upload` was started.
   MicrobatchTensors ToDevice(Microbatch microbatch, UploadBlock& upload) const;
+  // Which rows of the tables of rotation tokens read: those of the second where segments are longer than `beyond`.
+  std::vector<int64_t> RotaryPositions(const std::vector<int64_t>& positions, const std::vector<int32_t>& cu_seqlens,
+                                       int64_t beyond) const;
   // Tokens that must be added to `tokens` for the tensor ranks to share them evenly.
   int64_t Padding(int64_t tokens) const;
   // Ranks whose losses and gradients are parts of one sum: all but the tensor ranks, which hold the same losses.

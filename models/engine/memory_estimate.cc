@@ -106,12 +106,12 @@ int64_t DequantizedBytes(const EnginePlan& plan) {
 // All tables of rotation that the layers of this decoder use.
 int64_t RotationBytes(const DecoderSpec& model) {
   int64_t bytes = 0;
-  std::vector<std::pair<int64_t, int64_t>> seen;
+  std::vector<Rotation> seen;
   for (const AttentionShape& shape : model.attentions()) {
-    const std::pair<int64_t, int64_t> table = {shape.head_dim, model.max_positions};
-    if (std::find(seen.begin(), seen.end(), table) != seen.end()) continue;
-    seen.push_back(table);
-    bytes += CpuBlockBytes(model.max_positions * shape.head_dim / 2 * 4) * 2;
+    if (!shape.rotation.has_value() || std::find(seen.begin(), seen.end(), *shape.rotation) != seen.end()) continue;
+    const Rotation& rotation = seen.emplace_back(*shape.rotation);
+    const int64_t rows = (rotation.second_beyond() > 0 ? 2 : 1) * rotation.max_positions;
+    bytes += CpuBlockBytes(rows * std::max(rotation.dims, rotation.padded_to) / 2 * 4) * 2;
   }
   return bytes;
 }

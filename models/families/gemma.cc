@@ -14,6 +14,10 @@ DecoderDraft DraftGemma(const ModelConfig& config, std::vector<std::string>* pro
   return draft;
 }
 
+DecoderSpec SpecifyGemma(const ModelConfig& config, std::vector<std::string>* problems) {
+  return DraftGemma(config, problems).Build(problems);
+}
+
 DecoderDraft DraftGemma2(const ModelConfig& config, std::vector<std::string>* problems) {
   DecoderDraft draft = DraftGemma(config, problems);
   const double scalar = config.has_query_pre_attn_scalar() ? config.query_pre_attn_scalar() : draft.attention.head_dim;
@@ -35,15 +39,39 @@ DecoderSpec SpecifyGemma3(const ModelConfig& config, std::vector<std::string>* p
   DecoderDraft draft = DraftGemma2(config, problems);
   CheckPositive("rope_local_base_freq", config.rope_local_base_freq(), /*zero_too=*/false, problems);
   draft.attention.head_norm = HeadNormSpec{.norm = draft.block.norm};
-  draft.local_rotation = draft.rotation;
-  draft.local_rotation.theta = config.rope_local_base_freq();
-  draft.local_rotation.scaling.reset();
-  for (LayerPattern& layer : draft.pattern) layer.local = layer.window > 0;
+  draft.UseLocalRotation(config.rope_local_base_freq());
   return draft.Build(problems);
+}
+
+// Old files say gelu and mean the tanh formula.
+void ReadGemmaActivation(JsonReader& reader, HfConfig*) {
+  reader.Require("use_bidirectional_attention", false, "is not supported");
+  constexpr char kTanh[] = "gelu_pytorch_tanh";
+  for (const char* key : {"hidden_act", "hidden_activation"}) {
+    if (reader.Text(key) != "gelu") reader.Require(key, kTanh, "is not supported; \"gelu_pytorch_tanh\" is");
+  }
 }
 
 }  // namespace
 
+ModelFamily GemmaFamily() {
+  return {"gemma",
+          &SpecifyGemma,
+          {},
+          {{.model_type = "gemma",
+            .architecture = "GemmaForCausalLM",
+            .family = "gemma",
+            .max_position_embeddings = 8192,
+            .num_key_value_heads = 16,
+            .head_dim = 256,
+            .tied = true,
+            .attention_bias = true,
+            .elsewhere = {"hidden_act"},
+            .read_more = &ReadGemmaActivation,
+            .write_more = [](const ModelConfig&, nlohmann::ordered_json* json) {
+              (*json)["hidden_act"] = "gelu_pytorch_tanh";
+            }}}};
+}
 ModelFamily Gemma2Family() { return {"gemma2", &SpecifyGemma2}; }
 ModelFamily Gemma3Family() { return {"gemma3_text", &SpecifyGemma3}; }
 

@@ -1,3 +1,5 @@
+#include <cmath>
+
 #include "models/families/gpt.h"
 #include "models/spec/family.h"
 
@@ -10,6 +12,11 @@ DecoderSpec SpecifyGpt2(const ModelConfig& config, std::vector<std::string>* pro
   draft.attention.qkv_bias = draft.attention.output_bias = true;
   draft.spec.scaled_residual_init = !config.has_scaled_residual_init() || config.scaled_residual_init();
   for (LayerPattern& layer : draft.pattern) layer.rope = false;
+  if (config.scale_attn_by_inverse_layer_idx()) {
+    draft.vary = [](int64_t layer, AttentionSettings* attention) {
+      attention->scale = 1 / std::sqrt(static_cast<double>(attention->head_dim)) / static_cast<double>(layer + 1);
+    };
+  }
   return draft.Build(problems);
 }
 

@@ -8,7 +8,7 @@ DecoderSpec SpecifyGptNeox(const ModelConfig& config, std::vector<std::string>* 
   DecoderDraft draft = DraftGpt(config, "gelu", problems);
   draft.block.parallel = config.use_parallel_residual();
   draft.attention.qkv_bias = draft.attention.output_bias = !config.has_attention_bias() || config.attention_bias();
-  RotatePartly(config, &draft, problems);
+  RotatePartly(config, 0.25, &draft, problems);
   draft.rotation.padded_to = draft.attention.head_dim;
   draft.spec.reordered_rotary_dims = draft.rotation.dims;
   return draft.Build(problems);
@@ -20,7 +20,7 @@ constexpr char kGptNeoxQkv[] = "gpt_neox.layers.*.attention.query_key_value.weig
 WeightNames GptNeoxNames() {
   const auto qkv = [](const char* name, const char* stored, int part) {
     return WeightRule{
-        .name = name, .stored = stored, .part = part, .parts = 3, .per_head = true, .rotary_order = part < 2};
+        .name = name, .stored = stored, .part = part, .parts = 3, .per_group = true, .rotary_order = part < 2};
   };
   return {
       .rules = {{"model.embed_tokens.weight", "gpt_neox.embed_in.weight"},
@@ -43,7 +43,6 @@ WeightNames GptNeoxNames() {
                 {"model.norm.weight", "gpt_neox.final_layer_norm.weight"},
                 {"model.norm.bias", "gpt_neox.final_layer_norm.bias"},
                 {"lm_head.weight", "embed_out.weight"}},
-      .optional_prefix = "",
       // Causal masks and rotary frequencies of old files.
       .ignored = {".attention.bias", ".attention.masked_bias", ".attention.rotary_emb.inv_freq"},
   };

@@ -80,6 +80,7 @@ class Attention final : public BlockPart {
     shape.scale = s_.scale;
     shape.softcap = s_.softcap;
     shape.alibi = s_.alibi;
+    shape.rotation = s_.rotation;
     return shape;
   }
 
@@ -113,7 +114,7 @@ class Attention final : public BlockPart {
     attention.heads = s_.heads / ranks;
     attention.kv_heads = std::max<int64_t>(1, s_.kv_heads / ranks);
     attention.head_dim = s_.head_dim;
-    attention.positions = batch.positions;
+    attention.positions = batch.rotary_positions.defined() ? batch.rotary_positions : batch.positions;
     attention.rope = s_.rotation.has_value() ? &call.shared.rotations->Of(*s_.rotation) : nullptr;
     attention.cu_seqlens = batch.cu_seqlens;
     attention.max_seqlen = batch.max_seqlen;
@@ -127,6 +128,9 @@ class Attention final : public BlockPart {
     attention.rotated = !copied && kept != nullptr && kept->Has(kKeepQkv);
     attention.scale = s_.scale;
     attention.softcap = s_.softcap;
+    if (s_.alibi)
+      attention.slopes = call.shared.rotations->Slopes(s_.heads).narrow(0, call.shared.tensor->rank() * attention.heads,
+                                                                        attention.heads);
     return attention;
   }
 

@@ -26,6 +26,9 @@ void CheckNumbers(const ModelConfig& c, std::vector<std::string>* problems) {
     positive_number("rope_scaling.beta_slow", s.beta_slow(), /*zero_too=*/false);
     if (s.has_attention_factor())
       positive_number("rope_scaling.attention_factor", s.attention_factor(), /*zero_too=*/false);
+    if (s.has_alpha()) positive_number("rope_scaling.alpha", s.alpha(), /*zero_too=*/false);
+    for (const double factor : s.short_factor()) positive_number("rope_scaling.short_factor", factor, false);
+    for (const double factor : s.long_factor()) positive_number("rope_scaling.long_factor", factor, false);
     if (!(s.high_freq_factor() > s.low_freq_factor())) {
       problems->push_back(absl::StrCat("model.rope_scaling.high_freq_factor: ", s.high_freq_factor(),
                                        " must exceed low_freq_factor ", s.low_freq_factor()));
@@ -33,12 +36,30 @@ void CheckNumbers(const ModelConfig& c, std::vector<std::string>* problems) {
   }
 }
 
-RotaryScaling RotaryScalingOf(const RopeScaling& s) {
+RotaryScaling RotaryScalingOf(const RopeScaling& s, int64_t max_positions) {
   RotaryScaling scaling;
-  scaling.kind = s.rope_type() == RopeScaling::LLAMA3 ? RotaryScaling::kLlama3
-                 : s.rope_type() == RopeScaling::YARN ? RotaryScaling::kYarn
-                                                      : RotaryScaling::kLinear;
-  scaling.factor = s.factor();
+  switch (s.rope_type()) {
+    case RopeScaling::LLAMA3:
+      scaling.kind = RotaryScaling::kLlama3;
+      break;
+    case RopeScaling::YARN:
+      scaling.kind = RotaryScaling::kYarn;
+      break;
+    case RopeScaling::LONGROPE:
+      scaling.kind = RotaryScaling::kLongRope;
+      break;
+    case RopeScaling::DYNAMIC:
+      scaling.kind = RotaryScaling::kDynamic;
+      break;
+    case RopeScaling::LINEAR:
+      scaling.kind = RotaryScaling::kLinear;
+  }
+  scaling.short_factor.assign(s.short_factor().begin(), s.short_factor().end());
+  scaling.long_factor.assign(s.long_factor().begin(), s.long_factor().end());
+  if (s.has_alpha()) scaling.alpha = s.alpha();
+  scaling.factor = s.rope_type() != RopeScaling::LONGROPE || s.has_factor()
+                       ? s.factor()
+                       : static_cast<double>(max_positions) / static_cast<double>(s.original_max_position_embeddings());
   scaling.low_freq_factor = s.low_freq_factor();
   scaling.high_freq_factor = s.high_freq_factor();
   scaling.original_max_position_embeddings = s.original_max_position_embeddings();
@@ -131,9 +152,11 @@ DecoderDraft DraftDecoder(const ModelConfig& c, std::vector<std::string>* proble
                                      " does not divide num_attention_heads ", attention.heads));
   }
   if (c.has_rope_scaling()) {
-    draft.rotation.scaling = RotaryScalingOf(c.rope_scaling());
+    draft.rotation.scaling = RotaryScalingOf(c.rope_scaling(), spec.max_positions);
     if (!c.rope_scaling().has_rope_type())
-      problems->push_back("model.rope_scaling.rope_type: not set; give LLAMA3, LINEAR or YARN, or remove rope_scaling");
+      problems->push_back(
+          "model.rope_scaling.rope_type: not set; give LLAMA3, LINEAR, YARN, LONGROPE or DYNAMIC, or remove "
+          "rope_scaling");
   }
   CheckNumbers(c, problems);
   if (c.sliding_window() < 0)
@@ -145,12 +168,21 @@ DecoderDraft DraftDecoder(const ModelConfig& c, std::vector<std::string>* proble
   spec.tied_embeddings = c.tie_word_embeddings();
   spec.initializer_range = c.initializer_range();
   spec.scaled_residual_init = c.scaled_residual_init();
-  attention.qkv_bias = attention.output_bias = c.attention_bias();
+  attention.qkv_bias = c.attention_bias();
+  attention.output_bias = c.has_attention_out_bias() ? c.attention_out_bias() : c.attention_bias();
+  draft.feed_forward.bias = c.mlp_bias();
   DraftPattern(c, &draft, problems);
   draft.quantization = c.quantization();
   if (c.has_quantization() && !c.quantization().has_method())
     problems->push_back("model.quantization.method: not set; give NF4 or INT8, or remove quantization");
   return draft;
+}
+
+void DecoderDraft::UseLocalRotation(double theta) {
+  local_rotation = rotation;
+  local_rotation.theta = theta;
+  local_rotation.scaling.reset();
+  for (LayerPattern& layer : pattern) layer.local = layer.window > 0;
 }
 
 void DecoderDraft::EachNorm(const std::function<void(NormSpec*)>& change) {
@@ -160,6 +192,23 @@ void DecoderDraft::EachNorm(const std::function<void(NormSpec*)>& change) {
 
 DecoderSpec DecoderDraft::Build(std::vector<std::string>* problems) const {
   DecoderSpec built = spec;
+  if (rotation.second_beyond() > 0) {
+    const auto pairs = static_cast<size_t>(rotation.dims / 2);
+    const auto right_size = [&](const char* field, std::vector<double> RotaryScaling::*factors) {
+      if (((*rotation.scaling).*factors).size() == pairs) return true;
+      problems->push_back(absl::StrCat("model.rope_scaling.", field, ": has ", ((*rotation.scaling).*factors).size(),
+                                       " entries; ", rotation.dims, " dimensions of a head turn, give ", pairs));
+      return false;
+    };
+    // Nothing can be built of too few.
+    if (!right_size("short_factor", &RotaryScaling::short_factor) ||
+        !right_size("long_factor", &RotaryScaling::long_factor)) {
+      DecoderDraft plain = *this;
+      plain.rotation.scaling.reset();
+      plain.local_rotation.scaling.reset();
+      return plain.Build(problems);
+    }
+  }
   const std::shared_ptr<const BlockPart> shared_feed_forward = MakeFeedForward(feed_forward);
   // Layers that do not differ have one part.
   std::vector<std::pair<LayerPattern, std::shared_ptr<const BlockPart>>> made;
@@ -208,8 +257,9 @@ Activation ActivationOf(const ModelConfig& config, const std::string& by_default
   return Activation::kSilu;
 }
 
-void RotatePartly(const ModelConfig& config, DecoderDraft* draft, std::vector<std::string>* problems) {
-  const double share = config.partial_rotary_factor();
+void RotatePartly(const ModelConfig& config, double by_default, DecoderDraft* draft,
+                  std::vector<std::string>* problems) {
+  const double share = config.has_partial_rotary_factor() ? config.partial_rotary_factor() : by_default;
   const int64_t head_dim = draft->attention.head_dim;
   if (!(share > 0 && share <= 1)) {
     problems->push_back(absl::StrCat("model.partial_rotary_factor: is ", share, "; give a share above 0, at most 1"));

@@ -37,6 +37,8 @@ struct DecoderDraft {
   std::function<std::shared_ptr<const BlockPart>(int64_t layer)> make_feed_forward;
   QuantizationConfig quantization;  // without a method: none
 
+  // Layers with a window rotate by frequencies of their own, which are not rescaled.
+  void UseLocalRotation(double theta);
   void EachNorm(const std::function<void(NormSpec*)>& change);  // of the blocks and of the head
   // The decoder; what does not fit is appended to `problems`.
   DecoderSpec Build(std::vector<std::string>* problems) const;
@@ -52,8 +54,9 @@ void UseLayerNorm(const ModelConfig& config, bool bias, DecoderDraft* draft, std
 // The activation that hidden_act names, or `by_default` where the configuration is silent.
 Activation ActivationOf(const ModelConfig& config, const std::string& by_default, std::vector<std::string>* problems);
 
-// Only partial_rotary_factor of a head's dimensions turn.
-void RotatePartly(const ModelConfig& config, DecoderDraft* draft, std::vector<std::string>* problems);
+// Only partial_rotary_factor of a head's dimensions turn; by_default: where the configuration is silent.
+void RotatePartly(const ModelConfig& config, double by_default, DecoderDraft* draft,
+                  std::vector<std::string>* problems);
 
 // Appends a problem unless `value` is a finite number above 0 (or 0, if allowed).
 void CheckPositive(const std::string& field, double value, bool zero_too, std::vector<std::string>* problems);

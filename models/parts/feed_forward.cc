@@ -1,5 +1,7 @@
 #include "models/parts/feed_forward.h"
 
+#include <cmath>
+
 #include "kernels/base/cpu_allocator.h"
 #include "models/parts/projections.h"
 #include "parallel/layers/functions.h"
@@ -8,7 +10,9 @@
 namespace trireme {
 namespace {
 
-constexpr char kGate[] = "mlp.gate_proj", kUp[] = "mlp.up_proj", kDown[] = "mlp.down_proj";
+constexpr char kGate[] = "mlp.gate_proj", kUp[] = "mlp.up_proj", kDown[] = "mlp.down_proj",
+               kAlphaP[] = "mlp.act_fn.alpha_p", kAlphaN[] = "mlp.act_fn.alpha_n", kBeta[] = "mlp.act_fn.beta",
+               kEps[] = "mlp.act_fn.eps";
 
 class FeedForward final : public BlockPart {
  public:
@@ -20,6 +24,13 @@ class FeedForward final : public BlockPart {
       made.AddRows({{kGate, s_.width}, {kUp, s_.width}}, s_.bias);
     } else {
       made.AddRows({{kUp, s_.width}}, s_.bias);
+    }
+    if (s_.xielu) {
+      // As the paper begins: slopes of 0.8 on both sides, of which beta is a part on the left.
+      made.AddNumber(kAlphaP, std::log(std::expm1(0.8)), /*trainable=*/true);
+      made.AddNumber(kAlphaN, std::log(std::expm1(0.8 - 0.5)), /*trainable=*/true);
+      made.AddNumber(kBeta, 0.5, /*trainable=*/false);
+      made.AddNumber(kEps, -1e-6, /*trainable=*/false);
     }
     made.AddColumns(kDown, s_.width, s_.bias);
     return made.Take();
@@ -34,6 +45,10 @@ class FeedForward final : public BlockPart {
     Weight& down = weights.At(absl::StrCat(kDown, ".weight"));
     Weight* bias = weights.Find(absl::StrCat(kDown, ".bias"));
     if (s_.gated) return GatedLinear(up, s_.activation, down, tensor, call.residual(), bias);
+    if (s_.xielu) {
+      const XieluWeights learned = {&weights.At(kAlphaP), &weights.At(kAlphaN), &weights.At(kBeta), &weights.At(kEps)};
+      return Linear(Xielu(up, learned), down, tensor, call.residual(), bias);
+    }
     return Linear(Activate(up, s_.activation), down, tensor, call.residual(), bias);
   }
 

@@ -14,7 +14,8 @@ struct FeedForwardSettings {
   int64_t width = 0;
   bool gated = true;  // down(activation(gate x) * up x); else down(activation(up x))
   Activation activation = Activation::kSilu;
-  bool bias = false;  // of all projections
+  bool xielu = false;  // without a gate: the activation is an xIELU, whose numbers are learned (arXiv 2411.13010)
+  bool bias = false;   // of all projections
 };
 
 // Parameters mlp.{gate,up,down}_proj, with Llama's names.

@@ -42,4 +42,15 @@ void Projections::AddNorm(const std::string& name, const NormSpec& norm, int64_t
   }
 }
 
+void Projections::AddNumber(const std::string& name, double value, bool trainable) {
+  ParameterSpec spec;
+  spec.name = place_.prefix + name;
+  spec.shape = {1};
+  spec.initialization = Initialization::kConstant;
+  spec.standard_deviation = value;
+  spec.decay = false;
+  spec.trainable = trainable;
+  made_.push_back(std::move(spec));
+}
+
 }  // namespace trireme

@@ -26,6 +26,9 @@ class Projections {
   // A norm's weight and bias. heads: they lie with the heads that tensor ranks have; 0: each rank has all.
   void AddNorm(const std::string& name, const NormSpec& norm, int64_t width, int64_t heads);
 
+  // One number, which all ranks have; one that is not trained stays what it is.
+  void AddNumber(const std::string& name, double value, bool trainable);
+
   std::vector<ParameterSpec> Take() { return std::move(made_); }
 
  private:

@@ -41,6 +41,14 @@ std::set<int64_t> DecoderSpec::windows() const {
   return all;
 }
 
+int64_t DecoderSpec::second_rotation_beyond() const {
+  int64_t beyond = 0;
+  for (const AttentionShape& shape : attentions()) {
+    if (shape.rotation.has_value()) beyond = std::max(beyond, shape.rotation->second_beyond());
+  }
+  return beyond;
+}
+
 double DecoderSpec::HeadForwardFlopsPerToken() const { return 2.0 * static_cast<double>(vocab_size * hidden_size); }
 
 double DecoderSpec::BlockForwardFlopsPerToken(int64_t index, int64_t sequence_length) const {

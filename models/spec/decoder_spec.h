@@ -67,6 +67,7 @@ struct DecoderSpec {
   const LayerSpec& layer(int64_t index) const { return layers[static_cast<size_t>(index)]; }
   std::vector<AttentionShape> attentions() const;  // that occur, each once
   std::set<int64_t> windows() const;               // that occur
+  int64_t second_rotation_beyond() const;          // Rotation::second_beyond() of the layers that have it; 0: none does
 
   // Floating-point operations that one token takes in a forward pass of all blocks, or of one: 2 per weight that
   // multiplies, and the attention scores of a causal sequence (each query sees half of it on average); and in the head.

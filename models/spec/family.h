@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "configs/run_config.pb.h"
+#include "models/formats/hf/hf_config.h"
 #include "models/formats/hf/hf_model_type.h"
 #include "models/spec/decoder_spec.h"
 #include "models/spec/weight_table.h"
@@ -18,8 +19,8 @@ struct ModelFamily {
   // Checks the configuration and fills in what it leaves open; every problem is appended to `problems`
   // ("model.hidden_size: ... ; remedy").
   DecoderSpec (*specify)(const ModelConfig& config, std::vector<std::string>* problems);
-  WeightNames weights = LlamaWeightNames();  // of its checkpoints
-  HfModelTypes hf_types = {};                // config.json's it is read from and written as; none: neither
+  WeightNames weights = {};    // of its checkpoints
+  HfModelTypes hf_types = {};  // config.json's it is read from and written as; none: neither
 };
 
 // The Hugging Face model types of all `families`.
@@ -31,10 +32,36 @@ ModelFamily LlamaFamily();
 ModelFamily Qwen2Family();    // arXiv 2407.10671: biases on q, k and v
 ModelFamily Qwen3Family();    // arXiv 2505.09388: q and k are normed per head
 ModelFamily SmolLm3Family();  // some layers do not rotate
+ModelFamily GemmaFamily();    // arXiv 2403.08295: norms 1 + w, scaled embeddings, GELU
 ModelFamily Gemma2Family();   // arXiv 2408.00118: norms 1 + w before and after, soft caps, scaled embeddings, GELU
 ModelFamily Gemma3Family();   // arXiv 2503.19786, its text model: as Gemma 2, normed heads instead of soft caps
 ModelFamily Gpt2Family();     // learned positions, LayerNorm, GELU, biases
 ModelFamily GptNeoxFamily();  // arXiv 2204.06745, Pythia (2304.01373): partial rotation, parallel residual
+
+ModelFamily MinistralFamily();
+ModelFamily Ernie45Family();
+ModelFamily HeliumFamily();
+ModelFamily SeedOssFamily();
+ModelFamily ArceeFamily();
+ModelFamily Exaone4Family();
+ModelFamily HunYuanDenseFamily();
+ModelFamily StableLmFamily();
+ModelFamily ApertusFamily();
+ModelFamily NemotronFamily();
+ModelFamily PhiFamily();
+ModelFamily Phi3Family();
+ModelFamily OlmoFamily();
+ModelFamily Olmo2Family();
+ModelFamily Olmo3Family();
+ModelFamily GraniteFamily();
+ModelFamily CohereFamily();
+ModelFamily Cohere2Family();
+ModelFamily GlmFamily();
+ModelFamily Glm4Family();
+ModelFamily Starcoder2Family();
+ModelFamily FalconFamily();
+ModelFamily OptFamily();
+ModelFamily BloomFamily();
 
 // The families built in; a program outside the tree passes more to Main().
 std::vector<ModelFamily> BuiltInFamilies();

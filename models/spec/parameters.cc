@@ -34,7 +34,7 @@ ParameterSpec Vector(const std::string& name, int64_t width, Initialization init
 std::vector<ParameterSpec> Frozen(const DecoderSpec& s, std::vector<ParameterSpec> parameters) {
   if (s.adapter == nullptr) return parameters;
   for (ParameterSpec& parameter : parameters) {
-    parameter.trainable = s.adapter->saved_modules.count(ModuleOf(parameter.name)) > 0;
+    parameter.trainable = parameter.trainable && s.adapter->saved_modules.count(ModuleOf(parameter.name)) > 0;
   }
   return parameters;
 }

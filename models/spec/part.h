@@ -126,6 +126,7 @@ struct AttentionShape {
   int64_t window = 0;
   double scale = 0, softcap = 0;
   bool alibi = false;
+  std::optional<Rotation> rotation;
   bool operator==(const AttentionShape& other) const = default;
 };
 

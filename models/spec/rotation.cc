@@ -39,9 +39,32 @@ void Yarn(double theta, const RotaryScaling& s, std::vector<float>* frequencies)
 }
 
 double RotationScale(const RotaryScaling& s) {
-  if (s.kind != RotaryScaling::kYarn) return 1;
+  if (s.kind != RotaryScaling::kYarn && s.kind != RotaryScaling::kLongRope) return 1;
   if (s.attention_factor.has_value()) return *s.attention_factor;
-  return s.factor <= 1 ? 1 : 0.1 * std::log(s.factor) + 1;
+  if (s.factor <= 1) return 1;
+  if (s.kind == RotaryScaling::kYarn) return 0.1 * std::log(s.factor) + 1;
+  return std::sqrt(1 + std::log(s.factor) / std::log(static_cast<double>(s.original_max_position_embeddings)));
+}
+
+// `divisors`: of the frequencies, for kLongRope.
+std::vector<float> Frequencies(const Rotation& rotation, const std::vector<double>* divisors) {
+  const int64_t dims = rotation.dims;
+  const RotaryScaling* scaling = rotation.scaling.has_value() ? &*rotation.scaling : nullptr;
+  double theta = rotation.theta;
+  if (scaling != nullptr && scaling->alpha.has_value())
+    theta *= std::pow(*scaling->alpha, static_cast<double>(dims) / static_cast<double>(dims - 2));
+  std::vector<float> frequencies(static_cast<size_t>(dims / 2));
+  for (int64_t i = 0; i < dims / 2; ++i) {
+    const float exponent = static_cast<float>(2 * i) / static_cast<float>(dims);
+    float& frequency = frequencies[static_cast<size_t>(i)];
+    const float power = std::pow(static_cast<float>(theta), exponent);
+    frequency =
+        divisors != nullptr ? 1.0f / (static_cast<float>((*divisors)[static_cast<size_t>(i)]) * power) : 1.0f / power;
+    if (scaling != nullptr && scaling->kind == RotaryScaling::kLlama3) frequency = Llama3(frequency, *scaling);
+    if (scaling != nullptr && scaling->kind == RotaryScaling::kLinear) frequency /= static_cast<float>(scaling->factor);
+  }
+  if (scaling != nullptr && scaling->kind == RotaryScaling::kYarn) Yarn(theta, *scaling, &frequencies);
+  return frequencies;
 }
 
 }  // namespace
@@ -49,29 +72,29 @@ double RotationScale(const RotaryScaling& s) {
 RopeTable MakeRopeTable(const Rotation& rotation, at::ScalarType dtype, at::Device device) {
   const int64_t positions = rotation.max_positions, dims = rotation.dims;
   const int64_t half = std::max(dims, rotation.padded_to) / 2;
-  const RotaryScaling* scaling = rotation.scaling.has_value() ? &*rotation.scaling : nullptr;
-  std::vector<float> frequencies(static_cast<size_t>(dims / 2));
-  for (int64_t i = 0; i < dims / 2; ++i) {
-    const float exponent = static_cast<float>(2 * i) / static_cast<float>(dims);
-    float& frequency = frequencies[static_cast<size_t>(i)];
-    frequency = 1.0f / std::pow(static_cast<float>(rotation.theta), exponent);
-    if (scaling != nullptr && scaling->kind == RotaryScaling::kLlama3) frequency = Llama3(frequency, *scaling);
-    if (scaling != nullptr && scaling->kind == RotaryScaling::kLinear) frequency /= static_cast<float>(scaling->factor);
+  const bool twice = rotation.second_beyond() > 0;
+  const double scale = rotation.scaling.has_value() ? RotationScale(*rotation.scaling) : 1;
+  std::vector<std::vector<float>> tables;
+  if (twice) {
+    tables = {Frequencies(rotation, &rotation.scaling->short_factor),
+              Frequencies(rotation, &rotation.scaling->long_factor)};
+  } else {
+    tables = {Frequencies(rotation, nullptr)};
   }
-  if (scaling != nullptr && scaling->kind == RotaryScaling::kYarn) Yarn(rotation.theta, *scaling, &frequencies);
-  const double scale = scaling != nullptr ? RotationScale(*scaling) : 1;
 
   // Pairs beyond `dims` stand still.
   const at::TensorOptions options = at::TensorOptions().dtype(at::kDouble);
-  at::Tensor cosine = at::ones({positions, half}, options), sine = at::zeros({positions, half}, options);
+  const auto rows = static_cast<int64_t>(tables.size()) * positions;
+  at::Tensor cosine = at::ones({rows, half}, options), sine = at::zeros({rows, half}, options);
   double* c = cosine.mutable_data_ptr<double>();
   double* s = sine.mutable_data_ptr<double>();
-  for (int64_t p = 0; p < positions; ++p) {
+  for (int64_t row = 0; row < rows; ++row) {
+    const std::vector<float>& frequencies = tables[static_cast<size_t>(row / positions)];
     for (int64_t i = 0; i < dims / 2; ++i) {
       // Angles are rounded to float32, as the reference's are.
-      const double angle = static_cast<float>(p) * frequencies[static_cast<size_t>(i)];
-      c[p * half + i] = scale * std::cos(angle);
-      s[p * half + i] = scale * std::sin(angle);
+      const double angle = static_cast<float>(row % positions) * frequencies[static_cast<size_t>(i)];
+      c[row * half + i] = scale * std::cos(angle);
+      s[row * half + i] = scale * std::sin(angle);
     }
   }
   return {cosine.to(device, dtype), sine.to(device, dtype), rotation.interleaved};
@@ -83,6 +106,22 @@ const RopeTable& RotationTables::Of(const Rotation& rotation) {
   }
   tables_.emplace_back(rotation, std::make_unique<RopeTable>(MakeRopeTable(rotation, dtype_, device_)));
   return *tables_.back().second;
+}
+
+// 2^(-8 i / n) for the largest power of two n of heads, then every other of those for 2 n.
+const at::Tensor& RotationTables::Slopes(int64_t heads) {
+  at::Tensor& slopes = slopes_[heads];
+  if (slopes.defined()) return slopes;
+  const auto power = static_cast<int64_t>(std::exp2(std::floor(std::log2(static_cast<double>(heads)))));
+  at::Tensor values = at::zeros({heads}, at::TensorOptions().dtype(at::kFloat));
+  float* value = values.mutable_data_ptr<float>();
+  for (int64_t i = 0; i < heads; ++i) {
+    const bool within = i < power;
+    const auto step = static_cast<double>(within ? i + 1 : 2 * (i - power) + 1);
+    value[i] = static_cast<float>(std::exp2(-8 * step / static_cast<double>(within ? power : 2 * power)));
+  }
+  slopes = values.to(device_);
+  return slopes;
 }
 
 }  // namespace trireme

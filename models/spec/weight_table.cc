@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <map>
+#include <numeric>
 
 #include "models/spec/parameters.h"
 
@@ -20,44 +21,121 @@ std::pair<std::string, std::string> Generalize(const std::string& name) {
   return {absl::StrCat(kLayers, "*", name.substr(end)), name.substr(begin, end - begin)};
 }
 
-const WeightRule* FindRule(const std::vector<WeightRule>& rules, const std::string& name) {
+const WeightRule* FindRule(const std::vector<WeightRule>& rules, const DecoderSpec& spec, const std::string& name) {
   for (const WeightRule& rule : rules) {
-    if (name == rule.name) return &rule;
+    if (name == rule.name && (rule.applies == nullptr || rule.applies(spec))) return &rule;
   }
   return nullptr;
 }
 
-// Where the rows of a parameter are among those of `parts` like it.
-std::vector<RowRun> RunsOf(const WeightRule& rule, const DecoderSpec& spec, size_t parameter, const ParameterSpec& of) {
-  const int64_t rows = of.shape[0];
-  std::vector<RowRun> runs;
-  const auto add = [&](int64_t row, int64_t stored_row, int64_t count) {
+// A parameter and where it is stored.
+struct Kept {
+  ParameterSpec spec;
+  WeightRule rule;
+  std::string stored;  // with the layer's number
+};
+
+// The parts of one stored tensor: rows of each, and how many groups they are cut into.
+struct Parts {
+  std::vector<int64_t> rows, heads;
+  int64_t groups = 1;
+};
+
+// Adjacent runs become one.
+class Runs {
+ public:
+  explicit Runs(size_t parameter) : parameter_(parameter) {}
+  void Add(int64_t row, size_t stored, int64_t stored_row, int64_t count) {
     if (count == 0) return;
-    RowRun* last = runs.empty() ? nullptr : &runs.back();
-    if (last != nullptr && last->row + last->rows == row && last->stored_row + last->rows == stored_row) {
+    RowRun* last = runs_.empty() ? nullptr : &runs_.back();
+    if (last != nullptr && last->stored == stored && last->row + last->rows == row &&
+        last->stored_row + last->rows == stored_row) {
       last->rows += count;
     } else {
-      runs.push_back({parameter, row, stored_row, count});
+      runs_.push_back({parameter_, row, stored_row, count, stored});
     }
-  };
-  if (!rule.per_head && !rule.rotary_order) {
-    add(0, rule.part * rows, rows);
-    return runs;
   }
-  const int64_t heads = of.heads, d = rows / heads;
+  std::vector<RowRun> Take() { return std::move(runs_); }
+
+ private:
+  size_t parameter_;
+  std::vector<RowRun> runs_;
+};
+
+// Where the rows of a parameter are in the tensor that all its parts make up.
+std::vector<RowRun> RunsOf(const Kept& kept, const DecoderSpec& spec, const Parts& parts, size_t parameter,
+                           size_t stored) {
+  const WeightRule& rule = kept.rule;
+  const int64_t rows = kept.spec.shape[0];
+  int64_t before = 0, all = 0;
+  for (int part = 0; part < rule.parts; ++part) {
+    if (part < rule.part) before += parts.rows[static_cast<size_t>(part)] / parts.groups;
+    all += parts.rows[static_cast<size_t>(part)] / parts.groups;
+  }
+  Runs runs(parameter);
+  const int64_t own = rows / parts.groups;  // of a group
+  const int64_t head_dim = kept.spec.heads > 0 ? rows / kept.spec.heads : own;
   const std::vector<RowRun> order = rule.rotary_order && spec.reordered_rotary_dims > 0
-                                        ? RotaryOrder(d, spec.reordered_rotary_dims)
-                                        : std::vector<RowRun>{{0, 0, 0, d}};
-  for (int64_t head = 0; head < heads; ++head) {
-    const int64_t begin = rule.per_head ? (head * rule.parts + rule.part) * d : rule.part * rows + head * d;
-    for (const RowRun& run : order) add(head * d + run.row, begin + run.stored_row, run.rows);
+                                        ? RotaryOrder(head_dim, spec.reordered_rotary_dims)
+                                        : std::vector<RowRun>{{0, 0, 0, head_dim}};
+  for (int64_t group = 0; group < parts.groups; ++group) {
+    for (int64_t head = 0; head < own / head_dim; ++head) {
+      for (const RowRun& run : order) {
+        runs.Add(group * own + head * head_dim + run.row, stored,
+                 group * all + before + head * head_dim + run.stored_row, run.rows);
+      }
+    }
   }
-  return runs;
+  return runs.Take();
+}
+
+std::vector<Kept> KeptParameters(const WeightNames& names, const DecoderSpec& spec) {
+  std::vector<Kept> all;
+  for (const ParameterSpec& parameter : DecoderParameters(spec)) {
+    const auto [general, layer] = Generalize(parameter.name);
+    const WeightRule* rule = FindRule(names.rules, spec, general);
+    Kept kept = {parameter, {}, parameter.name};
+    if (rule != nullptr) {
+      kept.rule = *rule;
+      kept.stored = absl::StrReplaceAll(rule->stored, {{"*", layer}});
+    } else {
+      kept.rule.name = kept.rule.stored = "";
+    }
+    all.push_back(std::move(kept));
+  }
+  return all;
+}
+
+std::map<std::string, Parts> PartsByTensor(const std::vector<Kept>& all) {
+  std::map<std::string, Parts> parts;
+  for (const Kept& kept : all) {
+    Parts& own = parts[kept.stored];
+    own.rows.resize(static_cast<size_t>(kept.rule.parts));
+    own.heads.resize(own.rows.size());
+    own.rows[static_cast<size_t>(kept.rule.part)] = kept.spec.shape[0];
+    own.heads[static_cast<size_t>(kept.rule.part)] = kept.spec.heads;
+    if (kept.rule.per_group) own.groups = std::max<int64_t>(1, *std::min_element(own.heads.begin(), own.heads.end()));
+  }
+  return parts;
 }
 
 }  // namespace
 
-WeightNames LlamaWeightNames() { return {.rules = {}, .optional_prefix = "", .ignored = {".rotary_emb.inv_freq"}}; }
+std::vector<WeightRule> Fused(const char* stored, const std::vector<const char*>& names) {
+  std::vector<WeightRule> rules;
+  for (const char* name : names) {
+    rules.push_back({.name = name,
+                     .stored = stored,
+                     .part = static_cast<int>(rules.size()),
+                     .parts = static_cast<int>(names.size())});
+  }
+  return rules;
+}
+
+std::vector<WeightRule> FusedGateUp() {
+  return Fused("model.layers.*.mlp.gate_up_proj.weight",
+               {"model.layers.*.mlp.gate_proj.weight", "model.layers.*.mlp.up_proj.weight"});
+}
 
 std::vector<RowRun> RotaryOrder(int64_t head_dim, int64_t rotary_dim) {
   const int64_t turned = rotary_dim / 2, still = head_dim / 2 - turned;
@@ -72,37 +150,50 @@ WeightTable MakeWeightTable(const WeightNames& names, const DecoderSpec& spec) {
   table.optional_prefix = names.optional_prefix;
   table.ignored = names.ignored;
   const auto stored_name = [&](const std::string& name) {
-    const WeightRule* rule = FindRule(names.rules, name);
+    const WeightRule* rule = FindRule(names.rules, spec, name);
     return rule == nullptr ? name : std::string(rule->stored);
   };
   table.embedding = stored_name("model.embed_tokens.weight");
   table.head = stored_name("lm_head.weight");
 
+  const std::vector<Kept> all = KeptParameters(names, spec);
+  const std::map<std::string, Parts> parts_of = PartsByTensor(all);
   std::map<std::string, size_t> index;
-  for (const ParameterSpec& spec_of : DecoderParameters(spec)) {
-    const auto [general, layer] = Generalize(spec_of.name);
-    const WeightRule same = {general.c_str(), general.c_str()};
-    const WeightRule* rule = names.rules.empty() ? &same : FindRule(names.rules, general);
-    TRIREME_CHECK(rule != nullptr, "the family's weight names have none for ", spec_of.name);
-    const std::string name = absl::StrReplaceAll(rule->stored, {{"*", layer}});
-
-    WeightTable::Parameter parameter;
-    parameter.name = spec_of.name;
-    parameter.shape = spec_of.shape;
+  // The place of a stored tensor, which is added if it is new.
+  const auto place = [&](const std::string& name, const Kept& kept, int64_t rows) {
     const auto [found, added] = index.try_emplace(name, table.stored.size());
-    parameter.stored = found->second;
-    parameter.runs = RunsOf(*rule, spec, table.parameters.size(), spec_of);
-    if (added) {
-      WeightTable::Stored stored;
-      stored.name = name;
-      stored.shape = spec_of.shape;
-      stored.transposed = rule->transposed && spec_of.shape.size() == 2;
-      stored.shape[0] *= rule->parts;
-      if (stored.transposed) std::reverse(stored.shape.begin(), stored.shape.end());
-      table.stored.push_back(std::move(stored));
+    if (!added) return found->second;
+    WeightTable::Stored stored;
+    stored.name = name;
+    stored.shape = kept.spec.shape;
+    stored.shape[0] = rows;
+    stored.transposed = kept.rule.transposed && stored.shape.size() == 2;
+    if (stored.transposed) std::reverse(stored.shape.begin(), stored.shape.end());
+    stored.label = stored.shape;
+    if (kept.rule.scalar) stored.label.clear();
+    if (kept.rule.by_heads) stored.label = {kept.spec.heads, rows / kept.spec.heads};
+    table.stored.push_back(std::move(stored));
+    return found->second;
+  };
+  for (const Kept& kept : all) {
+    WeightTable::Parameter parameter;
+    parameter.name = kept.spec.name;
+    parameter.shape = kept.spec.shape;
+    const size_t number = table.parameters.size();
+    const Parts& parts = parts_of.at(kept.stored);
+    if (absl::StrContains(kept.stored, '#')) {
+      const int64_t pieces = kept.spec.heads, rows = kept.spec.shape[0] / pieces;
+      Runs runs(number);
+      for (int64_t piece = 0; piece < pieces; ++piece) {
+        const std::string name = absl::StrReplaceAll(kept.stored, {{"#", absl::StrCat(piece)}});
+        runs.Add(piece * rows, place(name, kept, rows), 0, rows);
+      }
+      parameter.runs = runs.Take();
+    } else {
+      const int64_t rows = std::accumulate(parts.rows.begin(), parts.rows.end(), int64_t{0});
+      parameter.runs = RunsOf(kept, spec, parts, number, place(kept.stored, kept, rows));
     }
-    WeightTable::Stored& stored = table.stored[parameter.stored];
-    stored.runs.insert(stored.runs.end(), parameter.runs.begin(), parameter.runs.end());
+    for (const RowRun& run : parameter.runs) table.stored[run.stored].runs.push_back(run);
     table.parameters.push_back(std::move(parameter));
   }
   for (WeightTable::Stored& stored : table.stored) {

@@ -14,40 +14,48 @@ namespace trireme {
 
 // One kind of parameter of a family, as data.
 struct WeightRule {
-  const char* name;           // ours, a literal; * stands for the layer's number
-  const char* stored;         // theirs, likewise
-  bool transposed = false;    // a matrix is stored as [columns, rows]
-  int part = 0, parts = 1;    // the stored rows are those of `parts` of our parameters, this being the part-th
-  bool per_head = false;      // ... of each head in turn, instead of each parameter in turn
+  const char* name;         // ours, a literal; * stands for the layer's number
+  const char* stored;       // theirs, likewise; # stands for the number of a head, each of which is a tensor of its own
+  bool transposed = false;  // a matrix is stored as [columns, rows]
+  int part = 0, parts = 1;  // the stored rows are those of `parts` of our parameters, this being the part-th
+  bool per_group = false;   // ... of each group of heads in turn (a key head and its queries), instead of each
+                            // parameter in turn
   bool rotary_order = false;  // the rows of a head are in another order where rotation is partial (RotaryOrder)
+  bool by_heads = false;      // a vector is stored as [heads, head_dim]
+  bool scalar = false;        // a vector of one number is stored without dimensions
+  bool (*applies)(const DecoderSpec& spec) = nullptr;  // null: to every model of the family
 };
+
+// The rules of parameters whose rows follow one another in one stored tensor.
+std::vector<WeightRule> Fused(const char* stored, const std::vector<const char*>& names);
+// Of gate and up in mlp.gate_up_proj.
+std::vector<WeightRule> FusedGateUp();
 
 struct WeightNames {
-  std::vector<WeightRule> rules;     // empty: tensors are stored under our names, as they are
-  std::string optional_prefix;       // of stored names, which files may lack; we write it
-  std::vector<std::string> ignored;  // what names of stored buffers that hold no weights end with
+  std::vector<WeightRule> rules;     // what has none is stored under our name, as it is
+  std::string optional_prefix = "";  // of stored names, which some files leave out
+  // Endings of tensors that old files have though they are no parameters: the rotary frequencies of any.
+  std::vector<std::string> ignored = {".rotary_emb.inv_freq"};
 };
 
-// Names as ours; the rotary frequencies of old files are ignored.
-WeightNames LlamaWeightNames();
-
-// Consecutive rows of a parameter that are consecutive in the stored tensor (columns there, if it is transposed).
+// Consecutive rows of a parameter that are consecutive in a stored tensor (columns there, if it is transposed).
 struct RowRun {
   size_t parameter = 0;  // index into WeightTable::parameters
   int64_t row = 0, stored_row = 0, rows = 0;
+  size_t stored = 0;  // index into WeightTable::stored
 };
 
 struct WeightTable {
   struct Stored {
     std::string name;
-    std::vector<int64_t> shape;
+    std::vector<int64_t> shape;  // one or two dimensions
+    std::vector<int64_t> label;  // the shape that files give it: other dimensions of the same elements
     bool transposed = false;
     std::vector<RowRun> runs;  // by stored_row; they cover the tensor
   };
   struct Parameter {
     std::string name;
     std::vector<int64_t> shape;
-    size_t stored = 0;         // index into WeightTable::stored
     std::vector<RowRun> runs;  // by row; they cover the parameter
   };
   std::vector<Parameter> parameters;  // DecoderParameters()
@@ -58,7 +66,6 @@ struct WeightTable {
   std::vector<std::string> ignored;
 };
 
-// CHECKs that the rules name every parameter.
 WeightTable MakeWeightTable(const WeightNames& names, const DecoderSpec& spec);
 
 // Where partial rotation turns dimensions i and i + rotary_dim / 2 of a head for i < rotary_dim / 2, we keep its rows

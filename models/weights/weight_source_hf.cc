@@ -90,14 +90,14 @@ absl::Status FindTensors(const DecoderSpec& spec, Opened* opened) {
       if (should_be && !opened->bnb.matrices.empty())
         return Error(ExitCode::kData, "model ", directory.folder(), ": ", stored.name,
                      " is not quantized though others are and its config.json does not say so");
-      mismatch.CheckShape(stored.name, tensor->entry->shape, stored.shape);
+      mismatch.CheckShape(stored.name, tensor->entry->shape, stored.label);
       continue;
     }
     const QuantizationFormat& format = quantized->second.format;
     if (!should_be || !(format == *spec.quantization))
       return Error(ExitCode::kData, "model ", directory.folder(), ": ", stored.name, " is stored as ", NameOf(format),
                    ", which its config.json does not say");
-    mismatch.CheckShape(stored.name, quantized->second.shape, stored.shape);
+    mismatch.CheckShape(stored.name, quantized->second.shape, stored.label);
   }
   const std::vector<std::string>& ignored = opened->table.ignored;
   for (const auto& [name, tensor] : directory.tensors()) {
@@ -131,11 +131,10 @@ absl::Status CheckTiedHead(const HfDirectory& directory, const WeightTable& tabl
   return absl::OkStatus();
 }
 
-// Rows [row, row + rows) x columns [column, column + columns) of a stored tensor (a vector has one column): a view of
-// the mapped file where elements are aligned, else a copy of them. Headers of any length are legal.
-at::Tensor View(const HfDirectory::Tensor& tensor, at::ScalarType dtype, int64_t row, int64_t rows, int64_t column,
-                int64_t columns) {
-  const std::vector<int64_t>& shape = tensor.entry->shape;
+// Rows [row, row + rows) x columns [column, column + columns) of a tensor of that shape (a vector has one column): a
+// view of the mapped file where elements are aligned, else a copy of them. Headers of any length are legal.
+at::Tensor View(const HfDirectory::Tensor& tensor, const std::vector<int64_t>& shape, at::ScalarType dtype, int64_t row,
+                int64_t rows, int64_t column, int64_t columns) {
   const int64_t stride = shape.size() == 2 ? shape[1] : 1;
   const auto element_size = static_cast<int64_t>(at::elementSize(dtype));
   const uint8_t* begin = tensor.data() + (row * stride + column) * element_size;
@@ -154,10 +153,10 @@ at::Tensor View(const HfDirectory::Tensor& tensor, at::ScalarType dtype, int64_t
 // Only these elements of the mapped files are touched.
 void Read(const Opened& opened, size_t parameter, at::ScalarType dtype, const Rectangle& r, const at::Tensor& out) {
   const WeightTable::Parameter& p = opened.table.parameters[parameter];
-  const HfDirectory::Tensor& tensor = opened.tensors[p.stored];
   const int64_t begin = r.offset[0], end = begin + r.size[0];
   const int64_t column = r.offset.size() == 2 ? r.offset[1] : 0, columns = r.size.size() == 2 ? r.size[1] : 1;
-  if (const auto found = opened.bnb.matrices.find(tensor.entry->name); found != opened.bnb.matrices.end()) {
+  const HfDirectory::Tensor& first_of = opened.tensors[p.runs.front().stored];
+  if (const auto found = opened.bnb.matrices.find(first_of.entry->name); found != opened.bnb.matrices.end()) {
     out.copy_(DequantizeRows(found->second, begin, end).narrow(1, column, columns));
     return;
   }
@@ -165,9 +164,10 @@ void Read(const Opened& opened, size_t parameter, at::ScalarType dtype, const Re
     const int64_t first = std::max(begin, run.row), last = std::min(end, run.row + run.rows);
     if (first >= last) continue;
     const int64_t stored = run.stored_row + first - run.row, rows = last - first;
-    const at::Tensor from = opened.table.stored[p.stored].transposed
-                                ? View(tensor, dtype, column, columns, stored, rows).t()
-                                : View(tensor, dtype, stored, rows, column, columns);
+    const WeightTable::Stored& layout = opened.table.stored[run.stored];
+    const HfDirectory::Tensor& tensor = opened.tensors[run.stored];
+    const at::Tensor from = layout.transposed ? View(tensor, layout.shape, dtype, column, columns, stored, rows).t()
+                                              : View(tensor, layout.shape, dtype, stored, rows, column, columns);
     out.narrow(0, first - begin, rows).copy_(from);
   }
 }
@@ -185,7 +185,13 @@ absl::StatusOr<WeightSource> OpenHfWeights(const std::string& folder, const Weig
   source.description = absl::StrCat("model ", folder);
   auto index = std::make_shared<std::map<std::string, size_t>>();
   for (const WeightTable::Parameter& parameter : opened->table.parameters) {
-    const SafetensorsEntry& entry = *opened->tensors[parameter.stored].entry;
+    const SafetensorsEntry& entry = *opened->tensors[parameter.runs.front().stored].entry;
+    for (const RowRun& run : parameter.runs) {
+      const SafetensorsEntry& other = *opened->tensors[run.stored].entry;
+      if (other.dtype == entry.dtype) continue;
+      return Error(ExitCode::kData, source.description, ": ", other.name, " is stored as ", other.dtype, ", ",
+                   entry.name, " as ", entry.dtype, "; they are one parameter, so convert one of them");
+    }
     const auto quantized = opened->bnb.matrices.find(entry.name);
     const bool plain = quantized == opened->bnb.matrices.end();
     const absl::StatusOr<at::ScalarType> dtype = plain ? PlainDtype(entry) : DtypeOf(quantized->second.type);

@@ -224,6 +224,7 @@ void ContextAttentionBackward(const AttentionBackend& backend, const ContextAtte
 absl::Status SupportsContext(const AttentionBackend& backend, ContextMethod method, const AttentionArguments& example) {
   RETURN_IF_ERROR(backend.supports(example));
   if (method == ContextMethod::kGather) return absl::OkStatus();
+  if (example.slopes.defined()) return absl::UnimplementedError("ALiBi's distances are not known to a rank of a ring");
   AttentionArguments cut = example;
   if (example.window > 0) {
     cut.diagonal = at::zeros({1}, at::TensorOptions().dtype(at::kInt));

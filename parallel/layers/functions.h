@@ -42,6 +42,14 @@ at::Tensor ColumnLinear(const at::Tensor& x, Weight& weight, Weight* bias, Proce
 
 at::Tensor Activate(const at::Tensor& x, Activation activation);
 
+// The learned numbers of an xIELU (arXiv 2411.13010), [1] each.
+struct XieluWeights {
+  Weight *alpha_p, *alpha_n, *beta, *eps;  // the last two are constants
+};
+// With p = softplus(alpha_p), n = beta + softplus(alpha_n): p x^2 + beta x above zero, else n (e^min(x, eps) - 1 - x) +
+// beta x.
+at::Tensor Xielu(const at::Tensor& x, const XieluWeights& weights);
+
 // x [t, H] + the rows of table [positions, H] at positions [T] of all ranks' tokens.
 at::Tensor AddPositions(const at::Tensor& x, const at::Tensor& positions, Weight& table, ProcessGroup& tensor);
 
@@ -81,6 +89,7 @@ struct SelfAttentionArguments {
   int64_t window;
   double scale = 0;    // of scores; 0: 1 / sqrt(head_dim)
   double softcap = 0;  // 0: none
+  at::Tensor slopes;   // ALiBi: of this rank's heads; undefined: none
   const AttentionBackend* backend;
   const ContextAttention* context = nullptr;  // where sequences are cut over ranks, until backward; null: they are not
   KvCache::Layer* cache = nullptr;            // where earlier tokens are; no gradient. Null: the batch is all there is

@@ -30,6 +30,7 @@ AttentionArguments BackendArguments(const at::Tensor& qkv, const SelfAttentionAr
   arguments.window = a.window;
   arguments.scale = a.scale > 0 ? a.scale : 1.0 / std::sqrt(static_cast<double>(a.head_dim));
   arguments.softcap = a.softcap;
+  arguments.slopes = a.slopes;
   return arguments;
 }
 
@@ -54,7 +55,9 @@ struct SelfAttentionFunction : torch::autograd::Function<SelfAttentionFunction> 
     context->saved_data["rope"] = Pack(a.rope);
     context->saved_data["backend"] = Pack(a.backend);
     context->saved_data["context"] = Pack(a.context);
-    context->save_for_backward({rotated, out, kept[1], a.positions, a.cu_seqlens});
+    variable_list saving = {rotated, out, kept[1], a.positions, a.cu_seqlens};
+    if (a.slopes.defined()) saving.push_back(a.slopes);
+    context->save_for_backward(saving);
     return out;
   }
   static variable_list backward(AutogradContext* context, variable_list gradients) {
@@ -70,6 +73,7 @@ struct SelfAttentionFunction : torch::autograd::Function<SelfAttentionFunction> 
     a.softcap = context->saved_data.at("softcap").toDouble();
     a.positions = saved[3];
     a.cu_seqlens = saved[4];
+    if (saved.size() > 5) a.slopes = saved[5];
     a.rope = SavedPointer<const RopeTable>(context, "rope");
     a.backend = SavedPointer<const AttentionBackend>(context, "backend");
     a.context = SavedPointer<const ContextAttention>(context, "context");

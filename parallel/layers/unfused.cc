@@ -1,7 +1,13 @@
 // Operations that stand alone: LayerNorm, a column-parallel product, an activation, learned positions.
 
 #include <ATen/TensorOperators.h>
+#include <ATen/ops/exp.h>
+#include <ATen/ops/expm1.h>
+#include <ATen/ops/minimum.h>
 #include <ATen/ops/ones.h>
+#include <ATen/ops/sigmoid.h>
+#include <ATen/ops/softplus.h>
+#include <ATen/ops/where.h>
 #include <ATen/ops/zeros.h>
 
 #include <utility>
@@ -97,6 +103,50 @@ struct ActivationFunction : torch::autograd::Function<ActivationFunction> {
   }
 };
 
+// An xIELU's numbers as scalars on the device, in the arithmetic type.
+struct XieluNumbers {
+  at::Tensor p, n, beta, eps;
+  XieluNumbers(const XieluWeights& w, at::ScalarType type) {
+    const auto values = [&](const Weight& weight) { return weight.full().data.to(type); };
+    beta = values(*w.beta);
+    eps = values(*w.eps);
+    p = at::softplus(values(*w.alpha_p));
+    n = beta + at::softplus(values(*w.alpha_n));
+  }
+};
+
+struct XieluFunction : torch::autograd::Function<XieluFunction> {
+  static at::Tensor forward(AutogradContext* context, const at::Tensor& given, const XieluWeights& w) {
+    context->saved_data["alpha_p"] = Pack(w.alpha_p);
+    context->saved_data["alpha_n"] = Pack(w.alpha_n);
+    context->saved_data["beta"] = Pack(w.beta);
+    context->saved_data["eps"] = Pack(w.eps);
+    context->save_for_backward({given});
+    const at::Tensor x = given.to(ArithmeticType(given.scalar_type()));
+    const XieluNumbers v(w, x.scalar_type());
+    const at::Tensor negative = (at::expm1(at::minimum(x, v.eps)) - x) * v.n;
+    return (at::where(x.gt(0), v.p * x * x, negative) + v.beta * x).to(given.scalar_type());
+  }
+  static variable_list backward(AutogradContext* context, variable_list gradients) {
+    const XieluWeights w = {SavedPointer<Weight>(context, "alpha_p"), SavedPointer<Weight>(context, "alpha_n"),
+                            SavedPointer<Weight>(context, "beta"), SavedPointer<Weight>(context, "eps")};
+    const at::Tensor given = context->get_saved_variables()[0];
+    const at::ScalarType type = ArithmeticType(given.scalar_type());
+    const at::Tensor x = given.to(type), dy = gradients[0].to(type), zero = at::zeros({}, x.options());
+    const XieluNumbers v(w, type);
+    const at::Tensor positive = x.gt(0);
+    const auto learn = [&](Weight& weight, const at::Tensor& slope) {
+      if (!weight.trainable()) return;
+      AddVectorGradient(weight, (slope.sum() * at::sigmoid(weight.full().data.to(type))).reshape({1}));
+    };
+    learn(*w.alpha_p, at::where(positive, dy * x * x, zero));
+    learn(*w.alpha_n, at::where(positive, zero, dy * (at::expm1(at::minimum(x, v.eps)) - x)));
+    const at::Tensor negative = v.n * (at::where(x.lt(v.eps), at::exp(x), zero) - 1);
+    const at::Tensor dx = dy * (at::where(positive, 2 * v.p * x, negative) + v.beta);
+    return {dx.to(given.scalar_type()), at::Tensor()};
+  }
+};
+
 // On CPUs here, so that the message names what is wrong; on GPUs the gather of rows checks.
 void CheckPositions(const at::Tensor& positions, int64_t rows) {
   if (positions.is_cuda()) return;
@@ -141,6 +191,8 @@ at::Tensor ColumnLinear(const at::Tensor& x, Weight& weight, Weight* bias, Proce
 at::Tensor Activate(const at::Tensor& x, Activation activation) {
   return ActivationFunction::apply(x, static_cast<int64_t>(activation));
 }
+
+at::Tensor Xielu(const at::Tensor& x, const XieluWeights& weights) { return XieluFunction::apply(x, weights); }
 
 at::Tensor AddPositions(const at::Tensor& x, const at::Tensor& positions, Weight& table, ProcessGroup& tensor) {
   const int64_t rows = x.size(0);

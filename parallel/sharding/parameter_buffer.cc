@@ -423,6 +423,10 @@ void ParameterBuffer::InitialValues(uint64_t seed, const Segment& segment, float
     std::fill(out, out + segment.numel, spec.initialization == Initialization::kOnes ? 1.0f : 0.0f);
     return;
   }
+  if (spec.initialization == Initialization::kConstant) {
+    std::fill(out, out + segment.numel, static_cast<float>(spec.standard_deviation));
+    return;
+  }
   const RandomKey key = MakeRandomKey(seed, RandomPurpose::kInitialization, StableId(spec.name.c_str()), 0);
   const WholeIndex whole = WholeIndexOf(segment);
   ParallelRanges(segment.numel, 16384, [&](int64_t begin, int64_t end) {

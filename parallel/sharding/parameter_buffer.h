@@ -20,7 +20,7 @@
 
 namespace trireme {
 
-enum class Initialization { kNormal, kUniform, kOnes, kZeros };
+enum class Initialization { kNormal, kUniform, kOnes, kZeros, kConstant };
 
 // How n tensor ranks share a parameter.
 enum class Placement {
@@ -34,7 +34,7 @@ struct ParameterSpec {
   std::string name;            // canonical, as in a Llama checkpoint: "model.layers.0.self_attn.q_proj.weight"
   std::vector<int64_t> shape;  // global; one or two dimensions
   Initialization initialization = Initialization::kNormal;
-  double standard_deviation = 0.02;  // kUniform: the values lie between minus and plus this
+  double standard_deviation = 0.02;  // kUniform: the values lie between minus and plus this; kConstant: the value
   double rate = 1;                   // multiplies the learning rate
   bool decay = true;                 // weight decay applies
   bool trainable = true;

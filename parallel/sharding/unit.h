@@ -23,9 +23,11 @@ using Carry = std::vector<at::Tensor>;
 // One microbatch on the device: a flat stream of T tokens cut into segments. Under context parallelism T are this
 // rank's tokens and the segments those of the whole stream.
 struct MicrobatchTensors {
-  at::Tensor tokens;      // [T] int64
-  at::Tensor targets;     // [T] int64; negative: no loss
-  at::Tensor positions;   // [T] int64, within the segment
+  at::Tensor tokens;     // [T] int64
+  at::Tensor targets;    // [T] int64; negative: no loss
+  at::Tensor positions;  // [T] int64, within the segment
+  // [T] int64: rows of the tables of rotation, where long segments have others; undefined: positions.
+  at::Tensor rotary_positions;
   at::Tensor cu_seqlens;  // [segments + 1] int32
   int64_t max_seqlen = 0;
   // By window: how the stream is cut over ranks; empty: it is not.

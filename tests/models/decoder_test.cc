@@ -188,12 +188,9 @@ TEST(RopeTableTest, PowersOfTheta) {
 // wavelength is interpolated linearly in original / wavelength.
 TEST(RopeTableTest, Llama3Scaling) {
   Rotation rotation = {.theta = 500000, .dims = 128, .max_positions = 1001, .scaling = {}};
-  rotation.scaling = RotaryScaling{.kind = RotaryScaling::kLlama3,
-                                   .factor = 8,
-                                   .low_freq_factor = 1,
-                                   .high_freq_factor = 4,
-                                   .original_max_position_embeddings = 8192,
-                                   .attention_factor = {}};
+  RotaryScaling& scaling = rotation.scaling.emplace();
+  scaling.kind = RotaryScaling::kLlama3;
+  scaling.factor = 8;
   const RopeTable table = MakeRopeTable(rotation, at::kDouble, at::kCPU);
   int kept = 0, between = 0, stretched = 0;
   for (int64_t i = 0; i < 64; ++i) {

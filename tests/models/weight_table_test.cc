@@ -51,8 +51,8 @@ Values Store(const WeightTable& table, const Values& parameters) {
       EXPECT_EQ(run.parameter, p);
       next += run.rows;
       for (int64_t i = 0; i < run.rows * columns; ++i) {
-        int64_t& out = stored[parameter.stored].at(
-            StoredIndex(table.stored[parameter.stored], run.stored_row + i / columns, i % columns));
+        int64_t& out =
+            stored[run.stored].at(StoredIndex(table.stored[run.stored], run.stored_row + i / columns, i % columns));
         EXPECT_EQ(out, -1) << parameter.name << " falls on what another has";
         out = parameters[p][run.row * columns + i];
       }
@@ -85,11 +85,17 @@ Values Restore(const WeightTable& table, const Values& stored) {
   return parameters;
 }
 
+constexpr const char* kVariants[] = {"",
+                                     "tie_word_embeddings: true",
+                                     "attention_bias: true mlp_bias: true",
+                                     "partial_rotary_factor: 0.5 use_qk_norm: true",
+                                     "attention_bias: false partial_rotary_factor: 1 use_parallel_residual: true",
+                                     "new_decoder_architecture: true num_ln_in_parallel_attn: 2",
+                                     "parallel_attn: false attention_bias: true"};
+
 TEST(WeightTable, EveryFamilysIsABijection) {
-  const char* variants[] = {"", "tie_word_embeddings: true", "attention_bias: true", "partial_rotary_factor: 0.5",
-                            "attention_bias: false partial_rotary_factor: 1"};
   for (const ModelFamily& family : BuiltInFamilies()) {
-    for (const char* variant : variants) {
+    for (const char* variant : kVariants) {
       SCOPED_TRACE(absl::StrCat(family.name, " ", variant));
       const WeightTable table = TableOf(family, variant);
       std::set<std::string> names, stored_names;
@@ -113,14 +119,17 @@ TEST(WeightTable, EveryFamilysIsABijection) {
 
 TEST(WeightTable, RulesNameNothingThatDoesNotExist) {
   for (const ModelFamily& family : BuiltInFamilies()) {
-    const WeightTable table = TableOf(family, "");
+    std::vector<WeightTable> tables;
+    for (const char* variant : kVariants) tables.push_back(TableOf(family, variant));
     for (const WeightRule& rule : family.weights.rules) {
       const std::string name = rule.name, begin = name.substr(0, name.find('*'));
       const std::string end = name.find('*') == std::string::npos ? "" : name.substr(name.find('*') + 1);
       bool used = false;
-      for (const WeightTable::Parameter& p : table.parameters) {
-        used = used || (p.name.compare(0, begin.size(), begin) == 0 && p.name.size() >= end.size() &&
-                        p.name.compare(p.name.size() - end.size(), end.size(), end) == 0);
+      for (const WeightTable& table : tables) {
+        for (const WeightTable::Parameter& p : table.parameters) {
+          used = used || (p.name.compare(0, begin.size(), begin) == 0 && p.name.size() >= end.size() &&
+                          p.name.compare(p.name.size() - end.size(), end.size(), end) == 0);
+        }
       }
       EXPECT_TRUE(used) << family.name << ": " << rule.name;
     }

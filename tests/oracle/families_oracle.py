@@ -20,13 +20,15 @@ LLAMA3 = dict(rope_type="llama3", rope_theta=10000.0, factor=8.0, low_freq_facto
 LINEAR = dict(rope_type="linear", rope_theta=10000.0, factor=4.0)
 YARN = dict(rope_type="yarn", rope_theta=20000.0, factor=4.0, original_max_position_embeddings=32)
 YARN_FULL = dict(YARN, beta_fast=16.0, beta_slow=2.0, attention_factor=1.2)
+LONGROPE = dict(rope_type="longrope", rope_theta=10000.0, short_factor=[1.0 + 0.05 * i for i in range(8)], long_factor=[1.0 + 0.5 * i for i in range(8)])
+NO_PAD = dict(pad_token_id=None)
 QWEN_WINDOW = dict(use_sliding_window=True, sliding_window=20, max_window_layers=1)
 # Without a padding id: its row of the embedding would get no gradient.
 GEMMA = dict(head_dim=24, query_pre_attn_scalar=20, sliding_window=20, pad_token_id=None)
 
 
 # Where layer_types and no_rope_layers say it all.
-WITHOUT_EFFECT = ("no_rope_layer_interval", "_sliding_window_pattern", "max_window_layers")
+WITHOUT_EFFECT = ("no_rope_layer_interval", "_sliding_window_pattern", "max_window_layers", "partial_rotary_factor")
 
 
 def gemma3_rope(**full):
@@ -39,7 +41,9 @@ FAMILIES = {
         ("linear rope", dict(rope_parameters=LINEAR)),
         ("yarn rope, tied", dict(rope_parameters=YARN, tie_word_embeddings=True)),
         ("yarn rope, all its numbers", dict(rope_parameters=YARN_FULL)),
-        ("biases", dict(attention_bias=True)),
+        ("biases", dict(attention_bias=True, mlp_bias=True)),
+        ("longrope, a factor of attention", dict(rope_parameters=dict(LONGROPE, original_max_position_embeddings=32, factor=8.0, attention_factor=1.3))),
+        ("dynamic rope, within its context", dict(rope_parameters=dict(rope_type="dynamic", rope_theta=10000.0, factor=4.0))),
     ],
     "qwen2": [
         ("tied", dict(tie_word_embeddings=True)),
@@ -69,6 +73,7 @@ FAMILIES = {
         ("tied, old names", dict(n_inner=None, layer_norm_epsilon=1e-3)),
         ("untied, exact gelu, three layers", dict(tie_word_embeddings=False, activation_function="gelu", n_layer=3)),
         ("untied, old names, two heads", dict(tie_word_embeddings=False, n_head=2, n_inner=88)),
+        ("scores by layer", dict(scale_attn_by_inverse_layer_idx=True, n_layer=3)),
     ],
     "gpt_neox": [
         ("parallel, a quarter turns", dict()),
@@ -77,20 +82,134 @@ FAMILIES = {
         ("linear rope, tanh gelu, old dialect", dict(hidden_act="gelu_new", layer_norm_eps=1e-3, rope_parameters=dict(LINEAR, partial_rotary_factor=0.375))),
         ("yarn rope, three layers", dict(num_hidden_layers=3, rope_parameters=dict(YARN, partial_rotary_factor=0.5))),
     ],
+    "gemma": [
+        ("tied", dict(head_dim=24, **NO_PAD)),
+        ("untied, one kv head, biases", dict(head_dim=32, num_key_value_heads=1, tie_word_embeddings=False, attention_bias=True, **NO_PAD)),
+    ],
+    "ministral": [
+        ("windows in some layers", dict(sliding_window=20, head_dim=16, layer_types=["sliding_attention", "full_attention"])),
+        ("windows in all, tied", dict(sliding_window=20, tie_word_embeddings=True, head_dim=32)),
+    ],
+    "phi": [
+        ("half turns", dict()),
+        ("normed heads, no groups", dict(qk_layernorm=True, num_key_value_heads=4, rope_parameters=dict(rope_type="default", rope_theta=9000.0, partial_rotary_factor=0.25))),
+        ("tied, gelu, linear rope", dict(tie_word_embeddings=True, hidden_act="gelu", rope_parameters=dict(LINEAR, partial_rotary_factor=0.5))),
+    ],
+    "phi3": [
+        ("fused", dict(**NO_PAD)),
+        ("window, partial, tied", dict(sliding_window=20, tie_word_embeddings=True, rope_parameters=dict(rope_type="default", rope_theta=10000.0, partial_rotary_factor=0.75), **NO_PAD)),
+        ("longrope, beyond its context", dict(original_max_position_embeddings=32, rope_parameters=dict(LONGROPE, partial_rotary_factor=1.0), **NO_PAD)),
+        ("longrope, within its context", dict(original_max_position_embeddings=4096, num_key_value_heads=1, rope_parameters=dict(LONGROPE, partial_rotary_factor=1.0), **NO_PAD)),
+    ],
+    "olmo": [
+        ("clipped", dict(clip_qkv=0.6, **NO_PAD)),
+        ("biases, tied", dict(attention_bias=True, tie_word_embeddings=True, **NO_PAD)),
+    ],
+    "olmo2": [
+        ("grouped", dict(**NO_PAD)),
+        ("one kv head, biases, tied", dict(num_key_value_heads=1, attention_bias=True, tie_word_embeddings=True, **NO_PAD)),
+    ],
+    "olmo3": [
+        ("windows by pattern", dict(num_hidden_layers=4, sliding_window=20, **NO_PAD)),
+        ("yarn in global layers", dict(num_hidden_layers=3, sliding_window=20, layer_types=["full_attention", "sliding_attention", "full_attention"], rope_parameters=gemma3_rope(**YARN), **NO_PAD)),
+    ],
+    "granite": [
+        ("multipliers", dict(embedding_multiplier=6.0, attention_multiplier=0.2, residual_multiplier=0.3, logits_scaling=3.0)),
+        ("biases, tied", dict(attention_bias=True, mlp_bias=True, tie_word_embeddings=True, residual_multiplier=0.5)),
+    ],
+    "cohere": [
+        ("tied", dict(logit_scale=0.25, **NO_PAD)),
+        ("normed heads, untied, biases", dict(use_qk_norm=True, tie_word_embeddings=False, attention_bias=True, num_key_value_heads=4, **NO_PAD)),
+        ("normed heads, one kv head", dict(use_qk_norm=True, num_key_value_heads=1, **NO_PAD)),
+    ],
+    "cohere2": [
+        ("windows by pattern", dict(num_hidden_layers=4, sliding_window=20, logit_scale=0.5, **NO_PAD)),
+        ("windows listed", dict(sliding_window=20, layer_types=["full_attention", "sliding_attention"], tie_word_embeddings=False, **NO_PAD)),
+    ],
+    "glm": [
+        ("half turns", dict(head_dim=16, **NO_PAD)),
+        ("no biases, all turns, tied", dict(head_dim=32, attention_bias=False, tie_word_embeddings=True, rope_parameters=dict(rope_type="default", rope_theta=9000.0, partial_rotary_factor=1.0), **NO_PAD)),
+    ],
+    "glm4": [
+        ("half turns", dict(head_dim=16, **NO_PAD)),
+        ("one kv head, biases", dict(head_dim=32, num_key_value_heads=1, attention_bias=True, **NO_PAD)),
+    ],
+    "ernie4_5": [
+        ("tied", dict(head_dim=32, **NO_PAD)),
+        ("biases, untied", dict(head_dim=16, use_bias=True, tie_word_embeddings=False, **NO_PAD)),
+    ],
+    "helium": [
+        ("untied", dict(head_dim=16, **NO_PAD)),
+        ("biases, tied", dict(head_dim=16, attention_bias=True, mlp_bias=True, tie_word_embeddings=True, num_key_value_heads=1, **NO_PAD)),
+    ],
+    "seed_oss": [
+        ("biases of q, k, v", dict(head_dim=32, attention_dropout=0.0, residual_dropout=0.0, **NO_PAD)),
+        ("other biases, tied", dict(head_dim=16, attention_bias=False, attention_out_bias=True, mlp_bias=True, tie_word_embeddings=True, attention_dropout=0.0, residual_dropout=0.0, **NO_PAD)),
+    ],
+    "arcee": [
+        ("untied", dict()),
+        ("biases, tied, yarn", dict(attention_bias=True, mlp_bias=True, tie_word_embeddings=True, rope_parameters=YARN)),
+    ],
+    "exaone4": [
+        ("windows by pattern", dict(num_hidden_layers=4, sliding_window=20, tie_word_embeddings=True)),
+        ("no windows, llama3 rope", dict(sliding_window=None, layer_types=["full_attention"] * 2, rope_parameters=LLAMA3, head_dim=32)),
+        ("a window that no layer has", dict(sliding_window=20, layer_types=["full_attention"] * 2)),
+    ],
+    "hunyuan_v1_dense": [
+        ("tied", dict(tie_word_embeddings=True, head_dim=32, **NO_PAD)),
+        ("biases, one kv head, alpha", dict(attention_bias=True, num_key_value_heads=1, head_dim=16, rope_parameters=dict(rope_type="dynamic", rope_theta=10000.0, factor=1.0, alpha=1000.0), **NO_PAD)),
+    ],
+    "stablelm": [
+        ("one after the other", dict(use_qkv_bias=True)),
+        ("parallel, normed heads", dict(use_parallel_residual=True, qk_layernorm=True, num_key_value_heads=2)),
+        ("half turns, tied", dict(tie_word_embeddings=True, rope_parameters=dict(rope_type="default", rope_theta=9000.0, partial_rotary_factor=0.5))),
+    ],
+    "nemotron": [
+        ("half turns", dict()),
+        ("biases, tied", dict(attention_bias=True, mlp_bias=True, tie_word_embeddings=True, head_dim=32)),
+    ],
+    "apertus": [
+        ("llama3 rope", dict(rope_parameters=LLAMA3, **NO_PAD)),
+        ("biases, tied, one kv head", dict(**NO_PAD, attention_bias=True, tie_word_embeddings=True, num_key_value_heads=1, rope_parameters=dict(rope_type="default", rope_theta=9000.0))),
+    ],
+    "starcoder2": [
+        ("window, tied", dict(sliding_window=20)),
+        ("no biases, untied, linear rope", dict(use_bias=False, tie_word_embeddings=False, rope_parameters=LINEAR)),
+    ],
+    "falcon": [
+        ("7B's", dict(multi_query=True)),
+        ("new layout", dict(new_decoder_architecture=True, num_kv_heads=2)),
+        ("new layout, one norm, biases, untied", dict(new_decoder_architecture=True, num_kv_heads=4, num_ln_in_parallel_attn=1, bias=True, tie_word_embeddings=False)),
+        ("one after the other, biases", dict(multi_query=False, parallel_attn=False, bias=True, num_kv_heads=None)),
+    ],
+    "opt": [
+        ("tied", dict(**NO_PAD)),
+        ("no biases, untied, gelu", dict(enable_bias=False, tie_word_embeddings=False, activation_function="gelu", **NO_PAD)),
+    ],
+    "bloom": [
+        ("tied", dict()),
+        ("untied, two heads", dict(tie_word_embeddings=False, n_head=2)),
+    ],
 }  # fmt: skip
 
 
 GPT2_SIZES = {"num_hidden_layers": "n_layer", "hidden_size": "n_embd", "num_attention_heads": "n_head", "intermediate_size": "n_inner", "max_position_embeddings": "n_positions"}
 GPT2_DROPOUT = ("attn_pdrop", "embd_pdrop", "resid_pdrop")
+# What the classes of other families call the sizes; None: they have no such key.
+SIZES = {
+    "gpt2": {**GPT2_SIZES, "num_key_value_heads": None},
+    "gpt_neox": {"num_key_value_heads": None},
+    "falcon": {"num_key_value_heads": None, "intermediate_size": "ffn_hidden_size"},
+    "opt": {"num_key_value_heads": None, "intermediate_size": "ffn_dim", "initializer_range": "init_std"},
+    "bloom": {"num_key_value_heads": None, "intermediate_size": None, "num_hidden_layers": "n_layer", "num_attention_heads": "n_head", "max_position_embeddings": "seq_length"},
+}
+NO_DROPOUT = {"gpt2": {key: 0.0 for key in GPT2_DROPOUT}, "opt": {"dropout": 0.0, "word_embed_proj_dim": 64}}
 
 
 def sizes_of(family, base):
     """The sizes under the family's names, without dropout."""
-    if family == "gpt2":
-        return {**{GPT2_SIZES.get(key, key): value for key, value in base.items() if key != "num_key_value_heads"}, **{key: 0.0 for key in GPT2_DROPOUT}}
-    if family == "gpt_neox":
-        return {key: value for key, value in base.items() if key != "num_key_value_heads"}
-    return base
+    names = SIZES.get(family, {})
+    return {**{names.get(key, key): value for key, value in base.items() if names.get(key, key) is not None}, **NO_DROPOUT.get(family, {})}
 
 
 def old_file(path, family):
@@ -98,7 +217,7 @@ def old_file(path, family):
     import torch
     from safetensors.torch import load_file, save_file
 
-    if not family.startswith("gpt"):
+    if family not in ("gpt2", "gpt_neox"):
         return
     name = os.path.join(path, "model.safetensors")
     tensors = load_file(name)
@@ -119,7 +238,9 @@ def old_dialect(config):
     if config["model_type"] == "gpt2":
         config.update({key: 0.1 for key in GPT2_DROPOUT}, n_ctx=LENGTH)
         return
-    rope = config.pop("rope_parameters")
+    rope = config.pop("rope_parameters", None)
+    if rope is None:
+        return
     if config["model_type"] == "gpt_neox":
         config["rotary_pct"], config["rotary_emb_base"] = rope.pop("partial_rotary_factor"), rope.pop("rope_theta")
         config["rope_scaling"] = None if rope["rope_type"] == "default" else rope
@@ -127,7 +248,11 @@ def old_dialect(config):
     local = rope.pop("sliding_attention", None)
     if local:
         rope = rope["full_attention"]
+        if config["model_type"] == "olmo3":  # has no key for them: both have the default
+            return config.update(rope_parameters={"full_attention": rope, "sliding_attention": local})
         config["rope_local_base_freq"] = local["rope_theta"]
+    if "partial_rotary_factor" in rope:
+        config["partial_rotary_factor"] = rope.pop("partial_rotary_factor")
     config["rope_theta"] = rope.pop("rope_theta")
     config["rope_scaling"] = None if rope["rope_type"] == "default" else rope
     config["torch_dtype"] = config.pop("dtype")

@@ -129,7 +129,11 @@ double TinyTrainer::ForwardBackward(int64_t step) {
     const Microbatch m =
         TinyMicrobatch(step, (data_rank_ * layout_.accumulation + i) * count, count, layout_.document_mask);
     MicrobatchState state;
-    state.batch = {Copied(m.tokens), Copied(m.targets), Copied(m.positions), Copied(m.cu_seqlens), m.max_seqlen};
+    state.batch.tokens = Copied(m.tokens);
+    state.batch.targets = Copied(m.targets);
+    state.batch.positions = Copied(m.positions);
+    state.batch.cu_seqlens = Copied(m.cu_seqlens);
+    state.batch.max_seqlen = m.max_seqlen;
     stage_->Forward(state, {}, 1 / targets, sums);
     stage_->Backward(state, {}, 1 / targets, sums, /*last=*/i + 1 == layout_.accumulation);
   }

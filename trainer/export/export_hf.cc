@@ -122,7 +122,7 @@ absl::StatusOr<std::vector<Shard>> CutIntoShards(const ModelSource& source, cons
       SafetensorsEntry entry;
       entry.name = tensor.name;
       entry.dtype = SafetensorsName(item.dtype);
-      entry.shape = tensor.shape;
+      entry.shape = tensor.label;
       item.entries.push_back(std::move(entry));
     }
     uint64_t bytes = 0;

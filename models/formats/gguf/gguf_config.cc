@@ -18,8 +18,10 @@ absl::Status CheckExpressible(const ModelConfig& model, const GgufModelFacts& fa
     return Error(ExitCode::kConfig, "gguf: ", why..., "; export to Hugging Face's format instead");
   };
   if (model.attention_bias()) return refuse("biases of attention_bias are not written");
-  if (model.has_rope_scaling() && model.rope_scaling().rope_type() == RopeScaling::YARN)
-    return refuse("rope_scaling YARN is not written, LINEAR and (for Llama) LLAMA3 are");
+  const RopeScaling::Type rope_type = model.rope_scaling().rope_type();
+  if (model.has_rope_scaling() && rope_type != RopeScaling::LINEAR && rope_type != RopeScaling::LLAMA3)
+    return refuse("rope_scaling ", RopeScaling::Type_Name(rope_type),
+                  " is not written, LINEAR and (for Llama) LLAMA3 are");
   if (model.has_rope_scaling() && model.rope_scaling().rope_type() == RopeScaling::LLAMA3 && !architecture.rope_factors)
     return refuse("the architecture \"", architecture.name, "\" has no rope_scaling LLAMA3");
   if (architecture.always_tied && !facts.tied_embeddings)

@@ -20,7 +20,6 @@ using Json = nlohmann::json;
 constexpr uint64_t kMaxConfigBytes = uint64_t{64} << 20;
 constexpr int32_t kMaxLayers = 100'000;   // more are refused elsewhere; no file makes us allocate more
 constexpr int32_t kMaxWindowLayers = 28;  // Transformers' default
-constexpr double kRmsNormEps = 1e-6, kInitializerRange = 0.02;
 
 // Says nothing: null, false, empty.
 bool IsBlank(const Json& value) {
@@ -97,8 +96,9 @@ bool WithoutEffect(const std::string& key) {
 }  // namespace
 
 void ReadHfSizes(JsonReader& reader, const HfModelType& type, ModelConfig* model) {
-  const auto integer = [&](const char* key, void (ModelConfig::*set)(int32_t)) {
-    if (const std::optional<int32_t> value = reader.Integer(key)) (model->*set)(*value);
+  const auto integer = [&](const char* field, void (ModelConfig::*set)(int32_t)) {
+    const HfKey* own = KeyOfField(type, field);
+    if (const std::optional<int32_t> value = reader.Integer(own != nullptr ? own->key : field)) (model->*set)(*value);
   };
   integer("num_hidden_layers", &ModelConfig::set_num_hidden_layers);
   integer("hidden_size", &ModelConfig::set_hidden_size);
@@ -119,7 +119,8 @@ void ReadHfSizes(JsonReader& reader, const HfModelType& type, ModelConfig* model
   } else if (!model->has_head_dim() && model->hidden_size() > 0 && model->num_attention_heads() > 0) {
     model->set_head_dim(model->hidden_size() / model->num_attention_heads());
   }
-  model->set_max_position_embeddings(reader.Integer("max_position_embeddings").value_or(type.max_position_embeddings));
+  integer("max_position_embeddings", &ModelConfig::set_max_position_embeddings);
+  if (!model->has_max_position_embeddings()) model->set_max_position_embeddings(type.max_position_embeddings);
 }
 
 namespace {
@@ -161,9 +162,14 @@ void ReadWindows(JsonReader& reader, const HfModelType& type, ModelConfig* model
       return type.no_rope ? model->no_rope_layers(i) == 0 : i >= first;
     });
   } else if (type.windows == HfWindows::kPattern) {
-    const std::optional<int32_t> own = type.own_period ? reader.Integer("sliding_window_pattern") : std::nullopt;
-    const int32_t period = std::max(1, own.value_or(type.window_period));
-    types = ReadLayerTypes(reader, layers, [&](int32_t i) { return (i + 1) % period != 0; });
+    // Where layers are listed, Transformers does not heed the period, which may be a pattern of letters then.
+    std::optional<int32_t> own;
+    if (type.own_period && reader.Find("sliding_window_pattern") != nullptr && !reader.Has("layer_types"))
+      own = reader.Integer("sliding_window_pattern");
+    const int32_t period = type.window_period == 0 ? 0 : std::max(1, own.value_or(type.window_period));
+    types = ReadLayerTypes(reader, layers, [&](int32_t i) {
+      return (window != 0 || type.gemma) && (period == 0 || (i + 1) % period != 0);
+    });
   }
   const auto sliding = std::count(types.begin(), types.end(), kSliding);
   // Gemma's classes want a window even where no layer has it.
@@ -238,13 +244,21 @@ void CheckArchitecture(JsonReader& reader, const HfModelType& type) {
 // The keys of Llama and of those that resemble it.
 void ReadLlamaConfig(JsonReader& reader, const HfModelType& type, ModelConfig* model,
                      std::vector<std::string>* problems) {
+  const auto own = [&](const char* field) { return KeyOfField(type, field) != nullptr; };
+  const auto require = [&](const char* key, const Json& only, const std::string& why) {
+    const auto is = [&](const char* other) { return key == std::string(other); };
+    const bool listed = std::any_of(type.only.begin(), type.only.end(), [&](const HfOnly& one) { return is(one.key); });
+    if (!own(key) && !listed && std::none_of(type.elsewhere.begin(), type.elsewhere.end(), is))
+      reader.Require(key, only, why);
+  };
   const char* activation = type.gemma ? "gelu_pytorch_tanh" : "silu";
-  reader.Require("hidden_act", activation, absl::StrCat("is not supported; \"", activation, "\" is"));
+  require("hidden_act", activation, absl::StrCat("is not supported; \"", activation, "\" is"));
   if (!type.attention_bias)
-    reader.Require("attention_bias", false, absl::StrCat("is not supported for model_type ", type.model_type));
-  reader.Require("mlp_bias", false, "is not supported; the MLP's projections have no biases here");
-  reader.Require("attention_dropout", 0.0, "is not supported; there is no dropout");
-  reader.Require("partial_rotary_factor", 1.0, "is not supported; every dimension of a head is turned");
+    require("attention_bias", false, absl::StrCat("is not supported for model_type ", type.model_type));
+  require("mlp_bias", false, absl::StrCat("is not supported for model_type ", type.model_type));
+  if (type.dropouts.empty()) require("attention_dropout", 0.0, "is not supported; there is no dropout");
+  if (type.partial_rotary == 0)
+    reader.Require("partial_rotary_factor", 1.0, "is not supported; every dimension of a head is turned");
   reader.Require("rope_interleaved", false, "is not supported; halves are turned, not neighbours");
   ReadHfSizes(reader, type, model);
   if (type.no_rope) ReadNoRopeLayers(reader, model);
@@ -254,7 +268,47 @@ void ReadLlamaConfig(JsonReader& reader, const HfModelType& type, ModelConfig* m
     if (const std::optional<bool> bias = reader.Bool("attention_bias")) model->set_attention_bias(*bias);
   }
   if (type.gemma) ReadGemma(reader, type, model);
-  model->set_rms_norm_eps(reader.Number("rms_norm_eps").value_or(kRmsNormEps));
+  if (type.rms_norm_eps > 0) model->set_rms_norm_eps(reader.Number("rms_norm_eps").value_or(type.rms_norm_eps));
+}
+
+// Sets the field that a key is for.
+void ReadKey(JsonReader& reader, const HfKey& key, ModelConfig* model) {
+  const std::string name = key.field != nullptr ? key.field : key.key;
+  const auto* field = ModelConfig::descriptor()->FindFieldByName(name);
+  const auto* reflection = model->GetReflection();
+  if (field == nullptr || reflection->HasField(*model, field)) return;  // a size, that was read with the others
+  const bool open = std::holds_alternative<std::monostate>(key.by_default);
+  if (reader.Find(key.key) == nullptr && open) return;
+  const double* number = std::get_if<double>(&key.by_default);
+  const bool* truth = std::get_if<bool>(&key.by_default);
+  const char* const* text = std::get_if<const char*>(&key.by_default);
+  switch (field->cpp_type()) {
+    case google::protobuf::FieldDescriptor::CPPTYPE_DOUBLE:
+      reflection->SetDouble(model, field, reader.Number(key.key).value_or(number == nullptr ? 0 : *number));
+      return;
+    case google::protobuf::FieldDescriptor::CPPTYPE_INT32:
+      reflection->SetInt32(model, field,
+                           reader.Integer(key.key).value_or(number == nullptr ? 0 : static_cast<int32_t>(*number)));
+      return;
+    case google::protobuf::FieldDescriptor::CPPTYPE_BOOL:
+      reflection->SetBool(model, field, reader.Bool(key.key).value_or(truth != nullptr && *truth));
+      return;
+    default: {
+      const std::string given = reader.Text(key.key);
+      reflection->SetString(model, field, given.empty() && text != nullptr ? *text : given);
+    }
+  }
+}
+
+// What the record of the type lists.
+void ReadListed(JsonReader& reader, const HfModelType& type, HfConfig* config) {
+  for (const HfKey& key : type.keys) ReadKey(reader, key, &config->model);
+  for (const HfOnly& only : type.only) reader.Require(only.key, ToJson(only.value), only.why);
+  for (const char* key : type.dropouts) {
+    const std::optional<double> dropout = reader.Number(key);
+    if (dropout.has_value() && *dropout != 0) config->ignored.push_back(absl::StrCat(key, " (there is no dropout)"));
+  }
+  if (type.read_more != nullptr) type.read_more(reader, config);
 }
 
 }  // namespace
@@ -284,9 +338,11 @@ absl::StatusOr<HfConfig> ParseHfConfig(const std::string& text, const std::strin
     type->read(reader, *type, &config, &problems);
   } else {
     ReadLlamaConfig(reader, *type, &config.model, &problems);
+    ReadListed(reader, *type, &config);
   }
   config.model.set_tie_word_embeddings(reader.Bool("tie_word_embeddings").value_or(type->tied));
-  config.model.set_initializer_range(reader.Number("initializer_range").value_or(kInitializerRange));
+  if (!config.model.has_initializer_range())
+    config.model.set_initializer_range(reader.Number("initializer_range").value_or(type->initializer_range));
   config.ids = ReadIds(reader);
   config.dtype = reader.Text("dtype");
   const std::string old_dtype = reader.Text("torch_dtype");

@@ -38,7 +38,7 @@ void ReadGpt2Config(JsonReader& reader, const HfModelType& type, HfConfig* confi
   model.set_hidden_act(TextOr(reader, "activation_function", kGpt2Activation));
   model.set_layer_norm_eps(reader.Number("layer_norm_epsilon").value_or(kLayerNormEps));
   reader.Require("scale_attn_weights", true, "is not supported; scores are divided by the root of the head's width");
-  reader.Require("scale_attn_by_inverse_layer_idx", false, "is not supported");
+  model.set_scale_attn_by_inverse_layer_idx(reader.Bool("scale_attn_by_inverse_layer_idx").value_or(false));
   reader.Require("reorder_and_upcast_attn", false, "is not supported");
   // Published files have it; it is no property of the weights.
   for (const char* key : {"attn_pdrop", "embd_pdrop", "resid_pdrop"}) {
@@ -60,6 +60,7 @@ void WriteGpt2Config(const ModelConfig& model, const HfModelType&, nlohmann::ord
       {"n_layer", model.num_hidden_layers()},
       {"n_positions", model.max_position_embeddings()},
       {"resid_pdrop", 0.0},
+      {"scale_attn_by_inverse_layer_idx", model.scale_attn_by_inverse_layer_idx()},
   });
 }
 

@@ -9,8 +9,6 @@ namespace {
 
 using Json = nlohmann::json;
 
-constexpr double kLocalRopeTheta = 10000, kPartialRotary = 0.25;  // Transformers' defaults
-
 // One of the two dialects: `theta` of its own, scaling if any.
 struct Rope {
   std::optional<double> theta, share;  // share: of dimensions, where rotation may be partial
@@ -22,7 +20,7 @@ Rope ReadRope(const Json& object, const HfModelType& model_type, const std::stri
   Rope rope;
   JsonReader reader(object, name + ".", problems);
   rope.theta = reader.Number("rope_theta");
-  if (model_type.partial_rotary)
+  if (model_type.partial_rotary > 0)
     rope.share = reader.Number("partial_rotary_factor");
   else
     reader.Require("partial_rotary_factor", 1.0, "is not supported; every dimension of a head is turned");
@@ -61,12 +59,43 @@ Rope ReadRope(const Json& object, const HfModelType& model_type, const std::stri
     reader.Require("truncate", true, "is not supported; the ramp's ends are rounded");
     if (reader.Has("truncate") && JsonMember(object, "truncate").is_null())  // Transformers takes it for false
       reader.Bad("truncate", Json(), "is not supported; the ramp's ends are rounded");
+  } else if (type == "longrope" || (model_type.original_context > 0 && (type == "su" || type == "yarn"))) {
+    RopeScaling& scaling = rope.scaling.emplace();
+    scaling.set_rope_type(RopeScaling::LONGROPE);
+    const auto list = [&](const char* key, google::protobuf::RepeatedField<double>* factors) {
+      const Json* values = reader.Find(key);
+      bool numbers = values != nullptr && values->is_array();
+      for (const Json& value : values != nullptr ? JsonList(*values) : Json::array_t()) {
+        const std::optional<double> number = JsonNumber(value);
+        numbers = numbers && number.has_value();
+        factors->Add(number.value_or(0));
+      }
+      if (!numbers)
+        problems->push_back(absl::StrCat(name, ".", key, ": is no list of numbers; rope_type ", type, " needs one"));
+    };
+    list("short_factor", scaling.mutable_short_factor());
+    list("long_factor", scaling.mutable_long_factor());
+    // Beside the numbers of rotation, or among those of the model.
+    if (const std::optional<int32_t> original = reader.Integer("original_max_position_embeddings"))
+      scaling.set_original_max_position_embeddings(*original);
+    if (const std::optional<double> factor = reader.Number("factor")) scaling.set_factor(*factor);
+    if (const std::optional<double> factor = reader.Number("attention_factor")) scaling.set_attention_factor(*factor);
+  } else if (type == "dynamic") {
+    RopeScaling& scaling = rope.scaling.emplace();
+    scaling.set_rope_type(RopeScaling::DYNAMIC);
+    scaling.set_factor(required("factor"));
+    const std::optional<double> alpha = model_type.rope_alpha ? reader.Number("alpha") : std::nullopt;
+    if (alpha.has_value() && *alpha != 0) scaling.set_alpha(*alpha);
+    if (model_type.rope_alpha) {
+      for (const char* key : {"beta_fast", "beta_slow", "mscale", "mscale_all_dim"}) reader.Find(key);  // nobody reads
+    }
   } else if (type == "default" || (type.empty() && !reader.Has("factor"))) {
     // The default type has no other settings: Transformers ignores them too.
     return rope;
   } else {
-    problems->push_back(absl::StrCat(name, ".rope_type: ", type.empty() ? "missing" : absl::StrCat("\"", type, "\""),
-                                     " is not supported; \"default\", \"linear\", \"llama3\" and \"yarn\" are"));
+    problems->push_back(absl::StrCat(
+        name, ".rope_type: ", type.empty() ? "missing" : absl::StrCat("\"", type, "\""),
+        " is not supported; \"default\", \"linear\", \"llama3\", \"yarn\", \"longrope\" and \"dynamic\" are"));
     return rope;
   }
   for (const std::string& key : reader.Rest()) {
@@ -79,7 +108,7 @@ Rope ReadRope(const Json& object, const HfModelType& model_type, const std::stri
 
 void ReadHfRotary(JsonReader& reader, const HfModelType& type, ModelConfig* model, std::vector<std::string>* problems) {
   Rope old_dialect, new_dialect, local;
-  old_dialect.theta = reader.Number(type.partial_rotary ? "rotary_emb_base" : "rope_theta");
+  old_dialect.theta = reader.Number(type.neox_rotary ? "rotary_emb_base" : "rope_theta");
   const auto read = [&](const char* key, Rope* rope) {
     const Json* value = reader.Find(key);
     if (value == nullptr) return false;
@@ -88,8 +117,10 @@ void ReadHfRotary(JsonReader& reader, const HfModelType& type, ModelConfig* mode
       return false;
     }
     // Gemma 3's has an object for each kind of layer.
-    const bool nested = type.local_rope && (value->contains("full_attention") || value->contains("sliding_attention"));
-    if (type.local_rope && !nested && !value->empty() && rope == &new_dialect) {  // Transformers looks only into those
+    const bool nested =
+        type.local_rope_theta > 0 && (value->contains("full_attention") || value->contains("sliding_attention"));
+    if (type.local_rope_theta > 0 && !nested && !value->empty() &&
+        rope == &new_dialect) {  // Transformers looks only into those
       reader.Bad(key, *value, "has no full_attention and sliding_attention");
       return false;
     }
@@ -130,22 +161,34 @@ void ReadHfRotary(JsonReader& reader, const HfModelType& type, ModelConfig* mode
   }
   const std::optional<double> theta = new_dialect.theta.has_value() ? new_dialect.theta : old_dialect.theta;
   model->set_rope_theta(theta.value_or(type.rope_theta));
-  if (type.partial_rotary) {
+  if (type.partial_rotary > 0) {
+    const char* key = type.neox_rotary ? "rotary_pct" : "partial_rotary_factor";
     const std::optional<double> share = new_dialect.share.has_value() ? new_dialect.share : old_dialect.share,
-                                old_share = reader.Number("rotary_pct");
+                                old_share = reader.Number(key);
     if (share.has_value() && old_share.has_value() && share != old_share)
-      problems->push_back(absl::StrCat("partial_rotary_factor: ", *share, " contradicts rotary_pct ", *old_share));
-    model->set_partial_rotary_factor(share.has_value() ? *share : old_share.value_or(kPartialRotary));
+      problems->push_back(
+          absl::StrCat("rope_parameters.partial_rotary_factor: ", *share, " contradicts ", key, " ", *old_share));
+    model->set_partial_rotary_factor(share.has_value() ? *share : old_share.value_or(type.partial_rotary));
   }
-  if (type.local_rope) {
-    const std::optional<double> old_local = reader.Number("rope_local_base_freq");
+  if (type.local_rope_theta > 0) {
+    const std::optional<double> old_local =
+        type.gemma ? reader.Number("rope_local_base_freq") : std::optional<double>();
     if (local.theta.has_value() && old_local.has_value() && local.theta != old_local)
       problems->push_back(absl::StrCat("rope_parameters.sliding_attention.rope_theta: ", *local.theta,
                                        " contradicts rope_local_base_freq ", *old_local));
-    model->set_rope_local_base_freq(local.theta.has_value() ? *local.theta : old_local.value_or(kLocalRopeTheta));
+    model->set_rope_local_base_freq(local.theta.has_value() ? *local.theta : old_local.value_or(type.local_rope_theta));
   }
   const std::optional<RopeScaling>& scaling = has_parameters ? new_dialect.scaling : old_dialect.scaling;
   if (scaling.has_value()) *model->mutable_rope_scaling() = *scaling;
+  const std::optional<int32_t> original =
+      type.original_context > 0 ? reader.Integer("original_max_position_embeddings") : std::nullopt;
+  if (!scaling.has_value() || scaling->rope_type() != RopeScaling::LONGROPE) return;
+  // Transformers prefers the model's own.
+  if (type.original_context > 0) {
+    model->mutable_rope_scaling()->set_original_max_position_embeddings(original.value_or(type.original_context));
+  } else if (!scaling->has_original_max_position_embeddings()) {
+    model->mutable_rope_scaling()->set_original_max_position_embeddings(model->max_position_embeddings());
+  }
 }
 
 }  // namespace trireme

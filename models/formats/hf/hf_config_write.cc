@@ -22,7 +22,20 @@ nlohmann::ordered_json Scaling(const RopeScaling& s) {
     json["rope_type"] = "linear";
     return json;
   }
+  if (s.rope_type() == RopeScaling::DYNAMIC) {
+    json["rope_type"] = "dynamic";
+    if (s.has_alpha()) json["alpha"] = s.alpha();
+    return json;
+  }
   json["original_max_position_embeddings"] = s.original_max_position_embeddings();
+  if (s.rope_type() == RopeScaling::LONGROPE) {
+    if (!s.has_factor()) json.erase("factor");
+    json["rope_type"] = "longrope";
+    json["short_factor"] = std::vector<double>(s.short_factor().begin(), s.short_factor().end());
+    json["long_factor"] = std::vector<double>(s.long_factor().begin(), s.long_factor().end());
+    if (s.has_attention_factor()) json["attention_factor"] = s.attention_factor();
+    return json;
+  }
   if (s.rope_type() == RopeScaling::LLAMA3) {
     json["rope_type"] = "llama3";
     json["low_freq_factor"] = s.low_freq_factor();
@@ -44,17 +57,21 @@ void WriteHfRotary(const ModelConfig& model, const HfModelType& type, nlohmann::
     scaling = Scaling(model.rope_scaling());
     rope.update(scaling);
   }
-  if (type.partial_rotary) {
-    rope["partial_rotary_factor"] = (*json)["rotary_pct"] = model.partial_rotary_factor();
-    (*json)["rotary_emb_base"] = model.rope_theta();
-  } else {
-    (*json)["rope_theta"] = model.rope_theta();
+  (*json)[type.neox_rotary ? "rotary_emb_base" : "rope_theta"] = model.rope_theta();
+  if (type.partial_rotary > 0) {
+    const double share = model.has_partial_rotary_factor() ? model.partial_rotary_factor() : type.partial_rotary;
+    rope["partial_rotary_factor"] = (*json)[type.neox_rotary ? "rotary_pct" : "partial_rotary_factor"] = share;
   }
   (*json)["rope_scaling"] = scaling;
-  if (type.local_rope) {
-    (*json)["rope_local_base_freq"] = model.rope_local_base_freq();
-    rope = {{"full_attention", rope},
-            {"sliding_attention", {{"rope_theta", model.rope_local_base_freq()}, {"rope_type", "default"}}}};
+  if (type.original_context > 0) {
+    const bool rescaled = model.has_rope_scaling() && model.rope_scaling().has_original_max_position_embeddings();
+    (*json)["original_max_position_embeddings"] =
+        rescaled ? model.rope_scaling().original_max_position_embeddings() : type.original_context;
+  }
+  if (type.local_rope_theta > 0) {
+    const double local = model.has_rope_local_base_freq() ? model.rope_local_base_freq() : type.local_rope_theta;
+    if (type.gemma) (*json)["rope_local_base_freq"] = local;
+    rope = {{"full_attention", rope}, {"sliding_attention", {{"rope_theta", local}, {"rope_type", "default"}}}};
   }
   (*json)["rope_parameters"] = rope;
 }
@@ -79,18 +96,47 @@ void WriteWindows(const ModelConfig& model, const HfModelType& type, nlohmann::o
   (*json)["max_window_layers"] = first - types.begin();
 }
 
+// The value of a field as config.json has it; `by_default` where it is not set.
+Json FieldValue(const ModelConfig& model, const std::string& name, const HfValue& by_default) {
+  const auto* field = ModelConfig::descriptor()->FindFieldByName(name);
+  const auto* reflection = model.GetReflection();
+  if (field == nullptr || !reflection->HasField(model, field)) return ToJson(by_default);
+  switch (field->cpp_type()) {
+    case google::protobuf::FieldDescriptor::CPPTYPE_DOUBLE:
+      return reflection->GetDouble(model, field);
+    case google::protobuf::FieldDescriptor::CPPTYPE_INT32:
+      return reflection->GetInt32(model, field);
+    case google::protobuf::FieldDescriptor::CPPTYPE_BOOL:
+      return reflection->GetBool(model, field);
+    default:
+      return reflection->GetString(model, field);
+  }
+}
+
+// What the record of the type lists.
+void WriteListed(const ModelConfig& model, const HfModelType& type, nlohmann::ordered_json* json) {
+  for (const HfKey& key : type.keys)
+    (*json)[key.key] = FieldValue(model, key.field != nullptr ? key.field : key.key, key.by_default);
+  for (const HfOnly& only : type.only) (*json)[only.key] = ToJson(only.value);
+  for (const char* key : type.dropouts) (*json)[key] = 0.0;
+  if (type.write_more != nullptr) type.write_more(model, json);
+}
+
 void WriteLlamaConfig(const ModelConfig& model, const HfModelType& type, nlohmann::ordered_json* json) {
-  json->update({
-      {"attention_dropout", 0.0},
-      {"hidden_size", model.hidden_size()},
-      {"intermediate_size", model.intermediate_size()},
-      {"max_position_embeddings", model.max_position_embeddings()},
-      {"num_attention_heads", model.num_attention_heads()},
-      {"num_hidden_layers", model.num_hidden_layers()},
-      {"num_key_value_heads",
-       model.has_num_key_value_heads() ? model.num_key_value_heads() : model.num_attention_heads()},
-      {"rms_norm_eps", model.rms_norm_eps()},
-  });
+  const auto size = [&](const char* field, int32_t value) {
+    if (KeyOfField(type, field) == nullptr) (*json)[field] = value;
+  };
+  const bool elsewhere =
+      std::find(type.elsewhere.begin(), type.elsewhere.end(), std::string("attention_dropout")) != type.elsewhere.end();
+  if (type.dropouts.empty() && !elsewhere) (*json)["attention_dropout"] = 0.0;
+  size("hidden_size", model.hidden_size());
+  size("intermediate_size", model.intermediate_size());
+  size("max_position_embeddings", model.max_position_embeddings());
+  size("num_attention_heads", model.num_attention_heads());
+  size("num_hidden_layers", model.num_hidden_layers());
+  size("num_key_value_heads",
+       model.has_num_key_value_heads() ? model.num_key_value_heads() : model.num_attention_heads());
+  if (type.rms_norm_eps > 0) (*json)["rms_norm_eps"] = model.rms_norm_eps();
   const int32_t usual_head_dim = model.hidden_size() / model.num_attention_heads();
   const int32_t head_dim = model.has_head_dim() ? model.head_dim() : usual_head_dim;
   if (type.own_head_dim || head_dim != usual_head_dim) (*json)["head_dim"] = head_dim;
@@ -106,7 +152,7 @@ void WriteLlamaConfig(const ModelConfig& model, const HfModelType& type, nlohman
     const double scalar =
         model.has_query_pre_attn_scalar() ? model.query_pre_attn_scalar() : static_cast<double>(head_dim);
     (*json)["query_pre_attn_scalar"] = scalar == std::floor(scalar) ? Json(static_cast<int64_t>(scalar)) : Json(scalar);
-  } else {
+  } else if (KeyOfField(type, "hidden_act") == nullptr) {
     (*json)["hidden_act"] = "silu";
   }
   if (type.no_rope) {
@@ -115,7 +161,7 @@ void WriteLlamaConfig(const ModelConfig& model, const HfModelType& type, nlohman
       layers.push_back(model.no_rope_layers().empty() ? ((i + 1) % 4 != 0 ? 1 : 0) : model.no_rope_layers(i));
     (*json)["no_rope_layers"] = layers;
   }
-  if (type.family == std::string("llama") && type.windows == HfWindows::kNone) (*json)["mlp_bias"] = false;
+  WriteListed(model, type, json);
 }
 
 }  // namespace

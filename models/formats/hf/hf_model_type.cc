@@ -2,13 +2,26 @@
 
 namespace trireme {
 
+nlohmann::json ToJson(const HfValue& value) {
+  return std::visit(
+      [](const auto& one) -> nlohmann::json {
+        if constexpr (std::is_same_v<std::decay_t<decltype(one)>, std::monostate>) {
+          return nullptr;
+        } else {
+          return one;
+        }
+      },
+      value);
+}
+
 const HfModelTypes& BuiltInHfModelTypes() {
   static const HfModelTypes types = {
       {.model_type = "llama",
        .architecture = "LlamaForCausalLM",
        .family = "llama",
        .max_position_embeddings = 2048,
-       .attention_bias = true},
+       .attention_bias = true,
+       .keys = {{"mlp_bias", false}}},
       {.model_type = "mistral",
        .architecture = "MistralForCausalLM",
        .family = "llama",
@@ -72,7 +85,7 @@ const HfModelTypes& BuiltInHfModelTypes() {
        .own_period = true,
        .attention_bias = true,
        .gemma = true,
-       .local_rope = true},
+       .local_rope_theta = 10000},
       {.model_type = "gpt2",
        .architecture = "GPT2LMHeadModel",
        .family = "gpt2",
@@ -84,11 +97,19 @@ const HfModelTypes& BuiltInHfModelTypes() {
        .architecture = "GPTNeoXForCausalLM",
        .family = "gpt_neox",
        .max_position_embeddings = 2048,
-       .partial_rotary = true,
+       .partial_rotary = 0.25,
+       .neox_rotary = true,
        .read = &ReadGptNeoxConfig,
        .write = &WriteGptNeoxConfig},
   };
   return types;
+}
+
+const HfKey* KeyOfField(const HfModelType& type, const std::string& field) {
+  for (const HfKey& key : type.keys) {
+    if (field == (key.field != nullptr ? key.field : key.key)) return &key;
+  }
+  return nullptr;
 }
 
 const HfModelType* FindHfModelType(const HfModelTypes& types, const std::string& model_type) {

@@ -156,11 +156,11 @@ TEST(HfConfigTest, DialectsThatContradictEachOtherAreRefused) {
 }
 
 TEST(HfConfigTest, OtherRotaryMethodsAreRefused) {
-  for (const char* type : {"dynamic", "longrope"}) {
-    ExpectRefused(With({{"rope_scaling", {{"type", type}, {"factor", 2.0}}}}), absl::StrCat("\"", type, "\""));
-    ExpectRefused(With({{"rope_parameters", {{"rope_type", type}, {"rope_theta", 500000.0}, {"factor", 2.0}}}}),
-                  "is not supported");
-  }
+  ExpectRefused(With({{"rope_scaling", {{"type", "spiral"}, {"factor", 2.0}}}}), "\"spiral\" is not supported");
+  ExpectRefused(With({{"rope_scaling", {{"type", "longrope"}, {"factor", 2.0}}}}),
+                "short_factor: is no list of numbers");
+  ExpectRefused(With({{"rope_scaling", {{"type", "dynamic"}}}}), "rope_scaling.factor: missing");
+  ExpectRefused(With({{"rope_scaling", {{"type", "dynamic"}, {"factor", 2.0}, {"alpha", 3.0}}}}), "alpha: 3.0");
   ExpectRefused(With({{"rope_scaling", {{"factor", 2.0}}}}), "rope_scaling.rope_type: missing");
   Json incomplete = Llama3();
   incomplete.erase("low_freq_factor");
@@ -174,10 +174,11 @@ TEST(HfConfigTest, OtherRotaryMethodsAreRefused) {
 
 TEST(HfConfigTest, WhatWouldBeComputedOtherwiseIsRefusedByName) {
   const std::pair<Json, const char*> cases[] = {
-      {{{"model_type", "phi3"}}, "model_type: \"phi3\" is not supported; \"llama\", \"mistral\", \"qwen2\""},
+      {{{"model_type", "phi9"}}, "model_type: \"phi9\" is not supported; \"llama\", \"mistral\", \"qwen2\""},
       {{{"architectures", Json::array({"LlamaForSequenceClassification"})}}, "architectures: "},
       {{{"hidden_act", "gelu"}}, "hidden_act: \"gelu\""},
-      {{{"mlp_bias", true}}, "mlp_bias: true"},
+      {{{"model_type", "mistral"}, {"architectures", Json::array({"MistralForCausalLM"})}, {"mlp_bias", true}},
+       "mlp_bias: true"},
       {{{"attention_dropout", 0.1}}, "attention_dropout: 0.1"},
       {{{"rope_interleaved", true}}, "rope_interleaved: true"},
       {{{"quantization_config", {{"quant_method", "gptq"}}}}, "quantization_config.quant_method: \"gptq\""},
@@ -194,9 +195,9 @@ TEST(HfConfigTest, WhatWouldBeComputedOtherwiseIsRefusedByName) {
 }
 
 TEST(HfConfigTest, AllProblemsAreListedAtOnce) {
-  const Json file = With({{"hidden_act", "gelu"}, {"mlp_bias", true}});
+  const Json file = With({{"hidden_act", "gelu"}, {"rope_interleaved", true}});
   ExpectRefused(file, "hidden_act");
-  ExpectRefused(file, "mlp_bias");
+  ExpectRefused(file, "rope_interleaved");
 }
 
 TEST(HfConfigTest, WhatHasNoEffectIsIgnoredAndNamed) {
@@ -341,7 +342,9 @@ TEST(HfConfigTest, Gpt2HasNamesOfItsOwn) {
   file["n_inner"] = 100;
   EXPECT_EQ(Read(file).model.intermediate_size(), 100);
   file["scale_attn_by_inverse_layer_idx"] = true;
-  ExpectRefused(file, "scale_attn_by_inverse_layer_idx: true");
+  EXPECT_TRUE(Read(file).model.scale_attn_by_inverse_layer_idx());
+  file["reorder_and_upcast_attn"] = true;
+  ExpectRefused(file, "reorder_and_upcast_attn: true");
 }
 
 Json GptNeox(const Json& change) {
