@@ -33,18 +33,16 @@ Adapter MakeAdapter(const std::vector<Rectangle>& rectangles, ParameterBuffer& a
   adapter.dropout.key =
       MakeRandomKey(spec.seed, RandomPurpose::kDropout, StableId(added.specs()[group.a].name.c_str()), /*step=*/0);
   adapter.dropout.first_column = rectangles[group.base].offset[1];
-  int64_t first_rank = 0;
   for (const GroupAdapter::Member& part : group.members) {
     AdapterMember member;
     for (int i = group.base; i < part.base; ++i) member.first_row += rectangles[i].size[0];
     member.rows = rectangles[part.base].size[0];
-    member.first_rank = first_rank;
+    member.first_rank = part.first_rank;
     member.rank = part.rank;
     member.b = &added.weight(part.b);
     if (part.magnitude >= 0) member.magnitude = &added.weight(part.magnitude);
     if (part.initial_b >= 0) member.initial_b = &added.weight(part.initial_b);
     member.scale = part.scale;
-    first_rank += part.rank;
     adapter.members.push_back(member);
   }
   return adapter;

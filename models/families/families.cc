@@ -1,4 +1,5 @@
 #include "models/spec/family.h"
+#include "models/spec/parameters.h"
 
 namespace trireme {
 
@@ -16,6 +17,13 @@ std::vector<ModelFamily> BuiltInFamilies() {
     }
   }
   return families;
+}
+
+DecoderSpec Specify(const ModelFamily& family, const ModelConfig& config, std::vector<std::string>* problems) {
+  DecoderSpec spec = family.specify(config, problems);
+  spec.names = std::make_shared<const WeightNames>(family.weights);
+  CheckQuantization(spec, problems);
+  return spec;
 }
 
 HfModelTypes HfTypesOf(const std::vector<ModelFamily>& families) {

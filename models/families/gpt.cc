@@ -6,7 +6,6 @@ DecoderDraft DraftGpt(const ModelConfig& config, const std::string& activation, 
   DecoderDraft draft = DraftDecoder(config, problems);
   const AttentionSettings& attention = draft.attention;
   UseLayerNorm(config, /*bias=*/true, &draft, problems);
-  draft.spec.fused_qkv = true;
   draft.feed_forward.gated = false;
   draft.feed_forward.bias = true;
   draft.feed_forward.activation = ActivationOf(config, activation, problems);
@@ -16,9 +15,6 @@ DecoderDraft DraftGpt(const ModelConfig& config, const std::string& activation, 
   if (attention.head_dim * attention.heads != draft.spec.hidden_size)
     problems->push_back(absl::StrCat("model.head_dim: ", attention.head_dim, " x ", attention.heads,
                                      " heads is not hidden_size ", draft.spec.hidden_size, "; remove it"));
-  if (config.has_quantization())
-    problems->push_back(
-        "model.quantization: this family's checkpoints store q, k and v as one matrix; it trains unquantized only");
   if (config.sliding_window() != 0 || !config.layer_types().empty() || !config.no_rope_layers().empty())
     problems->push_back(
         "model.sliding_window, layer_types, no_rope_layers: this family has no such layers; remove them");

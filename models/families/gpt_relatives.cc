@@ -39,7 +39,6 @@ DecoderSpec SpecifyOpt(const ModelConfig& config, std::vector<std::string>* prob
   draft.spec.embedding.position_offset = 2;
   const bool bias = !config.has_attention_bias() || config.attention_bias();
   draft.attention.qkv_bias = draft.attention.output_bias = draft.feed_forward.bias = bias;
-  draft.spec.fused_qkv = false;
   for (LayerPattern& layer : draft.pattern) layer.rope = false;
   return draft.Build(problems);
 }

@@ -98,14 +98,13 @@ void DraftPattern(const ModelConfig& c, DecoderDraft* draft, std::vector<std::st
   }
 }
 
-void Quantize(const QuantizationConfig& config, DecoderSpec* spec, std::vector<std::string>* problems) {
+void Quantize(const QuantizationConfig& config, DecoderSpec* spec) {
   if (!config.has_method()) return;
   QuantizationFormat format;
   format.method = config.method() == QuantizationConfig::INT8 ? QuantizationFormat::kInt8 : QuantizationFormat::kNf4;
   format.nested = config.double_quantization();
   spec->quantization = format;
   spec->unquantized.assign(config.skip_modules().begin(), config.skip_modules().end());
-  CheckUnquantized(*spec, problems);
 }
 
 }  // namespace
@@ -231,7 +230,7 @@ DecoderSpec DecoderDraft::Build(std::vector<std::string>* problems) const {
     layer.feed_forward = make_feed_forward ? make_feed_forward(i) : shared_feed_forward;
     built.layers.push_back(std::move(layer));
   }
-  Quantize(quantization, &built, problems);
+  Quantize(quantization, &built);
   return built;
 }
 

@@ -27,7 +27,7 @@ namespace fs = std::filesystem;
 absl::StatusOr<DecoderSpec> Specify(const std::vector<ModelFamily>& families, ModelSource* source) {
   ASSIGN_OR_RETURN(const DecoderSpec spec, SpecifyModel(source->model, families));
   ASSIGN_OR_RETURN(const ModelFamily family, FindFamily(families, source->model.family()));
-  source->table = MakeWeightTable(family.weights, spec);
+  source->table = MakeWeightTable(spec);
   source->hf_types = family.hf_types;
   return spec;
 }
@@ -240,7 +240,7 @@ absl::Status UseRunText(const RunText& text, ModelSource* source) {
 absl::StatusOr<DecoderSpec> SpecifyModel(const ModelConfig& model, const std::vector<ModelFamily>& families) {
   ASSIGN_OR_RETURN(const ModelFamily family, FindFamily(families, model.family()));
   std::vector<std::string> problems;
-  const DecoderSpec spec = family.specify(model, &problems);
+  const DecoderSpec spec = Specify(family, model, &problems);
   if (problems.empty()) return spec;
   return Error(ExitCode::kData, "the model does not fit:\n  ", absl::StrJoin(problems, "\n  "));
 }

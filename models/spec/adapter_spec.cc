@@ -195,8 +195,13 @@ AdapterConfig ExactConfig(AdapterConfig config, const AdapterSpec& spec) {
   return config;
 }
 
+std::string AdapterSpec::ModuleOfParameter(const std::string& parameter) const {
+  const auto found = module_of.find(parameter);
+  return found != module_of.end() ? found->second : ModuleOf(parameter);
+}
+
 const ModuleAdapter* AdapterSpec::Find(const std::string& parameter) const {
-  const auto found = modules.find(ModuleOf(parameter));
+  const auto found = modules.find(ModuleOfParameter(parameter));
   return found == modules.end() ? nullptr : &found->second;
 }
 

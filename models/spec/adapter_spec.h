@@ -41,7 +41,11 @@ struct AdapterSpec {
   double b_rate = 1;   // multiplies the learning rate of B (LoRA+, arXiv 2402.12354)
   uint64_t seed = 0;   // of dropout
 
-  // The adapter of the module that has the parameter NAME.weight; null where it has none.
+  // The module that a parameter belongs to where it is not called NAME.weight for it: several may be one module.
+  std::map<std::string, std::string> module_of;
+
+  std::string ModuleOfParameter(const std::string& parameter) const;
+  // The adapter of the module that has the parameter; null where it has none.
   const ModuleAdapter* Find(const std::string& parameter) const;
 };
 

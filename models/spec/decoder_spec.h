@@ -17,6 +17,8 @@
 
 namespace trireme {
 
+struct WeightNames;
+
 // What token ids become before the first block.
 struct EmbeddingSpec {
   double scale = 1;              // rows are multiplied by it, rounded to their type
@@ -57,7 +59,8 @@ struct DecoderSpec {
   bool scaled_residual_init = false;
   // Heads whose rows checkpoints hold in another order (RotaryOrder): how many dimensions of a head turn. 0: none.
   int64_t reordered_rotary_dims = 0;
-  bool fused_qkv = false;  // checkpoints store q, k and v as one module
+  // What the family's checkpoints call its parameters (models/spec/weight_table.h); null: what we do.
+  std::shared_ptr<const WeightNames> names;
 
   // What is trained instead of the parameters, which are frozen then; null: nothing.
   std::shared_ptr<const AdapterSpec> adapter;

@@ -63,6 +63,9 @@ ModelFamily FalconFamily();
 ModelFamily OptFamily();
 ModelFamily BloomFamily();
 
+// What `family` makes of the configuration, with the names of its checkpoints.
+DecoderSpec Specify(const ModelFamily& family, const ModelConfig& config, std::vector<std::string>* problems);
+
 // The families built in; a program outside the tree passes more to Main().
 std::vector<ModelFamily> BuiltInFamilies();
 

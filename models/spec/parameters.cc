@@ -6,6 +6,9 @@
 
 #include <algorithm>
 #include <cmath>
+#include <map>
+
+#include "models/spec/weight_table.h"
 
 namespace trireme {
 namespace {
@@ -34,7 +37,7 @@ ParameterSpec Vector(const std::string& name, int64_t width, Initialization init
 std::vector<ParameterSpec> Frozen(const DecoderSpec& s, std::vector<ParameterSpec> parameters) {
   if (s.adapter == nullptr) return parameters;
   for (ParameterSpec& parameter : parameters) {
-    parameter.trainable = parameter.trainable && s.adapter->saved_modules.count(ModuleOf(parameter.name)) > 0;
+    parameter.trainable = parameter.trainable && s.adapter->saved_modules.count(StoredModule(s, parameter.name)) > 0;
   }
   return parameters;
 }
@@ -54,13 +57,12 @@ bool Names(const std::string& item, const std::string& module) {
 }
 
 template <typename Items>
-bool AnyNames(const Items& items, const std::string& parameter) {
-  const std::string module = ModuleOf(parameter);
+bool AnyNames(const Items& items, const std::string& module) {
   return std::any_of(items.begin(), items.end(), [&](const std::string& item) { return Names(item, module); });
 }
 
 bool StaysUnquantized(const DecoderSpec& s, const ParameterSpec& parameter) {
-  return AnyNames(s.unquantized, parameter.name);
+  return AnyNames(s.unquantized, StoredModule(s, parameter.name));
 }
 
 // Calls visit(begin, end) for every fused group of matrices, and every matrix alone.
@@ -159,28 +161,48 @@ std::vector<ParameterSpec> BlockParameters(const DecoderSpec& s, int64_t index) 
 }
 
 bool QuantizedByName(const std::string& name, const QuantizationConfig& quantization) {
-  return absl::StartsWith(name, "model.layers.") && !AnyNames(quantization.skip_modules(), name);
+  return absl::StartsWith(name, "model.layers.") && !AnyNames(quantization.skip_modules(), ModuleOf(name));
 }
 
-void CheckUnquantized(const DecoderSpec& spec, std::vector<std::string>* problems) {
+void CheckQuantization(const DecoderSpec& spec, std::vector<std::string>* problems) {
   if (!spec.quantization.has_value()) return;
   const std::vector<ParameterSpec> all = DecoderParameters(spec);
   EachMatrixGroup(all, [&](size_t begin, size_t end) {
     std::vector<std::string> stay, others;
     for (size_t i = begin; i < end; ++i) {
-      (StaysUnquantized(spec, all[i]) ? stay : others).push_back(ModuleOf(all[i].name));
+      (StaysUnquantized(spec, all[i]) ? stay : others).push_back(StoredModule(spec, all[i].name));
     }
     if (!stay.empty() && !others.empty())
       problems->push_back(absl::StrCat("model.quantization.skip_modules: names ", absl::StrJoin(stay, ", "),
                                        " but not ", absl::StrJoin(others, ", "),
                                        ", which are multiplied as one matrix; name all or none of them"));
   });
+  const WeightTable table = MakeWeightTable(spec);
+  for (const WeightTable::Stored& stored : table.stored) {
+    const bool quantized = all[stored.runs.front().parameter].quantized;
+    const bool whole = stored.runs.size() == 1 && !stored.transposed;
+    if (!quantized || whole) continue;
+    problems->push_back(absl::StrCat("model.quantization: this family's checkpoints store ", stored.name,
+                                     " in another way than as it is multiplied; name it in skip_modules"));
+    break;
+  }
   for (const std::string& item : spec.unquantized) {
     bool known = item == kHeadModule;  // also where it is tied
-    for (const ParameterSpec& parameter : all) known = known || Names(item, ModuleOf(parameter.name));
+    for (const ParameterSpec& parameter : all) known = known || Names(item, StoredModule(spec, parameter.name));
     if (!known)
       problems->push_back(absl::StrCat("model.quantization.skip_modules: \"", item, "\" names no layer of the model"));
   }
+}
+
+// What a parameter's part of its module's adapter is called: by the module, or where that has several parameters, by
+// the parameter.
+std::string AdaptedName(const AdapterSpec& adapter, const std::vector<ParameterSpec>& all,
+                        const std::string& parameter) {
+  const std::string module = adapter.ModuleOfParameter(parameter);
+  const auto others = std::count_if(all.begin(), all.end(), [&](const ParameterSpec& other) {
+    return other.shape.size() == 2 && adapter.ModuleOfParameter(other.name) == module;
+  });
+  return others > 1 ? ModuleOf(parameter) : module;
 }
 
 UnitAdapters MakeUnitAdapters(const DecoderSpec& s, const std::vector<ParameterSpec>& base) {
@@ -194,29 +216,37 @@ UnitAdapters MakeUnitAdapters(const DecoderSpec& s, const std::vector<ParameterS
   EachMatrixGroup(base, [&](size_t first, size_t end) {
     GroupAdapter group;
     group.base = static_cast<int>(first);
-    // The A of all members first: they are one matrix.
+    // The A of all modules first: they are one matrix. Members of one module share its A.
+    int64_t ranks = 0;
     for (size_t i = first; i < end; ++i) {
       const ModuleAdapter* module = s.adapter->Find(base[i].name);
       if (module == nullptr) continue;
-      ParameterSpec a =
-          Matrix(ModuleOf(base[i].name) + ".lora_A.weight", module->rank, base[i].shape[1], 0, Placement::kReplicated);
+      const std::string name = s.adapter->ModuleOfParameter(base[i].name);
+      GroupAdapter::Member member;
+      member.base = static_cast<int>(i);
+      member.rank = module->rank;
+      member.scale = module->scale;
+      if (!group.members.empty() && name == s.adapter->ModuleOfParameter(base[group.members.back().base].name)) {
+        member.first_rank = group.members.back().first_rank;
+        group.members.push_back(member);
+        continue;
+      }
+      ParameterSpec a = Matrix(name + ".lora_A.weight", module->rank, base[i].shape[1], 0, Placement::kReplicated);
       if (base[i].placement == Placement::kColumns) a.placement = Placement::kColumns;
       const bool gaussian = s.adapter->start == AdapterSpec::kGaussian;
       a.initialization = gaussian ? Initialization::kNormal : Initialization::kUniform;
       a.standard_deviation =
           gaussian ? 1.0 / static_cast<double>(module->rank) : 1.0 / std::sqrt(static_cast<double>(base[i].shape[1]));
       a.fused_with_previous = !group.members.empty();
-      GroupAdapter::Member member;
-      member.base = static_cast<int>(i);
-      member.rank = module->rank;
-      member.scale = module->scale;
+      member.first_rank = ranks;
+      ranks += module->rank;
       const int index = add(std::move(a));
       if (group.members.empty()) group.a = index;
       group.members.push_back(member);
     }
     for (GroupAdapter::Member& member : group.members) {
       const ParameterSpec& weight = base[member.base];
-      const std::string module = ModuleOf(weight.name);
+      const std::string module = AdaptedName(*s.adapter, base, weight.name);
       // B and magnitudes are cut as the weight's rows are.
       const bool rows = weight.placement != Placement::kColumns;
       const Placement placement = rows ? weight.placement : Placement::kReplicated;
@@ -254,32 +284,43 @@ std::vector<std::string> LinearModules(const DecoderSpec& spec) {
   std::vector<std::string> names;
   for (int64_t layer = 0; layer < spec.num_layers; ++layer) {
     for (const ParameterSpec& parameter : BlockParameters(spec, layer)) {
-      if (parameter.shape.size() == 2) names.push_back(ModuleOf(parameter.name));
+      if (parameter.shape.size() != 2) continue;
+      const std::string module = StoredModule(spec, parameter.name);
+      if (names.empty() || names.back() != module) names.push_back(module);
     }
   }
-  if (!spec.tied_embeddings) names.push_back(kHeadModule);
+  if (!spec.tied_embeddings) names.push_back(StoredModule(spec, absl::StrCat(kHeadModule, ".weight")));
   return names;
 }
 
 std::vector<std::string> WholeModules(const DecoderSpec& spec) {
-  std::vector<std::string> names = {kEmbeddingName};
-  if (!spec.tied_embeddings) names.push_back(kHeadModule);
+  std::vector<std::string> names = {StoredModule(spec, absl::StrCat(kEmbeddingName, ".weight"))};
+  if (!spec.tied_embeddings) names.push_back(StoredModule(spec, absl::StrCat(kHeadModule, ".weight")));
   return names;
 }
 
 void PutAdapter(const AdapterConfig& config, uint64_t seed, DecoderSpec* spec, std::vector<std::string>* problems) {
-  if (spec->fused_qkv)
-    problems->push_back(
-        "adapter: checkpoints of GPT families store q, k and v as one module, which PEFT adapts as one; they take no "
-        "adapters, train them whole");
   auto adapter =
       std::make_shared<AdapterSpec>(ResolveAdapter(config, LinearModules(*spec), WholeModules(*spec), problems));
   adapter->seed = seed;
-  for (const ParameterSpec& parameter : DecoderParameters(*spec)) {
+  const std::vector<ParameterSpec> all = DecoderParameters(*spec);
+  std::map<std::string, std::string> member_of;  // module -> its first parameter
+  std::string fused;
+  for (const ParameterSpec& parameter : all) {
+    if (parameter.shape.size() != 2) continue;
+    const std::string module = StoredModule(*spec, parameter.name);
+    if (module != ModuleOf(parameter.name)) adapter->module_of[parameter.name] = module;
+    const bool first = member_of.emplace(module, parameter.name).second;
+    if (!first && adapter->modules.count(module) > 0) fused = module;
+  }
+  const bool pissa = config.init_lora_weights() == AdapterConfig::PISSA;
+  if (pissa && !fused.empty())
+    problems->push_back(
+        absl::StrCat("adapter.init_lora_weights: PISSA takes ", fused,
+                     " apart as one matrix, which here are several; use PEFT or GAUSSIAN, or leave it out"));
+  for (const ParameterSpec& parameter : all) {
     const ModuleAdapter* module = adapter->Find(parameter.name);
-    if (config.init_lora_weights() != AdapterConfig::PISSA || module == nullptr ||
-        module->rank <= std::min(parameter.shape[0], parameter.shape[1]))
-      continue;
+    if (!pissa || module == nullptr || module->rank <= std::min(parameter.shape[0], parameter.shape[1])) continue;
     problems->push_back(absl::StrCat("adapter.init_lora_weights: PISSA of rank ", module->rank,
                                      " takes as many singular values, but ", ModuleOf(parameter.name), " is ",
                                      parameter.shape[0], " x ", parameter.shape[1],

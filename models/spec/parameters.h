@@ -24,8 +24,8 @@ struct GroupAdapter {
   int initial_a = -1;  // PiSSA: the first of the stacked A as training began
   struct Member {
     int base = -1, b = -1, magnitude = -1;
-    int initial_b = -1;  // PiSSA
-    int64_t rank = 0;
+    int initial_b = -1;                // PiSSA
+    int64_t first_rank = 0, rank = 0;  // rows of the stacked A; members of one module have the same
     double scale = 1;
   };
   std::vector<Member> members;
@@ -67,8 +67,9 @@ std::string BlockName(int64_t layer);  // "model.layers.3"
 // Whether a matrix of this name is quantized: a linear layer of a block that skip_modules does not name.
 bool QuantizedByName(const std::string& name, const QuantizationConfig& quantization);
 
-// What is wrong with quantizing these layers: groups that are named in part, names of nothing.
-void CheckUnquantized(const DecoderSpec& spec, std::vector<std::string>* problems);
+// What is wrong with quantizing these layers: groups that are named in part, names of nothing, matrices that files
+// store in another way than whole.
+void CheckQuantization(const DecoderSpec& spec, std::vector<std::string>* problems);
 
 // Every parameter of the model, in its order, without those of adapters; and by units: embedding (with positions),
 // blocks, head.

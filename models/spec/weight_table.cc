@@ -28,6 +28,11 @@ const WeightRule* FindRule(const std::vector<WeightRule>& rules, const DecoderSp
   return nullptr;
 }
 
+const WeightNames& NamesOf(const DecoderSpec& spec) {
+  static const WeightNames ours;
+  return spec.names != nullptr ? *spec.names : ours;
+}
+
 // A parameter and where it is stored.
 struct Kept {
   ParameterSpec spec;
@@ -89,11 +94,11 @@ std::vector<RowRun> RunsOf(const Kept& kept, const DecoderSpec& spec, const Part
   return runs.Take();
 }
 
-std::vector<Kept> KeptParameters(const WeightNames& names, const DecoderSpec& spec) {
+std::vector<Kept> KeptParameters(const DecoderSpec& spec) {
   std::vector<Kept> all;
   for (const ParameterSpec& parameter : DecoderParameters(spec)) {
     const auto [general, layer] = Generalize(parameter.name);
-    const WeightRule* rule = FindRule(names.rules, spec, general);
+    const WeightRule* rule = FindRule(NamesOf(spec).rules, spec, general);
     Kept kept = {parameter, {}, parameter.name};
     if (rule != nullptr) {
       kept.rule = *rule;
@@ -145,7 +150,15 @@ std::vector<RowRun> RotaryOrder(int64_t head_dim, int64_t rotary_dim) {
           {0, head_dim / 2 + turned, rotary_dim + still, still}};
 }
 
-WeightTable MakeWeightTable(const WeightNames& names, const DecoderSpec& spec) {
+std::string StoredModule(const DecoderSpec& spec, const std::string& parameter) {
+  const auto [general, layer] = Generalize(parameter);
+  const WeightRule* rule = FindRule(NamesOf(spec).rules, spec, general);
+  const std::string name = rule == nullptr ? parameter : absl::StrReplaceAll(rule->stored, {{"*", layer}});
+  return name.substr(0, name.rfind('.'));
+}
+
+WeightTable MakeWeightTable(const DecoderSpec& spec) {
+  const WeightNames& names = NamesOf(spec);
   WeightTable table;
   table.optional_prefix = names.optional_prefix;
   table.ignored = names.ignored;
@@ -156,7 +169,7 @@ WeightTable MakeWeightTable(const WeightNames& names, const DecoderSpec& spec) {
   table.embedding = stored_name("model.embed_tokens.weight");
   table.head = stored_name("lm_head.weight");
 
-  const std::vector<Kept> all = KeptParameters(names, spec);
+  const std::vector<Kept> all = KeptParameters(spec);
   const std::map<std::string, Parts> parts_of = PartsByTensor(all);
   std::map<std::string, size_t> index;
   // The place of a stored tensor, which is added if it is new.

@@ -66,7 +66,11 @@ struct WeightTable {
   std::vector<std::string> ignored;
 };
 
-WeightTable MakeWeightTable(const WeightNames& names, const DecoderSpec& spec);
+WeightTable MakeWeightTable(const DecoderSpec& spec);  // by spec.names
+
+// The module that has a parameter in the family's checkpoints: "model.layers.0.self_attn.qkv_proj" for
+// "model.layers.0.self_attn.q_proj.weight" of Phi-3.
+std::string StoredModule(const DecoderSpec& spec, const std::string& parameter);
 
 // Where partial rotation turns dimensions i and i + rotary_dim / 2 of a head for i < rotary_dim / 2, we keep its rows
 // in an order in which all pairs are i and i + head_dim / 2, those that stand still included: scores of queries with

@@ -23,6 +23,7 @@
 #include "launch/base/log.h"
 #include "models/formats/hf/peft.h"
 #include "models/spec/parameters.h"
+#include "models/spec/weight_table.h"
 #include "models/weights/checkpoint_manifest.h"
 #include "models/weights/sharded_tensors.h"
 #include "models/weights/tensor_mismatch.h"
@@ -158,6 +159,104 @@ std::vector<ParameterSpec> AddedAndTrained(const DecoderSpec& spec) {
   return parameters;
 }
 
+// A tensor of a PEFT directory that is several of our parameters: B or magnitudes of a module that files store as one.
+struct Joined {
+  std::string name;  // "model.layers.0.self_attn.qkv_proj.lora_B.weight"
+  std::vector<int64_t> shape;
+  struct Piece {
+    ParameterSpec parameter;
+    std::vector<RowRun> runs;  // which rows of the tensor are which of the parameter
+  };
+  std::vector<Piece> pieces;
+};
+std::vector<Joined> JoinedTensors(const DecoderSpec& spec) {
+  std::vector<Joined> all;
+  std::map<std::string, ParameterSpec> added;
+  for (const ParameterSpec& parameter : AdapterParameters(spec)) added[parameter.name] = parameter;
+  const WeightTable table = MakeWeightTable(spec);
+  for (const WeightTable::Stored& stored : table.stored) {
+    std::vector<size_t> members;
+    for (const RowRun& run : stored.runs) {
+      if (std::find(members.begin(), members.end(), run.parameter) == members.end()) members.push_back(run.parameter);
+    }
+    const WeightTable::Parameter& first = table.parameters[members.front()];
+    if (members.size() == 1 || first.shape.size() != 2 || spec.adapter->Find(first.name) == nullptr) continue;
+    for (const char* kind : {".lora_B.weight", ".lora_magnitude_vector"}) {
+      Joined joined;
+      joined.name = spec.adapter->ModuleOfParameter(first.name) + kind;
+      for (const size_t member : members) {
+        const WeightTable::Parameter& parameter = table.parameters[member];
+        const auto found = added.find(ModuleOf(parameter.name) + kind);
+        if (found == added.end()) break;
+        joined.shape = found->second.shape;
+        joined.pieces.push_back({found->second, parameter.runs});
+      }
+      if (joined.pieces.empty()) continue;
+      joined.shape[0] = 0;
+      for (const Joined::Piece& piece : joined.pieces) joined.shape[0] += piece.parameter.shape[0];
+      all.push_back(std::move(joined));
+    }
+  }
+  return all;
+}
+
+// What the embedding and the head are called in directories, and by us.
+std::map<std::string, std::string> WholeTensors(const DecoderSpec& spec) {
+  const WeightTable table = MakeWeightTable(spec);
+  return {{table.embedding, absl::StrCat(kEmbeddingName, ".weight")}, {table.head, kHeadWeight}};
+}
+
+// The source by our parameters' names, which is how checkpoints have it.
+AdapterSource ByParameters(const AdapterSource& source, const DecoderSpec& spec) {
+  AdapterSource ours = source;
+  struct Origin {
+    SourceTensor tensor;
+    std::vector<RowRun> runs;  // empty: it is the whole tensor
+  };
+  std::map<std::string, Origin> origins;
+  const std::map<std::string, std::string> whole = WholeTensors(spec);
+  for (std::vector<SourceTensor>* tensors : {&ours.tensors, &ours.copies}) {
+    for (SourceTensor& tensor : *tensors) {
+      const auto found = whole.find(absl::StrReplaceAll(tensor.name, {{".base_layer.", "."}}));
+      if (found == whole.end() || found->second == tensor.name) continue;
+      const SourceTensor before = tensor;
+      tensor.name = found->second;
+      origins[tensor.name] = {before, {}};
+    }
+  }
+  for (const Joined& joined : JoinedTensors(spec)) {
+    const auto found = std::find_if(ours.tensors.begin(), ours.tensors.end(),
+                                    [&](const SourceTensor& tensor) { return tensor.name == joined.name; });
+    // Of another shape it is unexpected, and its parts are missing.
+    if (found == ours.tensors.end() || found->shape != joined.shape) continue;
+    const SourceTensor before = *found;
+    ours.tensors.erase(found);
+    for (const Joined::Piece& piece : joined.pieces) {
+      ours.tensors.push_back({piece.parameter.name, piece.parameter.shape, before.dtype});
+      origins[piece.parameter.name] = {before, piece.runs};
+    }
+  }
+  if (origins.empty()) return ours;
+  ours.read = [read = source.read, origins](const SourceTensor& tensor, const Rectangle& r,
+                                            const at::Tensor& out) -> absl::Status {
+    const auto found = origins.find(tensor.name);
+    if (found == origins.end()) return read(tensor, r, out);
+    const Origin& origin = found->second;
+    if (origin.runs.empty()) return read(origin.tensor, r, out);
+    const int64_t begin = r.offset[0], end = begin + r.size[0];
+    for (const RowRun& run : origin.runs) {
+      const int64_t first = std::max(begin, run.row), last = std::min(end, run.row + run.rows);
+      if (first >= last) continue;
+      Rectangle part = r;
+      part.offset[0] = run.stored_row + first - run.row;
+      part.size[0] = last - first;
+      RETURN_IF_ERROR(read(origin.tensor, part, out.narrow(0, first - begin, last - first)));
+    }
+    return absl::OkStatus();
+  };
+  return ours;
+}
+
 // The base's name of a copy.
 std::string BaseName(const SourceTensor& copy, const DecoderSpec& spec) {
   const std::string name = absl::StrReplaceAll(copy.name, {{".base_layer.", "."}});
@@ -221,15 +320,19 @@ absl::StatusOr<at::Tensor> Whole(const AdapterSource& source, const std::string&
   return values.to(at::kFloat);
 }
 
-absl::StatusOr<Update> ReadUpdate(const AdapterSource& source, const std::string& module, const ModuleAdapter& adapter,
-                                  bool dora) {
+// source: by our parameters' names.
+absl::StatusOr<Update> ReadUpdate(const AdapterSource& source, const AdapterSpec& spec, const std::string& parameter) {
   Update update;
+  const std::string module = spec.ModuleOfParameter(parameter);
+  // B is called by the parameter where the module has several.
+  const bool alone = source.Find(module + ".lora_B.weight") != nullptr;
+  const std::string own = alone ? module : ModuleOf(parameter);
   ASSIGN_OR_RETURN(update.a, Whole(source, module + ".lora_A.weight"));
-  ASSIGN_OR_RETURN(update.b, Whole(source, module + ".lora_B.weight"));
-  if (dora) {
-    ASSIGN_OR_RETURN(update.lengths_to, Whole(source, module + ".lora_magnitude_vector"));
+  ASSIGN_OR_RETURN(update.b, Whole(source, own + ".lora_B.weight"));
+  if (spec.dora) {
+    ASSIGN_OR_RETURN(update.lengths_to, Whole(source, own + ".lora_magnitude_vector"));
   }
-  update.scale = adapter.scale;
+  update.scale = spec.Find(parameter)->scale;
   return update;
 }
 
@@ -289,13 +392,14 @@ std::shared_ptr<const AdapterSource> FutureAdapter(const RunConfig& config, cons
   return AdapterOfRun("the adapter to be trained", config, std::move(tensors), made_up);
 }
 
-absl::StatusOr<DecoderSpec> Adapted(const AdapterSource& source, DecoderSpec spec) {
+absl::StatusOr<DecoderSpec> Adapted(const AdapterSource& given, DecoderSpec spec) {
   std::vector<std::string> problems;
-  AdapterConfig config = source.config;
-  config.set_from(source.description);  // it exists already
+  AdapterConfig config = given.config;
+  config.set_from(given.description);  // it exists already
   PutAdapter(config, /*seed=*/0, &spec, &problems);
   if (!problems.empty())
-    return Error(ExitCode::kData, source.description, " does not fit the model:\n  ", absl::StrJoin(problems, "\n  "));
+    return Error(ExitCode::kData, given.description, " does not fit the model:\n  ", absl::StrJoin(problems, "\n  "));
+  const AdapterSource source = ByParameters(given, spec);
   if (spec.tied_embeddings && !spec.adapter->saved_modules.empty() && !source.weights_tied)
     return Error(
         ExitCode::kData, source.description, ": was trained with an embedding of its own beside the model's ",
@@ -339,8 +443,9 @@ absl::StatusOr<DecoderSpec> Adapted(const AdapterSource& source, DecoderSpec spe
                ": its tensors are not those that its settings need:", mismatch.ToString());
 }
 
-absl::Status LoadAdapter(const AdapterSource& source, const DecoderSpec& spec,
+absl::Status LoadAdapter(const AdapterSource& given, const DecoderSpec& spec,
                          const std::vector<ParameterBuffer*>& buffers, const std::function<void()>& alive) {
+  const AdapterSource source = ByParameters(given, spec);
   for (ParameterBuffer* buffer : buffers) {
     if (!source.copies.empty() && !buffer->quantized()) {
       for (const TensorPart& part : PartsOf(*buffer, buffer->own_weights(), "", /*unique=*/false)) {
@@ -359,10 +464,11 @@ absl::Status LoadAdapter(const AdapterSource& source, const DecoderSpec& spec,
   return absl::OkStatus();
 }
 
-absl::StatusOr<WeightSource> MergedWeights(const WeightSource& base, std::shared_ptr<const AdapterSource> adapter,
+absl::StatusOr<WeightSource> MergedWeights(const WeightSource& base, std::shared_ptr<const AdapterSource> given,
                                            const DecoderSpec& plain, bool keep_dtype,
                                            const std::function<void()>& alive) {
-  ASSIGN_OR_RETURN(const DecoderSpec spec, Adapted(*adapter, plain));
+  ASSIGN_OR_RETURN(const DecoderSpec spec, Adapted(*given, plain));
+  const auto adapter = std::make_shared<const AdapterSource>(ByParameters(*given, spec));
   for (const SourceTensor& tensor : base.tensors) {
     if (!HasCopy(*adapter, spec, tensor.name)) continue;
     int64_t row = 0;
@@ -389,9 +495,8 @@ absl::StatusOr<WeightSource> MergedWeights(const WeightSource& base, std::shared
     if (const SourceTensor* whole = adapter->Find(tensor.name); whole != nullptr) return adapter->read(*whole, r, out);
     const SourceTensor& stored = *std::find_if(base.tensors.begin(), base.tensors.end(),
                                                [&](const SourceTensor& other) { return other.name == tensor.name; });
-    const ModuleAdapter* module = specification->Find(tensor.name);
-    if (module == nullptr) return base.read(stored, r, out);
-    ASSIGN_OR_RETURN(const Update update, ReadUpdate(*adapter, ModuleOf(tensor.name), *module, specification->dora));
+    if (tensor.shape.size() != 2 || specification->Find(tensor.name) == nullptr) return base.read(stored, r, out);
+    ASSIGN_OR_RETURN(const Update update, ReadUpdate(*adapter, *specification, tensor.name));
     // Whole rows: DoRA scales them to a length.
     const at::Tensor rows = at::empty({r.size[0], tensor.row_numel()}, at::TensorOptions().dtype(at::kFloat));
     RETURN_IF_ERROR(base.read(stored, {{r.offset[0], 0}, {r.size[0], tensor.row_numel()}}, rows));
@@ -401,30 +506,44 @@ absl::StatusOr<WeightSource> MergedWeights(const WeightSource& base, std::shared
   return merged;
 }
 
-absl::Status WritePeftDirectory(const AdapterSource& source, const DecoderSpec& plain, const std::string& folder,
+absl::Status WritePeftDirectory(const AdapterSource& given, const DecoderSpec& plain, const std::string& folder,
                                 const std::function<void()>& alive) {
-  ASSIGN_OR_RETURN(const DecoderSpec spec, Adapted(source, plain));
-  std::set<std::string> wanted;
-  for (const ParameterSpec& parameter : AddedAndTrained(spec)) wanted.insert(parameter.name);
-  std::vector<SafetensorsEntry> entries;
+  ASSIGN_OR_RETURN(const DecoderSpec spec, Adapted(given, plain));
+  const AdapterSource source = ByParameters(given, spec);
+  // The parameters that each tensor of the directory holds: one of ours, or the parts of one.
+  std::map<std::string, Joined> wanted;
+  for (const ParameterSpec& parameter : AddedAndTrained(spec))
+    wanted[parameter.name] = {parameter.name, parameter.shape, {{parameter, {}}}};
+  for (Joined& joined : JoinedTensors(spec)) {
+    for (const Joined::Piece& piece : joined.pieces) wanted.erase(piece.parameter.name);
+    wanted[joined.name] = std::move(joined);
+  }
   // PEFT wants a tied matrix once for each use.
-  const std::string embedding = absl::StrCat(kEmbeddingName, ".weight");
-  const bool twice = spec.tied_embeddings && wanted.count(embedding) > 0;
-  if (twice) wanted.insert(kHeadWeight);
-  const auto find = [&](const std::string& name) -> const SourceTensor& {
-    return *source.Find(twice && name == kHeadWeight ? embedding : name);
-  };
-  for (const std::string& name : wanted) {
-    const SourceTensor& tensor = find(name);
+  const auto embedding = wanted.find(absl::StrCat(kEmbeddingName, ".weight"));
+  if (spec.tied_embeddings && embedding != wanted.end()) wanted[kHeadWeight] = embedding->second;
+  for (const auto& [theirs, ours] : WholeTensors(spec)) {
+    if (wanted.count(ours) == 0 || theirs == ours) continue;
+    wanted[theirs] = wanted[ours];
+    wanted.erase(ours);
+  }
+  std::vector<SafetensorsEntry> entries;
+  for (const auto& [name, joined] : wanted) {
     SafetensorsEntry entry;
     entry.name = ToPeftName(name);
-    entry.dtype = SafetensorsName(tensor.dtype);
-    entry.shape = tensor.shape;
+    entry.dtype = SafetensorsName(source.Find(joined.pieces.front().parameter.name)->dtype);
+    entry.shape = joined.shape;
     entries.push_back(std::move(entry));
   }
   const auto produce = [&](const SafetensorsEntry& entry, FileWriter& writer) -> absl::Status {
-    const SourceTensor& tensor = find(FromPeftName(entry.name));
-    ASSIGN_OR_RETURN(const at::Tensor values, ReadWhole(source.read, tensor));
+    const Joined& joined = wanted.at(FromPeftName(entry.name));
+    at::Tensor values;
+    for (const Joined::Piece& piece : joined.pieces) {
+      ASSIGN_OR_RETURN(const at::Tensor part, ReadWhole(source.read, *source.Find(piece.parameter.name)));
+      if (piece.runs.empty()) values = part;
+      if (!values.defined()) values = at::empty(joined.shape, part.options());
+      for (const RowRun& run : piece.runs)
+        values.narrow(0, run.stored_row, run.rows).copy_(part.narrow(0, run.row, run.rows));
+    }
     for (size_t begin = 0; begin < values.nbytes(); begin += kPieceBytes) {
       RETURN_IF_ERROR(writer.Append(static_cast<const uint8_t*>(values.const_data_ptr()) + begin,
                                     std::min<size_t>(kPieceBytes, values.nbytes() - begin)));
@@ -434,7 +553,12 @@ absl::Status WritePeftDirectory(const AdapterSource& source, const DecoderSpec& 
   };
   RETURN_IF_ERROR(
       WriteSafetensors(absl::StrCat(folder, "/", kPeftWeightsName), entries, {{"format", "pt"}}, produce).status());
-  const PeftConfig config = {source.config, source.base, source.weights_tied && spec.tied_embeddings};
+  PeftConfig config;
+  config.adapter = source.config;
+  config.base = source.base;
+  config.weights_tied = source.weights_tied && spec.tied_embeddings;
+  const std::vector<WeightTable::Stored> stored = MakeWeightTable(spec).stored;
+  config.transposed = std::any_of(stored.begin(), stored.end(), [](const auto& tensor) { return tensor.transposed; });
   RETURN_IF_ERROR(WriteFileAtomically(absl::StrCat(folder, "/", kPeftConfigName),
                                       WritePeftConfig(config, TargetNames(*spec.adapter, LinearModules(spec)))));
   if (!source.text.chat_template.empty())

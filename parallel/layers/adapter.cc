@@ -7,6 +7,8 @@
 #include <ATen/ops/sum.h>
 #include <ATen/ops/zeros.h>
 
+#include <algorithm>
+
 #include "kernels/base/ops.h"
 #include "parallel/layers/autograd.h"
 
@@ -17,6 +19,14 @@ bool HasMagnitudes(const Adapter& adapter) { return adapter.members.front().magn
 
 at::Tensor Columns(const at::Tensor& matrix, const AdapterMember& member) {
   return matrix.narrow(1, member.first_row, member.rows);
+}
+
+// A member's part of the gradient of x A^T: members of one module add to the same columns.
+void SetOrAdd(const at::Tensor& d_thin, const Adapter& adapter, const AdapterMember& member, const at::Tensor& part) {
+  at::Tensor columns = d_thin.narrow(1, member.first_rank, member.rank);
+  const auto first = std::find_if(adapter.members.begin(), adapter.members.end(),
+                                  [&](const AdapterMember& other) { return other.first_rank == member.first_rank; });
+  &*first == &member ? columns.copy_(part) : columns.add_(part);
 }
 
 }  // namespace
@@ -113,7 +123,7 @@ ProductGradient::ProductGradient(Weight& weight, const Product& forward, const a
   d_thin_ = at::empty(forward.thin.sizes(), forward.thin.options());
   for (const AdapterMember& member : adapter->members) {
     const at::Tensor part = Columns(dy_, member);
-    d_thin_.narrow(1, member.first_rank, member.rank).copy_(Matmul(part, member.b->full().data) * member.scale);
+    SetOrAdd(d_thin_, *adapter, member, Matmul(part, member.b->full().data) * member.scale);
     member.b->AddGradient(
         [part, thin = forward.thin.narrow(1, member.first_rank, member.rank) * member.scale](
             at::Tensor& accumulator, bool overwrite) { AddOuterProduct(part, thin, accumulator, overwrite); });
@@ -133,7 +143,7 @@ at::Tensor ProductGradient::InputGradient() const {
   const at::Tensor d_initial = at::empty(d_thin_.sizes(), d_thin_.options());
   for (const AdapterMember& member : adapter.members) {
     const at::Tensor d_part = Matmul(Columns(dy_, member), member.initial_b->full().data);
-    d_initial.narrow(1, member.first_rank, member.rank).copy_(d_part * -member.scale);
+    SetOrAdd(d_initial, adapter, member, d_part * -member.scale);
   }
   AddMatmul(dx, d_initial, adapter.initial_a->full().data);
   return dx;

@@ -27,7 +27,7 @@ namespace trireme {
 // The adapter of one module.
 struct AdapterMember {
   int64_t first_row = 0, rows = 0;   // of this rank's part of the weight: the module's
-  int64_t first_rank = 0, rank = 0;  // rows of A: the module's
+  int64_t first_rank = 0, rank = 0;  // rows of A: the module's, which several members may be parts of
   Weight* b = nullptr;               // [rows, rank]
   Weight* initial_b = nullptr;       // PiSSA: B as training began; null: nothing is taken away
   Weight* magnitude = nullptr;       // DoRA: [rows]; null: LoRA

@@ -46,7 +46,7 @@ TEST(Families, WriteWhatTheyRead) {
     ASSERT_TRUE(read.ok()) << read.status();
     EXPECT_EQ(WriteHfConfig(read->model, *HfModelTypeOf(types, read->model), {}, "float32"), text);
     std::vector<std::string> problems;
-    family.specify(read->model, &problems);
+    Specify(family, read->model, &problems);
     EXPECT_TRUE(problems.empty()) << problems[0];
   }
 }
@@ -68,7 +68,7 @@ TEST(Families, StrangeValuesAreSurvived) {
         if (!read.ok()) continue;
         std::vector<std::string> problems;
         for (const ModelFamily& other : BuiltInFamilies()) {
-          if (other.name == read->model.family()) other.specify(read->model, &problems);
+          if (other.name == read->model.family()) Specify(other, read->model, &problems);
         }
       }
     }

@@ -25,9 +25,9 @@ WeightTable TableOf(const ModelFamily& family, const std::string& fields) {
   ModelConfig config;
   EXPECT_TRUE(google::protobuf::TextFormat::ParseFromString(kSizes + fields, &config)) << fields;
   std::vector<std::string> problems;
-  const DecoderSpec spec = family.specify(config, &problems);
+  const DecoderSpec spec = Specify(family, config, &problems);
   EXPECT_TRUE(problems.empty()) << family.name << ": " << problems[0];
-  return MakeWeightTable(family.weights, spec);
+  return MakeWeightTable(spec);
 }
 
 // Element (row, column) of a stored matrix or vector, whose runs are along columns when it is transposed.

@@ -12,9 +12,10 @@ import tempfile
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 from hf_oracle import check_config, check_training  # noqa: E402
-from hf_tools import LENGTH, Program, batch_of, edit_config, read_tensors, same_bytes, write_tokens  # noqa: E402
+from hf_tools import LENGTH, Program, batch_of, edit_config, first_loss, read_tensors, recipe, same_bytes, write_tokens  # noqa: E402
 
 SKIPPED = 77
+LORA_RATE = 16.0
 
 LLAMA3 = dict(rope_type="llama3", rope_theta=10000.0, factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=32)
 LINEAR = dict(rope_type="linear", rope_theta=10000.0, factor=4.0)
@@ -276,6 +277,59 @@ def build(family, model, seed):
     return reference
 
 
+def lora_of(peft):
+    """What of a PEFT model is trained, by its names in files."""
+    names = {key.replace(".default", ""): value for key, value in peft.named_parameters() if value.requires_grad}
+    return {key if "magnitude" not in key else key.replace("_vector.weight", "_vector"): value for key, value in names.items()}
+
+
+def check_lora(checks, trireme, folder, name, path, reference, corpus, batch, dora):
+    """A directory of PEFT continued by us, written again, merged: gradients, values and logits."""
+    import copy
+
+    import reference as ref
+    import torch
+    from peft import PeftModel
+    from peft_oracle import wrap
+    from safetensors.torch import load_file
+    from transformers import AutoModelForCausalLM
+
+    name = f"{name}, {'DoRA' if dora else 'LoRA'}"
+    adapter, out = os.path.join(folder, "adapter"), os.path.join(folder, "adapter_again")
+    peft = wrap(copy.deepcopy(reference), dict(r=4, lora_alpha=8, target_modules="all-linear", use_dora=dora), 7).train()
+    peft.save_pretrained(adapter)
+    loss = ref.forward_backward(peft, batch)
+    expected = {key: value.grad.clone() for key, value in lora_of(peft).items()}
+    before = load_file(os.path.join(adapter, "adapter_model.safetensors"))
+    checks.equal(f"{name}: tensors of the directory that are not trained", sorted(set(before) ^ set(expected)), [])
+    trireme("export", path, "--adapter", adapter, "--format", "peft", "--output", out)
+    checks.equal(f"{name}: tensors changed by writing the directory again", same_bytes(read_tensors(out), read_tensors(adapter)), [])
+    for ranks, mesh in ((1, ""), (4, "tensor: 2 pipeline: 2")):
+        label = f"{name}, {ranks} ranks"
+        config, run_dir = recipe(folder, f"lora{ranks}", f'from: "{path}"', corpus, mesh=mesh, rate=LORA_RATE, more=f'adapter {{ from: "{adapter}" }}')
+        trireme("train", config, ranks=ranks)
+        checks.within(f"{label}: loss against PEFT's", abs(first_loss(run_dir) / loss - 1), 1e-5)
+        trained = os.path.join(folder, f"lora_out{ranks}")
+        trireme("export", run_dir, "--format", "peft", "--output", trained)
+        after = load_file(os.path.join(trained, "adapter_model.safetensors"))
+        errors = {}
+        for key, gradient in expected.items():
+            ours = (before[key].double() - after[key].double()) / LORA_RATE
+            rounding = 2.0**-23 * before[key].abs().max().item() / LORA_RATE
+            errors[key] = (ours - gradient.double()).abs().max().item() / (1e-5 * gradient.abs().max().item() + rounding + 1e-9)
+        worst = max(errors, key=errors.get)
+        checks.within(f"{label}: gradients of {len(expected)} tensors ({worst}), of the tolerance", errors[worst], 1.0)
+    merged = os.path.join(folder, "merged")
+    trireme("export", path, "--adapter", adapter, "--merge", "--dtype", "f32", "--output", merged)
+    ids = torch.arange(24)[None] * 5 % 97
+    with torch.no_grad():
+        logits = peft.eval()(ids).logits
+        ours = AutoModelForCausalLM.from_pretrained(merged, attn_implementation="eager").eval()(ids).logits
+        theirs = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(path, attn_implementation="eager"), out).eval()(ids).logits
+    checks.within(f"{name}: merged, in Transformers", (ours - logits).abs().max().item() / logits.abs().max().item(), 1e-5)
+    checks.within(f"{name}: written again, in PEFT", (theirs - logits).abs().max().item() / logits.abs().max().item(), 1e-6)
+
+
 def run(checks, probe, trireme, only, every):
     import reference as ref
     import torch
@@ -304,6 +358,8 @@ def run(checks, probe, trireme, only, every):
                     edit_config(path, old_dialect)
                     old_file(path, family)
                 check_training(checks, ref, trireme, own, name, path, reference, corpus, batch)
+                if index < 2 and (every or only or family in ("gpt2", "phi3")):
+                    check_lora(checks, trireme, own, name, path, reference, corpus, batch, dora=index == 1)
 
 
 def main():

@@ -22,7 +22,7 @@ absl::StatusOr<WeightSource> OpenWeights(const Recipe& recipe, bool first_rank, 
   }
   ASSIGN_OR_RETURN(const std::string folder, FindHfDirectory(from));
   // Where the model is tied, one rank reads both matrices whole to compare them.
-  return OpenHfWeights(folder, MakeWeightTable(recipe.weights, recipe.engine.model), recipe.engine.model,
+  return OpenHfWeights(folder, MakeWeightTable(recipe.engine.model), recipe.engine.model,
                        /*compare_head=*/first_rank, alive);
 }
 

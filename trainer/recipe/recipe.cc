@@ -256,8 +256,7 @@ absl::StatusOr<Recipe> MakeRecipe(const RunConfig& config, int world_size, const
   CheckBatch(config, &recipe, &problems);
   absl::StatusOr<ModelFamily> family = FindFamily(families, model->family());
   if (family.ok()) {
-    recipe.engine.model = family->specify(*model, &problems);
-    recipe.weights = family->weights;
+    recipe.engine.model = Specify(*family, *model, &problems);
     if (config.data().sequence_length() > recipe.engine.model.max_positions) {
       problems.push_back(absl::StrCat("data.sequence_length: ", config.data().sequence_length(),
                                       " exceeds model.max_position_embeddings ", recipe.engine.model.max_positions));

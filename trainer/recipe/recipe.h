@@ -25,7 +25,6 @@ struct CorpusFacts {
 struct Recipe {
   RunConfig config;              // with everything that was left open filled in
   EnginePlan engine;             // what the config says of the model on its ranks
-  WeightNames weights;           // of the family's checkpoints
   int64_t num_microbatches = 0;  // per data-parallel rank and step
   int64_t tokens_per_step = 0;   // over all ranks
   int64_t total_steps = 0;

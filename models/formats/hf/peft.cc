@@ -160,7 +160,7 @@ absl::StatusOr<PeftConfig> ReadPeftConfig(const std::string& folder) {
   adapter.set_use_dora(reader.Bool("use_dora").value_or(false));
   if (const auto dropout = reader.Number("lora_dropout"); dropout.has_value()) adapter.set_lora_dropout(*dropout);
   reader.Require("bias", "none", "trains biases, which cannot be read");
-  reader.Require("fan_in_fan_out", false, "is for transposed weights, which no family here has");
+  reader.Bool("fan_in_fan_out");  // how the base's matrices lie, which its family says
   if (const Json* start = reader.Find("init_lora_weights"); start != nullptr && start->is_string()) {
     const std::string method = JsonTextOr(*start, "");
     if (method != "gaussian" && method != "orthogonal" && method != "eva")
@@ -187,7 +187,7 @@ std::string WritePeftConfig(const PeftConfig& config, const std::vector<std::str
   json["base_model_name_or_path"] = config.base.empty() ? Json() : Json(config.base);
   json["bias"] = "none";
   if (a.modules_to_save_size() > 0) json["ensure_weight_tying"] = config.weights_tied;
-  json["fan_in_fan_out"] = false;
+  json["fan_in_fan_out"] = config.transposed;
   json["inference_mode"] = true;
   json["init_lora_weights"] = true;
   json["lora_alpha"] = a.lora_alpha();

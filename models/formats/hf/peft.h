@@ -18,6 +18,7 @@ inline constexpr char kPeftWeightsName[] = "adapter_model.safetensors";
 struct PeftConfig {
   AdapterConfig adapter;      // `from` is not set
   std::string base;           // base_model_name_or_path; may be ""
+  bool transposed = false;    // fan_in_fan_out: the base's files hold matrices as [inputs, outputs]
   bool weights_tied = false;  // ensure_weight_tying: of a tied matrix in modules_to_save both uses are trained
 };
 
