@@ -13,20 +13,26 @@ namespace trireme {
 namespace {
 
 std::shared_ptr<const DecoderShared> MakeShared(const DecoderSpec& spec, const BufferOptions& options,
+                                                const BufferOptions& expert_options,
                                                 const AttentionBackend& attention) {
   auto shared = std::make_shared<DecoderShared>();
   shared->spec = spec;
   shared->tensor = options.tensor_group != nullptr ? options.tensor_group : MakeSelfGroup("alone");
   shared->rotations = std::make_unique<RotationTables>(ArithmeticType(options.compute), options.device);
-  shared->parts = {attention, shared->rotations.get(), shared->tensor.get()};
+  shared->expert = expert_options.tensor_group != nullptr ? expert_options.tensor_group : MakeSelfGroup("alone");
+  shared->parts = {attention, shared->rotations.get(), shared->tensor.get(), shared->expert.get()};
   return shared;
 }
 
 // Makes the buffers of units and the units on them, in the model's order.
 class Builder {
  public:
-  Builder(const DecoderSpec& spec, const BufferOptions& options, const AttentionBackend& attention)
-      : spec_(spec), options_(options), shared_(MakeShared(spec, options, attention)) {}
+  Builder(const DecoderSpec& spec, const BufferOptions& options, const BufferOptions& expert_options,
+          const AttentionBackend& attention)
+      : spec_(spec),
+        options_(options),
+        expert_options_(expert_options),
+        shared_(MakeShared(spec, options, expert_options, attention)) {}
 
   ParameterBuffer* AddEmbeddingMatrix(bool used_twice) {
     return AddBuffer(kEmbeddingName, EmbeddingParameters(spec_), used_twice ? 2 : 1);
@@ -44,16 +50,16 @@ class Builder {
     BlockStorage storage;
     storage.weights.resize(parameters.size());
     std::vector<Rectangle> rectangles(parameters.size());
-    for (const bool quantized : {false, true}) {
+    for (const char* kind : {"", " (float32)", " (experts)", " (quantized)"}) {
       std::vector<ParameterSpec> specs;
       std::vector<size_t> places;
       for (size_t i = 0; i < parameters.size(); ++i) {
-        if (parameters[i].quantized != quantized) continue;
+        if (KindOf(parameters[i]) != kind) continue;
         specs.push_back(parameters[i]);
         places.push_back(i);
       }
       if (specs.empty()) continue;
-      storage.buffers.push_back(AddBuffer(quantized ? absl::StrCat(name, " (quantized)") : name, std::move(specs)));
+      storage.buffers.push_back(AddBuffer(absl::StrCat(name, kind), std::move(specs)));
       for (size_t i = 0; i < places.size(); ++i) {
         storage.weights[places[i]] = &storage.buffers.back()->weight(static_cast<int>(i));
         rectangles[places[i]] = storage.buffers.back()->rectangle(static_cast<int>(i));
@@ -94,8 +100,15 @@ class Builder {
   DecoderUnits Take() { return std::move(decoder_); }
 
  private:
+  // Parameters of one kind share a buffer.
+  static std::string KindOf(const ParameterSpec& parameter) {
+    if (parameter.quantized) return " (quantized)";
+    return parameter.expert ? " (experts)" : parameter.wide ? " (float32)" : "";
+  }
+
   ParameterBuffer* AddBuffer(const std::string& name, std::vector<ParameterSpec> specs, int uses = 1) {
-    BufferOptions options = options_;
+    BufferOptions options = specs[0].expert ? expert_options_ : options_;
+    if (specs[0].wide) options.compute = options.reduce = ArithmeticType(options.compute);
     options.name = name;
     options.uses = uses;
     if (specs[0].quantized) options.quantization = spec_.quantization;
@@ -106,7 +119,7 @@ class Builder {
   }
 
   const DecoderSpec& spec_;
-  const BufferOptions& options_;
+  const BufferOptions &options_, &expert_options_;
   std::shared_ptr<const DecoderShared> shared_;
   DecoderUnits decoder_;
 };
@@ -114,8 +127,10 @@ class Builder {
 }  // namespace
 
 DecoderUnits BuildDecoder(const DecoderSpec& spec, const BufferOptions& options, const AttentionBackend& attention,
-                          const UnitRange& range) {
-  Builder builder(spec, options, attention);
+                          const UnitRange& range, const BufferOptions* given) {
+  BufferOptions expert_options = given != nullptr ? *given : options;
+  if (given == nullptr) expert_options.tensor_group = nullptr;
+  Builder builder(spec, options, expert_options, attention);
   const auto has = [&](int64_t unit) { return unit >= range.begin && unit < range.end; };
   const bool first = has(0), last = has(spec.num_layers + 1);
   ParameterBuffer* embedding = range.embedding;

@@ -114,11 +114,16 @@ absl::StatusOr<std::unique_ptr<Engine>> Engine::Create(EnginePlan given, Mesh& m
                    "; use context_method: GATHER or another kernels.attention");
     }
   }
-  model->BuildStages(options);
+  BufferOptions expert_options = options;
+  expert_options.tensor_group = mesh.expert_group();
+  expert_options.gather_group = mesh.expert_data_group();
+  expert_options.reduce_group = mesh.expert_data_group(/*second=*/true);
+  expert_options.head_replica_groups.clear();
+  model->BuildStages(options, expert_options);
   return model;
 }
 
-void Engine::BuildStages(BufferOptions options) {
+void Engine::BuildStages(BufferOptions options, const BufferOptions& expert_options) {
   const Schedule& schedule = plan_.schedule;
   const int own = mesh_.coordinate(Axis::kPipeline), last = schedule.num_stages() - 1;
   const int first_rank = schedule.rank_of_stage[0], last_rank = schedule.rank_of_stage[last];
@@ -146,7 +151,7 @@ void Engine::BuildStages(BufferOptions options) {
     range.begin = range.end;
     range.end += plan_.stage_units[s];
     if (schedule.rank_of_stage[s] != own) continue;
-    DecoderUnits part = BuildDecoder(plan_.model, options, attention_, range);
+    DecoderUnits part = BuildDecoder(plan_.model, options, attention_, range, &expert_options);
     for (const auto& buffer : part.buffers) buffers_.push_back(buffer.get());
     if (s == 0 && plan_.model.tied_embeddings) range.embedding = part.buffers[0].get();
     StageOptions own_options = stage_options;

@@ -94,7 +94,7 @@ class Engine {
   int64_t Padding(int64_t tokens) const;
   // Ranks whose losses and gradients are parts of one sum: all but the tensor ranks, which hold the same losses.
   ProcessGroup& loss_group() const;
-  void BuildStages(BufferOptions options);
+  void BuildStages(BufferOptions options, const BufferOptions& expert_options);
 
   EnginePlan plan_;
   Mesh& mesh_;

@@ -36,10 +36,14 @@ std::vector<std::string> LayoutProblems(const BatchShape& batch, const PipelineC
   const int64_t data = mesh[Axis::kDataReplicate] * mesh[Axis::kDataShard];
   const int64_t length = batch.sequence_length, micro = batch.micro_batch_size, global = batch.global_batch_size;
   for (const LayerSpec& layer : model.layers) {
-    layer.mixer->CheckRanks(tensor, &problems);
-    layer.feed_forward->CheckRanks(tensor, &problems);
+    layer.mixer->CheckRanks(mesh, &problems);
+    layer.feed_forward->CheckRanks(mesh, &problems);
     if (!problems.empty()) break;  // other layers would say the same
   }
+  const int inner = mesh[Axis::kDataShard] * context * tensor;
+  if (inner % mesh.expert != 0)
+    problems.push_back(absl::StrCat("parallel.expert: ", mesh.expert,
+                                    " does not divide data_shard x context x tensor = ", inner, " ranks"));
   if (problems.empty() && model.quantization.has_value()) {
     for (const ParameterSpec& parameter : DecoderParameters(model)) {
       if (!parameter.quantized) continue;
@@ -91,12 +95,15 @@ std::string ProposeLayout(const BatchShape& batch, const PipelineChoice& choice,
           mesh[Axis::kContext] = context;
           mesh[Axis::kDataReplicate] = replicate;
           mesh[Axis::kDataShard] = world / tensor / pipeline / context / replicate;
-          double distance = 0;
-          for (int axis = 0; axis < kNumAxes; ++axis)
-            distance += std::abs(std::log2(static_cast<double>(mesh.size[axis]) / wished.size[axis]));
-          if (distance < best_distance - 1e-9 && LayoutProblems(batch, choice, model, mesh).empty()) {
-            best = mesh;
-            best_distance = distance;
+          for (int expert : wished.expert == 1 ? std::vector<int>{1} : Divisors(world / pipeline / replicate)) {
+            mesh.expert = expert;
+            double distance = std::abs(std::log2(static_cast<double>(expert) / wished.expert));
+            for (int axis = 0; axis < kNumAxes; ++axis)
+              distance += std::abs(std::log2(static_cast<double>(mesh.size[axis]) / wished.size[axis]));
+            if (distance < best_distance - 1e-9 && LayoutProblems(batch, choice, model, mesh).empty()) {
+              best = mesh;
+              best_distance = distance;
+            }
           }
         }
       }
@@ -107,6 +114,7 @@ std::string ProposeLayout(const BatchShape& batch, const PipelineChoice& choice,
   for (Axis axis : {Axis::kTensor, Axis::kPipeline, Axis::kContext, Axis::kDataShard, Axis::kDataReplicate}) {
     if (best[axis] > 1) absl::StrAppend(&text, " ", AxisName(axis), ": ", best[axis]);
   }
+  if (best.expert > 1) absl::StrAppend(&text, " expert: ", best.expert);
   return absl::StrCat(text, " }");
 }
 

@@ -30,7 +30,9 @@ UnitSize SizeOf(const EnginePlan& plan, const std::vector<ParameterSpec>& parame
   UnitSize size;
   for (const ParameterSpec& parameter : parameters) {
     int64_t n = Numel(parameter);
-    if (parameter.placement != Placement::kReplicated) {
+    if (parameter.expert) {
+      n /= plan.mesh.expert;
+    } else if (parameter.placement != Placement::kReplicated) {
       const int64_t parts = parameter.heads > 0 ? std::min(tensor, parameter.heads) : tensor;
       n = (n + parts - 1) / parts;
     }

@@ -1,10 +1,11 @@
+#include "models/families/granite.h"
+
 #include "models/parts/draft.h"
 #include "models/spec/family.h"
 
 namespace trireme {
-namespace {
 
-DecoderSpec SpecifyGranite(const ModelConfig& config, std::vector<std::string>* problems) {
+DecoderDraft DraftGranite(const ModelConfig& config, std::vector<std::string>* problems) {
   DecoderDraft draft = DraftDecoder(config, problems);
   CheckPositive("embedding_multiplier", config.embedding_multiplier(), /*zero_too=*/false, problems);
   CheckPositive("residual_multiplier", config.residual_multiplier(), /*zero_too=*/false, problems);
@@ -14,7 +15,13 @@ DecoderSpec SpecifyGranite(const ModelConfig& config, std::vector<std::string>* 
   draft.block.residual_multiplier = config.residual_multiplier();
   draft.attention.scale = config.attention_multiplier();
   draft.spec.head.scale = 1 / config.logits_scaling();
-  return draft.Build(problems);
+  return draft;
+}
+
+namespace {
+
+DecoderSpec SpecifyGranite(const ModelConfig& config, std::vector<std::string>* problems) {
+  return DraftGranite(config, problems).Build(problems);
 }
 
 }  // namespace

@@ -38,7 +38,7 @@ class Attention final : public BlockPart {
     SelfAttentionArguments attention = Arguments(call);
     at::Tensor qkv =
         call.input.Multiply(weights.At(absl::StrCat(kQ, ".weight")), weights.Find(absl::StrCat(kQ, ".bias")), kKeepQkv);
-    if (s_.clip > 0) qkv = at::clamp(qkv, -s_.clip, s_.clip);
+    if (s_.clip > 0 && !s_.clip_after_norm) qkv = at::clamp(qkv, -s_.clip, s_.clip);
     if (s_.head_norm.has_value()) {
       if (s_.head_norm->after_rotation) {
         qkv = Rotate(qkv, attention);
@@ -46,6 +46,7 @@ class Attention final : public BlockPart {
       }
       qkv = Normed(qkv, attention, weights, tensor);
     }
+    if (s_.clip > 0 && s_.clip_after_norm) qkv = at::clamp(qkv, -s_.clip, s_.clip);
     const at::Tensor attended = SelfAttention(qkv, attention);
     return Linear(attended, weights.At(absl::StrCat(kO, ".weight")), tensor, call.residual(),
                   weights.Find(absl::StrCat(kO, ".bias")));
@@ -62,7 +63,8 @@ class Attention final : public BlockPart {
     return memory;
   }
 
-  void CheckRanks(int tensor, std::vector<std::string>* problems) const override {
+  void CheckRanks(const MeshShape& mesh, std::vector<std::string>* problems) const override {
+    const int tensor = mesh[Axis::kTensor];
     if (s_.heads % tensor != 0)
       problems->push_back(
           absl::StrCat("parallel.tensor: ", tensor, " does not divide model.num_attention_heads ", s_.heads));

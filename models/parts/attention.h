@@ -26,6 +26,7 @@ struct AttentionSettings {
   int64_t heads = 0, kv_heads = 0, head_dim = 0;
   bool qkv_bias = false, output_bias = false;  // of the projections
   double clip = 0;                             // queries, keys and values are cut to [-clip, clip]; 0: they are not
+  bool clip_after_norm = false;                // once heads are normed
   std::optional<HeadNormSpec> head_norm;
   std::optional<Rotation> rotation;
   bool alibi = false;  // scores fall with distance (arXiv 2108.12409)

@@ -61,7 +61,8 @@ class FeedForward final : public BlockPart {
     return memory;
   }
 
-  void CheckRanks(int tensor, std::vector<std::string>* problems) const override {
+  void CheckRanks(const MeshShape& mesh, std::vector<std::string>* problems) const override {
+    const int tensor = mesh[Axis::kTensor];
     if (s_.width % tensor != 0)
       problems->push_back(
           absl::StrCat("parallel.tensor: ", tensor, " does not divide model.intermediate_size ", s_.width));

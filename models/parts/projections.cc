@@ -53,4 +53,22 @@ void Projections::AddNumber(const std::string& name, double value, bool trainabl
   made_.push_back(std::move(spec));
 }
 
+void Projections::AddRouter(const std::string& name, int64_t rows) {
+  Add(name, {rows, place_.hidden_size}, Placement::kReplicated, place_.deviation, 0, false);
+  made_.back().wide = true;
+}
+
+void Projections::AddCorrection(const std::string& name, int64_t width) {
+  Add(name, {width}, Placement::kReplicated, 0, 0, false);
+  made_.back().wide = true;
+  made_.back().trainable = false;
+}
+
+void Projections::AddExperts(const std::string& name, int64_t experts, int64_t rows, int64_t columns, double deviation,
+                             double active) {
+  Add(name, {experts * rows, columns}, Placement::kRows, deviation, experts, false);
+  made_.back().expert = true;
+  made_.back().active = active;
+}
+
 }  // namespace trireme

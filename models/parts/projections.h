@@ -26,6 +26,13 @@ class Projections {
   // A norm's weight and bias. heads: they lie with the heads that tensor ranks have; 0: each rank has all.
   void AddNorm(const std::string& name, const NormSpec& norm, int64_t width, int64_t heads);
 
+  // A matrix [rows, hidden] that every rank has whole, in float32.
+  void AddRouter(const std::string& name, int64_t rows);
+  // Numbers in float32 that no gradient reaches.
+  void AddCorrection(const std::string& name, int64_t width);
+  // A matrix [rows, columns] for each expert, stacked. active: the share of experts that a token has.
+  void AddExperts(const std::string& name, int64_t experts, int64_t rows, int64_t columns, double deviation,
+                  double active);
   // One number, which all ranks have; one that is not trained stays what it is.
   void AddNumber(const std::string& name, double value, bool trainable);
 

@@ -11,7 +11,7 @@ namespace {
 double BlockWeights(const DecoderSpec& spec, int64_t layer) {
   double weights = 0;
   for (const ParameterSpec& parameter : BlockParameters(spec, layer)) {
-    if (parameter.shape.size() == 2) weights += static_cast<double>(Numel(parameter));
+    if (parameter.shape.size() == 2) weights += parameter.active * static_cast<double>(Numel(parameter));
   }
   return weights;
 }

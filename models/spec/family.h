@@ -63,6 +63,14 @@ ModelFamily FalconFamily();
 ModelFamily OptFamily();
 ModelFamily BloomFamily();
 
+// Mixtures of experts.
+ModelFamily Qwen3MoeFamily();
+ModelFamily MixtralFamily();
+ModelFamily OlmoeFamily();
+ModelFamily Qwen2MoeFamily();
+ModelFamily Glm4MoeFamily();
+ModelFamily GraniteMoeFamily();
+
 // What `family` makes of the configuration, with the names of its checkpoints.
 DecoderSpec Specify(const ModelFamily& family, const ModelConfig& config, std::vector<std::string>* problems);
 

@@ -151,7 +151,9 @@ std::vector<ParameterSpec> BlockParameters(const DecoderSpec& s, int64_t index) 
   if (!s.quantization.has_value()) return block;
   EachMatrixGroup(block, [&](size_t begin, size_t end) {
     bool stays = false;
-    for (size_t i = begin; i < end; ++i) stays = stays || StaysUnquantized(s, block[i]);
+    // Experts and routers stay as they are, as bitsandbytes leaves them in Transformers.
+    for (size_t i = begin; i < end; ++i)
+      stays = stays || block[i].expert || block[i].wide || StaysUnquantized(s, block[i]);
     for (size_t i = begin; i < end && !stays; ++i) {
       block[i].quantized = true;
       block[i].trainable = false;
@@ -284,7 +286,7 @@ std::vector<std::string> LinearModules(const DecoderSpec& spec) {
   std::vector<std::string> names;
   for (int64_t layer = 0; layer < spec.num_layers; ++layer) {
     for (const ParameterSpec& parameter : BlockParameters(spec, layer)) {
-      if (parameter.shape.size() != 2) continue;
+      if (parameter.shape.size() != 2 || parameter.expert || parameter.wide) continue;
       const std::string module = StoredModule(spec, parameter.name);
       if (names.empty() || names.back() != module) names.push_back(module);
     }

@@ -17,6 +17,7 @@
 #include "kernels/attention/attention.h"
 #include "kernels/base/weight.h"
 #include "models/spec/rotation.h"
+#include "parallel/comm/mesh.h"
 #include "parallel/comm/process_group.h"
 #include "parallel/sharding/parameter_buffer.h"
 #include "parallel/sharding/unit.h"
@@ -90,6 +91,7 @@ struct PartResources {
   AttentionBackend attention;
   RotationTables* rotations = nullptr;
   ProcessGroup* tensor = nullptr;
+  ProcessGroup* expert = nullptr;  // over which experts are cut
 };
 
 // One forward pass of a part.
@@ -138,8 +140,8 @@ class BlockPart {
   // The part's result [t, hidden]; all tensor ranks call it alike.
   virtual at::Tensor Forward(const PartCall& call) const = 0;
   virtual PartMemory Memory(const RankSizes& sizes) const = 0;
-  // Appends why `tensor` ranks cannot share it, each naming a field.
-  virtual void CheckRanks(int tensor, std::vector<std::string>* problems) const = 0;
+  // Appends why the mesh cannot share it, each problem naming a field.
+  virtual void CheckRanks(const MeshShape& mesh, std::vector<std::string>* problems) const = 0;
   // None: it does not attend.
   virtual std::optional<AttentionShape> attention() const { return std::nullopt; }
 };

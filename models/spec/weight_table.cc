@@ -2,6 +2,7 @@
 
 #include <absl/strings/match.h>
 #include <absl/strings/str_replace.h>
+#include <absl/strings/str_split.h>
 
 #include <algorithm>
 #include <map>
@@ -184,7 +185,10 @@ WeightTable MakeWeightTable(const DecoderSpec& spec) {
     if (stored.transposed) std::reverse(stored.shape.begin(), stored.shape.end());
     stored.label = stored.shape;
     if (kept.rule.scalar) stored.label.clear();
-    if (kept.rule.by_heads) stored.label = {kept.spec.heads, rows / kept.spec.heads};
+    if (kept.rule.by_heads) {
+      stored.label = {kept.spec.heads, rows / kept.spec.heads};
+      if (stored.shape.size() == 2) stored.label.push_back(stored.shape[1]);
+    }
     table.stored.push_back(std::move(stored));
     return found->second;
   };
@@ -195,11 +199,16 @@ WeightTable MakeWeightTable(const DecoderSpec& spec) {
     const size_t number = table.parameters.size();
     const Parts& parts = parts_of.at(kept.stored);
     if (absl::StrContains(kept.stored, '#')) {
-      const int64_t pieces = kept.spec.heads, rows = kept.spec.shape[0] / pieces;
+      const std::vector<std::string> names_of_piece = absl::StrSplit(kept.stored, '|');
+      const int64_t pieces = kept.spec.heads, parts_of_piece = static_cast<int64_t>(names_of_piece.size());
+      const int64_t rows = kept.spec.shape[0] / pieces / parts_of_piece;
       Runs runs(number);
       for (int64_t piece = 0; piece < pieces; ++piece) {
-        const std::string name = absl::StrReplaceAll(kept.stored, {{"#", absl::StrCat(piece)}});
-        runs.Add(piece * rows, place(name, kept, rows), 0, rows);
+        for (int64_t part = 0; part < parts_of_piece; ++part) {
+          const std::string name =
+              absl::StrReplaceAll(names_of_piece[static_cast<size_t>(part)], {{"#", absl::StrCat(piece)}});
+          runs.Add((piece * parts_of_piece + part) * rows, place(name, kept, rows), 0, rows);
+        }
       }
       parameter.runs = runs.Take();
     } else {

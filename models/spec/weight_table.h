@@ -14,14 +14,16 @@ namespace trireme {
 
 // One kind of parameter of a family, as data.
 struct WeightRule {
-  const char* name;         // ours, a literal; * stands for the layer's number
-  const char* stored;       // theirs, likewise; # stands for the number of a head, each of which is a tensor of its own
-  bool transposed = false;  // a matrix is stored as [columns, rows]
-  int part = 0, parts = 1;  // the stored rows are those of `parts` of our parameters, this being the part-th
-  bool per_group = false;   // ... of each group of heads in turn (a key head and its queries), instead of each
-                            // parameter in turn
+  const char* name;  // ours, a literal; * stands for the layer's number
+  // Theirs, likewise. # stands for the number of a head or expert, each of which is a tensor of its own. Several names
+  // with | between them: the rows of each head or expert are equal parts that are tensors of their own.
+  const char* stored;
+  bool transposed = false;    // a matrix is stored as [columns, rows]
+  int part = 0, parts = 1;    // the stored rows are those of `parts` of our parameters, this being the part-th
+  bool per_group = false;     // ... of each group of heads in turn (a key head and its queries), instead of each
+                              // parameter in turn
   bool rotary_order = false;  // the rows of a head are in another order where rotation is partial (RotaryOrder)
-  bool by_heads = false;      // a vector is stored as [heads, head_dim]
+  bool by_heads = false;      // rows are stored as [heads, rows of a head, ...]
   bool scalar = false;        // a vector of one number is stored without dimensions
   bool (*applies)(const DecoderSpec& spec) = nullptr;  // null: to every model of the family
 };

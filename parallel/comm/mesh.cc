@@ -1,5 +1,6 @@
 #include "parallel/comm/mesh.h"
 
+#include <algorithm>
 #include <cstdlib>
 #include <utility>
 
@@ -76,6 +77,7 @@ std::string MeshShape::ToString() const {
   for (int axis = 0; axis < kNumAxes; ++axis) {
     absl::StrAppend(&text, axis == 0 ? "" : " x ", AxisName(static_cast<Axis>(axis)), " ", size[axis]);
   }
+  if (expert > 1) absl::StrAppend(&text, ", expert ", expert);
   return text;
 }
 
@@ -148,6 +150,33 @@ std::shared_ptr<ProcessGroup> Mesh::Get(std::initializer_list<Axis> axes, Kind k
   if (size == 1) return group = MakeSelfGroup(name);
   const std::vector<int> members = MembersOf(set);
   return group = Make(name, members, members[0], kind);
+}
+
+std::shared_ptr<ProcessGroup> Mesh::Among(const std::string& name, Kind kind, bool (*same)(int a, int b, int expert)) {
+  std::shared_ptr<ProcessGroup>& group = splits_[name];
+  if (group != nullptr) return group;
+  constexpr unsigned kInner = 1u << static_cast<int>(Axis::kDataShard) | 1u << static_cast<int>(Axis::kContext) |
+                              1u << static_cast<int>(Axis::kTensor);
+  // They are neighbours in the job: tensor is innermost, then context, then data_shard.
+  const std::vector<int> all = MembersOf(kInner);
+  const int own = static_cast<int>(std::find(all.begin(), all.end(), control_->rank()) - all.begin());
+  std::vector<int> members;
+  for (int place = 0; place < static_cast<int>(all.size()); ++place) {
+    if (same(own, place, shape_.expert)) members.push_back(all[static_cast<size_t>(place)]);
+  }
+  // Every rank of the job has as many.
+  if (members.size() == 1) return group = MakeSelfGroup(name);
+  return group = Make(name, members, members[0], kind);
+}
+
+std::shared_ptr<ProcessGroup> Mesh::expert_group() {
+  return Among("expert", Kind::kDevice, [](int a, int b, int expert) { return a / expert == b / expert; });
+}
+
+std::shared_ptr<ProcessGroup> Mesh::expert_data_group(bool second) {
+  const bool own = second && device_.is_cuda();
+  return Among(own ? "expert_data(2)" : "expert_data", own ? Kind::kSecond : Kind::kDevice,
+               [](int a, int b, int expert) { return a % expert == b % expert; });
 }
 
 std::shared_ptr<ProcessGroup> Mesh::Split(Axis axis, const std::vector<int>& part_of, const std::string& name) {

@@ -23,6 +23,9 @@ const char* AxisName(Axis axis);
 
 struct MeshShape {
   std::array<int, kNumAxes> size = {1, 1, 1, 1, 1};
+  // No axis of its own: so many neighbours of data_shard x context x tensor share the experts, each having a part of
+  // them. It divides that product.
+  int expert = 1;
   int operator[](Axis axis) const { return size[static_cast<int>(axis)]; }
   int& operator[](Axis axis) { return size[static_cast<int>(axis)]; }
   int world() const;
@@ -53,6 +56,11 @@ class Mesh {
   // The ranks that differ from this one along these axes only, in mesh order. Collective over the job on first use (all
   // ranks ask for the same sets in the same order). Never null.
   std::shared_ptr<ProcessGroup> group(std::initializer_list<Axis> axes);
+
+  // The ranks that have the other experts, and those that have the same ones as this rank, of the same place in
+  // pipeline and data_replicate. second: as second_group().
+  std::shared_ptr<ProcessGroup> expert_group();
+  std::shared_ptr<ProcessGroup> expert_data_group(bool second = false);
 
   // The same ranks, talking over MPI: for CPU tensors on GPU runs (counts, norms, statuses). On CPU runs it is group()
   // itself.
@@ -92,6 +100,8 @@ class Mesh {
   std::unique_ptr<OperationLog> log_ = std::make_unique<OperationLog>();
   std::shared_ptr<ProcessGroup> control_;
   std::shared_ptr<ProcessGroup> Make(const std::string& name, const std::vector<int>& members, int color, Kind kind);
+  // Of the ranks along data_shard, context and tensor those that `same` says belong to this one, by their places there.
+  std::shared_ptr<ProcessGroup> Among(const std::string& name, Kind kind, bool (*same)(int a, int b, int expert));
 
   std::map<std::pair<unsigned, Kind>, std::shared_ptr<ProcessGroup>> groups_;  // by set of axes (one bit each) and kind
   std::map<std::string, std::shared_ptr<ProcessGroup>> splits_;                // by name

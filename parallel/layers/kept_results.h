@@ -18,6 +18,9 @@ inline constexpr const char* kKeepQkv = "qkv";              // [tokens, (heads +
 inline constexpr const char* kKeepAttention = "attention";  // output [tokens, heads * head_dim] and lse
 inline constexpr const char* kKeepGateUp = "gate_up";       // [tokens, 2 intermediate]
 
+// What is kept whatever else is: [tokens, per_token] the experts that were chosen.
+inline constexpr const char* kKeepRouting = "routing";
+
 // What one unit keeps of one microbatch. The first pass fills it, the second empties it.
 class KeptResults {
  public:
@@ -32,7 +35,7 @@ class KeptResults {
       return results;
     }
     std::vector<at::Tensor> results = compute();
-    if (recording && names_->count(name) > 0) results_[name] = results;
+    if (recording && (names_->count(name) > 0 || std::string(name) == kKeepRouting)) results_[name] = results;
     return results;
   }
 

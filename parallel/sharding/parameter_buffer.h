@@ -43,6 +43,10 @@ struct ParameterSpec {
       false;  // multiplied as one matrix with the parameter before: lies unpadded after it, same columns
   Placement placement = Placement::kReplicated;
   int64_t heads = 0;  // kRows: the rows are this many heads; fewer than ranks are held by several ranks each. 0: any
+  bool expert =
+      false;  // of a mixture's experts, whose heads they are: cut over expert ranks, in a buffer of its own kind
+  bool wide = false;       // float32 whatever the compute type, in a buffer of its own kind
+  double active = 1;       // the share of tokens that multiply with it
   bool quantized = false;  // a matrix that is held in fewer bits, in a buffer of its own kind; not trainable
 };
 

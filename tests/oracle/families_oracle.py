@@ -23,6 +23,10 @@ YARN = dict(rope_type="yarn", rope_theta=20000.0, factor=4.0, original_max_posit
 YARN_FULL = dict(YARN, beta_fast=16.0, beta_slow=2.0, attention_factor=1.2)
 LONGROPE = dict(rope_type="longrope", rope_theta=10000.0, short_factor=[1.0 + 0.05 * i for i in range(8)], long_factor=[1.0 + 0.5 * i for i in range(8)])
 NO_PAD = dict(pad_token_id=None)
+EXPERTS = dict(moe_intermediate_size=48)
+ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
+MIXTURES = ("qwen3_moe", "mixtral", "olmoe", "qwen2_moe", "glm4_moe", "granitemoe")
+EXPERT_MESHES = ((4, "tensor: 2 expert: 4"), (4, "expert: 2 shard: OPTIMIZER"))
 QWEN_WINDOW = dict(use_sliding_window=True, sliding_window=20, max_window_layers=1)
 # Without a padding id: its row of the embedding would get no gradient.
 GEMMA = dict(head_dim=24, query_pre_attn_scalar=20, sliding_window=20, pad_token_id=None)
@@ -173,6 +177,32 @@ FAMILIES = {
         ("llama3 rope", dict(rope_parameters=LLAMA3, **NO_PAD)),
         ("biases, tied, one kv head", dict(**NO_PAD, attention_bias=True, tie_word_embeddings=True, num_key_value_heads=1, rope_parameters=dict(rope_type="default", rope_theta=9000.0))),
     ],
+    "qwen3_moe": [
+        ("two of eight, not normed", dict(EXPERTS, num_experts=8, head_dim=16, num_experts_per_tok=2)),
+        ("normed, one dense layer, tied", dict(EXPERTS, num_experts=4, num_experts_per_tok=3, norm_topk_prob=True, num_hidden_layers=3, mlp_only_layers=[0], decoder_sparse_step=1, head_dim=32, tie_word_embeddings=True)),
+        ("one expert", dict(EXPERTS, num_experts=8, num_experts_per_tok=1, decoder_sparse_step=2, head_dim=16)),
+        ("all experts", dict(EXPERTS, num_experts=4, num_experts_per_tok=4, norm_topk_prob=True, head_dim=16)),
+    ],
+    "mixtral": [
+        ("two of four", dict(num_local_experts=4, num_experts_per_tok=2, intermediate_size=48)),
+        ("window, tied, one of eight", dict(num_local_experts=8, num_experts_per_tok=1, sliding_window=20, tie_word_embeddings=True, intermediate_size=48, head_dim=32)),
+    ],
+    "olmoe": [
+        ("two of eight, clipped", dict(num_experts=8, num_experts_per_tok=2, intermediate_size=48, clip_qkv=0.8, **NO_PAD)),
+        ("normed, biases", dict(num_experts=4, num_experts_per_tok=2, intermediate_size=48, norm_topk_prob=True, attention_bias=True, num_key_value_heads=4, **NO_PAD)),
+    ],
+    "qwen2_moe": [
+        ("shared expert", dict(EXPERTS, num_experts=8, num_experts_per_tok=2, shared_expert_intermediate_size=80)),
+        ("normed, dense layers", dict(EXPERTS, num_experts=4, num_experts_per_tok=2, norm_topk_prob=True, shared_expert_intermediate_size=32, num_hidden_layers=4, decoder_sparse_step=2)),
+    ],
+    "glm4_moe": [
+        ("two groups, correction", dict(EXPERTS, n_routed_experts=8, num_experts_per_tok=3, n_group=2, topk_group=1, routed_scaling_factor=1.5, num_hidden_layers=3, head_dim=16, use_qk_norm=True, **NO_PAD)),
+        ("one group, not normed, biases", dict(EXPERTS, n_routed_experts=4, num_experts_per_tok=2, norm_topk_prob=False, n_shared_experts=2, first_k_dense_replace=0, attention_bias=True, head_dim=32, **NO_PAD)),
+    ],
+    "granitemoe": [
+        ("two of four", dict(num_local_experts=4, num_experts_per_tok=2, intermediate_size=48, embedding_multiplier=3.0, attention_multiplier=0.2, residual_multiplier=0.5, logits_scaling=2.0)),
+        ("all of four, biases, tied", dict(num_local_experts=4, num_experts_per_tok=4, intermediate_size=48, attention_bias=True, tie_word_embeddings=True)),
+    ],
     "starcoder2": [
         ("window, tied", dict(sliding_window=20)),
         ("no biases, untied, linear rope", dict(use_bias=False, tie_word_embeddings=False, rope_parameters=LINEAR)),
@@ -283,7 +313,7 @@ def lora_of(peft):
     return {key if "magnitude" not in key else key.replace("_vector.weight", "_vector"): value for key, value in names.items()}
 
 
-def check_lora(checks, trireme, folder, name, path, reference, corpus, batch, dora):
+def check_lora(checks, trireme, folder, name, path, reference, corpus, batch, targets, dora):
     """A directory of PEFT continued by us, written again, merged: gradients, values and logits."""
     import copy
 
@@ -296,7 +326,7 @@ def check_lora(checks, trireme, folder, name, path, reference, corpus, batch, do
 
     name = f"{name}, {'DoRA' if dora else 'LoRA'}"
     adapter, out = os.path.join(folder, "adapter"), os.path.join(folder, "adapter_again")
-    peft = wrap(copy.deepcopy(reference), dict(r=4, lora_alpha=8, target_modules="all-linear", use_dora=dora), 7).train()
+    peft = wrap(copy.deepcopy(reference), dict(r=4, lora_alpha=8, target_modules=ATTENTION if targets == "attention" else targets, use_dora=dora), 7).train()
     peft.save_pretrained(adapter)
     loss = ref.forward_backward(peft, batch)
     expected = {key: value.grad.clone() for key, value in lora_of(peft).items()}
@@ -357,9 +387,10 @@ def run(checks, probe, trireme, only, every):
                 if index % 2 == 1:
                     edit_config(path, old_dialect)
                     old_file(path, family)
-                check_training(checks, ref, trireme, own, name, path, reference, corpus, batch)
+                experts = family in MIXTURES
+                check_training(checks, ref, trireme, own, name, path, reference, corpus, batch, EXPERT_MESHES if experts else ())
                 if index < 2 and (every or only or family in ("gpt2", "phi3")):
-                    check_lora(checks, trireme, own, name, path, reference, corpus, batch, dora=index == 1)
+                    check_lora(checks, trireme, own, name, path, reference, corpus, batch, "attention" if experts else "all-linear", dora=index == 1)
 
 
 def main():

@@ -66,15 +66,15 @@ def compare_gradients(checks, name, before, after, expected):
     checks.within(f"{name}: gradients of {len(expected)} tensors ({worst_name}), of the tolerance", worst, 1.0)
 
 
-def check_training(checks, ref, trireme, folder, name, path, reference, corpus, batch):
+def check_training(checks, ref, trireme, folder, name, path, reference, corpus, batch, more_meshes=()):
     loss = ref.forward_backward(reference, batch)
     gradients = ref.gradients_of(reference)
     before = ref.weights_of(reference)
-    for ranks, mesh in ((1, ""), (WORLD, "tensor: 2 pipeline: 2")):
-        label = f"{name}, {ranks} ranks"
-        out = os.path.join(folder, f"trained{ranks}")
+    for number, (ranks, mesh) in enumerate(((1, ""), (WORLD, "tensor: 2 pipeline: 2"), *more_meshes)):
+        label = f"{name}, {ranks} ranks {mesh}".rstrip()
+        out = os.path.join(folder, f"trained{number}")
         more = f'export {{ output: "{out}" dtype: FP32 }}'
-        config, run_dir = recipe(folder, f"run{ranks}", f'from: "{path}"', corpus, mesh=mesh, more=more)
+        config, run_dir = recipe(folder, f"run{number}", f'from: "{path}"', corpus, mesh=mesh, more=more)
         trireme("train", config, ranks=ranks)
         checks.within(f"{label}: loss against Transformers'", abs(first_loss(run_dir) / loss - 1), LOSS_TOLERANCE)
         model, complaints = load(out)

@@ -51,6 +51,7 @@ std::string CheckParallel(const RunConfig& config, int world, Recipe* recipe, Pr
                             "` or set data_shard: 0");
   }
   recipe->engine.mesh[Axis::kDataShard] = shard;
+  recipe->engine.mesh.expert = degree("expert", p.expert());
   recipe->config.mutable_parallel()->set_data_shard(shard);
   return mismatch;
 }

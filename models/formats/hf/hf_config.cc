@@ -145,6 +145,11 @@ void ReadWindows(JsonReader& reader, const HfModelType& type, ModelConfig* model
   const std::optional<int32_t> value = reader.Integer("sliding_window");
   int32_t window = value.has_value() || reader.Has("sliding_window") ? value.value_or(0) : type.sliding_window;
   model->set_sliding_window(0);
+  if (type.windows == HfWindows::kOff) {
+    reader.Require("use_sliding_window", false, "is not supported");
+    for (const char* key : {"max_window_layers", "layer_types"}) reader.Find(key);
+    return;
+  }
   if (type.windows == HfWindows::kNone) {
     if (window != 0)
       reader.Bad("sliding_window", window,

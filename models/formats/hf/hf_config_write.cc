@@ -80,6 +80,10 @@ namespace {
 
 void WriteWindows(const ModelConfig& model, const HfModelType& type, nlohmann::ordered_json* json) {
   if (type.windows == HfWindows::kNone) return;
+  if (type.windows == HfWindows::kOff) {
+    (*json)["use_sliding_window"] = false;
+    return;
+  }
   (*json)["sliding_window"] = model.sliding_window() > 0 ? Json(model.sliding_window()) : Json();
   if (type.windows == HfWindows::kAll) return;
   Json types = Json::array();

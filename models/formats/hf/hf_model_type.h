@@ -16,6 +16,7 @@ namespace trireme {
 
 enum class HfWindows {
   kNone,
+  kOff,       // has use_sliding_window, which must be false
   kAll,       // every layer has sliding_window
   kSwitched,  // use_sliding_window, then the layers from max_window_layers on, or those of layer_types
   kPattern,   // all but each window_period-th layer (0: all), or those of layer_types

@@ -1,0 +1,153 @@
+#include "kernels/experts/grouped.h"
+
+#include <ATen/ops/empty.h>
+
+#include <algorithm>
+
+#include "kernels/base/ops.h"
+#include "kernels/cpu/dispatch_dtype.h"
+#include "kernels/matrix/gemm.h"
+
+namespace trireme {
+namespace {
+
+constexpr int64_t kRowBlock = 128;     // rows of an expert that one task takes
+constexpr int64_t kMatrixBlock = 256;  // rows of its matrix, where gradients of weights are made
+
+at::Tensor InArithmetic(const at::Tensor& x) {
+  if (x.scalar_type() != at::kBFloat16) return x.contiguous();
+  at::Tensor wide = at::empty(x.sizes(), x.options().dtype(at::kFloat));
+  CopyConverted(x.contiguous(), wide);
+  return wide;
+}
+
+at::Tensor Rounded(const at::Tensor& x, at::ScalarType dtype) {
+  if (x.scalar_type() == dtype) return x;
+  at::Tensor narrow = at::empty(x.sizes(), x.options().dtype(dtype));
+  CopyConverted(x, narrow);
+  return narrow;
+}
+
+// A piece of work for one thread.
+struct GroupTask {
+  int64_t expert, begin, size;
+};
+
+// Blocks of each expert's rows, the largest first: threads take tasks as they become free.
+std::vector<GroupTask> RowTasks(const ExpertOffsets& offsets) {
+  std::vector<GroupTask> tasks;
+  for (size_t e = 0; e + 1 < offsets.size(); ++e) {
+    for (int64_t begin = offsets[e]; begin < offsets[e + 1]; begin += kRowBlock)
+      tasks.push_back({static_cast<int64_t>(e), begin, std::min(kRowBlock, offsets[e + 1] - begin)});
+  }
+  std::stable_sort(tasks.begin(), tasks.end(), [](const GroupTask& a, const GroupTask& b) { return a.size > b.size; });
+  return tasks;
+}
+
+template <typename Body>
+void InType(const at::Tensor& x, const Body& body) {
+  DispatchDtype(x.scalar_type(), [&](auto type) {
+    using C = decltype(type);
+    if constexpr (!std::is_same_v<C, Bf16>) body(C());
+  });
+}
+
+}  // namespace
+
+at::Tensor GroupedMatmulTransposed(const at::Tensor& x, const at::Tensor& w, const ExpertOffsets& offsets) {
+  const int64_t experts = static_cast<int64_t>(offsets.size()) - 1, n = w.size(0) / experts, k = x.size(1);
+  if (x.is_cuda()) {
+    at::Tensor y = at::empty({x.size(0), n}, x.options());
+    for (const GroupTask& e : RowTasks(offsets))
+      y.narrow(0, e.begin, e.size).copy_(MatmulTransposed(x.narrow(0, e.begin, e.size), w.narrow(0, e.expert * n, n)));
+    return y;
+  }
+  const at::Tensor rows = InArithmetic(x), matrices = InArithmetic(w);
+  at::Tensor y = at::empty({x.size(0), n}, rows.options());
+  const std::vector<GroupTask> tasks = RowTasks(offsets);
+  InType(rows, [&](auto type) {
+    using C = decltype(type);
+    ParallelTasks(static_cast<int64_t>(tasks.size()), [&](int64_t i) {
+      const GroupTask& t = tasks[static_cast<size_t>(i)];
+      Gemm(Transpose::kNo, Transpose::kYes, t.size, n, k, C(1), Data<C>(rows) + t.begin * k, k,
+           Data<C>(matrices) + t.expert * n * k, k, C(0), Data<C>(y) + t.begin * n, n);
+    });
+  });
+  return Rounded(y, x.scalar_type());
+}
+
+at::Tensor GroupedMatmul(const at::Tensor& dy, const at::Tensor& w, const ExpertOffsets& offsets) {
+  const int64_t n = dy.size(1), k = w.size(1);
+  if (dy.is_cuda()) {
+    at::Tensor dx = at::empty({dy.size(0), k}, dy.options());
+    for (const GroupTask& e : RowTasks(offsets))
+      dx.narrow(0, e.begin, e.size).copy_(Matmul(dy.narrow(0, e.begin, e.size), w.narrow(0, e.expert * n, n)));
+    return dx;
+  }
+  const at::Tensor rows = InArithmetic(dy), matrices = InArithmetic(w);
+  at::Tensor dx = at::empty({dy.size(0), k}, rows.options());
+  const std::vector<GroupTask> tasks = RowTasks(offsets);
+  InType(rows, [&](auto type) {
+    using C = decltype(type);
+    ParallelTasks(static_cast<int64_t>(tasks.size()), [&](int64_t i) {
+      const GroupTask& t = tasks[static_cast<size_t>(i)];
+      Gemm(Transpose::kNo, Transpose::kNo, t.size, k, n, C(1), Data<C>(rows) + t.begin * n, n,
+           Data<C>(matrices) + t.expert * n * k, k, C(0), Data<C>(dx) + t.begin * k, k);
+    });
+  });
+  return Rounded(dx, dy.scalar_type());
+}
+
+void AddGroupedOuterProducts(const at::Tensor& dy, const at::Tensor& x, const ExpertOffsets& offsets,
+                             at::Tensor& accumulator, bool overwrite) {
+  const int64_t experts = static_cast<int64_t>(offsets.size()) - 1, n = dy.size(1), k = x.size(1);
+  if (dy.is_cuda()) {
+    for (int64_t e = 0; e < experts; ++e) {
+      const int64_t begin = offsets[static_cast<size_t>(e)], size = offsets[static_cast<size_t>(e) + 1] - begin;
+      at::Tensor own = accumulator.narrow(0, e * n, n);
+      if (size > 0) {
+        AddOuterProduct(dy.narrow(0, begin, size), x.narrow(0, begin, size), own, overwrite);
+      } else if (overwrite) {
+        own.zero_();
+      }
+    }
+    return;
+  }
+  const at::Tensor d_rows = InArithmetic(dy), rows = InArithmetic(x);
+  // A thread makes some rows of an expert's gradient from all its tokens, so that each element is summed in one order.
+  std::vector<GroupTask> tasks;
+  for (int64_t e = 0; e < experts; ++e) {
+    for (int64_t row = 0; row < n; row += kMatrixBlock) tasks.push_back({e, row, std::min(kMatrixBlock, n - row)});
+  }
+  InType(rows, [&](auto type) {
+    using C = decltype(type);
+    ParallelTasks(static_cast<int64_t>(tasks.size()), [&](int64_t i) {
+      const GroupTask& t = tasks[static_cast<size_t>(i)];
+      const int64_t begin = offsets[static_cast<size_t>(t.expert)],
+                    size = offsets[static_cast<size_t>(t.expert) + 1] - begin;
+      C* out = Data<C>(accumulator) + (t.expert * n + t.begin) * k;
+      if (size == 0) {
+        if (overwrite) std::fill(out, out + t.size * k, C(0));
+        return;
+      }
+      Gemm(Transpose::kYes, Transpose::kNo, t.size, k, size, C(1), Data<C>(d_rows) + begin * n + t.begin, n,
+           Data<C>(rows) + begin * k, k, overwrite ? C(0) : C(1), out, k);
+    });
+  });
+}
+
+Grouping GroupStably(const int64_t* values, int64_t n, int64_t groups) {
+  Grouping grouping;
+  grouping.offsets.assign(static_cast<size_t>(groups) + 1, 0);
+  for (int64_t i = 0; i < n; ++i) {
+    TRIREME_CHECK(values[i] >= 0 && values[i] < groups, "group ", values[i], " of ", groups);
+    ++grouping.offsets[static_cast<size_t>(values[i]) + 1];
+  }
+  for (size_t g = 1; g < grouping.offsets.size(); ++g) grouping.offsets[g] += grouping.offsets[g - 1];
+  ExpertOffsets next = grouping.offsets;
+  grouping.order.resize(static_cast<size_t>(n));
+  for (int64_t i = 0; i < n; ++i) grouping.order[static_cast<size_t>(next[static_cast<size_t>(values[i])]++)] = i;
+  return grouping;
+}
+
+}  // namespace trireme

@@ -1,0 +1,281 @@
+#include "parallel/layers/experts.h"
+
+#include <ATen/TensorOperators.h>
+#include <ATen/ops/cat.h>
+#include <ATen/ops/div.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
+#include <ATen/ops/from_blob.h>
+#include <ATen/ops/gather.h>
+#include <ATen/ops/index_select.h>
+#include <ATen/ops/ones.h>
+#include <ATen/ops/sigmoid.h>
+#include <ATen/ops/softmax.h>
+#include <ATen/ops/sort.h>
+#include <ATen/ops/sum.h>
+#include <ATen/ops/topk.h>
+#include <ATen/ops/zeros.h>
+
+#include <algorithm>
+#include <limits>
+#include <vector>
+
+#include "kernels/experts/grouped.h"
+#include "parallel/layers/autograd.h"
+
+namespace trireme {
+namespace {
+
+// x [t, H] -> x weight^T + bias in the arithmetic type, on each rank's own rows.
+struct LocalLinearFunction : torch::autograd::Function<LocalLinearFunction> {
+  static at::Tensor forward(AutogradContext* context, const at::Tensor& x, Weight* weight, Weight* bias) {
+    context->saved_data["weight"] = Pack(weight);
+    context->saved_data["bias"] = Pack(bias);
+    context->save_for_backward({x});
+    const at::ScalarType type = ArithmeticType(x.scalar_type());
+    at::Tensor y = MatmulTransposed(x.to(type), weight->full().data.to(type));
+    if (bias != nullptr) y.add_(bias->full().data.to(type));
+    return y;
+  }
+  static variable_list backward(AutogradContext* context, variable_list gradients) {
+    const at::Tensor x = context->get_saved_variables()[0], dy = gradients[0].contiguous();
+    Weight& weight = Saved<Weight>(context, "weight");
+    AddBiasGradient(SavedPointer<Weight>(context, "bias"), dy);
+    if (weight.trainable()) {
+      weight.AddGradient([dy, x](at::Tensor& accumulator, bool overwrite) {
+        AddOuterProduct(dy, x.to(dy.scalar_type()), accumulator, overwrite);
+      });
+    }
+    const at::Tensor dx = Matmul(dy, weight.full().data.to(dy.scalar_type()));
+    return {dx.to(x.scalar_type()), at::Tensor(), at::Tensor()};
+  }
+};
+
+// The best `count` of each row, by lower index where equal. No gradient.
+at::Tensor Best(const at::Tensor& scores, int64_t count) {
+  return std::get<1>(at::sort(scores, /*stable=*/true, /*dim=*/1, /*descending=*/true))
+      .narrow(1, 0, count)
+      .contiguous();
+}
+
+// Scores outside the best groups become -infinity; a group is as good as its best expert, or its best two.
+at::Tensor WithinGroups(const at::Tensor& scores, const RoutingRule& rule) {
+  if (rule.groups == 1) return scores;
+  const at::Tensor grouped = scores.view({scores.size(0), rule.groups, -1});
+  const int64_t best = rule.score == RoutingRule::kSigmoid ? 2 : 1;
+  const at::Tensor of_group = std::get<0>(at::topk(grouped, std::min(best, grouped.size(2)), 2)).sum(2);
+  at::Tensor hidden = at::ones({scores.size(0), rule.groups}, scores.options().dtype(at::kBool));
+  hidden.scatter_(1, Best(of_group, rule.chosen_groups), false);
+  return grouped.masked_fill(hidden.unsqueeze(2), -std::numeric_limits<double>::infinity()).view(scores.sizes());
+}
+
+at::Tensor Choose(const at::Tensor& scores, Weight* correction, const RoutingRule& rule) {
+  at::NoGradGuard no_grad;
+  at::Tensor by = scores.detach();
+  if (correction != nullptr) by = by + correction->full().data.to(by.scalar_type());
+  return Best(WithinGroups(by, rule), rule.per_token);
+}
+
+// Which rows travel where, as this rank needs it. Made once per microbatch and layer, on the host.
+struct Dispatch {
+  at::Tensor order;               // [n]: the n = t x per_token choices by expert, as indices into them
+  std::vector<int64_t> to, from;  // rows to each rank of the group, and from it
+  at::Tensor arrival;             // [R]: rows as they lie by expert here, as indices into those received
+  ExpertOffsets offsets;          // of the rows by expert
+  int64_t received() const { return offsets.back(); }
+};
+
+at::Tensor OnDevice(std::vector<int64_t> values, at::Device device) {
+  const auto n = static_cast<int64_t>(values.size());
+  return at::from_blob(values.data(), {n}, at::TensorOptions().dtype(at::kLong)).clone().to(device);
+}
+
+Dispatch MakeDispatch(const at::Tensor& indices, int64_t experts, ProcessGroup& group) {
+  const at::Tensor host = indices.reshape({-1}).cpu().contiguous();
+  const Grouping grouping = GroupStably(host.const_data_ptr<int64_t>(), host.numel(), experts);
+  const int64_t ranks = group.size(), local = experts / ranks;
+  Dispatch plan;
+  plan.order = OnDevice(grouping.order, indices.device());
+  const auto count = [&](int64_t e) {
+    return grouping.offsets[static_cast<size_t>(e) + 1] - grouping.offsets[static_cast<size_t>(e)];
+  };
+  at::Tensor sent = at::empty({experts}, at::TensorOptions().dtype(at::kLong));
+  for (int64_t e = 0; e < experts; ++e) sent.mutable_data_ptr<int64_t>()[e] = count(e);
+  // [ranks, local]: how many rows each rank has for each expert of this one.
+  at::Tensor arriving = at::empty_like(sent);
+  if (ranks == 1) {
+    arriving = sent;
+  } else {
+    at::Tensor out = sent.to(indices.device()), in = at::empty_like(out);
+    group.AllToAll(in, out).Wait();
+    arriving = in.cpu();
+  }
+  const int64_t* number = arriving.const_data_ptr<int64_t>();
+  plan.to.assign(static_cast<size_t>(ranks), 0);
+  plan.from.assign(static_cast<size_t>(ranks), 0);
+  for (int64_t e = 0; e < experts; ++e) plan.to[static_cast<size_t>(e / local)] += count(e);
+  for (int64_t i = 0; i < experts; ++i) plan.from[static_cast<size_t>(i / local)] += number[i];
+  // Rows come rank by rank, each rank's by expert; experts take them in the order of ranks.
+  std::vector<int64_t> begin(static_cast<size_t>(experts));
+  for (int64_t i = 1; i < experts; ++i)
+    begin[static_cast<size_t>(i)] = begin[static_cast<size_t>(i) - 1] + number[i - 1];
+  std::vector<int64_t> arrival;
+  plan.offsets = {0};
+  for (int64_t e = 0; e < local; ++e) {
+    for (int64_t rank = 0; rank < ranks; ++rank) {
+      const int64_t i = rank * local + e;
+      for (int64_t row = 0; row < number[i]; ++row) arrival.push_back(begin[static_cast<size_t>(i)] + row);
+    }
+    plan.offsets.push_back(static_cast<int64_t>(arrival.size()));
+  }
+  if (ranks > 1) plan.arrival = OnDevice(std::move(arrival), indices.device());
+  return plan;
+}
+
+// Rows [sum of send, width] to the ranks they are for; back: the other way. Collective.
+at::Tensor Travel(const Dispatch& plan, const at::Tensor& rows, ProcessGroup& group, bool back) {
+  if (group.size() == 1) return rows;
+  const std::vector<int64_t>&send = back ? plan.from : plan.to, &receive = back ? plan.to : plan.from;
+  int64_t total = 0;
+  for (const int64_t n : receive) total += n;
+  at::Tensor arrived = at::empty({total, rows.size(1)}, rows.options());
+  std::vector<PeerTransfer> transfers;
+  int64_t sent = 0, got = 0;
+  for (int rank = 0; rank < group.size(); ++rank) {
+    const int64_t out = send[static_cast<size_t>(rank)], in = receive[static_cast<size_t>(rank)];
+    const at::Tensor from = rows.narrow(0, sent, out), to = arrived.narrow(0, got, in);
+    if (rank == group.rank()) {
+      to.copy_(from);
+    } else {
+      if (out > 0) transfers.push_back({PeerTransfer::kSend, from, rank});
+      if (in > 0) transfers.push_back({PeerTransfer::kReceive, to, rank});
+    }
+    sent += out;
+    got += in;
+  }
+  group.Exchange(std::move(transfers)).Wait();
+  return arrived;
+}
+
+// A row for each choice [n, width] -> rows by expert [R, width] where the experts are.
+at::Tensor ToExperts(const Dispatch& plan, const at::Tensor& by_choice, ProcessGroup& group) {
+  const at::Tensor arrived = Travel(plan, by_choice, group, /*back=*/false);
+  return plan.arrival.defined() ? arrived.index_select(0, plan.arrival) : arrived;
+}
+
+// Rows by expert -> a row for each choice, in the order of `order`.
+at::Tensor FromExperts(const Dispatch& plan, const at::Tensor& by_expert, ProcessGroup& group) {
+  at::Tensor rows = by_expert;
+  if (plan.arrival.defined()) rows = at::empty_like(by_expert).index_copy_(0, plan.arrival, by_expert);
+  return Travel(plan, rows.contiguous(), group, /*back=*/true);
+}
+
+// [n, width] in the order of `order` -> summed over a token's choices, in their order, in the arithmetic type.
+at::Tensor SumOfChoices(const Dispatch& plan, const at::Tensor& sorted, int64_t per_token) {
+  const at::Tensor wide = sorted.to(ArithmeticType(sorted.scalar_type()));
+  const at::Tensor by_choice = at::empty_like(wide).index_copy_(0, plan.order, wide);
+  return by_choice.view({-1, per_token, wide.size(1)}).sum(1).to(sorted.scalar_type());
+}
+
+struct RunExpertsFunction : torch::autograd::Function<RunExpertsFunction> {
+  static at::Tensor forward(AutogradContext* context, const at::Tensor& x, const at::Tensor& weights,
+                            const at::Tensor& indices, const ExpertWeights& w, int64_t activation,
+                            ProcessGroup* group) {
+    const int64_t per_token = indices.size(1);
+    auto* plan = new Dispatch(MakeDispatch(indices, w.local_experts * group->size(), *group));
+    // Lives as long as the graph does.
+    const at::Tensor keeper = at::from_blob(
+        plan, {1}, [plan](void*) { delete plan; }, at::TensorOptions().dtype(at::kByte));
+    const at::Tensor rows = ToExperts(*plan, Tokens(*plan, x, per_token), *group);
+    const at::Tensor own = ToExperts(*plan, Choices(*plan, weights), *group);  // [R, 1]
+    const at::Tensor gate_up = GroupedMatmulTransposed(rows, w.gate_up->full().data, plan->offsets);
+    const at::Tensor h = Weighted(GatedForward(gate_up, static_cast<Activation>(activation)), own);
+    const at::Tensor made = GroupedMatmulTransposed(h, w.down->full().data, plan->offsets);
+    const at::Tensor out = SumOfChoices(*plan, FromExperts(*plan, made, *group), per_token);
+    context->saved_data["gate_up"] = Pack(w.gate_up);
+    context->saved_data["down"] = Pack(w.down);
+    context->saved_data["group"] = Pack(group);
+    context->saved_data["plan"] = Pack(plan);
+    context->saved_data["activation"] = activation;
+    context->saved_data["per_token"] = per_token;
+    context->save_for_backward({x, own, gate_up, keeper});
+    return out;
+  }
+
+  static variable_list backward(AutogradContext* context, variable_list gradients) {
+    const variable_list saved = context->get_saved_variables();
+    const at::Tensor &x = saved[0], &own = saved[1], &gate_up = saved[2];
+    const Dispatch& plan = Saved<Dispatch>(context, "plan");
+    ProcessGroup& group = Saved<ProcessGroup>(context, "group");
+    Weight &w_gate_up = Saved<Weight>(context, "gate_up"), &w_down = Saved<Weight>(context, "down");
+    const auto activation = static_cast<Activation>(context->saved_data.at("activation").toInt());
+    const int64_t per_token = context->saved_data.at("per_token").toInt();
+    const at::Tensor d_out = gradients[0].contiguous();
+    const at::Tensor d_made = ToExperts(plan, Tokens(plan, d_out, per_token), group);
+    const at::Tensor activated = GatedForward(gate_up, activation);
+    if (w_down.trainable()) {
+      w_down.AddGradient([d_made, activated, own, offsets = plan.offsets](at::Tensor& accumulator, bool overwrite) {
+        AddGroupedOuterProducts(d_made, Weighted(activated, own), offsets, accumulator, overwrite);
+      });
+    }
+    const at::Tensor d_h = GroupedMatmul(d_made, w_down.full().data, plan.offsets);
+    // The weight multiplied what was activated: no output of an expert is kept for its gradient.
+    const at::Tensor d_own = at::sum((d_h * activated).to(own.scalar_type()), {1}, /*keepdim=*/true);
+    const at::Tensor d_gate_up = GatedBackward(gate_up, Weighted(d_h, own), activation);
+    if (w_gate_up.trainable()) {
+      // Rows travel again rather than being kept.
+      const at::Tensor rows = ToExperts(plan, Tokens(plan, x, per_token), group);
+      w_gate_up.AddGradient([d_gate_up, rows, offsets = plan.offsets](at::Tensor& accumulator, bool overwrite) {
+        AddGroupedOuterProducts(d_gate_up, rows, offsets, accumulator, overwrite);
+      });
+    }
+    const at::Tensor d_rows = GroupedMatmul(d_gate_up, w_gate_up.full().data, plan.offsets);
+    const at::Tensor dx = SumOfChoices(plan, FromExperts(plan, d_rows, group), per_token);
+    const at::Tensor d_choices = FromExperts(plan, d_own, group);
+    const at::Tensor d_weights = at::empty_like(d_choices).index_copy_(0, plan.order, d_choices).view({-1, per_token});
+    return {dx, d_weights, at::Tensor(), at::Tensor(), at::Tensor(), at::Tensor()};
+  }
+
+ private:
+  // The row of its token for each choice, in the order of `order`.
+  static at::Tensor Tokens(const Dispatch& plan, const at::Tensor& x, int64_t per_token) {
+    return x.index_select(0, at::div(plan.order, per_token, "floor"));
+  }
+  // The number of each choice [t, per_token], likewise.
+  static at::Tensor Choices(const Dispatch& plan, const at::Tensor& of_choices) {
+    return of_choices.reshape({-1, 1}).index_select(0, plan.order);
+  }
+  static at::Tensor Weighted(const at::Tensor& rows, const at::Tensor& own) {
+    return (rows * own).to(rows.scalar_type());
+  }
+};
+
+}  // namespace
+
+Routing Route(const at::Tensor& rows, Weight& gate, Weight* gate_bias, Weight* correction, const RoutingRule& rule,
+              KeptResults* kept) {
+  const at::Tensor logits = LocalLinearFunction::apply(rows, &gate, gate_bias);
+  at::Tensor scores = logits;
+  if (rule.score == RoutingRule::kSoftmax) scores = at::softmax(logits, 1);
+  if (rule.score == RoutingRule::kSigmoid) scores = at::sigmoid(logits);
+  Routing routing;
+  routing.indices =
+      TakeKept(kept, kKeepRouting, [&] { return std::vector<at::Tensor>{Choose(scores, correction, rule)}; })[0];
+  at::Tensor weights = at::gather(scores, 1, routing.indices);
+  if (rule.score == RoutingRule::kSoftmaxAfter) weights = at::softmax(weights, 1);
+  if (rule.renormalize) weights = weights / (weights.sum(1, /*keepdim=*/true) + rule.epsilon);
+  routing.weights = rule.scale == 1 ? weights : weights * rule.scale;
+  return routing;
+}
+
+at::Tensor RouterLogits(const at::Tensor& rows, Weight& weight) {
+  return LocalLinearFunction::apply(rows, &weight, static_cast<Weight*>(nullptr));
+}
+
+at::Tensor RunExperts(const at::Tensor& rows, const Routing& routing, const ExpertWeights& weights,
+                      Activation activation, ProcessGroup& expert) {
+  return RunExpertsFunction::apply(rows, routing.weights, routing.indices, weights, static_cast<int64_t>(activation),
+                                   &expert);
+}
+
+}  // namespace trireme
