@@ -18,6 +18,7 @@ constexpr size_t kHeader = 64;                     // Holds the block's size; ke
 constexpr size_t kMapThreshold = size_t{1} << 20;  // From here on blocks are mapped, in multiples of kMapUnit.
 constexpr size_t kMapUnit = size_t{256} << 10;
 constexpr size_t kHugePage = size_t{2} << 20;
+constexpr size_t kSpare = size_t{16} << 20;
 
 size_t RoundUp(size_t size, size_t unit) { return (size + unit - 1) / unit * unit; }
 
@@ -62,11 +63,13 @@ class ReusingAllocator final : public c10::Allocator {
       free_.erase(found);
       memory_.cached_bytes -= wanted;
     } else {
+      MakeRoom(wanted);
       block = Map(wanted);
     }
     *static_cast<size_t*>(block) = wanted;
     memory_.in_use_bytes += wanted;
     memory_.peak_bytes = std::max(memory_.peak_bytes, memory_.in_use_bytes);
+    most_in_use_ = std::max(most_in_use_, memory_.in_use_bytes);
     memory_.peak_total_bytes = std::max(memory_.peak_total_bytes, memory_.in_use_bytes + memory_.cached_bytes);
     return static_cast<char*>(block) + kHeader;
   }
@@ -78,6 +81,19 @@ class ReusingAllocator final : public c10::Allocator {
     free_.emplace(size, block);
     memory_.in_use_bytes -= size;
     memory_.cached_bytes += size;
+  }
+
+  // Where sizes are others in every step (the loads of experts), blocks that fit nothing any more would pile up: of those
+  // that are free, the largest are given back until a quarter more is held than tensors ever took at once.
+  void MakeRoom(size_t wanted) {
+    const auto allowed = static_cast<int64_t>(kSpare) + most_in_use_ + most_in_use_ / 4;
+    while (!free_.empty() &&
+           memory_.in_use_bytes + memory_.cached_bytes + static_cast<int64_t>(wanted) > allowed) {
+      const auto largest = std::prev(free_.end());
+      memory_.cached_bytes -= static_cast<int64_t>(largest->first);
+      Unmap(largest->second, largest->first);
+      free_.erase(largest);
+    }
   }
 
   static void* Map(size_t size) {
@@ -102,6 +118,7 @@ class ReusingAllocator final : public c10::Allocator {
   std::mutex mutex_;
   std::multimap<size_t, void*> free_;
   CpuMemory memory_;
+  int64_t most_in_use_ = 0;  // since the process began
 };
 
 // Lives as long as the process: tensors may be freed after main() ends.

@@ -97,6 +97,7 @@ absl::StatusOr<std::unique_ptr<Engine>> Engine::Create(EnginePlan given, Mesh& m
         mesh.Split(Axis::kTensor, head_of, absl::StrCat("tensor(same of ", shape.kv_heads, " heads)"));
   }
   model->context_group_ = mesh.group({Axis::kContext});
+  if (plan.router_aux > 0) model->sequence_group_ = mesh.group({Axis::kContext, Axis::kTensor});
   const std::vector<AttentionArguments> examples =
       ExampleAttentions(plan.model, tensor, options.compute, model->device_);
   ASSIGN_OR_RETURN(model->attention_, ChooseAttention(extensions.attention_backends, plan.attention, examples));
@@ -140,6 +141,7 @@ void Engine::BuildStages(BufferOptions options, const BufferOptions& expert_opti
   if (plan_.recompute.offload && plan_.recompute.blocks && !device_.is_cuda() && mesh_.control().rank() == 0)
     Warning("recompute.offload has no effect on a CPU, whose memory is the host's");
   stage_options.z_loss = plan_.z_loss;
+  stage_options.router_aux = plan_.router_aux;
   stage_options.loss_chunk_tokens = LossChunkTokens(plan_, device_.type());
   stage_options.device = device_;
 
@@ -151,7 +153,7 @@ void Engine::BuildStages(BufferOptions options, const BufferOptions& expert_opti
     range.begin = range.end;
     range.end += plan_.stage_units[s];
     if (schedule.rank_of_stage[s] != own) continue;
-    DecoderUnits part = BuildDecoder(plan_.model, options, attention_, range, &expert_options);
+    DecoderUnits part = BuildDecoder(plan_.model, options, attention_, range, &expert_options, sequence_group_);
     for (const auto& buffer : part.buffers) buffers_.push_back(buffer.get());
     if (s == 0 && plan_.model.tied_embeddings) range.embedding = part.buffers[0].get();
     StageOptions own_options = stage_options;
@@ -208,6 +210,8 @@ MicrobatchTensors Engine::ToDevice(Microbatch m, UploadBlock& upload) const {
   const int ranks = mesh_.shape()[Axis::kContext], rank = mesh_.coordinate(Axis::kContext);
   MicrobatchTensors batch;
   batch.max_seqlen = m.max_seqlen;
+  batch.whole_sequence_tokens = plan_.sequence_length;
+  batch.sequence_tokens = plan_.sequence_length / ranks;
   const int64_t length = plan_.sequence_length, tokens = static_cast<int64_t>(m.tokens.size());
   // Where fine-tuning learns answers only, most of the head's products would be for nothing.
   const auto with_target = [&](const std::vector<int64_t>& targets) {

@@ -100,6 +100,7 @@ class Engine {
   Mesh& mesh_;
   at::Device device_ = at::kCPU;
   AttentionBackend attention_;
+  std::shared_ptr<ProcessGroup> sequence_group_;  // ranks that share sequences; null where nobody asks
   std::shared_ptr<ProcessGroup> context_group_;
   std::unique_ptr<PipelineExecutor> executor_;
   std::vector<ParameterBuffer*> buffers_;

@@ -41,6 +41,8 @@ std::vector<std::string> LayoutProblems(const BatchShape& batch, const PipelineC
     if (!problems.empty()) break;  // other layers would say the same
   }
   const int inner = mesh[Axis::kDataShard] * context * tensor;
+  if (mesh.expert > 1 && !model.has_experts())
+    problems.push_back(absl::StrCat("parallel.expert: is ", mesh.expert, ", but the model has no experts; remove it"));
   if (inner % mesh.expert != 0)
     problems.push_back(absl::StrCat("parallel.expert: ", mesh.expert,
                                     " does not divide data_shard x context x tensor = ", inner, " ranks"));

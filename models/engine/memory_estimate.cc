@@ -13,16 +13,22 @@ namespace {
 
 int64_t ElementSize(at::ScalarType dtype) { return dtype == at::kBFloat16 ? 2 : 4; }
 
-// What one unit (embedding, block, head) needs on one tensor rank, as blocks of memory.
+// What one unit (embedding, block, head) needs on one tensor rank, as blocks of memory; its experts apart, on one expert
+// rank, since other ranks have their shards.
 struct UnitSize {
   int64_t gathered = 0;  // bytes of its weights as products use them; of quantized ones: as they are stored
   int64_t trained = 0;   // elements
+  int64_t expert_gathered = 0, expert_trained = 0;
 
   UnitSize& operator+=(const UnitSize& other) {
     gathered += other.gathered;
     trained += other.trained;
+    expert_gathered += other.expert_gathered;
+    expert_trained += other.expert_trained;
     return *this;
   }
+  int64_t all_gathered() const { return gathered + expert_gathered; }
+  int64_t all_trained() const { return trained + expert_trained; }
 };
 
 UnitSize SizeOf(const EnginePlan& plan, const std::vector<ParameterSpec>& parameters) {
@@ -32,7 +38,11 @@ UnitSize SizeOf(const EnginePlan& plan, const std::vector<ParameterSpec>& parame
     int64_t n = Numel(parameter);
     if (parameter.expert) {
       n /= plan.mesh.expert;
-    } else if (parameter.placement != Placement::kReplicated) {
+      size.expert_gathered += n * ElementSize(plan.storage.compute);
+      if (parameter.trainable) size.expert_trained += n;
+      continue;
+    }
+    if (parameter.placement != Placement::kReplicated) {
       const int64_t parts = parameter.heads > 0 ? std::min(tensor, parameter.heads) : tensor;
       n = (n + parts - 1) / parts;
     }
@@ -45,6 +55,8 @@ UnitSize SizeOf(const EnginePlan& plan, const std::vector<ParameterSpec>& parame
   }
   size.gathered = CpuBlockBytes(size.gathered);
   size.trained = CpuBlockBytes(4 * size.trained) / 4;
+  size.expert_gathered = CpuBlockBytes(size.expert_gathered);
+  size.expert_trained = CpuBlockBytes(4 * size.expert_trained) / 4;
   return size;
 }
 
@@ -167,9 +179,9 @@ RankMemory EstimateMemory(const EnginePlan& plan, int64_t state_bytes, int pipel
     if (plan.schedule.rank_of_stage[s] == pipeline_rank) {
       for (int unit = first; unit < end; ++unit) {
         own += sizes[unit];
-        second = std::max(second, std::min(largest, sizes[unit].gathered));
-        largest = std::max(largest, sizes[unit].gathered);
-        largest_trained = std::max(largest_trained, sizes[unit].trained);
+        second = std::max(second, std::min(largest, sizes[unit].all_gathered()));
+        largest = std::max(largest, sizes[unit].all_gathered());
+        largest_trained = std::max(largest_trained, sizes[unit].all_trained());
         if (unit == 0) continue;
         unit == m.num_layers + 1 ? void(has_head = true)
                                  : void(block_activations += BlockActivationBytes(plan, unit - 1));
@@ -181,18 +193,20 @@ RankMemory EstimateMemory(const EnginePlan& plan, int64_t state_bytes, int pipel
     own += SizeOf(plan, EmbeddingParameters(m));
 
   RankMemory memory;
-  const int64_t trained = own.trained, shard = trained / shards;
-  const bool whole_gradient = !plan.storage.reduce_every_microbatch || shards == 1;
-  if (level == ShardLevel::kNone || shards == 1) {
-    memory.weights = own.gathered + trained * master;
-    memory.gradients = trained * 4;
-    memory.optimizer = trained * state_bytes;
-  } else {
-    memory.weights =
-        shard * master + (level == ShardLevel::kParameters ? own.gathered / shards + largest + second : own.gathered);
+  const bool whole_gradient = !plan.storage.reduce_every_microbatch;
+  const auto hold = [&](int64_t gathered, int64_t trained, int64_t over) {
+    const int64_t part = level == ShardLevel::kNone ? 1 : over;
+    memory.weights += trained / part * master + gathered / (level == ShardLevel::kParameters ? part : 1);
+    memory.gradients += trained / part * 4 + (whole_gradient && part > 1 ? trained * 4 : 0);
+    memory.optimizer += trained / part * state_bytes;
+  };
+  const int64_t expert_shards = shards * plan.mesh[Axis::kTensor] / plan.mesh.expert;
+  hold(own.gathered, own.trained, shards);
+  hold(own.expert_gathered, own.expert_trained, expert_shards);
+  if (level != ShardLevel::kNone && std::max(shards, own.expert_gathered > 0 ? expert_shards : 1) > 1) {
+    if (level == ShardLevel::kParameters) memory.weights += largest + second;
     // A unit's gradient and, beside it, what arrives of it from other ranks.
-    memory.gradients = (whole_gradient ? trained * 4 : largest_trained * 4) + shard * 4 + largest_trained * 4;
-    memory.optimizer = shard * state_bytes;
+    memory.gradients += (whole_gradient ? 1 : 2) * largest_trained * 4;
   }
   if (m.quantization.has_value()) memory.weights += DequantizedBytes(plan);
   memory.weights += RotationBytes(m);

@@ -45,6 +45,12 @@ class Experts final : public BlockPart {
     const ExpertWeights own = {&weights.At(kExpertGateUp), &weights.At(kExpertDown),
                                s_.routing.experts / expert.size()};
     at::Tensor result = RunExperts(rows, routing, own, s_.activation, expert);
+    const double evenness = call.context.phase == Phase::kTrain ? call.context.router_aux : 0;
+    if (evenness > 0) {
+      const MicrobatchTensors& batch = *call.context.batch;
+      const EvennessRule rule = {evenness, batch.whole_sequence_tokens, batch.sequence_tokens};
+      result = WithEvenness(result, routing, rule, *call.shared.tensor, *call.shared.sequence);
+    }
     if (s_.shared_width > 0) result = result + Shared(call, rows);
     const at::Tensor residual = call.residual();
     return residual.defined() ? residual + result : result;

@@ -41,6 +41,19 @@ std::set<int64_t> DecoderSpec::windows() const {
   return all;
 }
 
+bool DecoderSpec::has_experts() const {
+  std::vector<const BlockPart*> seen;
+  for (const LayerSpec& layer : layers) {
+    const BlockPart* part = layer.feed_forward.get();
+    if (std::find(seen.begin(), seen.end(), part) != seen.end()) continue;
+    seen.push_back(part);
+    for (const ParameterSpec& parameter : part->Parameters({"", hidden_size, 0, 0})) {
+      if (parameter.expert) return true;
+    }
+  }
+  return false;
+}
+
 int64_t DecoderSpec::second_rotation_beyond() const {
   int64_t beyond = 0;
   for (const AttentionShape& shape : attentions()) {

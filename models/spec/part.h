@@ -91,7 +91,8 @@ struct PartResources {
   AttentionBackend attention;
   RotationTables* rotations = nullptr;
   ProcessGroup* tensor = nullptr;
-  ProcessGroup* expert = nullptr;  // over which experts are cut
+  ProcessGroup* expert = nullptr;    // over which experts are cut
+  ProcessGroup* sequence = nullptr;  // whose ranks share sequences: context and tensor
 };
 
 // One forward pass of a part.

@@ -137,7 +137,9 @@ struct XieluFunction : torch::autograd::Function<XieluFunction> {
     const at::Tensor positive = x.gt(0);
     const auto learn = [&](Weight& weight, const at::Tensor& slope) {
       if (!weight.trainable()) return;
-      AddVectorGradient(weight, (slope.sum() * at::sigmoid(weight.full().data.to(type))).reshape({1}));
+      // One number gets the sum over all elements, most of which cancel.
+      AddVectorGradient(weight,
+                        (slope.sum(at::kDouble).to(type) * at::sigmoid(weight.full().data.to(type))).reshape({1}));
     };
     learn(*w.alpha_p, at::where(positive, dy * x * x, zero));
     learn(*w.alpha_n, at::where(positive, zero, dy * (at::expm1(at::minimum(x, v.eps)) - x)));

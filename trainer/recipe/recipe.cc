@@ -201,6 +201,10 @@ void CheckRest(const RunConfig& config, const std::vector<std::string>& attentio
     if (!(value >= 0)) problems->push_back(absl::StrCat(field, ": is ", value, "; must not be negative"));
   };
   not_negative("loss.z_loss", config.loss().z_loss());
+  not_negative("loss.router_aux_loss", config.loss().router_aux_loss());
+  if (config.loss().router_aux_loss() > 0 && config.data().has_conversations())
+    problems->push_back(
+        "loss.router_aux_loss: the empty ends of packed conversations would count as tokens; leave it out here");
   not_negative("evaluation.every_steps", config.evaluation().every_steps());
   not_negative("evaluation.max_sequences", config.evaluation().max_sequences());
   not_negative("checkpoint.every_steps", config.checkpoint().every_steps());
@@ -258,6 +262,8 @@ absl::StatusOr<Recipe> MakeRecipe(const RunConfig& config, int world_size, const
   absl::StatusOr<ModelFamily> family = FindFamily(families, model->family());
   if (family.ok()) {
     recipe.engine.model = Specify(*family, *model, &problems);
+    if (config.loss().router_aux_loss() > 0 && !recipe.engine.model.has_experts())
+      Warning("loss.router_aux_loss has no effect: the model has no experts");
     if (config.data().sequence_length() > recipe.engine.model.max_positions) {
       problems.push_back(absl::StrCat("data.sequence_length: ", config.data().sequence_length(),
                                       " exceeds model.max_position_embeddings ", recipe.engine.model.max_positions));
