@@ -83,12 +83,11 @@ class ReusingAllocator final : public c10::Allocator {
     memory_.cached_bytes += size;
   }
 
-  // Where sizes are others in every step (the loads of experts), blocks that fit nothing any more would pile up: of those
-  // that are free, the largest are given back until a quarter more is held than tensors ever took at once.
+  // Where sizes are others in every step (the loads of experts), blocks that fit nothing any more would pile up: of
+  // those that are free, the largest are given back until a quarter more is held than tensors ever took at once.
   void MakeRoom(size_t wanted) {
     const auto allowed = static_cast<int64_t>(kSpare) + most_in_use_ + most_in_use_ / 4;
-    while (!free_.empty() &&
-           memory_.in_use_bytes + memory_.cached_bytes + static_cast<int64_t>(wanted) > allowed) {
+    while (!free_.empty() && memory_.in_use_bytes + memory_.cached_bytes + static_cast<int64_t>(wanted) > allowed) {
       const auto largest = std::prev(free_.end());
       memory_.cached_bytes -= static_cast<int64_t>(largest->first);
       Unmap(largest->second, largest->first);

@@ -9,8 +9,8 @@
 namespace trireme {
 
 // Makes every later CPU tensor come from the reusing allocator. Called once, before the first tensor. Blocks are
-// 64-byte aligned; a freed block serves later requests of its size or up to an eighth less. What is free and fits nothing
-// is given back beyond a quarter of what tensors ever took at once. Thread-safe.
+// 64-byte aligned; a freed block serves later requests of its size or up to an eighth less. What is free and fits
+// nothing is given back beyond a quarter of what tensors ever took at once. Thread-safe.
 void InstallCpuAllocator();
 
 struct CpuMemory {

@@ -31,7 +31,8 @@ struct UnitRange {
 
 // `options` gives everything of a buffer but its name, uses and quantization; options.tied_group applies to a tied
 // matrix only. expert_options does so for buffers of experts, whose tensor group are the ranks that experts are
-// cut over; without it each rank has all. sequence: the ranks that share sequences; null: this one alone. Not collective.
+// cut over; without it each rank has all. sequence: the ranks that share sequences; null: this one alone. Not
+// collective.
 DecoderUnits BuildDecoder(const DecoderSpec& spec, const BufferOptions& options, const AttentionBackend& attention,
                           const UnitRange& range = {}, const BufferOptions* expert_options = nullptr,
                           std::shared_ptr<ProcessGroup> sequence = nullptr);

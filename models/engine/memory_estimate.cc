@@ -13,8 +13,8 @@ namespace {
 
 int64_t ElementSize(at::ScalarType dtype) { return dtype == at::kBFloat16 ? 2 : 4; }
 
-// What one unit (embedding, block, head) needs on one tensor rank, as blocks of memory; its experts apart, on one expert
-// rank, since other ranks have their shards.
+// What one unit (embedding, block, head) needs on one tensor rank, as blocks of memory; its experts apart, on one
+// expert rank, since other ranks have their shards.
 struct UnitSize {
   int64_t gathered = 0;  // bytes of its weights as products use them; of quantized ones: as they are stored
   int64_t trained = 0;   // elements

@@ -279,8 +279,7 @@ at::Tensor WithEvenness(const at::Tensor& result, const Routing& routing, const 
     counts.index_add_(0, places, at::ones({places.numel()}, counts.options()));
     sequence.AllReduce(counts, ReduceOp::kSum).Wait();
     const auto length = static_cast<double>(rule.length);
-    const double factor =
-        rule.coefficient * static_cast<double>(experts) / (static_cast<double>(k) * length * length);
+    const double factor = rule.coefficient * static_cast<double>(experts) / (static_cast<double>(k) * length * length);
     return counts.view({sequences, experts}).index_select(0, of_row) * factor;
   };
   return InjectFunction::apply(result, routing.shares, made());

@@ -40,8 +40,9 @@ struct Routing {
 Routing Route(const at::Tensor& rows, Weight& gate, Weight* gate_bias, Weight* correction, const RoutingRule& rule,
               KeptResults* kept);
 
-// How evenly the tokens of each sequence are to be spread: E / (k L^2) sum over experts of (tokens that chose it) x (sum
-// of its shares), times `coefficient`, for sequences of L = `length` tokens, `own_length` of each on this context rank.
+// How evenly the tokens of each sequence are to be spread: E / (k L^2) sum over experts of (tokens that chose it) x
+// (sum of its shares), times `coefficient`, for sequences of L = `length` tokens, `own_length` of each on this context
+// rank.
 struct EvennessRule {
   double coefficient = 0;
   int64_t length = 0, own_length = 0;
