@@ -83,7 +83,7 @@ DecoderSpec SpecifyGlm4Moe(const ModelConfig& config, std::vector<std::string>* 
   if (config.use_qk_norm()) draft.attention.head_norm = HeadNormSpec{.norm = draft.block.norm};
   ExpertsSettings experts = ExpertsOf(config, draft);
   experts.routing.score = RoutingRule::kSigmoid;
-  experts.routing.renormalize = !config.has_norm_topk_prob() || config.norm_topk_prob();
+  experts.routing.renormalize = config.norm_topk_prob();
   experts.routing.epsilon = 1e-20;
   experts.routing.scale = config.routed_scaling_factor();
   experts.routing.groups = config.n_group();

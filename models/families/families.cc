@@ -22,7 +22,9 @@ std::vector<ModelFamily> BuiltInFamilies() {
 }
 
 DecoderSpec Specify(const ModelFamily& family, const ModelConfig& config, std::vector<std::string>* problems) {
-  DecoderSpec spec = family.specify(config, problems);
+  ModelConfig filled = config;
+  if (!family.hf_types.empty()) FillDefaults(family.hf_types[0], &filled);
+  DecoderSpec spec = family.specify(filled, problems);
   spec.names = std::make_shared<const WeightNames>(family.weights);
   CheckQuantization(spec, problems);
   return spec;

@@ -46,7 +46,7 @@ DecoderSpec SpecifyStableLm(const ModelConfig& config, std::vector<std::string>*
   DecoderDraft draft = DraftDecoder(config, problems);
   UseLayerNorm(config, /*bias=*/true, &draft, problems);
   RotatePartly(config, 0.25, &draft, problems);
-  draft.block.parallel = draft.block.shared_norm = config.has_use_parallel_residual() && config.use_parallel_residual();
+  draft.block.parallel = draft.block.shared_norm = config.use_parallel_residual();
   draft.attention.output_bias = false;
   if (config.use_qk_norm()) {
     draft.attention.head_norm = HeadNormSpec{.extent = HeadNormSpec::kEachHead, .norm = draft.block.norm};
@@ -62,6 +62,16 @@ DecoderSpec SpecifyNemotron(const ModelConfig& config, std::vector<std::string>*
   RotatePartly(config, 0.5, &draft, problems);
   draft.feed_forward.gated = false;
   draft.feed_forward.activation = ActivationOf(config, "relu2", problems);
+  return draft.Build(problems);
+}
+
+constexpr int64_t kSmolLm3Interval = 4;  // each fourth layer of the published models does not rotate
+
+DecoderSpec SpecifySmolLm3(const ModelConfig& config, std::vector<std::string>* problems) {
+  DecoderDraft draft = DraftDecoder(config, problems);
+  if (config.no_rope_layers().empty()) {
+    for (size_t i = 0; i < draft.pattern.size(); ++i) draft.pattern[i].rope = (i + 1) % kSmolLm3Interval != 0;
+  }
   return draft.Build(problems);
 }
 
@@ -158,5 +168,8 @@ ModelFamily NemotronFamily() {
             .initializer_range = 0.0134,
             .keys = {{"norm_eps", 1e-05, "layer_norm_eps"}, {"mlp_bias", false}, {"hidden_act", "relu2"}}}}};
 }
+
+// Llama whose positions do not turn everywhere.
+ModelFamily SmolLm3Family() { return {"smollm3", &SpecifySmolLm3}; }
 
 }  // namespace trireme

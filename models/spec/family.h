@@ -71,7 +71,8 @@ ModelFamily Qwen2MoeFamily();
 ModelFamily Glm4MoeFamily();
 ModelFamily GraniteMoeFamily();
 
-// What `family` makes of the configuration, with the names of its checkpoints.
+// What `family` makes of the configuration, with the names of its checkpoints. Open fields mean what the first of its
+// hf_types says.
 DecoderSpec Specify(const ModelFamily& family, const ModelConfig& config, std::vector<std::string>* problems);
 
 // The families built in; a program outside the tree passes more to Main().

@@ -5,6 +5,7 @@
 
 #include "models/formats/hf/hf_config.h"
 #include "models/spec/family.h"
+#include "models/spec/weight_table.h"
 
 namespace trireme {
 namespace {
@@ -33,10 +34,12 @@ ModelConfig Tiny(const ModelFamily& family) {
   config.set_intermediate_size(256);
   config.set_vocab_size(100);
   config.set_max_position_embeddings(128);
+  config.set_num_experts(4);
+  config.set_num_experts_per_tok(2);
   return config;
 }
 
-// A model of our own is what its exported config.json says it is.
+// A model of our own, most of whose fields are open, is what its exported config.json says it is.
 TEST(Families, WriteWhatTheyRead) {
   const HfModelTypes types = HfTypesOf(BuiltInFamilies());
   for (const ModelFamily& family : BuiltInFamilies()) {
@@ -46,8 +49,16 @@ TEST(Families, WriteWhatTheyRead) {
     ASSERT_TRUE(read.ok()) << read.status();
     EXPECT_EQ(WriteHfConfig(read->model, *HfModelTypeOf(types, read->model), {}, "float32"), text);
     std::vector<std::string> problems;
-    Specify(family, read->model, &problems);
-    EXPECT_TRUE(problems.empty()) << problems[0];
+    const DecoderSpec ours = Specify(family, Tiny(family), &problems), theirs = Specify(family, read->model, &problems);
+    ASSERT_TRUE(problems.empty()) << problems[0];
+    EXPECT_EQ(ours.attentions(), theirs.attentions());
+    EXPECT_EQ(ours.BlocksForwardFlopsPerToken(64), theirs.BlocksForwardFlopsPerToken(64));
+    const WeightTable a = MakeWeightTable(ours), b = MakeWeightTable(theirs);
+    ASSERT_EQ(a.stored.size(), b.stored.size());
+    for (size_t i = 0; i < a.stored.size(); ++i) {
+      EXPECT_EQ(a.stored[i].name, b.stored[i].name);
+      EXPECT_EQ(a.stored[i].shape, b.stored[i].shape);
+    }
   }
 }
 

@@ -13,7 +13,8 @@ namespace {
 
 constexpr char kSizes[] =
     "num_hidden_layers: 3 hidden_size: 48 num_attention_heads: 3 intermediate_size: 40 vocab_size: 31 "
-    "max_position_embeddings: 16 ";
+    "max_position_embeddings: 16 num_experts: 3 num_experts_per_tok: 2 moe_intermediate_size: 20 "
+    "shared_expert_intermediate_size: 24 n_shared_experts: 1 ";
 
 int64_t Numel(const std::vector<int64_t>& shape) {
   int64_t n = 1;

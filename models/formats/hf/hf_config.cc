@@ -276,38 +276,30 @@ void ReadLlamaConfig(JsonReader& reader, const HfModelType& type, ModelConfig* m
   if (type.rms_norm_eps > 0) model->set_rms_norm_eps(reader.Number("rms_norm_eps").value_or(type.rms_norm_eps));
 }
 
-// Sets the field that a key is for.
+// Sets the field that a key is for, where the file has it.
 void ReadKey(JsonReader& reader, const HfKey& key, ModelConfig* model) {
-  const std::string name = key.field != nullptr ? key.field : key.key;
-  const auto* field = ModelConfig::descriptor()->FindFieldByName(name);
+  const auto* field = ModelConfig::descriptor()->FindFieldByName(key.field != nullptr ? key.field : key.key);
   const auto* reflection = model->GetReflection();
   if (field == nullptr || reflection->HasField(*model, field)) return;  // a size, that was read with the others
-  const bool open = std::holds_alternative<std::monostate>(key.by_default);
-  if (reader.Find(key.key) == nullptr && open) return;
-  const double* number = std::get_if<double>(&key.by_default);
-  const bool* truth = std::get_if<bool>(&key.by_default);
-  const char* const* text = std::get_if<const char*>(&key.by_default);
   switch (field->cpp_type()) {
     case google::protobuf::FieldDescriptor::CPPTYPE_DOUBLE:
-      reflection->SetDouble(model, field, reader.Number(key.key).value_or(number == nullptr ? 0 : *number));
+      if (const auto number = reader.Number(key.key)) reflection->SetDouble(model, field, *number);
       return;
     case google::protobuf::FieldDescriptor::CPPTYPE_INT32:
-      reflection->SetInt32(model, field,
-                           reader.Integer(key.key).value_or(number == nullptr ? 0 : static_cast<int32_t>(*number)));
+      if (const auto number = reader.Integer(key.key)) reflection->SetInt32(model, field, *number);
       return;
     case google::protobuf::FieldDescriptor::CPPTYPE_BOOL:
-      reflection->SetBool(model, field, reader.Bool(key.key).value_or(truth != nullptr && *truth));
+      if (const auto truth = reader.Bool(key.key)) reflection->SetBool(model, field, *truth);
       return;
-    default: {
-      const std::string given = reader.Text(key.key);
-      reflection->SetString(model, field, given.empty() && text != nullptr ? *text : given);
-    }
+    default:
+      if (const std::string text = reader.Text(key.key); !text.empty()) reflection->SetString(model, field, text);
   }
 }
 
 // What the record of the type lists.
 void ReadListed(JsonReader& reader, const HfModelType& type, HfConfig* config) {
   for (const HfKey& key : type.keys) ReadKey(reader, key, &config->model);
+  FillDefaults(type, &config->model);
   for (const HfOnly& only : type.only) reader.Require(only.key, ToJson(only.value), only.why);
   for (const char* key : type.dropouts) {
     const std::optional<double> dropout = reader.Number(key);

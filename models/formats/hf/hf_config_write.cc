@@ -100,11 +100,11 @@ void WriteWindows(const ModelConfig& model, const HfModelType& type, nlohmann::o
   (*json)["max_window_layers"] = first - types.begin();
 }
 
-// The value of a field as config.json has it; `by_default` where it is not set.
-Json FieldValue(const ModelConfig& model, const std::string& name, const HfValue& by_default) {
+// The value of a field as config.json has it; null: it is not set.
+Json FieldValue(const ModelConfig& model, const std::string& name) {
   const auto* field = ModelConfig::descriptor()->FindFieldByName(name);
   const auto* reflection = model.GetReflection();
-  if (field == nullptr || !reflection->HasField(model, field)) return ToJson(by_default);
+  if (field == nullptr || !reflection->HasField(model, field)) return nullptr;
   switch (field->cpp_type()) {
     case google::protobuf::FieldDescriptor::CPPTYPE_DOUBLE:
       return reflection->GetDouble(model, field);
@@ -119,8 +119,9 @@ Json FieldValue(const ModelConfig& model, const std::string& name, const HfValue
 
 // What the record of the type lists.
 void WriteListed(const ModelConfig& model, const HfModelType& type, nlohmann::ordered_json* json) {
-  for (const HfKey& key : type.keys)
-    (*json)[key.key] = FieldValue(model, key.field != nullptr ? key.field : key.key, key.by_default);
+  ModelConfig filled = model;
+  FillDefaults(type, &filled);
+  for (const HfKey& key : type.keys) (*json)[key.key] = FieldValue(filled, key.field != nullptr ? key.field : key.key);
   for (const HfOnly& only : type.only) (*json)[only.key] = ToJson(only.value);
   for (const char* key : type.dropouts) (*json)[key] = 0.0;
   if (type.write_more != nullptr) type.write_more(model, json);

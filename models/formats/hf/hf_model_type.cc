@@ -112,6 +112,25 @@ const HfKey* KeyOfField(const HfModelType& type, const std::string& field) {
   return nullptr;
 }
 
+void FillDefaults(const HfModelType& type, ModelConfig* model) {
+  const auto* reflection = model->GetReflection();
+  for (const HfKey& key : type.keys) {
+    const auto* field = ModelConfig::descriptor()->FindFieldByName(key.field != nullptr ? key.field : key.key);
+    if (field == nullptr || reflection->HasField(*model, field)) continue;
+    if (const bool* truth = std::get_if<bool>(&key.by_default)) {
+      reflection->SetBool(model, field, *truth);
+    } else if (const char* const* text = std::get_if<const char*>(&key.by_default)) {
+      reflection->SetString(model, field, *text);
+    } else if (const double* number = std::get_if<double>(&key.by_default)) {
+      if (field->cpp_type() == google::protobuf::FieldDescriptor::CPPTYPE_INT32) {
+        reflection->SetInt32(model, field, static_cast<int32_t>(*number));
+      } else {
+        reflection->SetDouble(model, field, *number);
+      }
+    }
+  }
+}
+
 const HfModelType* FindHfModelType(const HfModelTypes& types, const std::string& model_type) {
   for (const HfModelType& type : types) {
     if (model_type == type.model_type) return &type;

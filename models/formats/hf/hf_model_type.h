@@ -96,6 +96,9 @@ const HfModelType* HfModelTypeOf(const HfModelTypes& types, const ModelConfig& m
 // The key that stands for a field of ours; null: the one of that name, where the type has it.
 const HfKey* KeyOfField(const HfModelType& type, const std::string& field);
 
+// Sets the fields of `type.keys` that are open to what Transformers assumes.
+void FillDefaults(const HfModelType& type, ModelConfig* model);
+
 // Sizes, and rotary settings of both dialects (hf_config.h).
 void ReadHfSizes(JsonReader& reader, const HfModelType& type, ModelConfig* model);
 void ReadHfRotary(JsonReader& reader, const HfModelType& type, ModelConfig* model, std::vector<std::string>* problems);
