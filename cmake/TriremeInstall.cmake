@@ -50,7 +50,8 @@ install(TARGETS trireme RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR})
 install(TARGETS ${trireme_archives} ARCHIVE DESTINATION ${CMAKE_INSTALL_LIBDIR}/trireme)
 
 # Where the contract with projects outside begins; what these include is installed too.
-set(TRIREME_PUBLIC_HEADERS trainer/main.h models/engine/extensions.h models/spec/family.h kernels/attention/attention.h)
+set(TRIREME_PUBLIC_HEADERS trainer/main.h models/engine/extensions.h models/spec/family.h models/parts/draft.h models/parts/projections.h
+    parallel/layers/functions.h kernels/attention/attention.h)
 set(include_folder ${CMAKE_INSTALL_INCLUDEDIR}/trireme)
 install(CODE "set(trireme_public_headers ${TRIREME_PUBLIC_HEADERS})
 set(trireme_source_folder \"${CMAKE_SOURCE_DIR}\")

@@ -52,50 +52,41 @@ void InType(const at::Tensor& x, const Body& body) {
   });
 }
 
-}  // namespace
-
-at::Tensor GroupedMatmulTransposed(const at::Tensor& x, const at::Tensor& w, const ExpertOffsets& offsets) {
-  const int64_t experts = static_cast<int64_t>(offsets.size()) - 1, n = w.size(0) / experts, k = x.size(1);
+// x [R, K] or [R, N], w [E N, K]: rows of each expert times its matrix, transposed (kYes: [R, N]) or not ([R, K]).
+at::Tensor GroupedProduct(const at::Tensor& x, const at::Tensor& w, const ExpertOffsets& offsets, Transpose transpose) {
+  const int64_t n = w.size(0) / (static_cast<int64_t>(offsets.size()) - 1), k = w.size(1);
+  const int64_t inner = x.size(1), outer = transpose == Transpose::kYes ? n : k;
+  const std::vector<GroupTask> tasks = RowTasks(offsets);
   if (x.is_cuda()) {
-    at::Tensor y = at::empty({x.size(0), n}, x.options());
-    for (const GroupTask& e : RowTasks(offsets))
-      y.narrow(0, e.begin, e.size).copy_(MatmulTransposed(x.narrow(0, e.begin, e.size), w.narrow(0, e.expert * n, n)));
+    at::Tensor y = at::empty({x.size(0), outer}, x.options());
+    for (const GroupTask& t : tasks) {
+      const at::Tensor rows = x.narrow(0, t.begin, t.size), matrix = w.narrow(0, t.expert * n, n);
+      y.narrow(0, t.begin, t.size)
+          .copy_(transpose == Transpose::kYes ? MatmulTransposed(rows, matrix) : Matmul(rows, matrix));
+    }
     return y;
   }
   const at::Tensor rows = InArithmetic(x), matrices = InArithmetic(w);
-  at::Tensor y = at::empty({x.size(0), n}, rows.options());
-  const std::vector<GroupTask> tasks = RowTasks(offsets);
+  at::Tensor y = at::empty({x.size(0), outer}, rows.options());
   InType(rows, [&](auto type) {
     using C = decltype(type);
     ParallelTasks(static_cast<int64_t>(tasks.size()), [&](int64_t i) {
       const GroupTask& t = tasks[static_cast<size_t>(i)];
-      Gemm(Transpose::kNo, Transpose::kYes, t.size, n, k, C(1), Data<C>(rows) + t.begin * k, k,
-           Data<C>(matrices) + t.expert * n * k, k, C(0), Data<C>(y) + t.begin * n, n);
+      Gemm(Transpose::kNo, transpose, t.size, outer, inner, C(1), Data<C>(rows) + t.begin * inner, inner,
+           Data<C>(matrices) + t.expert * n * k, k, C(0), Data<C>(y) + t.begin * outer, outer);
     });
   });
   return Rounded(y, x.scalar_type());
 }
 
+}  // namespace
+
+at::Tensor GroupedMatmulTransposed(const at::Tensor& x, const at::Tensor& w, const ExpertOffsets& offsets) {
+  return GroupedProduct(x, w, offsets, Transpose::kYes);
+}
+
 at::Tensor GroupedMatmul(const at::Tensor& dy, const at::Tensor& w, const ExpertOffsets& offsets) {
-  const int64_t n = dy.size(1), k = w.size(1);
-  if (dy.is_cuda()) {
-    at::Tensor dx = at::empty({dy.size(0), k}, dy.options());
-    for (const GroupTask& e : RowTasks(offsets))
-      dx.narrow(0, e.begin, e.size).copy_(Matmul(dy.narrow(0, e.begin, e.size), w.narrow(0, e.expert * n, n)));
-    return dx;
-  }
-  const at::Tensor rows = InArithmetic(dy), matrices = InArithmetic(w);
-  at::Tensor dx = at::empty({dy.size(0), k}, rows.options());
-  const std::vector<GroupTask> tasks = RowTasks(offsets);
-  InType(rows, [&](auto type) {
-    using C = decltype(type);
-    ParallelTasks(static_cast<int64_t>(tasks.size()), [&](int64_t i) {
-      const GroupTask& t = tasks[static_cast<size_t>(i)];
-      Gemm(Transpose::kNo, Transpose::kNo, t.size, k, n, C(1), Data<C>(rows) + t.begin * n, n,
-           Data<C>(matrices) + t.expert * n * k, k, C(0), Data<C>(dx) + t.begin * k, k);
-    });
-  });
-  return Rounded(dx, dy.scalar_type());
+  return GroupedProduct(dy, w, offsets, Transpose::kNo);
 }
 
 void AddGroupedOuterProducts(const at::Tensor& dy, const at::Tensor& x, const ExpertOffsets& offsets,

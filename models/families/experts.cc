@@ -284,26 +284,16 @@ ModelFamily Glm4MoeFamily() {
 
 // Granite 3's mixtures: gate and up of all experts in one tensor.
 ModelFamily GraniteMoeFamily() {
-  return {
-      "granitemoe",
-      &SpecifyGraniteMoe,
-      {.rules =
-           {{"model.layers.*.mlp.gate.weight", "model.layers.*.block_sparse_moe.router.layer.weight"},
-            {.name = kOurGateUp, .stored = "model.layers.*.block_sparse_moe.input_linear.weight", .by_heads = true},
-            {.name = kOurDown, .stored = "model.layers.*.block_sparse_moe.output_linear.weight", .by_heads = true}}},
-      {{.model_type = "granitemoe",
-        .architecture = "GraniteMoeForCausalLM",
-        .family = "granitemoe",
-        .max_position_embeddings = 2048,
-        .own_head_dim = false,
-        .attention_bias = true,
-        .keys = {{"embedding_multiplier", 1.0},
-                 {"residual_multiplier", 1.0},
-                 {"attention_multiplier", 1.0},
-                 {"logits_scaling", 1.0},
-                 {"num_experts_per_tok", 2.0}},
-        .read_more = &ReadNumExperts,
-        .write_more = &WriteLocalExperts}}};
+  HfModelType type = GraniteType("granitemoe", "GraniteMoeForCausalLM");
+  type.keys.push_back({"num_experts_per_tok", 2.0});
+  type.read_more = &ReadNumExperts;
+  type.write_more = &WriteLocalExperts;
+  WeightNames names;
+  names.rules = {
+      {"model.layers.*.mlp.gate.weight", "model.layers.*.block_sparse_moe.router.layer.weight"},
+      {.name = kOurGateUp, .stored = "model.layers.*.block_sparse_moe.input_linear.weight", .by_heads = true},
+      {.name = kOurDown, .stored = "model.layers.*.block_sparse_moe.output_linear.weight", .by_heads = true}};
+  return {"granitemoe", &SpecifyGraniteMoe, names, {type}};
 }
 
 }  // namespace trireme

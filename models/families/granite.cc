@@ -18,6 +18,19 @@ DecoderDraft DraftGranite(const ModelConfig& config, std::vector<std::string>* p
   return draft;
 }
 
+HfModelType GraniteType(const char* type, const char* architecture) {
+  return {.model_type = type,
+          .architecture = architecture,
+          .family = type,
+          .max_position_embeddings = 2048,
+          .own_head_dim = false,
+          .attention_bias = true,
+          .keys = {{"embedding_multiplier", 1.0},
+                   {"residual_multiplier", 1.0},
+                   {"attention_multiplier", 1.0},
+                   {"logits_scaling", 1.0}}};
+}
+
 namespace {
 
 DecoderSpec SpecifyGranite(const ModelConfig& config, std::vector<std::string>* problems) {
@@ -28,20 +41,9 @@ DecoderSpec SpecifyGranite(const ModelConfig& config, std::vector<std::string>* 
 
 // Granite 3 and 4 (github.com/ibm-granite): four multipliers.
 ModelFamily GraniteFamily() {
-  return {"granite",
-          &SpecifyGranite,
-          {},
-          {{.model_type = "granite",
-            .architecture = "GraniteForCausalLM",
-            .family = "granite",
-            .max_position_embeddings = 2048,
-            .own_head_dim = false,
-            .attention_bias = true,
-            .keys = {{"embedding_multiplier", 1.0},
-                     {"residual_multiplier", 1.0},
-                     {"attention_multiplier", 1.0},
-                     {"logits_scaling", 1.0},
-                     {"mlp_bias", false}}}}};
+  HfModelType type = GraniteType("granite", "GraniteForCausalLM");
+  type.keys.push_back({"mlp_bias", false});
+  return {"granite", &SpecifyGranite, {}, {type}};
 }
 
 }  // namespace trireme

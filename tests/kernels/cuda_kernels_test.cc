@@ -383,7 +383,9 @@ TEST_P(CudaOptimizers, ColumnsOfAMatrixTakeOneLaunch) {
     const at::Tensor decision = OnGpu(DecisionTo(1)), gradient = OnGpu(zero);
     const int64_t launches = Launches();
     cuda::AdamWUpdateBf16(Rule(0.9987f), decision, gpu, gradient, gpu_m, gpu_v, key, index);
-    if (kEmulated) EXPECT_EQ(Launches() - launches, 1) << rows;
+    if (kEmulated) {
+      EXPECT_EQ(Launches() - launches, 1) << rows;
+    }
     EXPECT_TRUE(at::equal(gpu.cpu(), cpu)) << rows;
   }
 }

@@ -3,7 +3,15 @@ import pathlib
 import re
 import sys
 
-CONTRACT = ["trainer/main.h", "models/engine/extensions.h", "models/spec/family.h", "kernels/attention/attention.h"]
+CONTRACT = [
+    "trainer/main.h",
+    "models/engine/extensions.h",
+    "models/spec/family.h",
+    "models/parts/draft.h",
+    "models/parts/projections.h",
+    "parallel/layers/functions.h",
+    "kernels/attention/attention.h",
+]
 
 folder = pathlib.Path(sys.argv[1])
 installed = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}

@@ -86,6 +86,14 @@ cat error.txt
 [ $code -eq 2 ]
 grep -q 'model_type: "outrigger" is not supported' error.txt
 
+echo "== its part is shared by ranks like any other, recomputed and not"
+losses() { sed -nE 's/.*"type":"train","step":([0-9]+),"loss":([^,]*),.*"grad_norm":([^,]*),.*/\1 \2 \3/p' "$1/metrics.jsonl"; }
+mpirun --quiet --oversubscribe --bind-to none -np 4 build/app "${train[@]}" --set run_dir="$work/shared" --set kernels.attention=auto \
+  --set 'global_batch_size: 2 micro_batch_size: 1 parallel { tensor: 2 pipeline: 2 } recompute { policy: SELECTIVE keep: "gate_up" }'
+losses run >one.txt
+[ "$(wc -l <one.txt)" -eq 4 ]
+losses shared | paste one.txt - | awk '{ for (i = 2; i <= 3; ++i) if (($i / $(i + 3) - 1) ^ 2 > 1e-10) { print "differs: " $0; exit 1 } }'
+
 echo "== its attention is a known name, and unknown ones are still refused"
 code=0
 build/app bench "$config" --steps 1 --set kernels.attention=nowhere 2>error.txt || code=$?
