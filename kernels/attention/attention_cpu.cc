@@ -176,14 +176,6 @@ absl::Status CpuSupports(const AttentionArguments& a) {
   return absl::OkStatus();
 }
 
-at::Tensor Widened(const at::Tensor& x) {
-  if (x.scalar_type() != at::kBFloat16) return x;
-  at::Tensor packed = x.contiguous();
-  at::Tensor wide = at::empty(x.sizes(), x.options().dtype(at::kFloat));
-  CopyConverted(packed, wide);
-  return wide;
-}
-
 template <typename C>
 AttentionOutput ForwardTyped(const AttentionArguments& a) {
   AttentionOutput output;
@@ -235,9 +227,7 @@ AttentionOutput CpuForward(const AttentionArguments& a) {
   wide.k = Widened(a.k);
   wide.v = Widened(a.v);
   AttentionOutput output = ForwardTyped<float>(wide);
-  at::Tensor narrow = at::empty(a.q.sizes(), a.q.options());
-  CopyConverted(output.out, narrow);
-  output.out = narrow;
+  output.out = Narrowed(output.out, a.q.scalar_type());
   return output;
 }
 

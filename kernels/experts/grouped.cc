@@ -14,20 +14,6 @@ namespace {
 constexpr int64_t kRowBlock = 128;     // rows of an expert that one task takes
 constexpr int64_t kMatrixBlock = 256;  // rows of its matrix, where gradients of weights are made
 
-at::Tensor InArithmetic(const at::Tensor& x) {
-  if (x.scalar_type() != at::kBFloat16) return x.contiguous();
-  at::Tensor wide = at::empty(x.sizes(), x.options().dtype(at::kFloat));
-  CopyConverted(x.contiguous(), wide);
-  return wide;
-}
-
-at::Tensor Rounded(const at::Tensor& x, at::ScalarType dtype) {
-  if (x.scalar_type() == dtype) return x;
-  at::Tensor narrow = at::empty(x.sizes(), x.options().dtype(dtype));
-  CopyConverted(x, narrow);
-  return narrow;
-}
-
 // A piece of work for one thread.
 struct GroupTask {
   int64_t expert, begin, size;
@@ -66,7 +52,7 @@ at::Tensor GroupedProduct(const at::Tensor& x, const at::Tensor& w, const Expert
     }
     return y;
   }
-  const at::Tensor rows = InArithmetic(x), matrices = InArithmetic(w);
+  const at::Tensor rows = Widened(x).contiguous(), matrices = Widened(w).contiguous();
   at::Tensor y = at::empty({x.size(0), outer}, rows.options());
   InType(rows, [&](auto type) {
     using C = decltype(type);
@@ -76,7 +62,7 @@ at::Tensor GroupedProduct(const at::Tensor& x, const at::Tensor& w, const Expert
            Data<C>(matrices) + t.expert * n * k, k, C(0), Data<C>(y) + t.begin * outer, outer);
     });
   });
-  return Rounded(y, x.scalar_type());
+  return Narrowed(y, x.scalar_type());
 }
 
 }  // namespace
@@ -104,7 +90,7 @@ void AddGroupedOuterProducts(const at::Tensor& dy, const at::Tensor& x, const Ex
     }
     return;
   }
-  const at::Tensor d_rows = InArithmetic(dy), rows = InArithmetic(x);
+  const at::Tensor d_rows = Widened(dy).contiguous(), rows = Widened(x).contiguous();
   // A thread makes some rows of an expert's gradient from all its tokens, so that each element is summed in one order.
   std::vector<GroupTask> tasks;
   for (int64_t e = 0; e < experts; ++e) {

@@ -9,22 +9,6 @@
 namespace trireme {
 namespace {
 
-// A CPU without wide bfloat16 units multiplies bfloat16 some 20 times slower than float32: convert, multiply, round
-// once.
-at::Tensor Wide(const at::Tensor& x) {
-  if (x.scalar_type() != at::kBFloat16) return x;
-  at::Tensor wide = at::empty(x.sizes(), x.options().dtype(at::kFloat));
-  CopyConverted(x.contiguous(), wide);
-  return wide;
-}
-
-at::Tensor NarrowTo(at::ScalarType dtype, const at::Tensor& x) {
-  if (x.scalar_type() == dtype) return x;
-  at::Tensor narrow = at::empty(x.sizes(), x.options().dtype(dtype));
-  CopyConverted(x, narrow);
-  return narrow;
-}
-
 void CpuGemm(Transpose transpose_a, Transpose transpose_b, const at::Tensor& a, const at::Tensor& b, bool add,
              at::Tensor& c) {
   const int64_t m = c.size(0), n = c.size(1);
@@ -51,8 +35,8 @@ at::Tensor MatmulTransposed(const at::Tensor& x, const at::Tensor& w, const at::
   if (x.is_cuda()) return residual.defined() ? at::addmm(residual, x, w.t()) : at::mm(x, w.t());
   at::Tensor y = at::empty({x.size(0), w.size(0)}, x.options().dtype(ArithmeticType(x.scalar_type())));
   if (residual.defined()) CopyConverted(residual, y);
-  CpuGemm(Transpose::kNo, Transpose::kYes, Wide(x), Wide(w), residual.defined(), y);
-  return NarrowTo(x.scalar_type(), y);
+  CpuGemm(Transpose::kNo, Transpose::kYes, Widened(x), Widened(w), residual.defined(), y);
+  return Narrowed(y, x.scalar_type());
 }
 
 void SetMatmulTransposed(at::Tensor y, const at::Tensor& x, const at::Tensor& w) {
@@ -64,8 +48,8 @@ at::Tensor Matmul(const at::Tensor& dy, const at::Tensor& w) {
   CheckSizes("dy w", dy.size(1), w.size(0));
   if (dy.is_cuda()) return at::mm(dy, w);
   at::Tensor dx = at::empty({dy.size(0), w.size(1)}, dy.options().dtype(ArithmeticType(dy.scalar_type())));
-  CpuGemm(Transpose::kNo, Transpose::kNo, Wide(dy), Wide(w), /*add=*/false, dx);
-  return NarrowTo(dy.scalar_type(), dx);
+  CpuGemm(Transpose::kNo, Transpose::kNo, Widened(dy), Widened(w), /*add=*/false, dx);
+  return Narrowed(dx, dy.scalar_type());
 }
 
 void AddMatmulTransposed(at::Tensor y, const at::Tensor& x, const at::Tensor& w) {
@@ -102,7 +86,7 @@ void AddOuterProduct(const at::Tensor& dy, const at::Tensor& x, at::Tensor& accu
     }
     return;
   }
-  CpuGemm(Transpose::kYes, Transpose::kNo, Wide(dy), Wide(x), /*add=*/!overwrite, accumulator);
+  CpuGemm(Transpose::kYes, Transpose::kNo, Widened(dy), Widened(x), /*add=*/!overwrite, accumulator);
 }
 
 }  // namespace trireme

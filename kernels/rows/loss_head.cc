@@ -12,13 +12,6 @@
 namespace trireme {
 namespace {
 
-at::Tensor Widened(const at::Tensor& x) {
-  if (x.scalar_type() != at::kBFloat16) return x;
-  at::Tensor wide = at::empty(x.sizes(), x.options().dtype(at::kFloat));
-  CopyConverted(x, wide);
-  return wide;
-}
-
 // One row of logits [columns], which are the ids from options.first_id on: its lse and the target's logit.
 template <typename C>
 void RowStatistics(int64_t columns, const C* row, int64_t target, const LossHeadOptions& options, C* lse,

@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include "models/families/granite.h"
+#include "models/families/olmo.h"
 #include "models/parts/draft.h"
 #include "models/spec/family.h"
 
@@ -158,12 +159,12 @@ void WriteRoutedExperts(const ModelConfig& model, nlohmann::ordered_json* json) 
 
 void ReadOlmoe(JsonReader& reader, HfConfig* config) {
   ReadNumExperts(reader, config);
-  if (const std::optional<double> clip = reader.Number("clip_qkv")) config->model.set_clip_qkv(*clip);
+  ReadClip(reader, config);
 }
 
 void WriteOlmoe(const ModelConfig& model, nlohmann::ordered_json* json) {
   (*json)["num_experts"] = model.num_experts();
-  (*json)["clip_qkv"] = model.clip_qkv() > 0 ? nlohmann::json(model.clip_qkv()) : nlohmann::json();
+  WriteClip(model, json);
 }
 
 }  // namespace

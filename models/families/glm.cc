@@ -8,7 +8,7 @@ DecoderDraft DraftGlm(const ModelConfig& config, std::vector<std::string>* probl
   DecoderDraft draft = DraftDecoder(config, problems);
   RotatePartly(config, 0.5, &draft, problems);
   draft.rotation.interleaved = true;
-  draft.attention.qkv_bias = !config.has_attention_bias() || config.attention_bias();
+  draft.attention.qkv_bias = config.attention_bias();
   draft.attention.output_bias = false;
   return draft;
 }

@@ -8,7 +8,7 @@ namespace {
 DecoderSpec SpecifyStarcoder2(const ModelConfig& config, std::vector<std::string>* problems) {
   DecoderDraft draft = DraftDecoder(config, problems);
   UseLayerNorm(config, /*bias=*/true, &draft, problems);
-  const bool bias = !config.has_attention_bias() || config.attention_bias();
+  const bool bias = config.attention_bias();
   draft.attention.qkv_bias = draft.attention.output_bias = draft.feed_forward.bias = bias;
   draft.feed_forward.gated = false;
   draft.feed_forward.activation = ActivationOf(config, "gelu_pytorch_tanh", problems);
@@ -37,7 +37,7 @@ DecoderSpec SpecifyOpt(const ModelConfig& config, std::vector<std::string>* prob
   draft.EachNorm([](NormSpec* norm) { norm->eps = 1e-5; });
   draft.spec.embedding.positions = true;
   draft.spec.embedding.position_offset = 2;
-  const bool bias = !config.has_attention_bias() || config.attention_bias();
+  const bool bias = config.attention_bias();
   draft.attention.qkv_bias = draft.attention.output_bias = draft.feed_forward.bias = bias;
   for (LayerPattern& layer : draft.pattern) layer.rope = false;
   return draft.Build(problems);
@@ -65,9 +65,28 @@ std::vector<WeightRule> GroupedQkv(const char* weight, const char* bias) {
   return rules;
 }
 
-WeightNames With(std::vector<WeightRule> rules, std::vector<WeightRule> more) {
-  rules.insert(rules.end(), more.begin(), more.end());
-  return {.rules = std::move(rules)};
+// How Falcon and BLOOM call what they share; `more` comes first.
+WeightNames TransformerNames(std::vector<WeightRule> more) {
+  WeightNames names = {.rules = std::move(more), .optional_prefix = "transformer."};
+  const auto add = [&](const std::vector<WeightRule>& rules) {
+    names.rules.insert(names.rules.end(), rules.begin(), rules.end());
+  };
+  add(GroupedQkv("transformer.h.*.self_attention.query_key_value.weight",
+                 "transformer.h.*.self_attention.query_key_value.bias"));
+  add({{"model.embed_tokens.weight", "transformer.word_embeddings.weight"},
+       {"model.layers.*.input_layernorm.weight", "transformer.h.*.input_layernorm.weight"},
+       {"model.layers.*.input_layernorm.bias", "transformer.h.*.input_layernorm.bias"},
+       {"model.layers.*.post_attention_layernorm.weight", "transformer.h.*.post_attention_layernorm.weight"},
+       {"model.layers.*.post_attention_layernorm.bias", "transformer.h.*.post_attention_layernorm.bias"},
+       {"model.layers.*.self_attn.o_proj.weight", "transformer.h.*.self_attention.dense.weight"},
+       {"model.layers.*.self_attn.o_proj.bias", "transformer.h.*.self_attention.dense.bias"},
+       {"model.layers.*.mlp.up_proj.weight", "transformer.h.*.mlp.dense_h_to_4h.weight"},
+       {"model.layers.*.mlp.up_proj.bias", "transformer.h.*.mlp.dense_h_to_4h.bias"},
+       {"model.layers.*.mlp.down_proj.weight", "transformer.h.*.mlp.dense_4h_to_h.weight"},
+       {"model.layers.*.mlp.down_proj.bias", "transformer.h.*.mlp.dense_4h_to_h.bias"},
+       {"model.norm.weight", "transformer.ln_f.weight"},
+       {"model.norm.bias", "transformer.ln_f.bias"}});
+  return names;
 }
 
 WeightNames FalconNames() {
@@ -77,28 +96,15 @@ WeightNames FalconNames() {
                         return spec.layer(0).parallel && !spec.layer(0).shared_norm;
                       }};
   };
-  WeightNames names =
-      With(GroupedQkv("transformer.h.*.self_attention.query_key_value.weight",
-                      "transformer.h.*.self_attention.query_key_value.bias"),
-           {{"model.embed_tokens.weight", "transformer.word_embeddings.weight"},
-            two("model.layers.*.input_layernorm.weight", "transformer.h.*.ln_attn.weight"),
-            two("model.layers.*.input_layernorm.bias", "transformer.h.*.ln_attn.bias"),
-            two("model.layers.*.post_attention_layernorm.weight", "transformer.h.*.ln_mlp.weight"),
-            two("model.layers.*.post_attention_layernorm.bias", "transformer.h.*.ln_mlp.bias"),
-            {"model.layers.*.input_layernorm.weight", "transformer.h.*.input_layernorm.weight"},
-            {"model.layers.*.input_layernorm.bias", "transformer.h.*.input_layernorm.bias"},
-            {"model.layers.*.post_attention_layernorm.weight", "transformer.h.*.post_attention_layernorm.weight"},
-            {"model.layers.*.post_attention_layernorm.bias", "transformer.h.*.post_attention_layernorm.bias"},
-            {"model.layers.*.self_attn.o_proj.weight", "transformer.h.*.self_attention.dense.weight"},
-            {"model.layers.*.self_attn.o_proj.bias", "transformer.h.*.self_attention.dense.bias"},
-            {"model.layers.*.mlp.up_proj.weight", "transformer.h.*.mlp.dense_h_to_4h.weight"},
-            {"model.layers.*.mlp.up_proj.bias", "transformer.h.*.mlp.dense_h_to_4h.bias"},
-            {"model.layers.*.mlp.down_proj.weight", "transformer.h.*.mlp.dense_4h_to_h.weight"},
-            {"model.layers.*.mlp.down_proj.bias", "transformer.h.*.mlp.dense_4h_to_h.bias"},
-            {"model.norm.weight", "transformer.ln_f.weight"},
-            {"model.norm.bias", "transformer.ln_f.bias"}});
-  names.optional_prefix = "transformer.";
-  return names;
+  return TransformerNames({two("model.layers.*.input_layernorm.weight", "transformer.h.*.ln_attn.weight"),
+                           two("model.layers.*.input_layernorm.bias", "transformer.h.*.ln_attn.bias"),
+                           two("model.layers.*.post_attention_layernorm.weight", "transformer.h.*.ln_mlp.weight"),
+                           two("model.layers.*.post_attention_layernorm.bias", "transformer.h.*.ln_mlp.bias")});
+}
+
+WeightNames BloomNames() {
+  return TransformerNames({{"model.embed_norm.weight", "transformer.word_embeddings_layernorm.weight"},
+                           {"model.embed_norm.bias", "transformer.word_embeddings_layernorm.bias"}});
 }
 
 WeightNames OptNames() {
@@ -124,29 +130,6 @@ WeightNames OptNames() {
                 {"model.norm.weight", "model.decoder.final_layer_norm.weight"},
                 {"model.norm.bias", "model.decoder.final_layer_norm.bias"}},
       .optional_prefix = "model."};
-}
-
-WeightNames BloomNames() {
-  WeightNames names =
-      With(GroupedQkv("transformer.h.*.self_attention.query_key_value.weight",
-                      "transformer.h.*.self_attention.query_key_value.bias"),
-           {{"model.embed_tokens.weight", "transformer.word_embeddings.weight"},
-            {"model.embed_norm.weight", "transformer.word_embeddings_layernorm.weight"},
-            {"model.embed_norm.bias", "transformer.word_embeddings_layernorm.bias"},
-            {"model.layers.*.input_layernorm.weight", "transformer.h.*.input_layernorm.weight"},
-            {"model.layers.*.input_layernorm.bias", "transformer.h.*.input_layernorm.bias"},
-            {"model.layers.*.post_attention_layernorm.weight", "transformer.h.*.post_attention_layernorm.weight"},
-            {"model.layers.*.post_attention_layernorm.bias", "transformer.h.*.post_attention_layernorm.bias"},
-            {"model.layers.*.self_attn.o_proj.weight", "transformer.h.*.self_attention.dense.weight"},
-            {"model.layers.*.self_attn.o_proj.bias", "transformer.h.*.self_attention.dense.bias"},
-            {"model.layers.*.mlp.up_proj.weight", "transformer.h.*.mlp.dense_h_to_4h.weight"},
-            {"model.layers.*.mlp.up_proj.bias", "transformer.h.*.mlp.dense_h_to_4h.bias"},
-            {"model.layers.*.mlp.down_proj.weight", "transformer.h.*.mlp.dense_4h_to_h.weight"},
-            {"model.layers.*.mlp.down_proj.bias", "transformer.h.*.mlp.dense_4h_to_h.bias"},
-            {"model.norm.weight", "transformer.ln_f.weight"},
-            {"model.norm.bias", "transformer.ln_f.bias"}});
-  names.optional_prefix = "transformer.";
-  return names;
 }
 
 // 7B's one key head goes with any number that the file gives for the new layout.

@@ -23,7 +23,7 @@ DecoderSpec SpecifyHelium(const ModelConfig& config, std::vector<std::string>* p
 
 DecoderSpec SpecifySeedOss(const ModelConfig& config, std::vector<std::string>* problems) {
   DecoderDraft draft = DraftDecoder(config, problems);
-  draft.attention.qkv_bias = !config.has_attention_bias() || config.attention_bias();
+  draft.attention.qkv_bias = config.attention_bias();
   draft.attention.output_bias = config.attention_out_bias();
   return draft.Build(problems);
 }

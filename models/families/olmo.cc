@@ -1,7 +1,18 @@
+#include "models/families/olmo.h"
+
 #include "models/parts/draft.h"
 #include "models/spec/family.h"
 
 namespace trireme {
+
+void ReadClip(JsonReader& reader, HfConfig* config) {
+  if (const std::optional<double> clip = reader.Number("clip_qkv")) config->model.set_clip_qkv(*clip);
+}
+
+void WriteClip(const ModelConfig& model, nlohmann::ordered_json* json) {
+  (*json)["clip_qkv"] = model.clip_qkv() > 0 ? nlohmann::json(model.clip_qkv()) : nlohmann::json();
+}
+
 namespace {
 
 DecoderSpec SpecifyOlmo(const ModelConfig& config, std::vector<std::string>* problems) {
@@ -29,14 +40,6 @@ DecoderSpec SpecifyOlmo3(const ModelConfig& config, std::vector<std::string>* pr
   DecoderDraft draft = DraftOlmo2(config, problems);
   draft.UseLocalRotation(config.has_rope_local_base_freq() ? config.rope_local_base_freq() : draft.rotation.theta);
   return draft.Build(problems);
-}
-
-void ReadClip(JsonReader& reader, HfConfig* config) {
-  if (const std::optional<double> clip = reader.Number("clip_qkv")) config->model.set_clip_qkv(*clip);
-}
-
-void WriteClip(const ModelConfig& model, nlohmann::ordered_json* json) {
-  (*json)["clip_qkv"] = model.clip_qkv() > 0 ? nlohmann::json(model.clip_qkv()) : nlohmann::json();
 }
 
 HfModelType OlmoType(const char* type, const char* architecture) {
