@@ -14,10 +14,11 @@
 
 namespace trireme {
 
-// q [tokens_q, heads, head_dim], k, v [tokens_k, kv_heads, head_dim]; the last dimension contiguous, others may be
-// strided (views of one packed projection). Query head h reads kv head h / (heads / kv_heads): keys are never repeated.
-// Segment s attends queries [cu_seqlens_q[s], cu_seqlens_q[s+1]) to keys [cu_seqlens_k[s], cu_seqlens_k[s+1]).
-// A query that sees no key gives out 0 and lse -inf (libtorch's GPU kernels: +inf), and passes no gradient.
+// q [tokens_q, heads, head_dim], k [tokens_k, kv_heads, head_dim], v [tokens_k, kv_heads, value_dim]; the last
+// dimension contiguous, others may be strided (views of one packed projection). Query head h reads kv head h / (heads /
+// kv_heads): keys are never repeated. Segment s attends queries [cu_seqlens_q[s], cu_seqlens_q[s+1]) to keys
+// [cu_seqlens_k[s], cu_seqlens_k[s+1]). A query that sees no key gives out 0 and lse -inf (libtorch's GPU kernels:
+// +inf), and passes no gradient.
 struct AttentionArguments {
   at::Tensor q, k, v;
   at::Tensor cu_seqlens_q, cu_seqlens_k;  // [segments + 1] int32, on the tensors' device
@@ -35,7 +36,7 @@ struct AttentionArguments {
 };
 
 struct AttentionOutput {
-  at::Tensor out;  // [tokens_q, heads, head_dim], contiguous
+  at::Tensor out;  // [tokens_q, heads, value_dim], contiguous
   at::Tensor lse;  // [heads, tokens_q] float32 (float64 for float64 inputs), natural logarithm
 };
 

@@ -86,7 +86,7 @@ void ZeroRows(int64_t rows, int64_t columns, int64_t stride, C* x) {
 template <typename C>
 void ForwardTask(const AttentionArguments& a, const Task& t, Heads<C> q, Heads<C> k, Heads<C> v, Heads<C> out, C* lse) {
   const auto& loops = LoopsFor<C>();
-  const int64_t d = a.q.size(2), kv_head = t.head / (a.q.size(1) / a.k.size(1));
+  const int64_t d = a.q.size(2), dv = a.v.size(2), kv_head = t.head / (a.q.size(1) / a.k.size(1));
   std::vector<C> scores(kQueryBlock * kKeyBlock), row_max(kQueryBlock), row_sum(kQueryBlock), shrink(kQueryBlock);
   for (int64_t q0 = 0; q0 < t.q_size; q0 += kQueryBlock) {
     const int64_t rows = std::min(kQueryBlock, t.q_size - q0);
@@ -106,36 +106,36 @@ void ForwardTask(const AttentionArguments& a, const Task& t, Heads<C> q, Heads<C
                           static_cast<C>(ScaleAfterSlopes(a)), scores.data(), row_max.data(), row_sum.data(),
                           shrink.data());
       const bool first = k0 == keys.begin;
-      if (!first) loops.scale_rows(rows, d, out.token_stride, shrink.data(), out_block);
-      Gemm(Transpose::kNo, Transpose::kNo, rows, d, columns, C(1), scores.data(), kKeyBlock,
+      if (!first) loops.scale_rows(rows, dv, out.token_stride, shrink.data(), out_block);
+      Gemm(Transpose::kNo, Transpose::kNo, rows, dv, columns, C(1), scores.data(), kKeyBlock,
            v.At(t.k_begin + k0, kv_head), v.token_stride, first ? C(0) : C(1), out_block, out.token_stride);
     }
-    if (keys.begin >= keys.end) ZeroRows(rows, d, out.token_stride, out_block);
+    if (keys.begin >= keys.end) ZeroRows(rows, dv, out.token_stride, out_block);
     // A query that sees no key: nothing comes out, its lse is -inf.
     for (int64_t r = 0; r < rows; ++r) {
       lse[t.head * a.q.size(0) + t.q_begin + q0 + r] = row_max[r] + std::log(row_sum[r]);
       shrink[r] = row_sum[r] == C(0) ? C(0) : C(1) / row_sum[r];
     }
-    loops.scale_rows(rows, d, out.token_stride, shrink.data(), out_block);
+    loops.scale_rows(rows, dv, out.token_stride, shrink.data(), out_block);
   }
 }
 
-// dk_head, dv_head [k_size, d]: this query head's share, summed over the group by the caller.
+// dk_head [k_size, d], dv_head [k_size, dv]: this query head's share, summed over the group by the caller.
 template <typename C>
 void BackwardTask(const AttentionArguments& a, const Task& t, Heads<C> q, Heads<C> k, Heads<C> v, Heads<C> out,
                   Heads<C> d_out, const C* lse, Heads<C> dq, C* dk_head, C* dv_head) {
   const auto& loops = LoopsFor<C>();
-  const int64_t d = a.q.size(2), kv_head = t.head / (a.q.size(1) / a.k.size(1));
+  const int64_t d = a.q.size(2), dv = a.v.size(2), kv_head = t.head / (a.q.size(1) / a.k.size(1));
   std::vector<C> p(kQueryBlock * kKeyBlock), dp(kQueryBlock * kKeyBlock), delta(kQueryBlock);
   std::vector<C> capped(a.softcap > 0 ? kQueryBlock * kKeyBlock : 0);
   std::fill(dk_head, dk_head + t.k_size * d, C(0));
-  std::fill(dv_head, dv_head + t.k_size * d, C(0));
+  std::fill(dv_head, dv_head + t.k_size * dv, C(0));
   for (int64_t q0 = 0; q0 < t.q_size; q0 += kQueryBlock) {
     const int64_t rows = std::min(kQueryBlock, t.q_size - q0);
     const C* q_block = q.At(t.q_begin + q0, t.head);
     const C* d_out_block = d_out.At(t.q_begin + q0, t.head);
     C* dq_block = dq.At(t.q_begin + q0, t.head);
-    loops.row_dots(rows, d, out.token_stride, out.At(t.q_begin + q0, t.head), d_out.token_stride, d_out_block,
+    loops.row_dots(rows, dv, out.token_stride, out.At(t.q_begin + q0, t.head), d_out.token_stride, d_out_block,
                    delta.data());
     const KeyRange keys = VisibleKeys(a, t, q0, rows);
     if (keys.begin >= keys.end) ZeroRows(rows, d, dq.token_stride, dq_block);
@@ -152,9 +152,9 @@ void BackwardTask(const AttentionArguments& a, const Task& t, Heads<C> q, Heads<
       if (a.slopes.defined()) AddSlopes(a, t, q0, k0, rows, columns, p.data());
       loops.softmax_again(rows, columns, kKeyBlock, FirstLimit(a, t, q0, k0), a.window,
                           static_cast<C>(ScaleAfterSlopes(a)), p.data(), lse + t.head * a.q.size(0) + t.q_begin + q0);
-      Gemm(Transpose::kYes, Transpose::kNo, columns, d, rows, C(1), p.data(), kKeyBlock, d_out_block,
-           d_out.token_stride, C(1), dv_head + k0 * d, d);
-      Gemm(Transpose::kNo, Transpose::kYes, rows, columns, d, C(1), d_out_block, d_out.token_stride, v_block,
+      Gemm(Transpose::kYes, Transpose::kNo, columns, dv, rows, C(1), p.data(), kKeyBlock, d_out_block,
+           d_out.token_stride, C(1), dv_head + k0 * dv, dv);
+      Gemm(Transpose::kNo, Transpose::kYes, rows, columns, dv, C(1), d_out_block, d_out.token_stride, v_block,
            v.token_stride, C(0), dp.data(), kKeyBlock);
       loops.softmax_backward(rows, columns, kKeyBlock, static_cast<C>(ScaleAfterCap(a)), p.data(), delta.data(),
                              dp.data());
@@ -179,7 +179,7 @@ absl::Status CpuSupports(const AttentionArguments& a) {
 template <typename C>
 AttentionOutput ForwardTyped(const AttentionArguments& a) {
   AttentionOutput output;
-  output.out = at::empty(a.q.sizes(), a.q.options());
+  output.out = at::empty({a.q.size(0), a.q.size(1), a.v.size(2)}, a.q.options());
   output.lse = at::empty({a.q.size(1), a.q.size(0)}, a.q.options());
   const std::vector<Task> tasks = Tasks(a);
   ParallelTasks(static_cast<int64_t>(tasks.size()), [&](int64_t i) {
@@ -191,23 +191,24 @@ AttentionOutput ForwardTyped(const AttentionArguments& a) {
 template <typename C>
 void BackwardTyped(const AttentionArguments& a, const AttentionOutput& output, const at::Tensor& d_out,
                    AttentionGradients& gradients) {
-  const int64_t d = a.q.size(2), group = a.q.size(1) / a.k.size(1), tokens_k = a.k.size(0);
-  // [heads, tokens_k, d] each: per query head, then summed over the group in order.
-  at::Tensor dk_heads = at::empty({a.q.size(1), tokens_k, d}, a.q.options()),
-             dv_heads = at::empty({a.q.size(1), tokens_k, d}, a.q.options());
+  const int64_t group = a.q.size(1) / a.k.size(1), tokens_k = a.k.size(0);
+  // [heads, tokens_k, d] or dv: per query head, then summed over the group in order.
+  at::Tensor dk_heads = at::empty({a.q.size(1), tokens_k, a.k.size(2)}, a.q.options()),
+             dv_heads = at::empty({a.q.size(1), tokens_k, a.v.size(2)}, a.q.options());
   const std::vector<Task> tasks = Tasks(a);
   ParallelTasks(static_cast<int64_t>(tasks.size()), [&](int64_t i) {
     const Task& t = tasks[i];
-    const int64_t offset = (t.head * tokens_k + t.k_begin) * d;
+    const int64_t row = t.head * tokens_k + t.k_begin;
     BackwardTask<C>(a, t, Heads<C>(a.q), Heads<C>(a.k), Heads<C>(a.v), Heads<C>(output.out), Heads<C>(d_out),
-                    Data<C>(output.lse), Heads<C>(gradients.dq), Data<C>(dk_heads) + offset,
-                    Data<C>(dv_heads) + offset);
+                    Data<C>(output.lse), Heads<C>(gradients.dq), Data<C>(dk_heads) + row * a.k.size(2),
+                    Data<C>(dv_heads) + row * a.v.size(2));
   });
   const Heads<C> dk(gradients.dk), dv(gradients.dv);
   ParallelRanges(tokens_k, 64, [&](int64_t begin, int64_t end) {
     for (int64_t token = begin; token < end; ++token) {
       for (int64_t kv_head = 0; kv_head < a.k.size(1); ++kv_head) {
         const auto sum = [&](const at::Tensor& heads, C* target) {
+          const int64_t d = heads.size(2);
           const C* first = Data<C>(heads) + (kv_head * group * tokens_k + token) * d;
           std::copy(first, first + d, target);
           for (int64_t g = 1; g < group; ++g) LoopsFor<C>().add(d, target, first + g * tokens_k * d);

@@ -4,6 +4,7 @@
 #include <ATen/cuda/CUDAContextLight.h>
 #include <ATen/ops/_flash_attention_backward.h>
 #include <ATen/ops/_flash_attention_forward.h>
+#include <ATen/ops/constant_pad_nd.h>
 #include <ATen/ops/empty.h>
 
 #include <algorithm>
@@ -37,6 +38,7 @@ absl::Status FlashSupports(const AttentionArguments& a) {
   if (head_dim % 8 != 0 || head_dim > kMaxHeadDim) {
     return absl::UnimplementedError(absl::StrCat("head_dim ", head_dim, " is not a multiple of 8 up to ", kMaxHeadDim));
   }
+  if (a.v.size(2) > head_dim) return absl::UnimplementedError("values are wider than keys");
   if (heads % kv_heads != 0)
     return absl::UnimplementedError(absl::StrCat(heads, " heads are not a multiple of ", kv_heads, " kv heads"));
   if (!Aligned(a.q) || !Aligned(a.k) || !Aligned(a.v))
@@ -61,14 +63,20 @@ std::optional<int64_t> WindowRight(const AttentionArguments& a) {
 // is only a bound.
 int64_t MaxQueries(const AttentionArguments& a) { return std::max<int64_t>(a.max_q, 2); }
 
+// The kernels know one width of heads: narrower values and what comes of them get zeros.
+at::Tensor AsWide(const at::Tensor& x, const AttentionArguments& a) {
+  const int64_t missing = a.q.size(2) - x.size(2);
+  return missing == 0 ? x : at::constant_pad_nd(x, {0, missing});
+}
+
 AttentionOutput FlashForward(const AttentionArguments& a) {
   AttentionOutput output;
   std::tie(output.out, output.lse, std::ignore, std::ignore, std::ignore) = at::_flash_attention_forward(
-      a.q, a.k, a.v, a.cu_seqlens_q, a.cu_seqlens_k, MaxQueries(a), a.max_k, /*dropout_p=*/0.0, a.causal,
+      a.q, a.k, AsWide(a.v, a), a.cu_seqlens_q, a.cu_seqlens_k, MaxQueries(a), a.max_k, /*dropout_p=*/0.0, a.causal,
       /*return_debug_mask=*/false, a.scale, WindowLeft(a), WindowRight(a));
   TRIREME_CHECK(output.lse.dim() == 2 && output.lse.size(0) == a.q.size(1) && output.lse.size(1) == a.q.size(0),
                 "flash attention's lse is not [heads, tokens]: another version of libtorch?");
-  output.out = output.out.contiguous();
+  output.out = output.out.narrow(2, 0, a.v.size(2)).contiguous();
   return output;
 }
 
@@ -77,11 +85,12 @@ void FlashBackward(const AttentionArguments& a, const AttentionOutput& output, c
   // State of a random generator that only dropout reads.
   const at::Tensor unused = at::empty({2}, a.q.options().dtype(at::kUInt64));
   const auto [dq, dk, dv] = at::_flash_attention_backward(
-      d_out, a.q, a.k, a.v, output.out, output.lse, a.cu_seqlens_q, a.cu_seqlens_k, MaxQueries(a), a.max_k,
+      AsWide(d_out, a), a.q, a.k, AsWide(a.v, a), AsWide(output.out, a), output.lse, a.cu_seqlens_q, a.cu_seqlens_k,
+      MaxQueries(a), a.max_k,
       /*dropout_p=*/0.0, a.causal, unused, unused, a.scale, WindowLeft(a), WindowRight(a));
   gradients.dq.copy_(dq);
   gradients.dk.copy_(dk);
-  gradients.dv.copy_(dv);
+  gradients.dv.copy_(dv.narrow(2, 0, a.v.size(2)));
 }
 
 }  // namespace

@@ -73,7 +73,7 @@ absl::Status MathSupports(const AttentionArguments&) { return absl::OkStatus(); 
 AttentionOutput MathForward(const AttentionArguments& a) {
   const int64_t heads = a.q.size(1);
   AttentionOutput output;
-  output.out = at::empty(a.q.sizes(), a.q.options());
+  output.out = at::empty({a.q.size(0), heads, a.v.size(2)}, a.q.options());
   output.lse = at::empty({heads, a.q.size(0)}, a.q.options().dtype(ArithmeticType(a.q.scalar_type())));
   for (const Segment& s : Segments(a)) {
     const at::Tensor q = HeadMajor(a.q, heads, s.q_begin, s.q_size);

@@ -154,7 +154,9 @@ std::vector<AttentionArguments> ExampleAttentions(const DecoderSpec& spec, int t
     const at::TensorOptions options = at::TensorOptions().dtype(compute).device(device);
     AttentionArguments example;
     example.q = at::empty({1, shape.heads / tensor, shape.head_dim}, options);
-    example.k = example.v = at::empty({1, std::max<int64_t>(1, shape.kv_heads / tensor), shape.head_dim}, options);
+    const int64_t kv_heads = std::max<int64_t>(1, shape.kv_heads / tensor);
+    example.k = at::empty({1, kv_heads, shape.head_dim}, options);
+    example.v = at::empty({1, kv_heads, shape.value_dim}, options);
     example.cu_seqlens_q = example.cu_seqlens_k = at::zeros({2}, options.dtype(at::kInt));
     example.max_q = example.max_k = 1;
     example.window = shape.window;

@@ -5,14 +5,15 @@ namespace trireme {
 
 std::vector<ModelFamily> BuiltInFamilies() {
   std::vector<ModelFamily> families = {
-      LlamaFamily(),        Qwen2Family(),    Qwen3Family(),   SmolLm3Family(),   GemmaFamily(),
-      Gemma2Family(),       Gemma3Family(),   Gpt2Family(),    GptNeoxFamily(),   MinistralFamily(),
-      PhiFamily(),          Phi3Family(),     OlmoFamily(),    Olmo2Family(),     Olmo3Family(),
-      GraniteFamily(),      CohereFamily(),   Cohere2Family(), GlmFamily(),       Glm4Family(),
-      Ernie45Family(),      HeliumFamily(),   SeedOssFamily(), ArceeFamily(),     Exaone4Family(),
-      HunYuanDenseFamily(), StableLmFamily(), ApertusFamily(), NemotronFamily(),  Starcoder2Family(),
-      FalconFamily(),       OptFamily(),      BloomFamily(),   Qwen3MoeFamily(),  MixtralFamily(),
-      OlmoeFamily(),        Qwen2MoeFamily(), Glm4MoeFamily(), GraniteMoeFamily()};
+      LlamaFamily(),        Qwen2Family(),     Qwen3Family(),   SmolLm3Family(),    GemmaFamily(),
+      Gemma2Family(),       Gemma3Family(),    Gpt2Family(),    GptNeoxFamily(),    MinistralFamily(),
+      PhiFamily(),          Phi3Family(),      OlmoFamily(),    Olmo2Family(),      Olmo3Family(),
+      GraniteFamily(),      CohereFamily(),    Cohere2Family(), GlmFamily(),        Glm4Family(),
+      Ernie45Family(),      HeliumFamily(),    SeedOssFamily(), ArceeFamily(),      Exaone4Family(),
+      HunYuanDenseFamily(), StableLmFamily(),  ApertusFamily(), NemotronFamily(),   Starcoder2Family(),
+      FalconFamily(),       OptFamily(),       BloomFamily(),   Qwen3MoeFamily(),   MixtralFamily(),
+      OlmoeFamily(),        Qwen2MoeFamily(),  Glm4MoeFamily(), GraniteMoeFamily(), GptOssFamily(),
+      DeepseekV2Family(),   DeepseekV3Family()};
   for (ModelFamily& family : families) {
     for (const HfModelType& type : BuiltInHfModelTypes()) {
       if (family.name == type.family) family.hf_types.push_back(type);

@@ -14,7 +14,8 @@ namespace trireme {
 namespace {
 
 constexpr char kQ[] = "self_attn.q_proj", kK[] = "self_attn.k_proj", kV[] = "self_attn.v_proj",
-               kO[] = "self_attn.o_proj", kQNorm[] = "self_attn.q_norm", kKNorm[] = "self_attn.k_norm";
+               kO[] = "self_attn.o_proj", kQNorm[] = "self_attn.q_norm", kKNorm[] = "self_attn.k_norm",
+               kSinks[] = "self_attn.sinks";
 
 class Attention final : public BlockPart {
  public:
@@ -28,6 +29,7 @@ class Attention final : public BlockPart {
       AddHeadNorm(kQNorm, s_.heads, &made);
       AddHeadNorm(kKNorm, s_.kv_heads, &made);
     }
+    if (s_.sinks) made.AddHeadNumbers(kSinks, s_.heads);
     made.AddColumns(kO, q, s_.output_bias);
     return made.Take();
   }
@@ -77,7 +79,7 @@ class Attention final : public BlockPart {
     AttentionShape shape;
     shape.heads = s_.heads;
     shape.kv_heads = s_.kv_heads;
-    shape.head_dim = s_.head_dim;
+    shape.head_dim = shape.value_dim = s_.head_dim;
     shape.window = s_.window;
     shape.scale = s_.scale;
     shape.softcap = s_.softcap;
@@ -123,6 +125,7 @@ class Attention final : public BlockPart {
     attention.window = s_.window;
     attention.backend = &call.shared.attention;
     attention.context = batch.contexts.empty() ? nullptr : batch.contexts.at(s_.window).get();
+    if (s_.sinks) attention.sinks = &call.weights.At(kSinks);
     if (call.context.cache != nullptr) attention.cache = &call.context.cache->layer(call.block);
     attention.kept = kept;
     // Normed or clipped heads are a copy: what was kept is from before.

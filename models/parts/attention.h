@@ -30,12 +30,13 @@ struct AttentionSettings {
   std::optional<HeadNormSpec> head_norm;
   std::optional<Rotation> rotation;
   bool alibi = false;  // scores fall with distance (arXiv 2108.12409)
+  bool sinks = false;  // each head has a learned score more in its softmax, for a key without a value
   int64_t window = 0;  // tokens that a query sees, itself included; 0: all earlier ones
   double scale = 0;    // of scores; 0: 1 / sqrt(head_dim)
   double softcap = 0;  // scores s become c tanh(s / c); 0: they do not
 };
 
-// Parameters self_attn.{q,k,v,o}_proj, q_norm and k_norm, with Llama's names.
+// Parameters self_attn.{q,k,v,o}_proj, q_norm, k_norm and sinks, with Llama's names.
 std::shared_ptr<const BlockPart> MakeAttention(const AttentionSettings& settings);
 
 }  // namespace trireme

@@ -27,6 +27,8 @@ void CheckNumbers(const ModelConfig& c, std::vector<std::string>* problems) {
     if (s.has_attention_factor())
       positive_number("rope_scaling.attention_factor", s.attention_factor(), /*zero_too=*/false);
     if (s.has_alpha()) positive_number("rope_scaling.alpha", s.alpha(), /*zero_too=*/false);
+    positive_number("rope_scaling.mscale", s.mscale(), /*zero_too=*/true);
+    positive_number("rope_scaling.mscale_all_dim", s.mscale_all_dim(), /*zero_too=*/true);
     for (const double factor : s.short_factor()) positive_number("rope_scaling.short_factor", factor, false);
     for (const double factor : s.long_factor()) positive_number("rope_scaling.long_factor", factor, false);
     if (!(s.high_freq_factor() > s.low_freq_factor())) {
@@ -57,6 +59,9 @@ RotaryScaling RotaryScalingOf(const RopeScaling& s, int64_t max_positions) {
   scaling.short_factor.assign(s.short_factor().begin(), s.short_factor().end());
   scaling.long_factor.assign(s.long_factor().begin(), s.long_factor().end());
   if (s.has_alpha()) scaling.alpha = s.alpha();
+  scaling.truncate = s.truncate();
+  scaling.mscale = s.mscale();
+  scaling.mscale_all_dim = s.mscale_all_dim();
   scaling.factor = s.rope_type() != RopeScaling::LONGROPE || s.has_factor()
                        ? s.factor()
                        : static_cast<double>(max_positions) / static_cast<double>(s.original_max_position_embeddings());
@@ -217,7 +222,9 @@ DecoderSpec DecoderDraft::Build(std::vector<std::string>* problems) const {
     const auto found = std::find_if(made.begin(), made.end(), [&](const auto& known) {
       return known.first.window == one.window && known.first.rope == one.rope && known.first.local == one.local;
     });
-    if (found != made.end() && !vary) {
+    if (make_mixer) {
+      layer.mixer = make_mixer(i);
+    } else if (found != made.end() && !vary) {
       layer.mixer = found->second;
     } else {
       AttentionSettings own = attention;

@@ -33,6 +33,8 @@ struct DecoderDraft {
   std::vector<LayerPattern> pattern;  // one per layer
   // Changes a layer's attention further; may be empty.
   std::function<void(int64_t layer, AttentionSettings* attention)> vary;
+  // Makes a layer's mixer; empty: of `attention` by the pattern.
+  std::function<std::shared_ptr<const BlockPart>(int64_t layer)> make_mixer;
   // Makes a layer's feed-forward; empty: of `feed_forward`.
   std::function<std::shared_ptr<const BlockPart>(int64_t layer)> make_feed_forward;
   QuantizationConfig quantization;  // without a method: none

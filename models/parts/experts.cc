@@ -11,9 +11,9 @@
 namespace trireme {
 namespace {
 
-constexpr char kRouterWeight[] = "mlp.gate.weight", kCorrection[] = "mlp.gate.e_score_correction_bias",
-               kExpertGateUp[] = "mlp.experts.gate_up_proj.weight", kExpertDown[] = "mlp.experts.down_proj.weight",
-               kSharedGate[] = "mlp.shared_expert_gate.weight", kSharedGateProj[] = "mlp.shared_expert.gate_proj",
+constexpr char kRouter[] = "mlp.gate", kCorrection[] = "mlp.gate.e_score_correction_bias",
+               kExpertGateUp[] = "mlp.experts.gate_up_proj", kExpertDown[] = "mlp.experts.down_proj",
+               kSharedGate[] = "mlp.shared_expert_gate", kSharedGateProj[] = "mlp.shared_expert.gate_proj",
                kSharedUp[] = "mlp.shared_expert.up_proj", kSharedDown[] = "mlp.shared_expert.down_proj";
 
 class Experts final : public BlockPart {
@@ -23,11 +23,11 @@ class Experts final : public BlockPart {
   std::vector<ParameterSpec> Parameters(const PartPlace& place) const override {
     const int64_t experts = s_.routing.experts, hidden = place.hidden_size;
     Projections made(place);
-    made.AddRouter(kRouterWeight, experts);
+    made.AddRouter(kRouter, experts, s_.bias);
     if (s_.correction) made.AddCorrection(kCorrection, experts);
-    const double active = static_cast<double>(s_.routing.per_token) / static_cast<double>(experts);
-    made.AddExperts(kExpertGateUp, experts, 2 * s_.width, hidden, place.deviation, active);
-    made.AddExperts(kExpertDown, experts, hidden, s_.width, place.residual_deviation, active);
+    const Projections::Experts of = {experts, static_cast<double>(s_.routing.per_token) / static_cast<double>(experts)};
+    made.AddExperts(kExpertGateUp, of, 2 * s_.width, hidden, place.deviation, s_.bias);
+    made.AddExperts(kExpertDown, of, hidden, s_.width, place.residual_deviation, s_.bias);
     if (s_.shared_width > 0) {
       made.AddRows({{kSharedGateProj, s_.shared_width}, {kSharedUp, s_.shared_width}}, /*bias=*/false);
       made.AddColumns(kSharedDown, s_.shared_width, /*bias=*/false);
@@ -40,11 +40,14 @@ class Experts final : public BlockPart {
     const PartWeights& weights = call.weights;
     ProcessGroup& expert = *call.shared.expert;
     const at::Tensor rows = call.input.Rows();
-    const Routing routing = Route(rows, weights.At(kRouterWeight), /*gate_bias=*/nullptr, weights.Find(kCorrection),
-                                  s_.routing, call.context.kept);
-    const ExpertWeights own = {&weights.At(kExpertGateUp), &weights.At(kExpertDown),
-                               s_.routing.experts / expert.size()};
-    at::Tensor result = RunExperts(rows, routing, own, s_.activation, expert);
+    const Routing routing =
+        Route(rows, weights.At(absl::StrCat(kRouter, ".weight")), weights.Find(absl::StrCat(kRouter, ".bias")),
+              weights.Find(kCorrection), s_.routing, call.context.kept);
+    const ExpertWeights own = {&weights.At(absl::StrCat(kExpertGateUp, ".weight")),
+                               &weights.At(absl::StrCat(kExpertDown, ".weight")), s_.routing.experts / expert.size(),
+                               weights.Find(absl::StrCat(kExpertGateUp, ".bias")),
+                               weights.Find(absl::StrCat(kExpertDown, ".bias"))};
+    at::Tensor result = RunExperts(rows, routing, own, s_.gate, expert);
     const double evenness = call.context.phase == Phase::kTrain ? call.context.router_aux : 0;
     if (evenness > 0) {
       const MicrobatchTensors& batch = *call.context.batch;
@@ -84,9 +87,10 @@ class Experts final : public BlockPart {
     const at::Tensor gate_up = ColumnLinear(rows, weights.At(absl::StrCat(kSharedGateProj, ".weight")), nullptr, tensor,
                                             call.context.kept, kKeepGateUp);
     const at::Tensor made =
-        GatedLinear(gate_up, s_.activation, weights.At(absl::StrCat(kSharedDown, ".weight")), tensor);
+        GatedLinear(gate_up, s_.gate.activation, weights.At(absl::StrCat(kSharedDown, ".weight")), tensor);
     if (!s_.shared_gate) return made;
-    return (made * at::sigmoid(RouterLogits(rows, weights.At(kSharedGate)))).to(made.scalar_type());
+    return (made * at::sigmoid(RouterLogits(rows, weights.At(absl::StrCat(kSharedGate, ".weight")))))
+        .to(made.scalar_type());
   }
 
   const ExpertsSettings s_;

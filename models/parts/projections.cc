@@ -19,8 +19,8 @@ void Projections::Add(const std::string& name, std::vector<int64_t> shape, Place
 
 void Projections::AddRows(const std::vector<Rows>& group, bool bias) {
   for (const Rows& one : group) {
-    Add(absl::StrCat(one.name, ".weight"), {one.rows, place_.hidden_size}, Placement::kRows, place_.deviation,
-        one.heads, &one != &group.front());
+    Add(absl::StrCat(one.name, ".weight"), {one.rows, one.columns > 0 ? one.columns : place_.hidden_size},
+        Placement::kRows, place_.deviation, one.heads, &one != &group.front());
   }
   for (const Rows& one : group) {
     if (bias)
@@ -32,6 +32,11 @@ void Projections::AddRows(const std::vector<Rows>& group, bool bias) {
 void Projections::AddColumns(const std::string& name, int64_t columns, bool bias) {
   Add(name + ".weight", {place_.hidden_size, columns}, Placement::kColumns, place_.residual_deviation, 0, false);
   if (bias) Add(name + ".bias", {place_.hidden_size}, Placement::kReplicated, place_.deviation, 0, false);
+}
+
+void Projections::AddShared(const std::string& name, int64_t rows, bool bias) {
+  Add(name + ".weight", {rows, place_.hidden_size}, Placement::kReplicated, place_.deviation, 0, false);
+  if (bias) Add(name + ".bias", {rows}, Placement::kReplicated, place_.deviation, 0, false);
 }
 
 void Projections::AddNorm(const std::string& name, const NormSpec& norm, int64_t width, int64_t heads) {
@@ -53,8 +58,16 @@ void Projections::AddNumber(const std::string& name, double value, bool trainabl
   made_.push_back(std::move(spec));
 }
 
-void Projections::AddRouter(const std::string& name, int64_t rows) {
-  Add(name, {rows, place_.hidden_size}, Placement::kReplicated, place_.deviation, 0, false);
+void Projections::AddHeadNumbers(const std::string& name, int64_t heads) {
+  Add(name, {heads}, Placement::kRows, place_.deviation, heads, false);
+  made_.back().initialization = Initialization::kNormal;
+}
+
+void Projections::AddRouter(const std::string& name, int64_t rows, bool bias) {
+  Add(name + ".weight", {rows, place_.hidden_size}, Placement::kReplicated, place_.deviation, 0, false);
+  made_.back().wide = true;
+  if (!bias) return;
+  Add(name + ".bias", {rows}, Placement::kReplicated, place_.deviation, 0, false);
   made_.back().wide = true;
 }
 
@@ -64,11 +77,15 @@ void Projections::AddCorrection(const std::string& name, int64_t width) {
   made_.back().trainable = false;
 }
 
-void Projections::AddExperts(const std::string& name, int64_t experts, int64_t rows, int64_t columns, double deviation,
-                             double active) {
-  Add(name, {experts * rows, columns}, Placement::kRows, deviation, experts, false);
-  made_.back().expert = true;
-  made_.back().active = active;
+void Projections::AddExperts(const std::string& name, const Experts& experts, int64_t rows, int64_t columns,
+                             double deviation, bool bias) {
+  const auto add = [&](const char* kind, std::vector<int64_t> shape) {
+    Add(name + kind, std::move(shape), Placement::kRows, deviation, experts.experts, false);
+    made_.back().expert = true;
+    made_.back().active = experts.active;
+  };
+  add(".weight", {experts.experts * rows, columns});
+  if (bias) add(".bias", {experts.experts * rows});
 }
 
 }  // namespace trireme

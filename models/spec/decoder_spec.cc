@@ -20,7 +20,7 @@ double ScoreFlops(const LayerSpec& layer, int64_t sequence_length) {
   const std::optional<AttentionShape> attention = layer.mixer->attention();
   if (!attention.has_value()) return 0;
   const double window = static_cast<double>(attention->window), half = static_cast<double>(sequence_length) / 2;
-  return 4.0 * static_cast<double>(attention->heads * attention->head_dim) *
+  return 2.0 * static_cast<double>(attention->heads * (attention->head_dim + attention->value_dim)) *
          (window > 0 ? std::min(window, half) : half);
 }
 

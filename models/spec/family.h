@@ -70,6 +70,9 @@ ModelFamily OlmoeFamily();
 ModelFamily Qwen2MoeFamily();
 ModelFamily Glm4MoeFamily();
 ModelFamily GraniteMoeFamily();
+ModelFamily GptOssFamily();
+ModelFamily DeepseekV2Family();
+ModelFamily DeepseekV3Family();
 
 // What `family` makes of the configuration, with the names of its checkpoints. Open fields mean what the first of its
 // hf_types says.

@@ -125,7 +125,7 @@ struct PartMemory {
 
 // How a mixer attends: by this the engine chooses a backend, plans contexts and counts.
 struct AttentionShape {
-  int64_t heads = 0, kv_heads = 0, head_dim = 0;
+  int64_t heads = 0, kv_heads = 0, head_dim = 0, value_dim = 0;
   int64_t window = 0;
   double scale = 0, softcap = 0;
   bool alibi = false;

@@ -28,8 +28,13 @@ void Yarn(double theta, const RotaryScaling& s, std::vector<float>* frequencies)
   const auto dimension_of = [&](double rotations) {
     return dim * std::log(s.original_max_position_embeddings / (rotations * 2 * M_PI)) / (2 * std::log(theta));
   };
-  const double low = std::max(std::floor(dimension_of(s.beta_fast)), 0.0);
-  double high = std::min(std::ceil(dimension_of(s.beta_slow)), dim - 1);
+  double low = dimension_of(s.beta_fast), high = dimension_of(s.beta_slow);
+  if (s.truncate) {
+    low = std::floor(low);
+    high = std::ceil(high);
+  }
+  low = std::max(low, 0.0);
+  high = std::min(high, dim - 1);
   if (low == high) high += 0.001;
   for (size_t i = 0; i < frequencies->size(); ++i) {
     const auto ramp = static_cast<float>((static_cast<double>(i) - low) / (high - low));
@@ -41,8 +46,11 @@ void Yarn(double theta, const RotaryScaling& s, std::vector<float>* frequencies)
 double RotationScale(const RotaryScaling& s) {
   if (s.kind != RotaryScaling::kYarn && s.kind != RotaryScaling::kLongRope) return 1;
   if (s.attention_factor.has_value()) return *s.attention_factor;
+  if (s.kind == RotaryScaling::kYarn) {
+    const bool both = s.mscale != 0 && s.mscale_all_dim != 0;
+    return both ? s.MagnitudeOf(s.mscale) / s.MagnitudeOf(s.mscale_all_dim) : s.MagnitudeOf(1);
+  }
   if (s.factor <= 1) return 1;
-  if (s.kind == RotaryScaling::kYarn) return 0.1 * std::log(s.factor) + 1;
   return std::sqrt(1 + std::log(s.factor) / std::log(static_cast<double>(s.original_max_position_embeddings)));
 }
 
@@ -68,6 +76,10 @@ std::vector<float> Frequencies(const Rotation& rotation, const std::vector<doubl
 }
 
 }  // namespace
+
+double RotaryScaling::MagnitudeOf(double mscale_of) const {
+  return factor <= 1 ? 1 : 0.1 * mscale_of * std::log(factor) + 1;
+}
 
 RopeTable MakeRopeTable(const Rotation& rotation, at::ScalarType dtype, at::Device device) {
   const int64_t positions = rotation.max_positions, dims = rotation.dims;

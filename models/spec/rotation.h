@@ -25,6 +25,10 @@ struct RotaryScaling {
   std::optional<double> attention_factor;            // kYarn, kLongRope; none: what follows from factor
   std::vector<double> short_factor, long_factor;     // kLongRope
   std::optional<double> alpha;                       // kDynamic
+  bool truncate = true;                              // kYarn
+  double mscale = 0, mscale_all_dim = 0;             // kYarn; 0: not set
+  // kYarn: what a number of this kind makes of the factor, 0.1 mscale ln(factor) + 1.
+  double MagnitudeOf(double mscale_of) const;
   bool operator==(const RotaryScaling& other) const = default;
 };
 

@@ -95,11 +95,11 @@ std::vector<RowRun> RunsOf(const Kept& kept, const DecoderSpec& spec, const Part
   return runs.Take();
 }
 
-std::vector<Kept> KeptParameters(const DecoderSpec& spec) {
+std::vector<Kept> KeptParameters(const DecoderSpec& spec, const std::vector<WeightRule>& rules) {
   std::vector<Kept> all;
   for (const ParameterSpec& parameter : DecoderParameters(spec)) {
     const auto [general, layer] = Generalize(parameter.name);
-    const WeightRule* rule = FindRule(NamesOf(spec).rules, spec, general);
+    const WeightRule* rule = FindRule(rules, spec, general);
     Kept kept = {parameter, {}, parameter.name};
     if (rule != nullptr) {
       kept.rule = *rule;
@@ -158,19 +158,21 @@ std::string StoredModule(const DecoderSpec& spec, const std::string& parameter) 
   return name.substr(0, name.rfind('.'));
 }
 
-WeightTable MakeWeightTable(const DecoderSpec& spec) {
+WeightTable MakeWeightTable(const DecoderSpec& spec, const std::vector<WeightRule>& before) {
   const WeightNames& names = NamesOf(spec);
+  std::vector<WeightRule> rules = before;
+  rules.insert(rules.end(), names.rules.begin(), names.rules.end());
   WeightTable table;
   table.optional_prefix = names.optional_prefix;
   table.ignored = names.ignored;
   const auto stored_name = [&](const std::string& name) {
-    const WeightRule* rule = FindRule(names.rules, spec, name);
+    const WeightRule* rule = FindRule(rules, spec, name);
     return rule == nullptr ? name : std::string(rule->stored);
   };
   table.embedding = stored_name("model.embed_tokens.weight");
   table.head = stored_name("lm_head.weight");
 
-  const std::vector<Kept> all = KeptParameters(spec);
+  const std::vector<Kept> all = KeptParameters(spec, rules);
   const std::map<std::string, Parts> parts_of = PartsByTensor(all);
   std::map<std::string, size_t> index;
   // The place of a stored tensor, which is added if it is new.
@@ -182,13 +184,19 @@ WeightTable MakeWeightTable(const DecoderSpec& spec) {
     stored.shape = kept.spec.shape;
     stored.shape[0] = rows;
     stored.transposed = kept.rule.transposed && stored.shape.size() == 2;
-    if (stored.transposed) std::reverse(stored.shape.begin(), stored.shape.end());
-    stored.label = stored.shape;
-    if (kept.rule.scalar) stored.label.clear();
     if (kept.rule.by_heads) {
       stored.label = {kept.spec.heads, rows / kept.spec.heads};
       if (stored.shape.size() == 2) stored.label.push_back(stored.shape[1]);
+      if (stored.transposed) {
+        stored.pieces = kept.spec.heads;
+        std::swap(stored.label[1], stored.label[2]);
+        stored.shape = {stored.pieces * stored.label[1], stored.label[2]};
+      }
+    } else {
+      if (stored.transposed) std::reverse(stored.shape.begin(), stored.shape.end());
+      stored.label = stored.shape;
     }
+    if (kept.rule.scalar) stored.label.clear();
     table.stored.push_back(std::move(stored));
     return found->second;
   };

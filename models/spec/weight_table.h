@@ -18,7 +18,7 @@ struct WeightRule {
   // Theirs, likewise. # stands for the number of a head or expert, each of which is a tensor of its own. Several names
   // with | between them: the rows of each head or expert are equal parts that are tensors of their own.
   const char* stored;
-  bool transposed = false;    // a matrix is stored as [columns, rows]
+  bool transposed = false;    // a matrix is stored as [columns, rows]; by_heads: each head's apart
   int part = 0, parts = 1;    // the stored rows are those of `parts` of our parameters, this being the part-th
   bool per_group = false;     // ... of each group of heads in turn (a key head and its queries), instead of each
                               // parameter in turn
@@ -36,11 +36,16 @@ std::vector<WeightRule> FusedGateUp();
 struct WeightNames {
   std::vector<WeightRule> rules;     // what has none is stored under our name, as it is
   std::string optional_prefix = "";  // of stored names, which some files leave out
+  // Other layouts that files come in: rules that stand before those above. Written are those above.
+  std::vector<std::vector<WeightRule>> also = {};
+  // Files may have layers behind the last, for predicting further tokens, which are left out.
+  bool further_layers = false;
   // Endings of tensors that old files have though they are no parameters: the rotary frequencies of any.
   std::vector<std::string> ignored = {".rotary_emb.inv_freq"};
 };
 
-// Consecutive rows of a parameter that are consecutive in a stored tensor (columns there, if it is transposed).
+// Consecutive rows of a parameter that are consecutive in a stored tensor (columns there, if it is transposed: those of
+// its first piece, then of its second, ...).
 struct RowRun {
   size_t parameter = 0;  // index into WeightTable::parameters
   int64_t row = 0, stored_row = 0, rows = 0;
@@ -53,6 +58,7 @@ struct WeightTable {
     std::vector<int64_t> shape;  // one or two dimensions
     std::vector<int64_t> label;  // the shape that files give it: other dimensions of the same elements
     bool transposed = false;
+    int64_t pieces = 1;        // transposed: so many matrices of as many of our rows, one after another
     std::vector<RowRun> runs;  // by stored_row; they cover the tensor
   };
   struct Parameter {
@@ -68,7 +74,8 @@ struct WeightTable {
   std::vector<std::string> ignored;
 };
 
-WeightTable MakeWeightTable(const DecoderSpec& spec);  // by spec.names
+// By spec.names; `before`: rules that stand before those of the names.
+WeightTable MakeWeightTable(const DecoderSpec& spec, const std::vector<WeightRule>& before = {});
 
 // The module that has a parameter in the family's checkpoints: "model.layers.0.self_attn.qkv_proj" for
 // "model.layers.0.self_attn.q_proj.weight" of Phi-3.

@@ -74,22 +74,45 @@ absl::Status ReadPieces(const WeightSource& source, const SourceTensor& tensor, 
   return absl::OkStatus();
 }
 
+namespace {
+
+// Stored rows are columns of ours: `step` of them at a time, of one of the matrices in the tensor.
+absl::Status ReadTransposed(const WeightSource& source, const WeightTable::Stored& stored, at::ScalarType dtype,
+                            int64_t step, const std::function<absl::Status(const at::Tensor&)>& use) {
+  const int64_t ours = stored.shape[1], columns = stored.shape[0] / stored.pieces;
+  for (int64_t matrix = 0; matrix < stored.pieces; ++matrix) {
+    for (int64_t begin = 0; begin < columns; begin += step) {
+      const int64_t size = std::min(step, columns - begin);
+      const at::Tensor piece = at::empty({size, ours}, at::TensorOptions().dtype(dtype));
+      for (const RowRun& run : stored.runs) {
+        const int64_t first = std::max(matrix * ours, run.stored_row),
+                      last = std::min((matrix + 1) * ours, run.stored_row + run.rows);
+        if (first >= last) continue;
+        const SourceTensor& tensor = source.tensors[run.parameter];
+        RETURN_IF_ERROR(source.read(tensor,
+                                    Part(tensor.shape, run.row + first - run.stored_row, last - first, begin, size),
+                                    piece.narrow(1, first - matrix * ours, last - first).t()));
+      }
+      RETURN_IF_ERROR(use(piece.view({-1})));
+    }
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
 absl::Status ReadStoredPieces(const WeightSource& source, const WeightTable& table, size_t index, int64_t multiple,
                               const std::function<absl::Status(const at::Tensor&)>& use) {
   const WeightTable::Stored& stored = table.stored[index];
   const int64_t rows = stored.shape[0], columns = stored.shape.size() == 2 ? stored.shape[1] : 1;
   const at::ScalarType dtype = source.tensors[stored.runs[0].parameter].dtype;
   const int64_t step = Step(multiple, columns);
+  if (stored.transposed) return ReadTransposed(source, stored, dtype, step, use);
   for (int64_t begin = 0; begin < rows; begin += step) {
     const int64_t end = std::min(rows, begin + step);
     const at::Tensor piece = at::empty({end - begin, columns}, at::TensorOptions().dtype(dtype));
     for (const RowRun& run : stored.runs) {
       const SourceTensor& tensor = source.tensors[run.parameter];
-      if (stored.transposed) {
-        RETURN_IF_ERROR(source.read(tensor, Part(tensor.shape, run.row, run.rows, begin, end - begin),
-                                    piece.narrow(1, run.stored_row, run.rows).t()));
-        continue;
-      }
       const int64_t first = std::max(begin, run.stored_row), last = std::min(end, run.stored_row + run.rows);
       if (first >= last) continue;
       RETURN_IF_ERROR(source.read(tensor,

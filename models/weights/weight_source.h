@@ -9,6 +9,7 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -29,7 +30,10 @@ struct SourceTensor {
   std::vector<int64_t> shape;
   // The number format that is stored: float32, bfloat16 or float16; for quantized tensors, what they dequantize to.
   at::ScalarType dtype = at::kFloat;
+  // What copies are stored as where nobody says: of numbers that became wider as they were unpacked.
+  std::optional<at::ScalarType> narrow = std::nullopt;
 
+  at::ScalarType copied_as() const { return narrow.value_or(dtype); }
   int64_t rows() const { return shape[0]; }
   int64_t row_numel() const { return shape.size() == 2 ? shape[1] : 1; }
 };

@@ -1,6 +1,7 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/from_blob.h>
 #include <absl/strings/match.h>
+#include <absl/strings/numbers.h>
 #include <absl/strings/strip.h>
 
 #include <algorithm>
@@ -11,6 +12,7 @@
 #include "launch/base/log.h"
 #include "models/formats/hf/bitsandbytes.h"
 #include "models/formats/hf/hf_directory.h"
+#include "models/formats/hf/packed.h"
 #include "models/spec/parameters.h"
 #include "models/weights/tensor_mismatch.h"
 #include "models/weights/weight_source.h"
@@ -57,12 +59,43 @@ struct Opened {
   HfDirectory directory;
   WeightTable table;
   BnbTensors bnb;
+  PackedTensors packed;
   std::vector<HfDirectory::Tensor> tensors;  // as table.stored; of quantized matrices: their codes
 };
 
 bool IsTied(const WeightTable& table) {
   return std::none_of(table.stored.begin(), table.stored.end(),
                       [&](const WeightTable::Stored& stored) { return stored.name == table.head; });
+}
+
+// The table, or the one of another layout of the family that the directory has.
+WeightTable LayoutOf(const HfDirectory& directory, const WeightTable& table, const DecoderSpec& spec) {
+  const auto lacks = [&](const WeightTable& candidate) {
+    const NamedTensors named(directory, candidate);
+    return std::count_if(candidate.stored.begin(), candidate.stored.end(),
+                         [&](const WeightTable::Stored& stored) { return named.Find(stored.name) == nullptr; });
+  };
+  const WeightTable* best = &table;
+  auto fewest = lacks(table);
+  std::vector<WeightTable> others;
+  if (spec.names != nullptr && fewest > 0) {
+    for (const std::vector<WeightRule>& before : spec.names->also) others.push_back(MakeWeightTable(spec, before));
+  }
+  for (const WeightTable& other : others) {
+    if (const auto missing = lacks(other); missing < fewest) {
+      best = &other;
+      fewest = missing;
+    }
+  }
+  return *best;
+}
+
+// Whether a tensor is of a layer behind the last, which files of some families have for predicting further tokens.
+bool IsOfFurtherLayer(const DecoderSpec& spec, const std::string& name) {
+  absl::string_view rest = name;
+  int64_t layer = 0;
+  return spec.names != nullptr && spec.names->further_layers && absl::ConsumePrefix(&rest, "model.layers.") &&
+         absl::SimpleAtoi(rest.substr(0, rest.find('.')), &layer) && layer >= spec.num_layers;
 }
 
 // Finds every stored tensor, or says what is wrong.
@@ -73,6 +106,7 @@ absl::Status FindTensors(const DecoderSpec& spec, Opened* opened) {
   TensorMismatch mismatch;
   const bool tied = IsTied(opened->table);
   std::set<std::string> expected = opened->bnb.parts;
+  expected.insert(opened->packed.parts.begin(), opened->packed.parts.end());
   for (const WeightTable::Stored& stored : opened->table.stored) {
     const HfDirectory::Tensor* tensor = named.Find(stored.name);
     // A tied matrix may stand under either of its names.
@@ -90,7 +124,9 @@ absl::Status FindTensors(const DecoderSpec& spec, Opened* opened) {
       if (should_be && !opened->bnb.matrices.empty())
         return Error(ExitCode::kData, "model ", directory.folder(), ": ", stored.name,
                      " is not quantized though others are and its config.json does not say so");
-      mismatch.CheckShape(stored.name, tensor->entry->shape, stored.label);
+      const auto packed = opened->packed.matrices.find(tensor->entry->name);
+      const bool plain = packed == opened->packed.matrices.end();
+      mismatch.CheckShape(stored.name, plain ? tensor->entry->shape : packed->second.shape, stored.label);
       continue;
     }
     const QuantizationFormat& format = quantized->second.format;
@@ -102,7 +138,8 @@ absl::Status FindTensors(const DecoderSpec& spec, Opened* opened) {
   const std::vector<std::string>& ignored = opened->table.ignored;
   for (const auto& [name, tensor] : directory.tensors()) {
     const auto ends = [&name = name](const std::string& ending) { return absl::EndsWith(name, ending); };
-    if (expected.count(name) > 0 || std::any_of(ignored.begin(), ignored.end(), ends)) continue;
+    if (expected.count(name) > 0 || IsOfFurtherLayer(spec, name) || std::any_of(ignored.begin(), ignored.end(), ends))
+      continue;
     // The head of a tied model is allowed here; CheckTiedHead compares it with the embedding.
     if (!named.Names(opened->table.head, name)) mismatch.unexpected.push_back(name);
   }
@@ -166,9 +203,25 @@ void Read(const Opened& opened, size_t parameter, at::ScalarType dtype, const Re
     const int64_t stored = run.stored_row + first - run.row, rows = last - first;
     const WeightTable::Stored& layout = opened.table.stored[run.stored];
     const HfDirectory::Tensor& tensor = opened.tensors[run.stored];
-    const at::Tensor from = layout.transposed ? View(tensor, layout.shape, dtype, column, columns, stored, rows).t()
-                                              : View(tensor, layout.shape, dtype, stored, rows, column, columns);
-    out.narrow(0, first - begin, rows).copy_(from);
+    if (const auto found = opened.packed.matrices.find(tensor.entry->name); found != opened.packed.matrices.end()) {
+      const at::Tensor numbers = at::empty({rows, columns}, at::TensorOptions().dtype(at::kFloat));
+      Unpack(found->second, stored, rows, column, columns, numbers.mutable_data_ptr<float>());
+      out.narrow(0, first - begin, rows).copy_(numbers);
+      continue;
+    }
+    if (!layout.transposed) {
+      out.narrow(0, first - begin, rows).copy_(View(tensor, layout.shape, dtype, stored, rows, column, columns));
+      continue;
+    }
+    // Our rows are columns of the matrices in the tensor, of one after the other.
+    const int64_t ours = layout.shape[1], theirs = layout.shape[0] / layout.pieces;
+    for (int64_t done = 0; done < rows;) {
+      const int64_t matrix = (stored + done) / ours, at = (stored + done) % ours,
+                    size = std::min(rows - done, ours - at);
+      out.narrow(0, first - begin + done, size)
+          .copy_(View(tensor, layout.shape, dtype, matrix * theirs + column, columns, at, size).t());
+      done += size;
+    }
   }
 }
 
@@ -178,7 +231,10 @@ absl::StatusOr<WeightSource> OpenHfWeights(const std::string& folder, const Weig
                                            bool compare_head, const std::function<void()>& alive) {
   ASSIGN_OR_RETURN(HfDirectory directory, HfDirectory::Open(folder));
   ASSIGN_OR_RETURN(BnbTensors bnb, ReadBnbTensors(directory));
-  const auto opened = std::make_shared<Opened>(Opened{std::move(directory), table, std::move(bnb), /*tensors=*/{}});
+  ASSIGN_OR_RETURN(PackedTensors packed, ReadPackedTensors(directory));
+  WeightTable layout = LayoutOf(directory, table, spec);
+  const auto opened = std::make_shared<Opened>(
+      Opened{std::move(directory), std::move(layout), std::move(bnb), std::move(packed), /*tensors=*/{}});
   RETURN_IF_ERROR(FindTensors(spec, opened.get()));
   if (compare_head) RETURN_IF_ERROR(CheckTiedHead(opened->directory, opened->table, alive));
   WeightSource source;
@@ -194,11 +250,17 @@ absl::StatusOr<WeightSource> OpenHfWeights(const std::string& folder, const Weig
     }
     const auto quantized = opened->bnb.matrices.find(entry.name);
     const bool plain = quantized == opened->bnb.matrices.end();
-    const absl::StatusOr<at::ScalarType> dtype = plain ? PlainDtype(entry) : DtypeOf(quantized->second.type);
+    const auto packed_matrix = opened->packed.matrices.find(entry.name);
+    const bool unpacked = packed_matrix != opened->packed.matrices.end();
+    const bool fp8 = unpacked && packed_matrix->second.kind == PackedMatrix::kFp8;
+    const absl::StatusOr<at::ScalarType> dtype = unpacked ? (fp8 ? at::kFloat : at::kBFloat16)
+                                                 : plain  ? PlainDtype(entry)
+                                                          : DtypeOf(quantized->second.type);
     if (!dtype.ok()) return Annotate(dtype.status(), source.description);
     if (!plain) source.quantized[parameter.name] = quantized->second;
     index->emplace(parameter.name, source.tensors.size());
     source.tensors.push_back({parameter.name, parameter.shape, *dtype});
+    if (fp8) source.tensors.back().narrow = at::kBFloat16;
   }
   source.read = [opened, index](const SourceTensor& tensor, const Rectangle& rectangle, const at::Tensor& out) {
     Read(*opened, index->at(tensor.name), tensor.dtype, rectangle, out);

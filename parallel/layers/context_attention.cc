@@ -1,10 +1,10 @@
 #include "parallel/layers/context_attention.h"
 
 #include <ATen/TensorOperators.h>
+#include <ATen/ops/cat.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/logaddexp.h>
-#include <ATen/ops/stack.h>
 #include <ATen/ops/zeros.h>
 
 #include <algorithm>
@@ -14,16 +14,22 @@
 namespace trireme {
 namespace {
 
-// Keys and values travel as one tensor [tokens, 2, kv_heads, d].
-at::Tensor Packed(const AttentionArguments& local) { return at::stack({local.k, local.v}, 1); }
+// Keys and values travel as one tensor [tokens, kv_heads, head_dim + value_dim].
+at::Tensor Packed(const AttentionArguments& local) { return at::cat({local.k, local.v}, 2); }
+at::Tensor KeysOf(const at::Tensor& packed, const AttentionArguments& local) {
+  return packed.narrow(2, 0, local.k.size(2));
+}
+at::Tensor ValuesOf(const at::Tensor& packed, const AttentionArguments& local) {
+  return packed.narrow(2, local.k.size(2), local.v.size(2));
+}
 
 AttentionArguments CallArguments(const DeviceAttentionCall& call, const AttentionArguments& local,
                                  const at::Tensor& block) {
   const at::Tensor keys = call.keys.Of(block);
   AttentionArguments a = local;
   a.q = call.queries.Of(local.q);
-  a.k = keys.select(1, 0);
-  a.v = keys.select(1, 1);
+  a.k = KeysOf(keys, local);
+  a.v = ValuesOf(keys, local);
   a.cu_seqlens_q = call.cu_seqlens_q;
   a.cu_seqlens_k = call.cu_seqlens_k;
   a.max_q = call.max_q;
@@ -71,8 +77,8 @@ struct BackwardPass {
     for (const DeviceAttentionCall& call : calls) {
       const AttentionArguments a = CallArguments(call, local, block);
       const at::Tensor part_dq = at::empty(a.q.sizes(), options());
-      const at::Tensor d_keys = at::empty({a.k.size(0), 2, a.k.size(1), a.k.size(2)}, options());
-      AttentionGradients gradients = {part_dq, d_keys.select(1, 0), d_keys.select(1, 1)};
+      const at::Tensor d_keys = at::empty({a.k.size(0), a.k.size(1), a.k.size(2) + a.v.size(2)}, options());
+      AttentionGradients gradients = {part_dq, KeysOf(d_keys, local), ValuesOf(d_keys, local)};
       // With the whole softmax's out and lse, probabilities and gradients of the part are the whole's.
       backend.backward(a, {call.queries.Of(output.out), call.queries.Of(output.lse, 1).contiguous()},
                        call.queries.Of(d_out), gradients);
@@ -217,8 +223,8 @@ void ContextAttentionBackward(const AttentionBackend& backend, const ContextAtte
   const at::Tensor d_own =
       context->method == ContextMethod::kGather ? GatherBackward(*context, &pass) : RingBackward(*context, &pass);
   gradients.dq.copy_(pass.dq);
-  gradients.dk.copy_(d_own.select(1, 0));
-  gradients.dv.copy_(d_own.select(1, 1));
+  gradients.dk.copy_(KeysOf(d_own, local));
+  gradients.dv.copy_(ValuesOf(d_own, local));
 }
 
 absl::Status SupportsContext(const AttentionBackend& backend, ContextMethod method, const AttentionArguments& example) {

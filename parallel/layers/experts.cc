@@ -178,9 +178,33 @@ at::Tensor SumOfChoices(const Dispatch& plan, const at::Tensor& sorted, int64_t 
   return by_choice.view({-1, per_token, wide.size(1)}).sum(1).to(sorted.scalar_type());
 }
 
+// What is added to each row [R, N]: its expert's bias.
+at::Tensor BiasRows(const Weight& bias, const ExpertOffsets& offsets, at::ScalarType type) {
+  std::vector<int64_t> expert_of_row;
+  for (size_t e = 0; e + 1 < offsets.size(); ++e)
+    expert_of_row.insert(expert_of_row.end(), static_cast<size_t>(offsets[e + 1] - offsets[e]),
+                         static_cast<int64_t>(e));
+  const at::Tensor all = bias.full().data.view({static_cast<int64_t>(offsets.size()) - 1, -1}).to(type);
+  return all.index_select(0, OnDevice(std::move(expert_of_row), all.device()));
+}
+
+// Hands each expert's bias the sum of its rows' gradients [R, N]; bias may be null.
+void AddBiasGradients(Weight* bias, const at::Tensor& d_rows, const ExpertOffsets& offsets) {
+  if (bias == nullptr || !bias->trainable()) return;
+  const auto experts = static_cast<int64_t>(offsets.size()) - 1;
+  const at::Tensor sums =
+      at::zeros({experts, d_rows.size(1)}, d_rows.options().dtype(ArithmeticType(d_rows.scalar_type())));
+  for (int64_t e = 0; e < experts; ++e) {
+    const int64_t begin = offsets[static_cast<size_t>(e)], end = offsets[static_cast<size_t>(e) + 1];
+    if (begin < end)
+      sums.select(0, e).copy_(at::sum(d_rows.narrow(0, begin, end - begin), {0}, false, sums.scalar_type()));
+  }
+  AddVectorGradient(*bias, sums.view({-1}));
+}
+
 struct RunExpertsFunction : torch::autograd::Function<RunExpertsFunction> {
   static at::Tensor forward(AutogradContext* context, const at::Tensor& x, const at::Tensor& weights,
-                            const at::Tensor& indices, const ExpertWeights& w, int64_t activation,
+                            const at::Tensor& indices, const ExpertWeights& w, const ExpertGate& gate,
                             ProcessGroup* group) {
     const int64_t per_token = indices.size(1);
     auto* plan = new Dispatch(MakeDispatch(indices, w.local_experts * group->size(), *group));
@@ -189,15 +213,21 @@ struct RunExpertsFunction : torch::autograd::Function<RunExpertsFunction> {
         plan, {1}, [plan](void*) { delete plan; }, at::TensorOptions().dtype(at::kByte));
     const at::Tensor rows = ToExperts(*plan, Tokens(*plan, x, per_token), *group);
     const at::Tensor own = ToExperts(*plan, Choices(*plan, weights), *group);  // [R, 1]
-    const at::Tensor gate_up = GroupedMatmulTransposed(rows, w.gate_up->full().data, plan->offsets);
-    const at::Tensor h = Weighted(GatedForward(gate_up, static_cast<Activation>(activation)), own);
-    const at::Tensor made = GroupedMatmulTransposed(h, w.down->full().data, plan->offsets);
+    at::Tensor gate_up = GroupedMatmulTransposed(rows, w.gate_up->full().data, plan->offsets);
+    if (w.gate_up_bias != nullptr) gate_up.add_(BiasRows(*w.gate_up_bias, plan->offsets, gate_up.scalar_type()));
+    const at::Tensor h = Weighted(Gated(gate, gate_up), own);
+    at::Tensor made = GroupedMatmulTransposed(h, w.down->full().data, plan->offsets);
+    if (w.down_bias != nullptr) made.add_(Weighted(BiasRows(*w.down_bias, plan->offsets, made.scalar_type()), own));
     const at::Tensor out = SumOfChoices(*plan, FromExperts(*plan, made, *group), per_token);
     context->saved_data["gate_up"] = Pack(w.gate_up);
     context->saved_data["down"] = Pack(w.down);
+    context->saved_data["gate_up_bias"] = Pack(w.gate_up_bias);
+    context->saved_data["down_bias"] = Pack(w.down_bias);
     context->saved_data["group"] = Pack(group);
     context->saved_data["plan"] = Pack(plan);
-    context->saved_data["activation"] = activation;
+    context->saved_data["activation"] = static_cast<int64_t>(gate.activation);
+    if (gate.clamped.has_value())
+      context->saved_data["clamped"] = std::vector<double>{gate.clamped->alpha, gate.clamped->limit};
     context->saved_data["per_token"] = per_token;
     context->save_for_backward({x, own, gate_up, keeper});
     return out;
@@ -209,11 +239,12 @@ struct RunExpertsFunction : torch::autograd::Function<RunExpertsFunction> {
     const Dispatch& plan = Saved<Dispatch>(context, "plan");
     ProcessGroup& group = Saved<ProcessGroup>(context, "group");
     Weight &w_gate_up = Saved<Weight>(context, "gate_up"), &w_down = Saved<Weight>(context, "down");
-    const auto activation = static_cast<Activation>(context->saved_data.at("activation").toInt());
+    Weight* down_bias = SavedPointer<Weight>(context, "down_bias");
+    const ExpertGate gate = SavedGate(context);
     const int64_t per_token = context->saved_data.at("per_token").toInt();
     const at::Tensor d_out = gradients[0].contiguous();
     const at::Tensor d_made = ToExperts(plan, Tokens(plan, d_out, per_token), group);
-    const at::Tensor activated = GatedForward(gate_up, activation);
+    const at::Tensor activated = Gated(gate, gate_up);
     if (w_down.trainable()) {
       w_down.AddGradient([d_made, activated, own, offsets = plan.offsets](at::Tensor& accumulator, bool overwrite) {
         AddGroupedOuterProducts(d_made, Weighted(activated, own), offsets, accumulator, overwrite);
@@ -221,8 +252,13 @@ struct RunExpertsFunction : torch::autograd::Function<RunExpertsFunction> {
     }
     const at::Tensor d_h = GroupedMatmul(d_made, w_down.full().data, plan.offsets);
     // The weight multiplied what was activated: no output of an expert is kept for its gradient.
-    const at::Tensor d_own = at::sum((d_h * activated).to(own.scalar_type()), {1}, /*keepdim=*/true);
-    const at::Tensor d_gate_up = GatedBackward(gate_up, Weighted(d_h, own), activation);
+    at::Tensor d_own = at::sum((d_h * activated).to(own.scalar_type()), {1}, /*keepdim=*/true);
+    if (down_bias != nullptr) {
+      AddBiasGradients(down_bias, d_made * own, plan.offsets);
+      d_own = d_own + at::sum(d_made * BiasRows(*down_bias, plan.offsets, own.scalar_type()), {1}, /*keepdim=*/true);
+    }
+    const at::Tensor d_gate_up = GatedGradient(gate, gate_up, Weighted(d_h, own));
+    AddBiasGradients(SavedPointer<Weight>(context, "gate_up_bias"), d_gate_up, plan.offsets);
     if (w_gate_up.trainable()) {
       // Rows travel again rather than being kept.
       const at::Tensor rows = ToExperts(plan, Tokens(plan, x, per_token), group);
@@ -248,6 +284,23 @@ struct RunExpertsFunction : torch::autograd::Function<RunExpertsFunction> {
   }
   static at::Tensor Weighted(const at::Tensor& rows, const at::Tensor& own) {
     return (rows * own).to(rows.scalar_type());
+  }
+  static at::Tensor Gated(const ExpertGate& gate, const at::Tensor& gate_up) {
+    return gate.clamped.has_value() ? ClampedGateForward(gate_up, *gate.clamped)
+                                    : GatedForward(gate_up, gate.activation);
+  }
+  static at::Tensor GatedGradient(const ExpertGate& gate, const at::Tensor& gate_up, const at::Tensor& d_out) {
+    return gate.clamped.has_value() ? ClampedGateBackward(gate_up, d_out, *gate.clamped)
+                                    : GatedBackward(gate_up, d_out, gate.activation);
+  }
+  static ExpertGate SavedGate(const AutogradContext* context) {
+    ExpertGate gate;
+    gate.activation = static_cast<Activation>(context->saved_data.at("activation").toInt());
+    if (const auto found = context->saved_data.find("clamped"); found != context->saved_data.end()) {
+      const std::vector<double> numbers = found->second.toDoubleVector();
+      gate.clamped = ClampedGate{numbers[0], numbers[1]};
+    }
+    return gate;
   }
 };
 
@@ -309,9 +362,8 @@ at::Tensor RouterLogits(const at::Tensor& rows, Weight& weight) {
 }
 
 at::Tensor RunExperts(const at::Tensor& rows, const Routing& routing, const ExpertWeights& weights,
-                      Activation activation, ProcessGroup& expert) {
-  return RunExpertsFunction::apply(rows, routing.weights, routing.indices, weights, static_cast<int64_t>(activation),
-                                   &expert);
+                      const ExpertGate& gate, ProcessGroup& expert) {
+  return RunExpertsFunction::apply(rows, routing.weights, routing.indices, weights, gate, &expert);
 }
 
 }  // namespace trireme

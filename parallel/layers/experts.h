@@ -7,7 +7,7 @@
 #include <ATen/core/Tensor.h>
 
 #include <cstdint>
-#include <memory>
+#include <optional>
 
 #include "kernels/base/ops.h"
 #include "kernels/base/weight.h"
@@ -56,14 +56,20 @@ at::Tensor WithEvenness(const at::Tensor& result, const Routing& routing, const 
 at::Tensor RouterLogits(const at::Tensor& rows, Weight& weight);
 
 struct ExpertWeights {
-  Weight* gate_up;  // [local experts x 2F, H]: an expert's gate, then its up
+  Weight* gate_up;  // [local experts x 2F, H]: an expert's gate, then its up; with a clamped gate in turn
   Weight* down;     // [local experts x H, F]
   int64_t local_experts = 0;
+  Weight *gate_up_bias = nullptr, *down_bias = nullptr;  // [local experts x 2F], [local experts x H]; null: none
+};
+// What an expert does between its products.
+struct ExpertGate {
+  Activation activation = Activation::kSilu;  // of the gate
+  std::optional<ClampedGate> clamped;         // instead
 };
 // rows [t, H] -> the sum over a token's experts of weight x down(activation(gate) up) [t, H]. Collective over `expert`,
 // the ranks that experts are cut over; t may differ between them and be zero.
 at::Tensor RunExperts(const at::Tensor& rows, const Routing& routing, const ExpertWeights& weights,
-                      Activation activation, ProcessGroup& expert);
+                      const ExpertGate& gate, ProcessGroup& expert);
 
 }  // namespace trireme
 

@@ -90,6 +90,9 @@ struct SelfAttentionArguments {
   double scale = 0;    // of scores; 0: 1 / sqrt(head_dim)
   double softcap = 0;  // 0: none
   at::Tensor slopes;   // ALiBi: of this rank's heads; undefined: none
+  // [heads], of this rank: for each head one more score in the softmax, whose key has no value; null: none. It acts on
+  // what attention made, once partial results are merged, so no backend knows it.
+  Weight* sinks = nullptr;
   const AttentionBackend* backend;
   const ContextAttention* context = nullptr;  // where sequences are cut over ranks, until backward; null: they are not
   KvCache::Layer* cache = nullptr;            // where earlier tokens are; no gradient. Null: the batch is all there is
@@ -99,6 +102,21 @@ struct SelfAttentionArguments {
 // qkv [T, (heads + 2 kv_heads) head_dim] -> [T, heads * head_dim]. Rotates q and k inside qkv, which the caller must
 // not use again. Collective over the context's group.
 at::Tensor SelfAttention(const at::Tensor& qkv, const SelfAttentionArguments& arguments);
+
+// Latent attention (arXiv 2405.04434): what a head is made of.
+struct LatentHeads {
+  int64_t still = 0, turning = 0;  // dimensions of a query and a key that do not rotate, and those behind them
+  int64_t value = 0;
+};
+// q [T, heads (still + turning)], kv [T, heads (still + value)]: each head's key without its turning part, then its
+// value; shared [T, turning]: that part, the same for all heads -> [T, heads * value]. Rotates inside q, which the
+// caller must not use again. Of the arguments' sizes `heads` counts; there are as many of keys. Collective over the
+// context's group.
+at::Tensor LatentAttention(const at::Tensor& q, const at::Tensor& kv, const at::Tensor& shared, const LatentHeads& head,
+                           const SelfAttentionArguments& arguments);
+
+// x [t, width] of every rank -> [T, width].
+at::Tensor AllRows(const at::Tensor& x, ProcessGroup& tensor);
 
 // qkv with q and k rotated, a copy, where something stands between rotation and attention. Of the arguments: sizes,
 // positions and rope (null: qkv itself).

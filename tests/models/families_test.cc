@@ -36,6 +36,8 @@ ModelConfig Tiny(const ModelFamily& family) {
   config.set_max_position_embeddings(128);
   config.set_num_experts(4);
   config.set_num_experts_per_tok(2);
+  config.set_n_group(1);
+  config.set_topk_group(1);
   return config;
 }
 

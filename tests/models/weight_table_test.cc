@@ -14,7 +14,7 @@ namespace {
 constexpr char kSizes[] =
     "num_hidden_layers: 3 hidden_size: 48 num_attention_heads: 3 intermediate_size: 40 vocab_size: 31 "
     "max_position_embeddings: 16 num_experts: 3 num_experts_per_tok: 2 moe_intermediate_size: 20 "
-    "shared_expert_intermediate_size: 24 n_shared_experts: 1 ";
+    "shared_expert_intermediate_size: 24 n_shared_experts: 1 n_group: 1 topk_group: 1 first_k_dense_replace: 1 ";
 
 int64_t Numel(const std::vector<int64_t>& shape) {
   int64_t n = 1;
@@ -34,7 +34,9 @@ WeightTable TableOf(const ModelFamily& family, const std::string& fields) {
 // Element (row, column) of a stored matrix or vector, whose runs are along columns when it is transposed.
 int64_t StoredIndex(const WeightTable::Stored& stored, int64_t run_row, int64_t across) {
   if (stored.shape.size() == 1) return run_row;
-  return stored.transposed ? across * stored.shape[1] + run_row : run_row * stored.shape[1] + across;
+  if (!stored.transposed) return run_row * stored.shape[1] + across;
+  const int64_t ours = stored.shape[1], theirs = stored.shape[0] / stored.pieces;
+  return (run_row / ours * theirs + across) * ours + run_row % ours;
 }
 
 using Values = std::vector<std::vector<int64_t>>;
@@ -81,7 +83,8 @@ Values Restore(const WeightTable& table, const Values& stored) {
         parameters[run.parameter][run.row * columns + i] =
             stored[s].at(StoredIndex(table.stored[s], run.stored_row + i / columns, i % columns));
     }
-    EXPECT_EQ(next, table.stored[s].shape[table.stored[s].transposed ? 1 : 0]) << table.stored[s].name;
+    const WeightTable::Stored& tensor = table.stored[s];
+    EXPECT_EQ(next, tensor.transposed ? tensor.shape[1] * tensor.pieces : tensor.shape[0]) << tensor.name;
   }
   return parameters;
 }

@@ -12,6 +12,7 @@ import tempfile
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 from hf_oracle import check_config, check_training  # noqa: E402
+from packed_files import check_packed  # noqa: E402
 from hf_tools import LENGTH, Program, batch_of, edit_config, first_loss, read_tensors, recipe, same_bytes, write_tokens  # noqa: E402
 
 SKIPPED = 77
@@ -24,8 +25,10 @@ YARN_FULL = dict(YARN, beta_fast=16.0, beta_slow=2.0, attention_factor=1.2)
 LONGROPE = dict(rope_type="longrope", rope_theta=10000.0, short_factor=[1.0 + 0.05 * i for i in range(8)], long_factor=[1.0 + 0.5 * i for i in range(8)])
 NO_PAD = dict(pad_token_id=None)
 EXPERTS = dict(moe_intermediate_size=48)
-ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
-MIXTURES = ("qwen3_moe", "mixtral", "olmoe", "qwen2_moe", "glm4_moe", "granitemoe")
+DEEPSEEK = dict(moe_intermediate_size=48, q_lora_rank=24, kv_lora_rank=16, qk_nope_head_dim=16, qk_rope_head_dim=8, v_head_dim=16, num_key_value_heads=4, pad_token_id=None)
+# DeepSeek's names too: PEFT takes those that a model has.
+ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj", "q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj"]
+MIXTURES = ("qwen3_moe", "mixtral", "olmoe", "qwen2_moe", "glm4_moe", "granitemoe", "gpt_oss", "deepseek_v2", "deepseek_v3")
 EXPERT_MESHES = ((4, "tensor: 2 expert: 4"), (4, "expert: 2 shard: OPTIMIZER"))
 QWEN_WINDOW = dict(use_sliding_window=True, sliding_window=20, max_window_layers=1)
 # Without a padding id: its row of the embedding would get no gradient.
@@ -203,6 +206,18 @@ FAMILIES = {
         ("two of four", dict(num_local_experts=4, num_experts_per_tok=2, intermediate_size=48, embedding_multiplier=3.0, attention_multiplier=0.2, residual_multiplier=0.5, logits_scaling=2.0)),
         ("all of four, biases, tied", dict(num_local_experts=4, num_experts_per_tok=4, intermediate_size=48, attention_bias=True, tie_word_embeddings=True)),
     ],
+    "gpt_oss": [
+        ("two of four, sinks, windows", dict(num_local_experts=4, num_experts_per_tok=2, intermediate_size=48, head_dim=16, sliding_window=20, num_hidden_layers=3, rope_parameters=dict(YARN, truncate=False))),
+        ("all of four, limits reached, tied", dict(num_local_experts=4, num_experts_per_tok=4, intermediate_size=40, head_dim=32, sliding_window=20, layer_types=["full_attention", "full_attention"], swiglu_limit=0.4, swiglu_alpha=1.3, tie_word_embeddings=True, attention_bias=False)),
+    ],
+    "deepseek_v2": [
+        ("two groups, dense first", dict(DEEPSEEK, n_routed_experts=8, num_experts_per_tok=3, n_group=2, topk_group=1, topk_method="group_limited_greedy", routed_scaling_factor=1.5, first_k_dense_replace=1, num_hidden_layers=3)),
+        ("greedy, no rank of queries, yarn", dict(DEEPSEEK, q_lora_rank=None, n_routed_experts=4, num_experts_per_tok=2, attention_bias=True, first_k_dense_replace=0, rope_parameters=dict(YARN, mscale=0.707, mscale_all_dim=0.9))),
+    ],
+    "deepseek_v3": [
+        ("two groups, dense first, yarn", dict(DEEPSEEK, n_routed_experts=8, num_experts_per_tok=3, n_group=2, topk_group=1, routed_scaling_factor=1.5, first_k_dense_replace=1, num_hidden_layers=3, rope_parameters=dict(YARN, mscale=1.0, mscale_all_dim=1.0))),
+        ("halves turn, one group, not normed, tied", dict(DEEPSEEK, q_lora_rank=None, rope_interleave=False, n_routed_experts=4, num_experts_per_tok=2, n_group=1, topk_group=1, norm_topk_prob=False, n_shared_experts=2, first_k_dense_replace=0, v_head_dim=24, attention_bias=True, tie_word_embeddings=True)),
+    ],
     "starcoder2": [
         ("window, tied", dict(sliding_window=20)),
         ("no biases, untied, linear rope", dict(use_bias=False, tie_word_embeddings=False, rope_parameters=LINEAR)),
@@ -304,6 +319,9 @@ def build(family, model, seed):
         for name, parameter in reference.named_parameters():
             if parameter.ndim == 1:
                 parameter.add_(0.2 * torch.randn_like(parameter))
+        for name, buffer in reference.named_buffers():
+            if name.endswith("e_score_correction_bias"):
+                buffer.add_(0.1 * torch.randn_like(buffer))
     return reference
 
 
@@ -313,8 +331,8 @@ def lora_of(peft):
     return {key if "magnitude" not in key else key.replace("_vector.weight", "_vector"): value for key, value in names.items()}
 
 
-def check_lora(checks, trireme, folder, name, path, reference, corpus, batch, targets, dora):
-    """A directory of PEFT continued by us, written again, merged: gradients, values and logits."""
+def check_lora(checks, trireme, folder, name, path, reference, corpus, batch, targets, dora, plain=""):
+    """A directory of PEFT continued by us, written again, merged: gradients, values and logits. plain: path as Transformers loads it, where it does not."""
     import copy
 
     import reference as ref
@@ -355,7 +373,7 @@ def check_lora(checks, trireme, folder, name, path, reference, corpus, batch, ta
     with torch.no_grad():
         logits = peft.eval()(ids).logits
         ours = AutoModelForCausalLM.from_pretrained(merged, attn_implementation="eager").eval()(ids).logits
-        theirs = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(path, attn_implementation="eager"), out).eval()(ids).logits
+        theirs = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(plain or path, attn_implementation="eager"), out).eval()(ids).logits
     checks.within(f"{name}: merged, in Transformers", (ours - logits).abs().max().item() / logits.abs().max().item(), 1e-5)
     checks.within(f"{name}: written again, in PEFT", (theirs - logits).abs().max().item() / logits.abs().max().item(), 1e-6)
 
@@ -410,6 +428,7 @@ def run(checks, probe, trireme, only, every):
                 # One of each family; by turns one in today's dialect and one in the old one.
                 if only not in name if only else not every and index != position % 2:
                     continue
+                experts = family in MIXTURES
                 own = os.path.join(folder, f"{family}{index}")
                 path = os.path.join(own, "model")
                 reference = build(family, model, 100 + index)
@@ -419,14 +438,17 @@ def run(checks, probe, trireme, only, every):
                 checks.equal(f"{name}: tensors changed by export", same_bytes(read_tensors(direct), read_tensors(path)), [])
                 check_config(checks, name, direct, path, but=WITHOUT_EFFECT)
                 if index % 2 == 1:
+                    if experts:  # all experts of a layer in one tensor
+                        reference.save_pretrained(path, save_original_format=False)
                     edit_config(path, old_dialect)
                     old_file(path, family)
-                experts = family in MIXTURES
                 check_training(checks, ref, trireme, own, name, path, reference, corpus, batch, EXPERT_MESHES if experts else ())
                 if family == "qwen3_moe" and index < 2:
                     check_evenness(checks, ref, trireme, own, name, path, reference, corpus, batch)
                 if index < 2 and (every or only or family in ("gpt2", "phi3")):
                     check_lora(checks, trireme, own, name, path, reference, corpus, batch, "attention" if experts else "all-linear", dora=index == 1)
+        if not only or only == "packed":
+            check_packed(checks, trireme, folder, corpus, batch, build, check_lora)
 
 
 def main():

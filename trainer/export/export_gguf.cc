@@ -171,7 +171,7 @@ absl::Status WriteGgufModel(const ModelSource& source, const ExportOptions& opti
   const SourceTensor& largest = *std::max_element(
       source.weights.tensors.begin(), source.weights.tensors.end(),
       [](const auto& a, const auto& b) { return a.rows() * a.row_numel() < b.rows() * b.row_numel(); });
-  const GgufType type = GgufTarget(options.dtype, largest.dtype);
+  const GgufType type = GgufTarget(options.dtype, largest.copied_as());
   const std::string name = std::filesystem::path(options.output).stem().string();
   ASSIGN_OR_RETURN(const GgufModelFacts facts, GgufFactsOf(source.model, name));
   ASSIGN_OR_RETURN(const std::vector<GgufTensor> tensors, GgufModelTensors(facts, type));

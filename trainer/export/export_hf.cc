@@ -48,7 +48,7 @@ bool IsQuantized(const ModelSource& source, const ExportOptions& options, const 
 
 // The number format that the source stores the tensor in; all parameters of a tensor have the same.
 at::ScalarType StoredDtype(const ModelSource& source, const WeightTable::Stored& tensor) {
-  return source.weights.tensors[tensor.runs[0].parameter].dtype;
+  return source.weights.tensors[tensor.runs[0].parameter].copied_as();
 }
 
 int64_t Numel(const WeightTable::Stored& tensor) {
@@ -300,7 +300,7 @@ absl::Status WriteHfDirectory(const ModelSource& source, const ExportOptions& op
   const SourceTensor& largest = *std::max_element(
       source.weights.tensors.begin(), source.weights.tensors.end(),
       [](const auto& a, const auto& b) { return a.rows() * a.row_numel() < b.rows() * b.row_numel(); });
-  const std::string dtype = TransformersName(HfTarget(options.dtype, largest.dtype));
+  const std::string dtype = TransformersName(HfTarget(options.dtype, largest.copied_as()));
   ModelConfig model = source.model;
   if (options.quantize_nf4) {
     // Layers that were left out stay so.

@@ -152,8 +152,9 @@ absl::StatusOr<BnbTensors> ReadBnbTensors(const HfDirectory& directory) {
 void ReadBnbConfig(const Json& object, QuantizationConfig* quantization, std::vector<std::string>* problems) {
   JsonReader json(object, "quantization_config.", problems);
   if (const std::string method = json.Text("quant_method"); method != "bitsandbytes") {
-    problems->push_back(absl::StrCat("quantization_config.quant_method: \"", method,
-                                     "\" is not supported; \"bitsandbytes\" is, and unquantized models are"));
+    problems->push_back(
+        absl::StrCat("quantization_config.quant_method: \"", method,
+                     "\" is not supported; \"bitsandbytes\", \"mxfp4\" and \"fp8\" are, and unquantized models"));
     return;
   }
   const bool four = json.Bool("load_in_4bit").value_or(false), eight = json.Bool("load_in_8bit").value_or(false);

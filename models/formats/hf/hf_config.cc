@@ -11,6 +11,7 @@
 #include "launch/base/file.h"
 #include "models/formats/hf/bitsandbytes.h"
 #include "models/formats/hf/hf_model_type.h"
+#include "models/formats/hf/packed.h"
 
 namespace trireme {
 namespace {
@@ -324,7 +325,9 @@ absl::StatusOr<HfConfig> ParseHfConfig(const std::string& text, const std::strin
   }
   CheckArchitecture(reader, *type);
   if (const Json* quantization = reader.Find("quantization_config"); quantization != nullptr) {
-    if (quantization->is_object()) {
+    if (quantization->is_object() && IsPackedConfig(*quantization, &problems)) {
+      config.ignored.push_back("quantization_config (its matrices become numbers of 16 or 32 bits)");
+    } else if (quantization->is_object()) {
       ReadBnbConfig(*quantization, config.model.mutable_quantization(), &problems);
     } else {
       reader.Bad("quantization_config", *quantization, "is no object");

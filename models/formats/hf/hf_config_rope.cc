@@ -56,9 +56,10 @@ Rope ReadRope(const Json& object, const HfModelType& model_type, const std::stri
     if (const std::optional<double> fast = reader.Number("beta_fast")) scaling.set_beta_fast(*fast);
     if (const std::optional<double> slow = reader.Number("beta_slow")) scaling.set_beta_slow(*slow);
     if (const std::optional<double> factor = reader.Number("attention_factor")) scaling.set_attention_factor(*factor);
-    reader.Require("truncate", true, "is not supported; the ramp's ends are rounded");
-    if (reader.Has("truncate") && JsonMember(object, "truncate").is_null())  // Transformers takes it for false
-      reader.Bad("truncate", Json(), "is not supported; the ramp's ends are rounded");
+    // Transformers takes null for false.
+    if (reader.Has("truncate")) scaling.set_truncate(reader.Bool("truncate").value_or(false));
+    if (const std::optional<double> scale = reader.Number("mscale")) scaling.set_mscale(*scale);
+    if (const std::optional<double> scale = reader.Number("mscale_all_dim")) scaling.set_mscale_all_dim(*scale);
   } else if (type == "longrope" || (model_type.original_context > 0 && (type == "su" || type == "yarn"))) {
     RopeScaling& scaling = rope.scaling.emplace();
     scaling.set_rope_type(RopeScaling::LONGROPE);

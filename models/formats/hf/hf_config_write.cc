@@ -45,6 +45,9 @@ nlohmann::ordered_json Scaling(const RopeScaling& s) {
     if (s.has_beta_fast()) json["beta_fast"] = s.beta_fast();
     if (s.has_beta_slow()) json["beta_slow"] = s.beta_slow();
     if (s.has_attention_factor()) json["attention_factor"] = s.attention_factor();
+    if (s.has_truncate()) json["truncate"] = s.truncate();
+    if (s.has_mscale()) json["mscale"] = s.mscale();
+    if (s.has_mscale_all_dim()) json["mscale_all_dim"] = s.mscale_all_dim();
   }
   return json;
 }
@@ -124,7 +127,7 @@ void WriteListed(const ModelConfig& model, const HfModelType& type, nlohmann::or
   for (const HfKey& key : type.keys) (*json)[key.key] = FieldValue(filled, key.field != nullptr ? key.field : key.key);
   for (const HfOnly& only : type.only) (*json)[only.key] = ToJson(only.value);
   for (const char* key : type.dropouts) (*json)[key] = 0.0;
-  if (type.write_more != nullptr) type.write_more(model, json);
+  if (type.write_more != nullptr) type.write_more(filled, json);
 }
 
 void WriteLlamaConfig(const ModelConfig& model, const HfModelType& type, nlohmann::ordered_json* json) {
