@@ -35,6 +35,12 @@ class Weight {
   // Valid until the operation returns; no operation saves it for backward, it asks again.
   virtual Gathered full() const = 0;
 
+  // Whole matrices that stand in it one under another: rows [first, first + count) of full().data, valid likewise. Of a
+  // quantized weight nothing else is dequantized.
+  virtual at::Tensor Rows(int64_t first, int64_t count) const { return full().data.narrow(0, first, count); }
+  // False: values are made when they are asked for, so that Rows() of what is at work is better than full().
+  virtual bool at_hand() const { return true; }
+
   // False: AddGradient must not be called.
   virtual bool trainable() const = 0;
 

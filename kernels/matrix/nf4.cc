@@ -125,7 +125,8 @@ bool AddRowAbsmax(int64_t n, const float* x, int64_t first, int64_t columns, flo
 void QuantizeInt8Rows(int64_t n, const float* x, int64_t first, int64_t columns, const float* absmax, int8_t* codes) {
   ParallelRanges(n, kTaskElements, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
-      const float scale = 127.0f / absmax[(first + i) / columns];
+      // bitsandbytes' 127 / absmax is PyTorch's division of a number by a tensor, which multiplies with the reciprocal.
+      const float scale = 1.0f / absmax[(first + i) / columns] * 127.0f;
       codes[i] = std::isfinite(scale) ? static_cast<int8_t>(std::nearbyint(RoundThroughHalf(x[i]) * scale)) : int8_t{0};
     }
   });

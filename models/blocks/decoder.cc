@@ -53,7 +53,7 @@ class Builder {
     BlockStorage storage;
     storage.weights.resize(parameters.size());
     std::vector<Rectangle> rectangles(parameters.size());
-    for (const char* kind : {"", " (float32)", " (experts)", " (quantized)"}) {
+    for (const char* kind : {"", " (float32)", " (experts)", " (quantized)", " (quantized experts)"}) {
       std::vector<ParameterSpec> specs;
       std::vector<size_t> places;
       for (size_t i = 0; i < parameters.size(); ++i) {
@@ -68,16 +68,21 @@ class Builder {
         rectangles[places[i]] = storage.buffers.back()->rectangle(static_cast<int>(i));
       }
     }
-    UnitAdapters added = MakeUnitAdapters(spec_, parameters);
-    if (!added.groups.empty()) {
-      storage.buffers.push_back(AddBuffer(name + ".adapter", added.parameters));
+    std::vector<std::unique_ptr<Adapter>> of_experts;
+    const auto adapt = [&](const char* ending, bool experts, std::vector<std::unique_ptr<Adapter>>* adapters) {
+      UnitAdapters added = MakeUnitAdapters(spec_, parameters, experts);
+      if (added.groups.empty()) return std::move(added.groups);
+      storage.buffers.push_back(AddBuffer(name + ending, added.parameters));
       for (const GroupAdapter& group : added.groups) {
-        storage.adapters.push_back(
+        adapters->push_back(
             std::make_unique<Adapter>(MakeAdapter(rectangles, *storage.buffers.back(), group, *spec_.adapter)));
-        storage.weights[group.base]->set_adapter(storage.adapters.back().get());
+        storage.weights[group.base]->set_adapter(adapters->back().get());
       }
-    }
-    storage.groups = std::move(added.groups);
+      return std::move(added.groups);
+    };
+    adapt(".adapter (experts)", /*experts=*/true, &of_experts);
+    storage.groups = adapt(".adapter", /*experts=*/false, &storage.adapters);
+    std::move(of_experts.begin(), of_experts.end(), std::back_inserter(storage.adapters));
     storage.parameters = parameters;
     decoder_.units.push_back(MakeBlockUnit(layer, std::move(storage), shared_));
   }
@@ -105,7 +110,7 @@ class Builder {
  private:
   // Parameters of one kind share a buffer.
   static std::string KindOf(const ParameterSpec& parameter) {
-    if (parameter.quantized) return " (quantized)";
+    if (parameter.quantized) return parameter.expert ? " (quantized experts)" : " (quantized)";
     return parameter.expert ? " (experts)" : parameter.wide ? " (float32)" : "";
   }
 

@@ -17,11 +17,11 @@ std::unique_ptr<Unit> MakeEmbeddingUnit(std::string name, ParameterBuffer* buffe
 
 // A block's parameters on this rank.
 struct BlockStorage {
-  std::vector<ParameterBuffer*> buffers;           // plain, quantized, adapters: those that there are
+  std::vector<ParameterBuffer*> buffers;           // plain, of experts, quantized, adapters: those that there are
   std::vector<ParameterSpec> parameters;           // BlockParameters()
   std::vector<Weight*> weights;                    // theirs
   std::vector<GroupAdapter> groups;                // that have adapters, whose parameters are in the last buffer
-  std::vector<std::unique_ptr<Adapter>> adapters;  // of each group, hung on its weight
+  std::vector<std::unique_ptr<Adapter>> adapters;  // of each group, then of experts; each hung on its weight
 };
 // A residual block of two parts, as the layer's specification puts them together.
 std::unique_ptr<Unit> MakeBlockUnit(int64_t layer, BlockStorage storage, std::shared_ptr<const DecoderShared> shared);

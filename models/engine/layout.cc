@@ -49,9 +49,11 @@ std::vector<std::string> LayoutProblems(const BatchShape& batch, const PipelineC
   if (problems.empty() && model.quantization.has_value()) {
     for (const ParameterSpec& parameter : DecoderParameters(model)) {
       if (!parameter.quantized) continue;
-      const absl::Status possible = CheckQuantizable(parameter, *model.quantization, tensor);
+      const absl::Status possible =
+          CheckQuantizable(parameter, *model.quantization, parameter.expert ? mesh.expert : tensor);
       if (possible.ok()) continue;
-      problems.push_back(absl::StrCat("parallel.tensor: ", possible.message()));
+      problems.push_back(
+          absl::StrCat(parameter.expert ? "model.quantization.experts: " : "parallel.tensor: ", possible.message()));
       break;
     }
   }

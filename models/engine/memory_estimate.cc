@@ -38,7 +38,8 @@ UnitSize SizeOf(const EnginePlan& plan, const std::vector<ParameterSpec>& parame
     int64_t n = Numel(parameter);
     if (parameter.expert) {
       n /= plan.mesh.expert;
-      size.expert_gathered += n * ElementSize(plan.storage.compute);
+      size.expert_gathered += parameter.quantized ? QuantizedStorage::StoredBytes(*plan.model.quantization, n)
+                                                  : n * ElementSize(plan.storage.compute);
       if (parameter.trainable) size.expert_trained += n;
       continue;
     }
@@ -67,8 +68,8 @@ std::vector<UnitSize> UnitSizes(const EnginePlan& plan) {
   std::vector<UnitSize> sizes;
   for (const std::vector<ParameterSpec>& unit : UnitParameters(model)) sizes.push_back(SizeOf(plan, unit));
   for (int64_t layer = 0; layer < model.num_layers; ++layer) {
-    const UnitAdapters adapters = MakeUnitAdapters(model, BlockParameters(model, layer));
-    sizes[layer + 1] += SizeOf(plan, adapters.parameters);
+    for (const bool experts : {false, true})
+      sizes[layer + 1] += SizeOf(plan, MakeUnitAdapters(model, BlockParameters(model, layer), experts).parameters);
   }
   sizes.back() += SizeOf(plan, MakeUnitAdapters(model, HeadParameters(model)).parameters);
   return sizes;
@@ -107,10 +108,15 @@ RankSizes SizesOf(const EnginePlan& plan) {
   return sizes;
 }
 
-// Where one group of quantized matrices is dequantized: q, k, v or gate, up.
+// Where one group of quantized matrices is dequantized: q, k, v or gate, up, or one expert.
 int64_t DequantizedBytes(const EnginePlan& plan) {
   int64_t largest = 0, group = 0;
   for (const ParameterSpec& parameter : DecoderParameters(plan.model)) {
+    if (parameter.expert) {
+      if (parameter.quantized)
+        largest = std::max(largest, Numel(parameter) / parameter.heads * plan.mesh[Axis::kTensor]);
+      continue;
+    }
     group = (parameter.fused_with_previous ? group : 0) + (parameter.quantized ? Numel(parameter) : 0);
     largest = std::max(largest, group);
   }

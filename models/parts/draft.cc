@@ -109,6 +109,7 @@ void Quantize(const QuantizationConfig& config, DecoderSpec* spec) {
   format.method = config.method() == QuantizationConfig::INT8 ? QuantizationFormat::kInt8 : QuantizationFormat::kNf4;
   format.nested = config.double_quantization();
   spec->quantization = format;
+  spec->quantized_experts = config.experts();
   spec->unquantized.assign(config.skip_modules().begin(), config.skip_modules().end());
 }
 

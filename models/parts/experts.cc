@@ -26,8 +26,10 @@ class Experts final : public BlockPart {
     made.AddRouter(kRouter, experts, s_.bias);
     if (s_.correction) made.AddCorrection(kCorrection, experts);
     const Projections::Experts of = {experts, static_cast<double>(s_.routing.per_token) / static_cast<double>(experts)};
-    made.AddExperts(kExpertGateUp, of, 2 * s_.width, hidden, place.deviation, s_.bias);
-    made.AddExperts(kExpertDown, of, hidden, s_.width, place.residual_deviation, s_.bias);
+    // Gate and up are two matrices, unless they lie in turn.
+    made.AddExperts(kExpertGateUp, s_.gate.clamped.has_value() ? 1 : 2, of, 2 * s_.width, hidden, place.deviation,
+                    s_.bias);
+    made.AddExperts(kExpertDown, 1, of, hidden, s_.width, place.residual_deviation, s_.bias);
     if (s_.shared_width > 0) {
       made.AddRows({{kSharedGateProj, s_.shared_width}, {kSharedUp, s_.shared_width}}, /*bias=*/false);
       made.AddColumns(kSharedDown, s_.shared_width, /*bias=*/false);
@@ -44,7 +46,9 @@ class Experts final : public BlockPart {
         Route(rows, weights.At(absl::StrCat(kRouter, ".weight")), weights.Find(absl::StrCat(kRouter, ".bias")),
               weights.Find(kCorrection), s_.routing, call.context.kept);
     const ExpertWeights own = {&weights.At(absl::StrCat(kExpertGateUp, ".weight")),
-                               &weights.At(absl::StrCat(kExpertDown, ".weight")), s_.routing.experts / expert.size(),
+                               &weights.At(absl::StrCat(kExpertDown, ".weight")),
+                               s_.routing.experts / expert.size(),
+                               s_.width,
                                weights.Find(absl::StrCat(kExpertGateUp, ".bias")),
                                weights.Find(absl::StrCat(kExpertDown, ".bias"))};
     at::Tensor result = RunExperts(rows, routing, own, s_.gate, expert);

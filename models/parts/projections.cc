@@ -77,14 +77,15 @@ void Projections::AddCorrection(const std::string& name, int64_t width) {
   made_.back().trainable = false;
 }
 
-void Projections::AddExperts(const std::string& name, const Experts& experts, int64_t rows, int64_t columns,
-                             double deviation, bool bias) {
+void Projections::AddExperts(const std::string& name, int64_t matrices, const Experts& experts, int64_t rows,
+                             int64_t columns, double deviation, bool bias) {
   const auto add = [&](const char* kind, std::vector<int64_t> shape) {
     Add(name + kind, std::move(shape), Placement::kRows, deviation, experts.experts, false);
     made_.back().expert = true;
     made_.back().active = experts.active;
   };
   add(".weight", {experts.experts * rows, columns});
+  made_.back().matrices = matrices * experts.experts;
   if (bias) add(".bias", {experts.experts * rows});
 }
 

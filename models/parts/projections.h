@@ -36,14 +36,14 @@ class Projections {
   void AddRouter(const std::string& name, int64_t rows, bool bias = false);
   // Numbers in float32 that no gradient reaches.
   void AddCorrection(const std::string& name, int64_t width);
-  // A matrix [rows, columns] for each expert, stacked, and if so a bias [rows] for each. active: the share of experts
-  // that a token has.
+  // A matrix [rows, columns] for each expert, stacked, which is `matrices` one under another, and if so a bias [rows]
+  // for each. active: the share of experts that a token has.
   struct Experts {
     int64_t experts;
     double active;
   };
-  void AddExperts(const std::string& name, const Experts& experts, int64_t rows, int64_t columns, double deviation,
-                  bool bias = false);
+  void AddExperts(const std::string& name, int64_t matrices, const Experts& experts, int64_t rows, int64_t columns,
+                  double deviation, bool bias);
   // One number, which all ranks have; one that is not trained stays what it is.
   void AddNumber(const std::string& name, double value, bool trainable);
 

@@ -51,9 +51,33 @@ void CheckNumbers(const AdapterConfig& c, std::vector<std::string>* problems) {
         absl::StrCat("adapter.loraplus_lr_ratio: is ", c.loraplus_lr_ratio(), "; give a positive number, say 16"));
 }
 
+// Of `experts` those that target_parameters names.
+std::set<std::string> ExpertTargets(const AdapterConfig& c, const std::vector<std::string>& experts,
+                                    std::vector<std::string>* problems) {
+  std::set<std::string> found;
+  for (const std::string& name : c.target_parameters()) {
+    const size_t before = found.size();
+    for (const std::string& module : experts) {
+      if (NamesModule(name, module)) found.insert(module);
+    }
+    if (found.size() == before && !c.has_from())
+      problems->push_back(absl::StrCat("adapter.target_parameters: no experts are called \"", name, "\"",
+                                       Suggestion(name, LastParts(experts))));
+  }
+  if (found.empty()) return found;
+  for (const auto& [set, field] : {std::pair(c.use_dora(), "use_dora"), std::pair(c.lora_dropout() > 0, "lora_dropout"),
+                                   std::pair(c.init_lora_weights() == AdapterConfig::PISSA, "init_lora_weights")}) {
+    if (set)
+      problems->push_back(absl::StrCat("adapter.", field, ": DoRA, PiSSA and dropout know no adapters of experts; ",
+                                       "leave it or adapter.target_parameters out"));
+  }
+  return found;
+}
+
 // The modules of `linears` that the config targets.
 std::vector<std::string> Targets(const AdapterConfig& c, const std::vector<std::string>& linears,
-                                 const std::vector<std::string>& others, std::vector<std::string>* problems) {
+                                 const std::vector<std::string>& experts, const std::vector<std::string>& others,
+                                 std::vector<std::string>* problems) {
   if (!c.target_modules_regex().empty()) {
     if (c.target_modules_size() > 0) {
       problems->push_back("adapter.target_modules_regex: is set beside adapter.target_modules; remove one");
@@ -73,6 +97,7 @@ std::vector<std::string> Targets(const AdapterConfig& c, const std::vector<std::
     }
     return found;
   }
+  if (c.target_modules().empty() && c.target_parameters_size() > 0) return {};
   const bool all = c.target_modules().empty() ||
                    std::count(c.target_modules().begin(), c.target_modules().end(), std::string("all-linear")) > 0;
   if (all && c.target_modules_size() > 1)
@@ -95,8 +120,12 @@ std::vector<std::string> Targets(const AdapterConfig& c, const std::vector<std::
           "adapter.target_modules: \"lm_head\" is the embedding here (tied weights), and merged it would be another; "
           "name \"embed_tokens\" in adapter.modules_to_save to train both whole");
     } else {
-      problems->push_back(absl::StrCat("adapter.target_modules: no linear layer is called \"", name, "\"",
-                                       Suggestion(name, LastParts(linears))));
+      const bool of_experts = !experts.empty() && (name == "gate_proj" || name == "up_proj" || name == "down_proj" ||
+                                                   name == "w1" || name == "w2" || name == "w3");
+      problems->push_back(absl::StrCat(
+          "adapter.target_modules: no linear layer is called \"", name, "\"",
+          of_experts ? absl::StrCat("; experts are adapted by adapter.target_parameters, say \"", experts.front(), "\"")
+                     : Suggestion(name, LastParts(linears))));
     }
   }
   for (const std::string& module : linears) {
@@ -185,10 +214,11 @@ AdapterConfig ExactConfig(AdapterConfig config, const AdapterSpec& spec) {
   config.clear_target_modules_regex();
   config.clear_exclude_modules();
   config.clear_target_modules();
+  config.clear_target_parameters();
   config.clear_rank_pattern();
   config.clear_alpha_pattern();
   for (const auto& [module, adapter] : spec.modules) {
-    config.add_target_modules(module);
+    spec.experts.count(module) > 0 ? config.add_target_parameters(module) : config.add_target_modules(module);
     if (adapter.rank != config.r()) (*config.mutable_rank_pattern())[module] = static_cast<int32_t>(adapter.rank);
     if (adapter.alpha != config.lora_alpha()) (*config.mutable_alpha_pattern())[module] = adapter.alpha;
   }
@@ -206,7 +236,8 @@ const ModuleAdapter* AdapterSpec::Find(const std::string& parameter) const {
 }
 
 AdapterSpec ResolveAdapter(const AdapterConfig& c, const std::vector<std::string>& linears,
-                           const std::vector<std::string>& others, std::vector<std::string>* problems) {
+                           const std::vector<std::string>& experts, const std::vector<std::string>& others,
+                           std::vector<std::string>* problems) {
   AdapterSpec spec;
   spec.start = c.init_lora_weights() == AdapterConfig::PISSA      ? AdapterSpec::kPissa
                : c.init_lora_weights() == AdapterConfig::GAUSSIAN ? AdapterSpec::kGaussian
@@ -216,7 +247,9 @@ AdapterSpec ResolveAdapter(const AdapterConfig& c, const std::vector<std::string
   spec.b_rate = c.loraplus_lr_ratio();
   const size_t problems_before = problems->size();
   CheckNumbers(c, problems);
-  std::vector<std::string> targets = Targets(c, linears, others, problems);
+  std::vector<std::string> targets = Targets(c, linears, experts, others, problems);
+  spec.experts = ExpertTargets(c, experts, problems);
+  targets.insert(targets.end(), spec.experts.begin(), spec.experts.end());
   for (const std::string& name : c.exclude_modules()) {
     const size_t before = targets.size();
     targets.erase(std::remove_if(targets.begin(), targets.end(),

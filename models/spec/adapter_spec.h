@@ -33,6 +33,7 @@ struct ModuleAdapter {
 
 struct AdapterSpec {
   std::map<std::string, ModuleAdapter> modules;  // by the module's full name: "model.layers.0.self_attn.q_proj"
+  std::set<std::string> experts;                 // those of `modules` that are the experts' matrices of a layer
   std::set<std::string> saved_modules;           // trained whole: "model.embed_tokens", "lm_head"
   // What A and B are as training begins: B zero and A uniform as PEFT has it, or normal; or the principal factors.
   enum Start { kUniform, kGaussian, kPissa } start = kUniform;
@@ -49,11 +50,12 @@ struct AdapterSpec {
   const ModuleAdapter* Find(const std::string& parameter) const;
 };
 
-// `linears`: the modules that can have adapters, `others`: those that can be saved whole (embedding, untied head). Adds
-// to `problems` what does not fit, each naming its field. Of an adapter that exists already (config.from) a name may
-// match nothing: its tensors say what it has.
+// `linears`: the modules that can have adapters, `experts`: the experts' matrices, which can too, `others`: those that
+// can be saved whole (embedding, untied head, routers). Adds to `problems` what does not fit, each naming its field. Of
+// an adapter that exists already (config.from) a name may match nothing: its tensors say what it has.
 AdapterSpec ResolveAdapter(const AdapterConfig& config, const std::vector<std::string>& linears,
-                           const std::vector<std::string>& others, std::vector<std::string>* problems);
+                           const std::vector<std::string>& experts, const std::vector<std::string>& others,
+                           std::vector<std::string>* problems);
 
 // `config`, whose adapter `spec` is, by nothing but its modules' own names.
 AdapterConfig ExactConfig(AdapterConfig config, const AdapterSpec& spec);

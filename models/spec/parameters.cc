@@ -61,8 +61,14 @@ bool AnyNames(const Items& items, const std::string& module) {
   return std::any_of(items.begin(), items.end(), [&](const std::string& item) { return Names(item, module); });
 }
 
+// The module that users know a parameter by.
+std::string NamedModule(const DecoderSpec& s, const ParameterSpec& parameter) {
+  return parameter.expert ? ExpertModule(s, parameter.name) : StoredModule(s, parameter.name);
+}
+
 bool StaysUnquantized(const DecoderSpec& s, const ParameterSpec& parameter) {
-  return AnyNames(s.unquantized, StoredModule(s, parameter.name));
+  return parameter.wide || (parameter.expert && !s.quantized_experts) ||
+         AnyNames(s.unquantized, NamedModule(s, parameter));
 }
 
 // Calls visit(begin, end) for every fused group of matrices, and every matrix alone.
@@ -151,9 +157,7 @@ std::vector<ParameterSpec> BlockParameters(const DecoderSpec& s, int64_t index) 
   if (!s.quantization.has_value()) return block;
   EachMatrixGroup(block, [&](size_t begin, size_t end) {
     bool stays = false;
-    // Experts and routers stay as they are, as bitsandbytes leaves them in Transformers.
-    for (size_t i = begin; i < end; ++i)
-      stays = stays || block[i].expert || block[i].wide || StaysUnquantized(s, block[i]);
+    for (size_t i = begin; i < end; ++i) stays = stays || StaysUnquantized(s, block[i]);
     for (size_t i = begin; i < end && !stays; ++i) {
       block[i].quantized = true;
       block[i].trainable = false;
@@ -172,7 +176,7 @@ void CheckQuantization(const DecoderSpec& spec, std::vector<std::string>* proble
   EachMatrixGroup(all, [&](size_t begin, size_t end) {
     std::vector<std::string> stay, others;
     for (size_t i = begin; i < end; ++i) {
-      (StaysUnquantized(spec, all[i]) ? stay : others).push_back(StoredModule(spec, all[i].name));
+      (StaysUnquantized(spec, all[i]) ? stay : others).push_back(NamedModule(spec, all[i]));
     }
     if (!stay.empty() && !others.empty())
       problems->push_back(absl::StrCat("model.quantization.skip_modules: names ", absl::StrJoin(stay, ", "),
@@ -183,14 +187,15 @@ void CheckQuantization(const DecoderSpec& spec, std::vector<std::string>* proble
   for (const WeightTable::Stored& stored : table.stored) {
     const bool quantized = all[stored.runs.front().parameter].quantized;
     const bool whole = stored.runs.size() == 1 && !stored.transposed;
-    if (!quantized || whole) continue;
+    // How experts are quantized no other file says.
+    if (!quantized || whole || all[stored.runs.front().parameter].expert) continue;
     problems->push_back(absl::StrCat("model.quantization: this family's checkpoints store ", stored.name,
                                      " in another way than as it is multiplied; name it in skip_modules"));
     break;
   }
   for (const std::string& item : spec.unquantized) {
     bool known = item == kHeadModule;  // also where it is tied
-    for (const ParameterSpec& parameter : all) known = known || Names(item, StoredModule(spec, parameter.name));
+    for (const ParameterSpec& parameter : all) known = known || Names(item, NamedModule(spec, parameter));
     if (!known)
       problems->push_back(absl::StrCat("model.quantization.skip_modules: \"", item, "\" names no layer of the model"));
   }
@@ -207,7 +212,15 @@ std::string AdaptedName(const AdapterSpec& adapter, const std::vector<ParameterS
   return others > 1 ? ModuleOf(parameter) : module;
 }
 
-UnitAdapters MakeUnitAdapters(const DecoderSpec& s, const std::vector<ParameterSpec>& base) {
+// The adapter of experts lies with them.
+void OfExperts(const ParameterSpec& weight, ParameterSpec* factor) {
+  if (!weight.expert) return;
+  factor->expert = true;
+  factor->active = weight.active;
+  factor->heads = weight.heads;
+}
+
+UnitAdapters MakeUnitAdapters(const DecoderSpec& s, const std::vector<ParameterSpec>& base, bool experts) {
   UnitAdapters adapters;
   if (s.adapter == nullptr) return adapters;
   const auto add = [&](ParameterSpec spec) {
@@ -216,6 +229,7 @@ UnitAdapters MakeUnitAdapters(const DecoderSpec& s, const std::vector<ParameterS
     return static_cast<int>(adapters.parameters.size()) - 1;
   };
   EachMatrixGroup(base, [&](size_t first, size_t end) {
+    if (base[first].expert != experts) return;
     GroupAdapter group;
     group.base = static_cast<int>(first);
     // The A of all modules first: they are one matrix. Members of one module share its A.
@@ -233,8 +247,11 @@ UnitAdapters MakeUnitAdapters(const DecoderSpec& s, const std::vector<ParameterS
         group.members.push_back(member);
         continue;
       }
-      ParameterSpec a = Matrix(name + ".lora_A.weight", module->rank, base[i].shape[1], 0, Placement::kReplicated);
+      // Every expert has an A of its own.
+      ParameterSpec a = Matrix(name + ".lora_A.weight", (experts ? base[i].heads : 1) * module->rank, base[i].shape[1],
+                               0, experts ? Placement::kRows : Placement::kReplicated);
       if (base[i].placement == Placement::kColumns) a.placement = Placement::kColumns;
+      OfExperts(base[i], &a);
       const bool gaussian = s.adapter->start == AdapterSpec::kGaussian;
       a.initialization = gaussian ? Initialization::kNormal : Initialization::kUniform;
       a.standard_deviation =
@@ -256,6 +273,7 @@ UnitAdapters MakeUnitAdapters(const DecoderSpec& s, const std::vector<ParameterS
       b.initialization = Initialization::kZeros;
       b.heads = rows ? weight.heads : 0;
       b.rate = s.adapter->b_rate;
+      OfExperts(weight, &b);
       member.b = add(std::move(b));
       if (!s.adapter->dora) continue;
       ParameterSpec magnitude =
@@ -295,6 +313,16 @@ std::vector<std::string> LinearModules(const DecoderSpec& spec) {
   return names;
 }
 
+std::vector<std::string> ExpertModules(const DecoderSpec& spec) {
+  std::vector<std::string> names;
+  for (int64_t layer = 0; layer < spec.num_layers; ++layer) {
+    for (const ParameterSpec& parameter : BlockParameters(spec, layer)) {
+      if (parameter.shape.size() == 2 && parameter.expert) names.push_back(ExpertModule(spec, parameter.name));
+    }
+  }
+  return names;
+}
+
 std::vector<std::string> WholeModules(const DecoderSpec& spec) {
   std::vector<std::string> names = {StoredModule(spec, absl::StrCat(kEmbeddingName, ".weight"))};
   if (!spec.tied_embeddings) names.push_back(StoredModule(spec, absl::StrCat(kHeadModule, ".weight")));
@@ -302,15 +330,15 @@ std::vector<std::string> WholeModules(const DecoderSpec& spec) {
 }
 
 void PutAdapter(const AdapterConfig& config, uint64_t seed, DecoderSpec* spec, std::vector<std::string>* problems) {
-  auto adapter =
-      std::make_shared<AdapterSpec>(ResolveAdapter(config, LinearModules(*spec), WholeModules(*spec), problems));
+  auto adapter = std::make_shared<AdapterSpec>(
+      ResolveAdapter(config, LinearModules(*spec), ExpertModules(*spec), WholeModules(*spec), problems));
   adapter->seed = seed;
   const std::vector<ParameterSpec> all = DecoderParameters(*spec);
   std::map<std::string, std::string> member_of;  // module -> its first parameter
   std::string fused;
   for (const ParameterSpec& parameter : all) {
     if (parameter.shape.size() != 2) continue;
-    const std::string module = StoredModule(*spec, parameter.name);
+    const std::string module = NamedModule(*spec, parameter);
     if (module != ModuleOf(parameter.name)) adapter->module_of[parameter.name] = module;
     const bool first = member_of.emplace(module, parameter.name).second;
     if (!first && adapter->modules.count(module) > 0) fused = module;
@@ -349,8 +377,10 @@ std::vector<ParameterSpec> DecoderParameters(const DecoderSpec& spec) {
 std::vector<ParameterSpec> AdapterParameters(const DecoderSpec& spec) {
   std::vector<ParameterSpec> all;
   for (int64_t layer = 0; layer < spec.num_layers; ++layer) {
-    const UnitAdapters adapters = MakeUnitAdapters(spec, BlockParameters(spec, layer));
-    all.insert(all.end(), adapters.parameters.begin(), adapters.parameters.end());
+    for (const bool experts : {false, true}) {
+      const UnitAdapters adapters = MakeUnitAdapters(spec, BlockParameters(spec, layer), experts);
+      all.insert(all.end(), adapters.parameters.begin(), adapters.parameters.end());
+    }
   }
   const UnitAdapters head = MakeUnitAdapters(spec, HeadParameters(spec));
   all.insert(all.end(), head.parameters.begin(), head.parameters.end());

@@ -36,12 +36,13 @@ struct UnitAdapters {
   std::vector<ParameterSpec> parameters;
   std::vector<GroupAdapter> groups;
 };
-// base: a block's parameters or HeadParameters().
-UnitAdapters MakeUnitAdapters(const DecoderSpec& spec, const std::vector<ParameterSpec>& base);
+// base: a block's parameters or HeadParameters(). Those of experts lie apart from the others, as the experts do.
+UnitAdapters MakeUnitAdapters(const DecoderSpec& spec, const std::vector<ParameterSpec>& base, bool experts = false);
 
 // What an adapter can be put on, and what can be trained whole: names of modules, without ".weight". An untied head is
-// both.
+// both. Experts: the matrices of a layer's experts, as Transformers holds them in one tensor.
 std::vector<std::string> LinearModules(const DecoderSpec& spec);
+std::vector<std::string> ExpertModules(const DecoderSpec& spec);
 std::vector<std::string> WholeModules(const DecoderSpec& spec);
 
 // Sets spec->adapter; what does not fit is added to `problems`. seed: of dropout.

@@ -158,6 +158,20 @@ std::string StoredModule(const DecoderSpec& spec, const std::string& parameter) 
   return name.substr(0, name.rfind('.'));
 }
 
+std::string ExpertModule(const DecoderSpec& spec, const std::string& parameter) {
+  const auto [general, layer] = Generalize(parameter);
+  const WeightNames& names = NamesOf(spec);
+  std::vector<const std::vector<WeightRule>*> layouts = {&names.rules};
+  for (const std::vector<WeightRule>& other : names.also) layouts.push_back(&other);
+  // The layout with all experts in one tensor that has no ending.
+  for (const std::vector<WeightRule>* rules : layouts) {
+    const WeightRule* rule = FindRule(*rules, spec, general);
+    if (rule != nullptr && absl::EndsWith(rule->stored, "_proj"))
+      return absl::StrReplaceAll(rule->stored, {{"*", layer}});
+  }
+  return parameter.substr(0, parameter.rfind('.'));
+}
+
 WeightTable MakeWeightTable(const DecoderSpec& spec, const std::vector<WeightRule>& before) {
   const WeightNames& names = NamesOf(spec);
   std::vector<WeightRule> rules = before;
@@ -204,6 +218,7 @@ WeightTable MakeWeightTable(const DecoderSpec& spec, const std::vector<WeightRul
     WeightTable::Parameter parameter;
     parameter.name = kept.spec.name;
     parameter.shape = kept.spec.shape;
+    parameter.linear = !kept.spec.expert && !kept.spec.wide;
     const size_t number = table.parameters.size();
     const Parts& parts = parts_of.at(kept.stored);
     if (absl::StrContains(kept.stored, '#')) {

@@ -65,6 +65,7 @@ struct WeightTable {
     std::string name;
     std::vector<int64_t> shape;
     std::vector<RowRun> runs;  // by row; they cover the parameter
+    bool linear = true;        // if a matrix: of no experts and no router, which other software leaves unquantized
   };
   std::vector<Parameter> parameters;  // DecoderParameters()
   std::vector<Stored> stored;         // in the order of their first parameters
@@ -80,6 +81,10 @@ WeightTable MakeWeightTable(const DecoderSpec& spec, const std::vector<WeightRul
 // The module that has a parameter in the family's checkpoints: "model.layers.0.self_attn.qkv_proj" for
 // "model.layers.0.self_attn.q_proj.weight" of Phi-3.
 std::string StoredModule(const DecoderSpec& spec, const std::string& parameter);
+
+// Where Transformers holds a layer's experts' matrix, and so what adapters call it:
+// "model.layers.0.mlp.experts.gate_up_proj".
+std::string ExpertModule(const DecoderSpec& spec, const std::string& parameter);
 
 // Where partial rotation turns dimensions i and i + rotary_dim / 2 of a head for i < rotary_dim / 2, we keep its rows
 // in an order in which all pairs are i and i + head_dim / 2, those that stand still included: scores of queries with

@@ -200,6 +200,41 @@ std::vector<Joined> JoinedTensors(const DecoderSpec& spec) {
   return all;
 }
 
+// A or B of a layer's experts as PEFT has them (peft/tuners/lora/layer.py, ParamWrapper): wrapped around the module
+// that holds the matrices, the one of the first matrix innermost. A's rows lie by expert, B's columns by rank.
+struct ExpertFactor {
+  std::string name;  // "model.layers.0.mlp.experts.base_layer.lora_B.weight"
+  std::vector<int64_t> shape;
+  ParameterSpec parameter;
+  bool is_b = false;
+};
+std::vector<ExpertFactor> ExpertFactors(const DecoderSpec& spec) {
+  std::vector<ExpertFactor> all;
+  for (const ParameterSpec& parameter : AdapterParameters(spec)) {
+    if (!parameter.expert) continue;
+    const size_t factor = parameter.name.rfind(".lora_"), matrix = parameter.name.rfind('.', factor - 1);
+    const std::string container = parameter.name.substr(0, matrix), own = parameter.name.substr(0, factor);
+    // A wrapper that stands around this one: of a matrix behind this one, gate and up coming before down.
+    const bool inner =
+        absl::EndsWith(own, ".gate_up_proj") && spec.adapter->experts.count(container + ".down_proj") > 0;
+    ExpertFactor found;
+    found.name = absl::StrCat(container, inner ? ".base_layer" : "", parameter.name.substr(factor));
+    found.is_b = absl::StrContains(parameter.name, ".lora_B.");
+    found.shape = parameter.shape;
+    if (found.is_b) found.shape = {parameter.shape[0] / parameter.heads, parameter.shape[1] * parameter.heads};
+    found.parameter = parameter;
+    all.push_back(std::move(found));
+  }
+  return all;
+}
+// [rows, rank x experts] -> [experts x rows, rank], and back.
+at::Tensor ByExpert(const at::Tensor& b, int64_t experts) {
+  return b.view({b.size(0), -1, experts}).permute({2, 0, 1}).reshape({experts * b.size(0), -1});
+}
+at::Tensor ByRank(const at::Tensor& b, int64_t experts) {
+  return b.view({experts, -1, b.size(1)}).permute({1, 2, 0}).reshape({b.size(0) / experts, -1});
+}
+
 // What the embedding and the head are called in directories, and by us.
 std::map<std::string, std::string> WholeTensors(const DecoderSpec& spec) {
   const WeightTable table = MakeWeightTable(spec);
@@ -212,6 +247,7 @@ AdapterSource ByParameters(const AdapterSource& source, const DecoderSpec& spec)
   struct Origin {
     SourceTensor tensor;
     std::vector<RowRun> runs;  // empty: it is the whole tensor
+    int64_t experts = 0;       // of a B by rank; 0: it is none
   };
   std::map<std::string, Origin> origins;
   const std::map<std::string, std::string> whole = WholeTensors(spec);
@@ -223,6 +259,14 @@ AdapterSource ByParameters(const AdapterSource& source, const DecoderSpec& spec)
       tensor.name = found->second;
       origins[tensor.name] = {before, {}};
     }
+  }
+  for (const ExpertFactor& factor : ExpertFactors(spec)) {
+    const auto found = std::find_if(ours.tensors.begin(), ours.tensors.end(), [&](const SourceTensor& tensor) {
+      return tensor.name == factor.name && tensor.shape == factor.shape;
+    });
+    if (found == ours.tensors.end()) continue;
+    origins[factor.parameter.name] = {*found, {}, factor.is_b ? factor.parameter.heads : 0};
+    *found = {factor.parameter.name, factor.parameter.shape, found->dtype};
   }
   for (const Joined& joined : JoinedTensors(spec)) {
     const auto found = std::find_if(ours.tensors.begin(), ours.tensors.end(),
@@ -242,6 +286,11 @@ AdapterSource ByParameters(const AdapterSource& source, const DecoderSpec& spec)
     const auto found = origins.find(tensor.name);
     if (found == origins.end()) return read(tensor, r, out);
     const Origin& origin = found->second;
+    if (origin.experts > 0) {
+      ASSIGN_OR_RETURN(const at::Tensor stored, ReadWhole(read, origin.tensor));
+      out.copy_(ByExpert(stored, origin.experts).narrow(0, r.offset[0], r.size[0]).narrow(1, r.offset[1], r.size[1]));
+      return absl::OkStatus();
+    }
     if (origin.runs.empty()) return read(origin.tensor, r, out);
     const int64_t begin = r.offset[0], end = begin + r.size[0];
     for (const RowRun& run : origin.runs) {
@@ -311,6 +360,7 @@ struct Update {
   at::Tensor a, b;        // float32
   at::Tensor lengths_to;  // DoRA's magnitudes; undefined: none
   double scale = 1;
+  int64_t experts = 1;  // that a and b are of
 };
 
 absl::StatusOr<at::Tensor> Whole(const AdapterSource& source, const std::string& name) {
@@ -333,30 +383,44 @@ absl::StatusOr<Update> ReadUpdate(const AdapterSource& source, const AdapterSpec
     ASSIGN_OR_RETURN(update.lengths_to, Whole(source, own + ".lora_magnitude_vector"));
   }
   update.scale = spec.Find(parameter)->scale;
+  if (spec.experts.count(module) > 0) update.experts = update.a.size(0) / spec.Find(parameter)->rank;
   return update;
 }
 
 // Rows of W + s B A, scaled.
 at::Tensor Apply(const Update& update, const at::Tensor& rows, int64_t begin) {
-  const int64_t count = rows.size(0);
-  at::Tensor sum = rows + at::mm(update.b.narrow(0, begin, count), update.a) * update.scale;
+  const int64_t count = rows.size(0), of_expert = update.b.size(0) / update.experts;
+  at::Tensor sum = rows.clone();
+  for (int64_t row = begin; row < begin + count;) {
+    const int64_t expert = row / of_expert, end = std::min(begin + count, (expert + 1) * of_expert);
+    const at::Tensor a = update.a.chunk(update.experts)[static_cast<size_t>(expert)];
+    sum.narrow(0, row - begin, end - row) += at::mm(update.b.narrow(0, row, end - row), a) * update.scale;
+    row = end;
+  }
   if (!update.lengths_to.defined()) return sum;
   const at::Tensor length = at::linalg_vector_norm(sum, 2, at::IntArrayRef{1}, /*keepdim=*/true);
   return sum * (update.lengths_to.narrow(0, begin, count).unsqueeze(1) / length);
 }
 
-// What target_modules should say so that PEFT finds the same modules. Never an expression: PEFT would try it on what is
-// no linear layer, too.
-std::vector<std::string> TargetNames(const AdapterSpec& adapter, const std::vector<std::string>& linears) {
-  std::set<std::string> last_parts, whole;
+// What target_modules (experts: target_parameters) should say so that PEFT finds the same modules, of which there are
+// `others` too. Never an expression: PEFT would try it on what is no linear layer, too.
+std::vector<std::string> TargetNames(const AdapterSpec& adapter, const std::vector<std::string>& others, bool experts) {
+  // PEFT wants the module that holds the experts' matrices named too.
+  const auto short_name = [experts](const std::string& module) {
+    if (!experts) return LastPart(module);
+    const std::string holder = module.substr(0, module.rfind('.'));
+    return absl::StrCat(LastPart(holder), ".", LastPart(module));
+  };
+  std::set<std::string> short_names, whole;
   for (const auto& [module, unused] : adapter.modules) {
+    if ((adapter.experts.count(module) > 0) != experts) continue;
     whole.insert(module);
-    last_parts.insert(LastPart(module));
+    short_names.insert(short_name(module));
   }
-  const bool all = std::all_of(linears.begin(), linears.end(), [&](const std::string& module) {
-    return whole.count(module) > 0 || last_parts.count(LastPart(module)) == 0;
+  const bool all = std::all_of(others.begin(), others.end(), [&](const std::string& module) {
+    return whole.count(module) > 0 || short_names.count(short_name(module)) == 0;
   });
-  const std::set<std::string>& names = all ? last_parts : whole;
+  const std::set<std::string>& names = all ? short_names : whole;
   return {names.begin(), names.end()};
 }
 
@@ -514,6 +578,12 @@ absl::Status WritePeftDirectory(const AdapterSource& given, const DecoderSpec& p
   std::map<std::string, Joined> wanted;
   for (const ParameterSpec& parameter : AddedAndTrained(spec))
     wanted[parameter.name] = {parameter.name, parameter.shape, {{parameter, {}}}};
+  std::map<std::string, ExpertFactor> of_experts;  // by PEFT's names
+  for (ExpertFactor& factor : ExpertFactors(spec)) {
+    wanted.erase(factor.parameter.name);
+    wanted[factor.name] = {factor.name, factor.shape, {{factor.parameter, {}}}};
+    of_experts[factor.name] = std::move(factor);
+  }
   for (Joined& joined : JoinedTensors(spec)) {
     for (const Joined::Piece& piece : joined.pieces) wanted.erase(piece.parameter.name);
     wanted[joined.name] = std::move(joined);
@@ -536,6 +606,7 @@ absl::Status WritePeftDirectory(const AdapterSource& given, const DecoderSpec& p
   }
   const auto produce = [&](const SafetensorsEntry& entry, FileWriter& writer) -> absl::Status {
     const Joined& joined = wanted.at(FromPeftName(entry.name));
+    const auto of_expert = of_experts.find(joined.name);
     at::Tensor values;
     for (const Joined::Piece& piece : joined.pieces) {
       ASSIGN_OR_RETURN(const at::Tensor part, ReadWhole(source.read, *source.Find(piece.parameter.name)));
@@ -544,6 +615,8 @@ absl::Status WritePeftDirectory(const AdapterSource& given, const DecoderSpec& p
       for (const RowRun& run : piece.runs)
         values.narrow(0, run.stored_row, run.rows).copy_(part.narrow(0, run.row, run.rows));
     }
+    if (of_expert != of_experts.end() && of_expert->second.is_b)
+      values = ByRank(values, of_expert->second.parameter.heads);
     for (size_t begin = 0; begin < values.nbytes(); begin += kPieceBytes) {
       RETURN_IF_ERROR(writer.Append(static_cast<const uint8_t*>(values.const_data_ptr()) + begin,
                                     std::min<size_t>(kPieceBytes, values.nbytes() - begin)));
@@ -560,7 +633,8 @@ absl::Status WritePeftDirectory(const AdapterSource& given, const DecoderSpec& p
   const std::vector<WeightTable::Stored> stored = MakeWeightTable(spec).stored;
   config.transposed = std::any_of(stored.begin(), stored.end(), [](const auto& tensor) { return tensor.transposed; });
   RETURN_IF_ERROR(WriteFileAtomically(absl::StrCat(folder, "/", kPeftConfigName),
-                                      WritePeftConfig(config, TargetNames(*spec.adapter, LinearModules(spec)))));
+                                      WritePeftConfig(config, TargetNames(*spec.adapter, LinearModules(spec), false),
+                                                      TargetNames(*spec.adapter, ExpertModules(spec), true))));
   if (!source.text.chat_template.empty())
     RETURN_IF_ERROR(WriteFileAtomically(absl::StrCat(folder, "/chat_template.jinja"), source.text.chat_template));
   RETURN_IF_ERROR(SyncDirectory(folder));

@@ -1,10 +1,11 @@
 #include "models/weights/requantized.h"
 
 #include <ATen/TensorOperators.h>
+#include <ATen/ops/cat.h>
 #include <ATen/ops/zeros.h>
 
+#include <map>
 #include <memory>
-#include <set>
 
 #include "kernels/matrix/nf4.h"
 #include "models/spec/parameters.h"
@@ -48,9 +49,9 @@ absl::StatusOr<at::Tensor> ThereAndBack(const SourceTensor& tensor, const at::Te
 }  // namespace
 
 WeightSource Requantized(const WeightSource& plain, const DecoderSpec& spec) {
-  std::set<std::string> quantized;
+  std::map<std::string, int64_t> quantized;  // how many matrices each is
   for (const ParameterSpec& parameter : DecoderParameters(spec)) {
-    if (parameter.quantized) quantized.insert(parameter.name);
+    if (parameter.quantized) quantized[parameter.name] = parameter.matrices;
   }
   WeightSource source = plain;
   for (SourceTensor& tensor : source.tensors) {
@@ -67,7 +68,14 @@ WeightSource Requantized(const WeightSource& plain, const DecoderSpec& spec) {
       if (quantized.count(tensor.name) == 0) return plain.read(stored, r, out);
       if (last->name != tensor.name) {
         ASSIGN_OR_RETURN(const at::Tensor values, ReadWhole(plain.read, stored));
-        ASSIGN_OR_RETURN(last->values, ThereAndBack(tensor, values.to(at::kFloat), *format));
+        std::vector<at::Tensor> matrices;
+        for (const at::Tensor& matrix : values.to(at::kFloat).chunk(quantized.at(tensor.name))) {
+          SourceTensor alone = tensor;
+          alone.shape = matrix.sizes().vec();
+          ASSIGN_OR_RETURN(at::Tensor back, ThereAndBack(alone, matrix.contiguous(), *format));
+          matrices.push_back(std::move(back));
+        }
+        last->values = at::cat(matrices);
         last->name = tensor.name;
       }
       out.copy_(last->values.narrow(0, r.offset[0], r.size[0]).narrow(1, r.offset[1], r.size[1]));

@@ -22,6 +22,7 @@
 #include <vector>
 
 #include "kernels/experts/grouped.h"
+#include "parallel/layers/adapter.h"
 #include "parallel/layers/autograd.h"
 
 namespace trireme {
@@ -202,6 +203,77 @@ void AddBiasGradients(Weight* bias, const at::Tensor& d_rows, const ExpertOffset
   AddVectorGradient(*bias, sums.view({-1}));
 }
 
+// ---- Products with the matrices of experts and, where these have them, their adapters: each its own A and B ----
+
+// The only member of an adapter of experts; null: there is no adapter.
+const AdapterMember* MemberOf(const Weight& weight) {
+  return weight.adapter() == nullptr ? nullptr : &weight.adapter()->members.front();
+}
+bool WantsInput(const Weight& weight) { return weight.trainable() || weight.adapter() != nullptr; }
+
+// body(expert, its first row, its rows, its matrix) for each expert that has rows, of weights that are dequantized one
+// expert at a time.
+template <typename Body>
+void EachExpert(const Weight& weight, int64_t matrix_rows, const ExpertOffsets& offsets, const Body& body) {
+  for (size_t e = 0; e + 1 < offsets.size(); ++e) {
+    const int64_t begin = offsets[e], size = offsets[e + 1] - begin;
+    if (size > 0) body(begin, size, weight.Rows(static_cast<int64_t>(e) * matrix_rows, matrix_rows));
+  }
+}
+
+// rows W^T of each expert [R, n]; dy W.
+at::Tensor PlainProduct(const Weight& weight, int64_t n, const at::Tensor& rows, const ExpertOffsets& offsets) {
+  if (weight.at_hand()) return GroupedMatmulTransposed(rows, weight.full().data, offsets);
+  at::Tensor y = at::empty({rows.size(0), n}, rows.options());
+  EachExpert(weight, n, offsets, [&](int64_t begin, int64_t size, const at::Tensor& matrix) {
+    y.narrow(0, begin, size).copy_(MatmulTransposed(rows.narrow(0, begin, size), matrix));
+  });
+  return y;
+}
+at::Tensor PlainInputGradient(const Weight& weight, int64_t k, const at::Tensor& dy, const ExpertOffsets& offsets) {
+  if (weight.at_hand()) return GroupedMatmul(dy, weight.full().data, offsets);
+  at::Tensor dx = at::empty({dy.size(0), k}, dy.options());
+  EachExpert(weight, dy.size(1), offsets, [&](int64_t begin, int64_t size, const at::Tensor& matrix) {
+    dx.narrow(0, begin, size).copy_(Matmul(dy.narrow(0, begin, size), matrix));
+  });
+  return dx;
+}
+
+// rows (W + s B A)^T of each expert [R, n].
+at::Tensor GroupedProduct(const Weight& weight, int64_t n, const at::Tensor& rows, const ExpertOffsets& offsets) {
+  at::Tensor y = PlainProduct(weight, n, rows, offsets);
+  const AdapterMember* member = MemberOf(weight);
+  if (member == nullptr) return y;
+  const at::Tensor thin = GroupedMatmulTransposed(rows, weight.adapter()->a->full().data, offsets) * member->scale;
+  return y.add_(GroupedMatmulTransposed(thin, member->b->full().data, offsets));
+}
+
+// dy s B, for A's gradient and its share of the input's.
+at::Tensor ThinGradient(const AdapterMember& member, const at::Tensor& dy, const ExpertOffsets& offsets) {
+  return GroupedMatmul(dy, member.b->full().data, offsets) * member.scale;
+}
+
+at::Tensor GroupedInputGradient(const Weight& weight, int64_t k, const at::Tensor& dy, const ExpertOffsets& offsets) {
+  at::Tensor dx = PlainInputGradient(weight, k, dy, offsets);
+  const AdapterMember* member = MemberOf(weight);
+  if (member == nullptr) return dx;
+  return dx.add_(GroupedMatmul(ThinGradient(*member, dy, offsets), weight.adapter()->a->full().data, offsets));
+}
+
+void AddGroupedGradients(Weight& weight, const at::Tensor& dy, const at::Tensor& rows, const ExpertOffsets& offsets) {
+  const auto hand = [&offsets](Weight& to, const at::Tensor& d_out, const at::Tensor& in) {
+    to.AddGradient([d_out, in, offsets](at::Tensor& accumulator, bool overwrite) {
+      AddGroupedOuterProducts(d_out, in, offsets, accumulator, overwrite);
+    });
+  };
+  if (weight.trainable()) hand(weight, dy, rows);
+  const AdapterMember* member = MemberOf(weight);
+  if (member == nullptr) return;
+  Weight& a = *weight.adapter()->a;
+  hand(*member->b, dy, GroupedMatmulTransposed(rows, a.full().data, offsets) * member->scale);
+  hand(a, ThinGradient(*member, dy, offsets), rows);
+}
+
 struct RunExpertsFunction : torch::autograd::Function<RunExpertsFunction> {
   static at::Tensor forward(AutogradContext* context, const at::Tensor& x, const at::Tensor& weights,
                             const at::Tensor& indices, const ExpertWeights& w, const ExpertGate& gate,
@@ -213,10 +285,10 @@ struct RunExpertsFunction : torch::autograd::Function<RunExpertsFunction> {
         plan, {1}, [plan](void*) { delete plan; }, at::TensorOptions().dtype(at::kByte));
     const at::Tensor rows = ToExperts(*plan, Tokens(*plan, x, per_token), *group);
     const at::Tensor own = ToExperts(*plan, Choices(*plan, weights), *group);  // [R, 1]
-    at::Tensor gate_up = GroupedMatmulTransposed(rows, w.gate_up->full().data, plan->offsets);
+    at::Tensor gate_up = GroupedProduct(*w.gate_up, 2 * w.width, rows, plan->offsets);
     if (w.gate_up_bias != nullptr) gate_up.add_(BiasRows(*w.gate_up_bias, plan->offsets, gate_up.scalar_type()));
     const at::Tensor h = Weighted(Gated(gate, gate_up), own);
-    at::Tensor made = GroupedMatmulTransposed(h, w.down->full().data, plan->offsets);
+    at::Tensor made = GroupedProduct(*w.down, x.size(1), h, plan->offsets);
     if (w.down_bias != nullptr) made.add_(Weighted(BiasRows(*w.down_bias, plan->offsets, made.scalar_type()), own));
     const at::Tensor out = SumOfChoices(*plan, FromExperts(*plan, made, *group), per_token);
     context->saved_data["gate_up"] = Pack(w.gate_up);
@@ -245,12 +317,8 @@ struct RunExpertsFunction : torch::autograd::Function<RunExpertsFunction> {
     const at::Tensor d_out = gradients[0].contiguous();
     const at::Tensor d_made = ToExperts(plan, Tokens(plan, d_out, per_token), group);
     const at::Tensor activated = Gated(gate, gate_up);
-    if (w_down.trainable()) {
-      w_down.AddGradient([d_made, activated, own, offsets = plan.offsets](at::Tensor& accumulator, bool overwrite) {
-        AddGroupedOuterProducts(d_made, Weighted(activated, own), offsets, accumulator, overwrite);
-      });
-    }
-    const at::Tensor d_h = GroupedMatmul(d_made, w_down.full().data, plan.offsets);
+    if (WantsInput(w_down)) AddGroupedGradients(w_down, d_made, Weighted(activated, own), plan.offsets);
+    const at::Tensor d_h = GroupedInputGradient(w_down, activated.size(1), d_made, plan.offsets);
     // The weight multiplied what was activated: no output of an expert is kept for its gradient.
     at::Tensor d_own = at::sum((d_h * activated).to(own.scalar_type()), {1}, /*keepdim=*/true);
     if (down_bias != nullptr) {
@@ -259,14 +327,10 @@ struct RunExpertsFunction : torch::autograd::Function<RunExpertsFunction> {
     }
     const at::Tensor d_gate_up = GatedGradient(gate, gate_up, Weighted(d_h, own));
     AddBiasGradients(SavedPointer<Weight>(context, "gate_up_bias"), d_gate_up, plan.offsets);
-    if (w_gate_up.trainable()) {
-      // Rows travel again rather than being kept.
-      const at::Tensor rows = ToExperts(plan, Tokens(plan, x, per_token), group);
-      w_gate_up.AddGradient([d_gate_up, rows, offsets = plan.offsets](at::Tensor& accumulator, bool overwrite) {
-        AddGroupedOuterProducts(d_gate_up, rows, offsets, accumulator, overwrite);
-      });
-    }
-    const at::Tensor d_rows = GroupedMatmul(d_gate_up, w_gate_up.full().data, plan.offsets);
+    // Rows travel again rather than being kept.
+    if (WantsInput(w_gate_up))
+      AddGroupedGradients(w_gate_up, d_gate_up, ToExperts(plan, Tokens(plan, x, per_token), group), plan.offsets);
+    const at::Tensor d_rows = GroupedInputGradient(w_gate_up, x.size(1), d_gate_up, plan.offsets);
     const at::Tensor dx = SumOfChoices(plan, FromExperts(plan, d_rows, group), per_token);
     const at::Tensor d_choices = FromExperts(plan, d_own, group);
     const at::Tensor d_weights = at::empty_like(d_choices).index_copy_(0, plan.order, d_choices).view({-1, per_token});

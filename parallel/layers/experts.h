@@ -58,7 +58,7 @@ at::Tensor RouterLogits(const at::Tensor& rows, Weight& weight);
 struct ExpertWeights {
   Weight* gate_up;  // [local experts x 2F, H]: an expert's gate, then its up; with a clamped gate in turn
   Weight* down;     // [local experts x H, F]
-  int64_t local_experts = 0;
+  int64_t local_experts = 0, width = 0;                  // F
   Weight *gate_up_bias = nullptr, *down_bias = nullptr;  // [local experts x 2F], [local experts x H]; null: none
 };
 // What an expert does between its products.

@@ -53,6 +53,17 @@ Placed Place(const ParameterSpec& spec, int ranks, int rank) {
   return placed;
 }
 
+// What of a parameter is quantized apart, of this rank's part of it that begins at `offset` of the buffer: the part
+// itself, or the whole matrices in it.
+std::vector<QuantizedStorage::Matrix> MatricesOf(const ParameterSpec& spec, const Rectangle& own, int64_t offset) {
+  if (spec.matrices == 1) return {{offset, own, spec.shape}};
+  const int64_t rows = spec.shape[0] / spec.matrices, columns = spec.shape[1];
+  std::vector<QuantizedStorage::Matrix> all;
+  for (int64_t row = 0; row < own.size[0]; row += rows)
+    all.push_back({offset + row * columns, {{0, 0}, {rows, columns}}, {rows, columns}});
+  return all;
+}
+
 std::shared_ptr<ProcessGroup> OrAlone(std::shared_ptr<ProcessGroup> group) {
   return group != nullptr ? std::move(group) : MakeSelfGroup("alone");
 }
@@ -64,9 +75,11 @@ const char* ShardLevelName(ShardLevel level) {
   return kNames[static_cast<int>(level)];
 }
 
-absl::Status CheckQuantizable(const ParameterSpec& spec, QuantizationFormat format, int tensor_ranks) {
-  for (int rank = 0; rank < tensor_ranks; ++rank) {
-    const absl::Status status = QuantizedStorage::Check(format, spec.shape, Place(spec, tensor_ranks, rank).rectangle);
+absl::Status CheckQuantizable(const ParameterSpec& spec, QuantizationFormat format, int ranks) {
+  for (int rank = 0; rank < ranks; ++rank) {
+    const Rectangle own = Place(spec, ranks, rank).rectangle;
+    const QuantizedStorage::Matrix first = MatricesOf(spec, own, 0).front();
+    const absl::Status status = QuantizedStorage::Check(format, first.shape, first.rectangle);
     if (!status.ok()) return Annotate(status, spec.name);
   }
   return absl::OkStatus();
@@ -93,9 +106,23 @@ class ParameterBuffer::GroupWeight final : public Weight {
   Gathered full() const override {
     TRIREME_CHECK(buffer_->unsharded_, "parameter ", name_, " is used while its unit is resharded");
     buffer_->publish_work_.Wait();
-    if (buffer_->quantized()) return {Dequantized(), first_row_};
+    if (buffer_->quantized()) {
+      const int begin = buffer_->first_matrix_[parameter_];
+      return {Dequantized(begin, buffer_->first_matrix_[parameter_ + members_] - begin, shape_), first_row_};
+    }
     return {View(buffer_->gathered_), first_row_};
   }
+  at::Tensor Rows(int64_t first, int64_t count) const override {
+    if (!buffer_->quantized()) return full().data.narrow(0, first, count);
+    TRIREME_CHECK(buffer_->unsharded_, "parameter ", name_, " is used while its unit is resharded");
+    buffer_->publish_work_.Wait();
+    const int begin = buffer_->first_matrix_[parameter_], end = buffer_->first_matrix_[parameter_ + members_];
+    const int64_t of_matrix = shape_[0] / (end - begin);
+    TRIREME_CHECK(first % of_matrix == 0 && count % of_matrix == 0, "rows of parts of matrices of ", name_);
+    return Dequantized(begin + static_cast<int>(first / of_matrix), static_cast<int>(count / of_matrix),
+                       {count, shape_[1]});
+  }
+  bool at_hand() const override { return !buffer_->quantized(); }
   bool trainable() const override { return trainable_; }
   void AddGradient(GradientTask task) override { buffer_->AccumulateGradient(*this, task); }
   bool gradient_deferred() const override { return buffer_->deferred_ != nullptr; }
@@ -109,14 +136,16 @@ class ParameterBuffer::GroupWeight final : public Weight {
   bool fresh = true;      // nothing was added to its part of gradient_ yet
 
  private:
-  at::Tensor Dequantized() const {
-    at::Tensor values = buffer_->options_.dequantized->Take(NumelOf(shape_));
-    for (int64_t i = 0, done = 0; i < members_; ++i) {
-      const int64_t n = buffer_->rectangles_[parameter_ + i].numel();
-      buffer_->storage_->Dequantize(buffer_->gathered_, parameter_ + i, values.narrow(0, done, n));
+  // Matrices [first, first + count) of the storage, one under another.
+  at::Tensor Dequantized(int first, int count, const std::vector<int64_t>& shape) const {
+    at::Tensor values = buffer_->options_.dequantized->Take(NumelOf(shape));
+    int64_t done = 0;
+    for (int i = first; i < first + count; ++i) {
+      const int64_t n = buffer_->storage_->NumelOf(i);
+      buffer_->storage_->Dequantize(buffer_->gathered_, i, values.narrow(0, done, n));
       done += n;
     }
-    return values.view(shape_);
+    return values.view(shape);
   }
 
   ParameterBuffer* buffer_;
@@ -186,7 +215,12 @@ ParameterBuffer::ParameterBuffer(std::vector<ParameterSpec> specs, BufferOptions
   if (options_.quantization.has_value()) {
     TRIREME_CHECK(options_.dequantized != nullptr, name(), ": quantized without room for values");
     std::vector<QuantizedStorage::Matrix> matrices;
-    for (size_t i = 0; i < specs_.size(); ++i) matrices.push_back({offsets_[i], rectangles_[i], specs_[i].shape});
+    for (size_t i = 0; i < specs_.size(); ++i) {
+      first_matrix_.push_back(static_cast<int>(matrices.size()));
+      for (QuantizedStorage::Matrix& matrix : MatricesOf(specs_[i], rectangles_[i], offsets_[i]))
+        matrices.push_back(std::move(matrix));
+    }
+    first_matrix_.push_back(static_cast<int>(matrices.size()));
     storage_ = std::make_unique<QuantizedStorage>(*options_.quantization, std::move(matrices), numel_,
                                                   owns_all() ? 1 : static_cast<int>(ranks), options_.device);
     compute = compute.dtype(at::kByte);
@@ -464,22 +498,30 @@ void ParameterBuffer::Initialize(uint64_t seed) {
 
 absl::Status ParameterBuffer::QuantizeFrom(const QuantizedStorage::Reader& read) {
   TRIREME_CHECK(quantized(), name(), " is not quantized");
-  const QuantizedStorage::Groups groups = {options_.tensor_group.get(),
-                                           owns_all() ? nullptr : options_.gather_group.get()};
+  ProcessGroup* shard = owns_all() ? nullptr : options_.gather_group.get();
   // What data is the values' own: in the compute type they would have been rounded to it.
   const ValueType type = options_.compute == at::kBFloat16 ? ValueType::kBfloat16 : ValueType::kFloat32;
   absl::Status status;
   for (size_t i = 0; i < specs_.size(); ++i) {
-    const absl::Status done =
-        storage_->Quantize(static_cast<int>(i), own_offset_, own_numel_, type, groups, read, own_compute_);
-    if (status.ok() && !done.ok()) status = Error(ExitCode::kData, specs_[i].name, ": ", done.message());
+    // A matrix of several is whole on this rank: other tensor ranks have others.
+    const QuantizedStorage::Groups groups = {specs_[i].matrices == 1 ? options_.tensor_group.get() : nullptr, shard};
+    for (int matrix = first_matrix_[i]; matrix < first_matrix_[i + 1]; ++matrix) {
+      const int64_t before = storage_->OffsetOf(matrix) - offsets_[i];
+      const auto of_matrix = [&, i](int, int64_t begin, int64_t end, float* out) {
+        return read(static_cast<int>(i), before + begin, before + end, out);
+      };
+      const absl::Status done =
+          storage_->Quantize(matrix, own_offset_, own_numel_, type, groups, of_matrix, own_compute_);
+      if (status.ok() && !done.ok()) status = Error(ExitCode::kData, specs_[i].name, ": ", done.message());
+    }
   }
   return status;
 }
 
 void ParameterBuffer::TakeQuantized(int parameter, const QuantizedMatrix& whole) {
   TRIREME_CHECK(quantized(), name(), " is not quantized");
-  storage_->Take(parameter, own_offset_, own_numel_, whole, own_compute_);
+  TRIREME_CHECK(specs_[parameter].matrices == 1, specs_[parameter].name, " is several matrices");
+  storage_->Take(first_matrix_[parameter], own_offset_, own_numel_, whole, own_compute_);
 }
 
 int64_t ParameterBuffer::MemoryBytes() const {

@@ -45,13 +45,14 @@ struct ParameterSpec {
   int64_t heads = 0;  // kRows: the rows are this many heads; fewer than ranks are held by several ranks each. 0: any
   bool expert =
       false;  // of a mixture's experts, whose heads they are: cut over expert ranks, in a buffer of its own kind
+  int64_t matrices = 1;    // that stand in it one under another, of as many rows each, and are quantized apart
   bool wide = false;       // float32 whatever the compute type, in a buffer of its own kind
   double active = 1;       // the share of tokens that multiply with it
   bool quantized = false;  // a matrix that is held in fewer bits, in a buffer of its own kind; not trainable
 };
 
-// Why `spec` cannot be held quantized when `tensor_ranks` share it; OK: it can.
-absl::Status CheckQuantizable(const ParameterSpec& spec, QuantizationFormat format, int tensor_ranks);
+// Why `spec` cannot be held quantized when `ranks`, of tensor or expert, share it; OK: it can.
+absl::Status CheckQuantizable(const ParameterSpec& spec, QuantizationFormat format, int ranks);
 
 // Where elements of this rank's part of a buffer belong.
 struct Segment {
@@ -201,6 +202,7 @@ class ParameterBuffer {
   DeferredTasks* deferred_ = nullptr;
 
   std::unique_ptr<QuantizedStorage> storage_;  // null: plain values
+  std::vector<int> first_matrix_;              // of each parameter in storage_, and behind the last
   at::Tensor own_weights_, own_compute_;       // quantized: the second is bytes
   at::Tensor gathered_;                        // [numel], compute dtype, or bytes; undefined while resharded
   int64_t gathered_numel_ = 0;

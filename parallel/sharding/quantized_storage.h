@@ -56,6 +56,8 @@ class QuantizedStorage {
   static int64_t StoredBytes(QuantizationFormat format, int64_t numel);
 
   int pieces() const { return pieces_; }
+  int64_t OffsetOf(int matrix) const { return matrices_[static_cast<size_t>(matrix)].offset; }
+  int64_t NumelOf(int matrix) const { return matrices_[static_cast<size_t>(matrix)].rectangle.numel(); }
   int64_t piece_bytes() const { return piece_bytes_; }
   int64_t SideBytes() const;  // of what is on every rank
 

@@ -27,7 +27,7 @@ Resolved Resolve(const std::string& text, std::vector<std::string> linears = kLi
   AdapterConfig config;
   EXPECT_TRUE(google::protobuf::TextFormat::ParseFromString(text, &config)) << text;
   Resolved resolved;
-  const AdapterSpec spec = ResolveAdapter(config, linears, whole, &resolved.problems);
+  const AdapterSpec spec = ResolveAdapter(config, linears, {}, whole, &resolved.problems);
   for (const auto& [module, adapter] : spec.modules) resolved.modules.push_back(module);
   resolved.saved.assign(spec.saved_modules.begin(), spec.saved_modules.end());
   return resolved;
@@ -78,9 +78,9 @@ TEST(AdapterSpecTest, AnAdapterThatExistsMayNameMore) {
   ASSERT_TRUE(google::protobuf::TextFormat::ParseFromString(
       "r: 4 lora_alpha: 8 target_modules_regex: '.*proj' rank_pattern { key: 'q_.*' value: 2 } from: 'DIR'", &config));
   Names problems;
-  AdapterConfig exact = ExactConfig(config, ResolveAdapter(config, kLinears, kWhole, &problems));
+  AdapterConfig exact = ExactConfig(config, ResolveAdapter(config, kLinears, {}, kWhole, &problems));
   exact.clear_from();
-  const AdapterSpec again = ResolveAdapter(exact, kLinears, kWhole, &problems);
+  const AdapterSpec again = ResolveAdapter(exact, kLinears, {}, kWhole, &problems);
   EXPECT_EQ(problems, Names{});
   EXPECT_EQ(again.modules.at("model.layers.0.self_attn.q_proj").rank, 2);
   EXPECT_EQ(again.modules.at("model.layers.0.mlp.down_proj").rank, 4);
@@ -103,7 +103,7 @@ TEST(AdapterSpecTest, PeftMayChooseLayersAndExcludeByExpression) {
     AdapterConfig adapter = config->adapter;
     adapter.set_from("DIR");
     Names problems, found;
-    for (const auto& [module, unused] : ResolveAdapter(adapter, modules, kWhole, &problems).modules)
+    for (const auto& [module, unused] : ResolveAdapter(adapter, modules, {}, kWhole, &problems).modules)
       found.push_back(module);
     EXPECT_EQ(problems, Names{}) << settings;
     return found;

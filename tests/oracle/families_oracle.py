@@ -12,7 +12,7 @@ import tempfile
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 from hf_oracle import check_config, check_training  # noqa: E402
-from packed_files import check_packed  # noqa: E402
+from packed_files import check_packed, check_quantized_experts  # noqa: E402
 from hf_tools import LENGTH, Program, batch_of, edit_config, first_loss, read_tensors, recipe, same_bytes, write_tokens  # noqa: E402
 
 SKIPPED = 77
@@ -29,6 +29,7 @@ DEEPSEEK = dict(moe_intermediate_size=48, q_lora_rank=24, kv_lora_rank=16, qk_no
 # DeepSeek's names too: PEFT takes those that a model has.
 ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj", "q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj"]
 MIXTURES = ("qwen3_moe", "mixtral", "olmoe", "qwen2_moe", "glm4_moe", "granitemoe", "gpt_oss", "deepseek_v2", "deepseek_v3")
+EXPERT_PARAMETERS = ["experts.gate_up_proj", "experts.down_proj"]
 EXPERT_MESHES = ((4, "tensor: 2 expert: 4"), (4, "expert: 2 shard: OPTIMIZER"))
 QWEN_WINDOW = dict(use_sliding_window=True, sliding_window=20, max_window_layers=1)
 # Without a padding id: its row of the embedding would get no gradient.
@@ -331,7 +332,7 @@ def lora_of(peft):
     return {key if "magnitude" not in key else key.replace("_vector.weight", "_vector"): value for key, value in names.items()}
 
 
-def check_lora(checks, trireme, folder, name, path, reference, corpus, batch, targets, dora, plain=""):
+def check_lora(checks, trireme, folder, name, path, reference, corpus, batch, targets, dora, plain="", parameters=None, quantization=""):
     """A directory of PEFT continued by us, written again, merged: gradients, values and logits. plain: path as Transformers loads it, where it does not."""
     import copy
 
@@ -342,9 +343,11 @@ def check_lora(checks, trireme, folder, name, path, reference, corpus, batch, ta
     from safetensors.torch import load_file
     from transformers import AutoModelForCausalLM
 
-    name = f"{name}, {'DoRA' if dora else 'LoRA'}"
+    name = f"{name}, {'DoRA' if dora else 'LoRA'}{' of experts' if parameters else ''}"
+    folder = os.path.join(folder, f"{'of_experts' if parameters else 'of_linears'}{len(quantization)}")
+    os.makedirs(folder)
     adapter, out = os.path.join(folder, "adapter"), os.path.join(folder, "adapter_again")
-    peft = wrap(copy.deepcopy(reference), dict(r=4, lora_alpha=8, target_modules=ATTENTION if targets == "attention" else targets, use_dora=dora), 7).train()
+    peft = wrap(copy.deepcopy(reference), dict(r=4, lora_alpha=8, target_modules=ATTENTION if targets == "attention" else targets, target_parameters=parameters, use_dora=dora), 7).train()
     peft.save_pretrained(adapter)
     loss = ref.forward_backward(peft, batch)
     expected = {key: value.grad.clone() for key, value in lora_of(peft).items()}
@@ -352,12 +355,12 @@ def check_lora(checks, trireme, folder, name, path, reference, corpus, batch, ta
     checks.equal(f"{name}: tensors of the directory that are not trained", sorted(set(before) ^ set(expected)), [])
     trireme("export", path, "--adapter", adapter, "--format", "peft", "--output", out)
     checks.equal(f"{name}: tensors changed by writing the directory again", same_bytes(read_tensors(out), read_tensors(adapter)), [])
-    for ranks, mesh in ((1, ""), (4, "tensor: 2 pipeline: 2")):
-        label = f"{name}, {ranks} ranks"
-        config, run_dir = recipe(folder, f"lora{ranks}", f'from: "{path}"', corpus, mesh=mesh, rate=LORA_RATE, more=f'adapter {{ from: "{adapter}" }}')
+    for ranks, mesh in ((1, ""), (4, "tensor: 2 pipeline: 2"), *(EXPERT_MESHES if parameters else ())):
+        label = f"{name}, {ranks} ranks {mesh}"
+        config, run_dir = recipe(folder, f"lora{ranks}{mesh}", f'from: "{path}" {quantization}', corpus, mesh=mesh, rate=LORA_RATE, more=f'adapter {{ from: "{adapter}" }}')
         trireme("train", config, ranks=ranks)
         checks.within(f"{label}: loss against PEFT's", abs(first_loss(run_dir) / loss - 1), 1e-5)
-        trained = os.path.join(folder, f"lora_out{ranks}")
+        trained = os.path.join(folder, f"lora_out{ranks}{mesh}")
         trireme("export", run_dir, "--format", "peft", "--output", trained)
         after = load_file(os.path.join(trained, "adapter_model.safetensors"))
         errors = {}
@@ -367,6 +370,8 @@ def check_lora(checks, trireme, folder, name, path, reference, corpus, batch, ta
             errors[key] = (ours - gradient.double()).abs().max().item() / (1e-5 * gradient.abs().max().item() + rounding + 1e-9)
         worst = max(errors, key=errors.get)
         checks.within(f"{label}: gradients of {len(expected)} tensors ({worst}), of the tolerance", errors[worst], 1.0)
+    if quantization:  # the reference is the quantized model, path the plain one
+        return
     merged = os.path.join(folder, "merged")
     trireme("export", path, "--adapter", adapter, "--merge", "--dtype", "f32", "--output", merged)
     ids = torch.arange(24)[None] * 5 % 97
@@ -447,8 +452,12 @@ def run(checks, probe, trireme, only, every):
                     check_evenness(checks, ref, trireme, own, name, path, reference, corpus, batch)
                 if index < 2 and (every or only or family in ("gpt2", "phi3")):
                     check_lora(checks, trireme, own, name, path, reference, corpus, batch, "attention" if experts else "all-linear", dora=index == 1)
+                if index < 2 and experts and (every or only or family == "mixtral"):
+                    # All experts, or those of one kind and nothing else.
+                    check_lora(checks, trireme, own, name, path, reference, corpus, batch, "attention" if index == 0 else None, dora=False, parameters=[EXPERT_PARAMETERS, ["experts.down_proj"]][index])
         if not only or only == "packed":
             check_packed(checks, trireme, folder, corpus, batch, build, check_lora)
+            check_quantized_experts(checks, trireme, folder, corpus, batch, build, check_lora, EXPERT_PARAMETERS)
 
 
 def main():

@@ -89,3 +89,35 @@ def check_packed(checks, trireme, folder, corpus, batch, build, check_lora):
             trireme("export", packed, *flags, "--output", ours)
             checks.equal(f"{name}: tensors other than Transformers' as {dtype}", same_bytes(read_tensors(ours), read_tensors(theirs)), [])
         check_lora(checks, trireme, own, name, packed, reference, corpus, batch, "attention", dora=False, plain=theirs)
+
+
+def there_and_back(weight, method):
+    """A matrix quantized and dequantized by bitsandbytes."""
+    import bitsandbytes.functional as functional
+    import torch
+
+    if method == "INT8":
+        codes, scales, _ = functional.int8_vectorwise_quant(weight.to(torch.float16))
+        return functional.int8_vectorwise_dequant(codes, scales).float()
+    codes, state = functional.quantize_4bit(weight.contiguous(), blocksize=64, quant_type="nf4", compress_statistics=False)
+    return functional.dequantize_4bit(codes, state).float()
+
+
+def check_quantized_experts(checks, trireme, folder, corpus, batch, build, check_lora, parameters):
+    """LoRA on experts that are held quantized, each gate, up and down by itself, against PEFT on what bitsandbytes makes of each."""
+    import torch
+
+    for index, method in enumerate(("NF4", "INT8")):
+        own = os.path.join(folder, f"quantized_experts{index}")
+        path = os.path.join(own, "model")
+        reference = build("qwen3_moe", dict(moe_intermediate_size=64, num_experts=8, head_dim=32, num_experts_per_tok=2), 400 + index)
+        reference.save_pretrained(path)
+        with torch.no_grad():
+            for name, weight in reference.named_parameters():
+                if weight.ndim == 3:
+                    halves = 2 if "gate_up" in name else 1
+                    weight.copy_(torch.stack([torch.cat([there_and_back(half, method) for half in expert.chunk(halves)]) for expert in weight]))
+                elif "_proj" in name:
+                    weight.copy_(there_and_back(weight, method))
+        quantization = f"quantization {{ method: {method} double_quantization: false }}"
+        check_lora(checks, trireme, own, f"qwen3_moe in {method}", path, reference, corpus, batch, "attention", dora=False, parameters=parameters, quantization=quantization)

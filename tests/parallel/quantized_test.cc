@@ -16,6 +16,12 @@ constexpr char kNf4[] =
 constexpr char kInt8[] =
     "model { head_dim: 16 intermediate_size: 512 quantization { method: INT8 skip_modules: 'model.layers.1.mlp' } }";
 
+// Each gate, up and down by itself, and adapters on them.
+constexpr char kExperts[] =
+    "model { family: 'qwen3_moe' head_dim: 16 num_experts: 8 num_experts_per_tok: 2 moe_intermediate_size: 64 "
+    "quantization { method: NF4 } } precision { compute: FP32 } adapter { r: 4 target_modules: 'q_proj' "
+    "target_parameters: 'experts.gate_up_proj' target_parameters: 'experts.down_proj' }";
+
 struct Held {
   Rectangle rectangle;
   at::Tensor values;
@@ -74,6 +80,15 @@ TEST(QuantizedBase, SameOnTwoRanks) {
     for (const char* level : {"NONE", "OPTIMIZER", "GRADIENTS", "PARAMETERS"})
       ExpectSame(base, absl::StrCat("parallel { shard: ", level, " }"));
     ExpectSame(base, "parallel { shard: PARAMETERS } recompute { policy: BLOCK }");
+  }
+}
+
+TEST(QuantizedBase, ExpertsAreTheSameOnAnyRanks) {
+  const int ranks = TestProcess().size();
+  REQUIRE_RANKS(ranks == 2 || ranks == 4, "two or four ranks");
+  for (const char* level : {"OPTIMIZER", "PARAMETERS"}) {
+    ExpectSame(kExperts, absl::StrCat("parallel { expert: 2 shard: ", level, " }"));
+    if (ranks == 4) ExpectSame(kExperts, absl::StrCat("parallel { expert: 4 tensor: 2 shard: ", level, " }"));
   }
 }
 

@@ -36,6 +36,8 @@ absl::StatusOr<at::Tensor> Values(const AdapterSource& adapter, const Factor& fa
 }  // namespace
 
 absl::Status CheckGgufLora(const ModelConfig& model, const AdapterConfig& adapter) {
+  if (adapter.target_parameters_size() > 0)
+    return Error(ExitCode::kConfig, "adapters of experts are not written for llama.cpp; merge them (format GGUF)");
   if (adapter.use_dora() || adapter.modules_to_save_size() > 0) {
     return Error(ExitCode::kConfig, adapter.use_dora() ? "DoRA's magnitudes" : "modules that are trained whole",
                  " have no place in llama.cpp's adapters; merge them (format GGUF)");

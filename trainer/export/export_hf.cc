@@ -43,7 +43,9 @@ at::ScalarType HfTarget(ExportConfig::Dtype wanted, at::ScalarType stored) {
 // Matrices of blocks, but for those that stay as they are.
 bool IsQuantized(const ModelSource& source, const ExportOptions& options, const WeightTable::Stored& tensor) {
   if (!options.quantize_nf4 || tensor.shape.size() != 2) return false;
-  return QuantizedByName(tensor.name, source.model.quantization());
+  // bitsandbytes knows no experts and leaves routers alone.
+  return source.table.parameters[tensor.runs[0].parameter].linear &&
+         QuantizedByName(tensor.name, source.model.quantization());
 }
 
 // The number format that the source stores the tensor in; all parameters of a tensor have the same.

@@ -139,6 +139,9 @@ absl::StatusOr<PeftConfig> ReadPeftConfig(const std::string& folder) {
   ReadNames(reader, "target_modules", adapter.mutable_target_modules(), [&](const std::string& text, const Json&) {
     text == "all-linear" ? adapter.add_target_modules(text) : adapter.set_target_modules_regex(text);
   });
+  ReadNames(
+      reader, "target_parameters", adapter.mutable_target_parameters(),
+      [&](const std::string&, const Json& value) { reader.Bad("target_parameters", value, "is not a list of names"); });
   Selection selection;
   ReadNames(reader, "exclude_modules", adapter.mutable_exclude_modules(),
             [&](const std::string& text, const Json&) { selection.excluded = text; });
@@ -178,7 +181,8 @@ absl::StatusOr<PeftConfig> ReadPeftConfig(const std::string& folder) {
   return Error(ExitCode::kData, path, ": ", absl::StrJoin(problems, "; "));
 }
 
-std::string WritePeftConfig(const PeftConfig& config, const std::vector<std::string>& targets) {
+std::string WritePeftConfig(const PeftConfig& config, const std::vector<std::string>& targets,
+                            const std::vector<std::string>& parameters) {
   const AdapterConfig& a = config.adapter;
   const auto names = [](const auto& list) {
     return list.empty() ? Json() : Json(std::vector<std::string>(list.begin(), list.end()));
@@ -200,7 +204,8 @@ std::string WritePeftConfig(const PeftConfig& config, const std::vector<std::str
   json["task_type"] = "CAUSAL_LM";
   json["use_dora"] = a.use_dora();
   json["use_rslora"] = a.use_rslora();
-  json["target_modules"] = targets;
+  json["target_modules"] = targets.empty() ? Json() : Json(targets);
+  json["target_parameters"] = names(parameters);
   json["rank_pattern"] = Json::object();
   json["alpha_pattern"] = Json::object();
   for (const auto& [key, r] : a.rank_pattern()) json["rank_pattern"][key] = r;

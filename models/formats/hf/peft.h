@@ -26,8 +26,10 @@ struct PeftConfig {
 // adapter computes and are not understood.
 absl::StatusOr<PeftConfig> ReadPeftConfig(const std::string& folder);
 
-// `targets`: what target_modules is to say, instead of what it says in the adapter's config.
-std::string WritePeftConfig(const PeftConfig& config, const std::vector<std::string>& targets);
+// `targets`, `parameters`: what target_modules and target_parameters are to say, instead of what the adapter's config
+// says.
+std::string WritePeftConfig(const PeftConfig& config, const std::vector<std::string>& targets,
+                            const std::vector<std::string>& parameters);
 
 // "model.layers.0.self_attn.q_proj.lora_A.weight" <-> "base_model.model.model.layers...". What does not begin so is "".
 std::string ToPeftName(const std::string& canonical);
