@@ -22,10 +22,18 @@ std::vector<ModelFamily> BuiltInFamilies() {
   return families;
 }
 
-DecoderSpec Specify(const ModelFamily& family, const ModelConfig& config, std::vector<std::string>* problems) {
+ModelConfig Filled(const ModelFamily& family, const ModelConfig& config) {
   ModelConfig filled = config;
-  if (!family.hf_types.empty()) FillDefaults(family.hf_types[0], &filled);
-  DecoderSpec spec = family.specify(filled, problems);
+  if (family.hf_types.empty()) return filled;
+  const HfModelType& type = family.hf_types[0];
+  FillDefaults(type, &filled);
+  if (type.partial_rotary > 0 && !filled.has_partial_rotary_factor())
+    filled.set_partial_rotary_factor(type.partial_rotary);
+  return filled;
+}
+
+DecoderSpec Specify(const ModelFamily& family, const ModelConfig& config, std::vector<std::string>* problems) {
+  DecoderSpec spec = family.specify(Filled(family, config), problems);
   spec.names = std::make_shared<const WeightNames>(family.weights);
   CheckQuantization(spec, problems);
   return spec;

@@ -14,9 +14,9 @@
 namespace trireme {
 namespace {
 
-absl::StatusOr<GgufModelFacts> FactsOf(const std::string& path) {
+absl::StatusOr<GgufModel> GgufModelOf(const std::string& path) {
   ASSIGN_OR_RETURN(const auto file, GgufFile::Open(path));
-  return ReadGgufFacts(*file);
+  return ReadGgufModel(*file);
 }
 
 }  // namespace
@@ -30,11 +30,11 @@ std::string ResolveModelConfig(const std::vector<ModelFamily>& families, ModelCo
   }
   std::string path = model->config();
   if (model->has_from() && NamesGguf(model->from())) {
-    const absl::StatusOr<GgufModelFacts> facts = FactsOf(model->from());
-    if (facts.ok()) {
-      MergeHfConfig(ConfigOfGguf(*facts), model->from(), model, problems);
+    const absl::StatusOr<GgufModel> read = GgufModelOf(model->from());
+    if (read.ok()) {
+      MergeHfConfig(read->config, model->from(), model, problems);
     } else {
-      problems->push_back(absl::StrCat("model.from: ", facts.status().message()));
+      problems->push_back(absl::StrCat("model.from: ", read.status().message()));
     }
     return "";
   }

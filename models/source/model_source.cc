@@ -159,14 +159,14 @@ absl::StatusOr<ModelSource> OpenDirectory(const std::string& folder, const std::
 absl::StatusOr<ModelSource> OpenGguf(const std::string& path, const std::vector<ModelFamily>& families) {
   ASSIGN_OR_RETURN(std::unique_ptr<GgufFile> opened, GgufFile::Open(path));
   const std::shared_ptr<const GgufFile> file = std::move(opened);
-  ASSIGN_OR_RETURN(const GgufModelFacts facts, ReadGgufFacts(*file));
+  ASSIGN_OR_RETURN(const GgufModel read, ReadGgufModel(*file));
   ModelSource source;
   source.description = absl::StrCat("model ", path);
-  source.model = ConfigOfGguf(facts);
+  source.model = read.config;
   ASSIGN_OR_RETURN(const DecoderSpec spec, Specify(families, &source));
-  ASSIGN_OR_RETURN(source.weights, OpenGgufWeights(file, facts, spec));
+  ASSIGN_OR_RETURN(source.weights, OpenGgufWeights(file, *read.architecture, spec));
   source.tokenizer_gguf = file;
-  ASSIGN_OR_RETURN(source.ids, ReadGgufTokenIds(*file, facts.vocab_size));
+  ASSIGN_OR_RETURN(source.ids, ReadGgufTokenIds(*file, read.config.vocab_size()));
   return source;
 }
 

@@ -74,8 +74,10 @@ ModelFamily GptOssFamily();
 ModelFamily DeepseekV2Family();
 ModelFamily DeepseekV3Family();
 
-// What `family` makes of the configuration, with the names of its checkpoints. Open fields mean what the first of its
-// hf_types says.
+// The configuration with its open fields filled in, which mean what the first of the family's hf_types says.
+ModelConfig Filled(const ModelFamily& family, const ModelConfig& config);
+
+// What `family` makes of the configuration, filled in, with the names of its checkpoints.
 DecoderSpec Specify(const ModelFamily& family, const ModelConfig& config, std::vector<std::string>* problems);
 
 // The families built in; a program outside the tree passes more to Main().

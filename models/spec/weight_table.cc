@@ -95,11 +95,11 @@ std::vector<RowRun> RunsOf(const Kept& kept, const DecoderSpec& spec, const Part
   return runs.Take();
 }
 
-std::vector<Kept> KeptParameters(const DecoderSpec& spec, const std::vector<WeightRule>& rules) {
+std::vector<Kept> KeptParameters(const DecoderSpec& spec, const WeightNames& names) {
   std::vector<Kept> all;
   for (const ParameterSpec& parameter : DecoderParameters(spec)) {
     const auto [general, layer] = Generalize(parameter.name);
-    const WeightRule* rule = FindRule(rules, spec, general);
+    const WeightRule* rule = FindRule(names.rules, spec, general);
     Kept kept = {parameter, {}, parameter.name};
     if (rule != nullptr) {
       kept.rule = *rule;
@@ -172,21 +172,20 @@ std::string ExpertModule(const DecoderSpec& spec, const std::string& parameter) 
   return parameter.substr(0, parameter.rfind('.'));
 }
 
-WeightTable MakeWeightTable(const DecoderSpec& spec, const std::vector<WeightRule>& before) {
-  const WeightNames& names = NamesOf(spec);
-  std::vector<WeightRule> rules = before;
-  rules.insert(rules.end(), names.rules.begin(), names.rules.end());
+WeightTable MakeWeightTable(const DecoderSpec& spec) { return MakeWeightTable(spec, NamesOf(spec)); }
+
+WeightTable MakeWeightTable(const DecoderSpec& spec, const WeightNames& names) {
   WeightTable table;
   table.optional_prefix = names.optional_prefix;
   table.ignored = names.ignored;
   const auto stored_name = [&](const std::string& name) {
-    const WeightRule* rule = FindRule(rules, spec, name);
+    const WeightRule* rule = FindRule(names.rules, spec, name);
     return rule == nullptr ? name : std::string(rule->stored);
   };
   table.embedding = stored_name("model.embed_tokens.weight");
   table.head = stored_name("lm_head.weight");
 
-  const std::vector<Kept> all = KeptParameters(spec, rules);
+  const std::vector<Kept> all = KeptParameters(spec, names);
   const std::map<std::string, Parts> parts_of = PartsByTensor(all);
   std::map<std::string, size_t> index;
   // The place of a stored tensor, which is added if it is new.
@@ -211,6 +210,7 @@ WeightTable MakeWeightTable(const DecoderSpec& spec, const std::vector<WeightRul
       stored.label = stored.shape;
     }
     if (kept.rule.scalar) stored.label.clear();
+    if (kept.rule.squeezed) stored.label.erase(stored.label.begin());
     table.stored.push_back(std::move(stored));
     return found->second;
   };
@@ -221,7 +221,8 @@ WeightTable MakeWeightTable(const DecoderSpec& spec, const std::vector<WeightRul
     parameter.linear = !kept.spec.expert && !kept.spec.wide;
     const size_t number = table.parameters.size();
     const Parts& parts = parts_of.at(kept.stored);
-    if (absl::StrContains(kept.stored, '#')) {
+    const bool apart = absl::StrContains(kept.stored, '#');
+    if (apart || absl::StrContains(kept.stored, '|')) {
       const std::vector<std::string> names_of_piece = absl::StrSplit(kept.stored, '|');
       const int64_t pieces = kept.spec.heads, parts_of_piece = static_cast<int64_t>(names_of_piece.size());
       const int64_t rows = kept.spec.shape[0] / pieces / parts_of_piece;
@@ -230,7 +231,8 @@ WeightTable MakeWeightTable(const DecoderSpec& spec, const std::vector<WeightRul
         for (int64_t part = 0; part < parts_of_piece; ++part) {
           const std::string name =
               absl::StrReplaceAll(names_of_piece[static_cast<size_t>(part)], {{"#", absl::StrCat(piece)}});
-          runs.Add((piece * parts_of_piece + part) * rows, place(name, kept, rows), 0, rows);
+          runs.Add((piece * parts_of_piece + part) * rows, place(name, kept, apart ? rows : rows * pieces),
+                   apart ? 0 : piece * rows, rows);
         }
       }
       parameter.runs = runs.Take();

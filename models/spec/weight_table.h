@@ -16,7 +16,8 @@ namespace trireme {
 struct WeightRule {
   const char* name;  // ours, a literal; * stands for the layer's number
   // Theirs, likewise. # stands for the number of a head or expert, each of which is a tensor of its own. Several names
-  // with | between them: the rows of each head or expert are equal parts that are tensors of their own.
+  // with | between them: the rows of each head or expert are equal parts that are tensors of their own, or, without #,
+  // tensors that hold this part of all heads or experts.
   const char* stored;
   bool transposed = false;    // a matrix is stored as [columns, rows]; by_heads: each head's apart
   int part = 0, parts = 1;    // the stored rows are those of `parts` of our parameters, this being the part-th
@@ -25,6 +26,7 @@ struct WeightRule {
   bool rotary_order = false;  // the rows of a head are in another order where rotation is partial (RotaryOrder)
   bool by_heads = false;      // rows are stored as [heads, rows of a head, ...]
   bool scalar = false;        // a vector of one number is stored without dimensions
+  bool squeezed = false;      // a matrix of one row is stored as a vector
   bool (*applies)(const DecoderSpec& spec) = nullptr;  // null: to every model of the family
 };
 
@@ -75,8 +77,8 @@ struct WeightTable {
   std::vector<std::string> ignored;
 };
 
-// By spec.names; `before`: rules that stand before those of the names.
-WeightTable MakeWeightTable(const DecoderSpec& spec, const std::vector<WeightRule>& before = {});
+WeightTable MakeWeightTable(const DecoderSpec& spec);  // by spec.names
+WeightTable MakeWeightTable(const DecoderSpec& spec, const WeightNames& names);
 
 // The module that has a parameter in the family's checkpoints: "model.layers.0.self_attn.qkv_proj" for
 // "model.layers.0.self_attn.q_proj.weight" of Phi-3.

@@ -15,7 +15,7 @@
 
 #include "kernels/matrix/quantized_matrix.h"
 #include "models/formats/gguf/gguf.h"
-#include "models/formats/gguf/gguf_model.h"
+#include "models/formats/gguf/gguf_architecture.h"
 #include "models/spec/decoder_spec.h"
 #include "models/spec/weight_table.h"
 #include "models/weights/sharded_tensors.h"
@@ -57,8 +57,8 @@ struct WeightSource {
 absl::StatusOr<WeightSource> OpenHfWeights(const std::string& folder, const WeightTable& table, const DecoderSpec& spec,
                                            bool compare_head, const std::function<void()>& alive = nullptr);
 
-// `facts` of `file`, which must hold the model's tensors in their shapes, of any type that GgufDequantize knows.
-absl::StatusOr<WeightSource> OpenGgufWeights(std::shared_ptr<const GgufFile> file, const GgufModelFacts& facts,
+// The file, of this architecture, must hold the model's tensors in their shapes, of any type that GgufDequantize knows.
+absl::StatusOr<WeightSource> OpenGgufWeights(std::shared_ptr<const GgufFile> file, const GgufArchitecture& architecture,
                                              const DecoderSpec& spec);
 
 // The weights of a checkpoint with this manifest, stored as `dtype`.

@@ -2,8 +2,7 @@
 
 #include <algorithm>
 
-#include "models/spec/parameters.h"
-#include "models/weights/tensor_mismatch.h"
+#include "models/weights/gguf_layout.h"
 #include "models/weights/weight_source.h"
 
 namespace trireme {
@@ -11,62 +10,89 @@ namespace {
 
 constexpr int64_t kPieceNumel = int64_t{4} << 20;
 
-absl::Status CheckTensors(const GgufFile& file, const GgufModelFacts& facts, const DecoderSpec& spec) {
-  size_t found = 0;
-  for (const ParameterSpec& parameter : DecoderParameters(spec)) {
-    const std::optional<std::string> name = ToGgufName(*facts.architecture, parameter.name);
-    const GgufTensor* tensor = name.has_value() ? file.FindTensor(*name) : nullptr;
-    if (tensor == nullptr || tensor->shape != parameter.shape) {
-      return Error(ExitCode::kData, "gguf ", file.path(), ": has ",
-                   tensor == nullptr ? "nothing" : ShapeText(tensor->shape), " for ", parameter.name, " ",
-                   ShapeText(parameter.shape), ", which the model needs");
-    }
-    ++found;
-  }
-  for (const GgufTensor& tensor : file.tensors())
-    found += ToCanonicalName(*facts.architecture, tensor.name).has_value() ? 0 : 1;
-  if (found == file.tensors().size()) return absl::OkStatus();
-  return Error(ExitCode::kData, "gguf ", file.path(), ": has ", file.tensors().size(), " tensors, the model takes ",
-               found);
-}
-
 at::ScalarType DtypeOf(const GgufTensor& tensor) {
   if (tensor.type == GgufType::kF16) return at::kHalf;
   if (tensor.type == GgufType::kBF16) return at::kBFloat16;
   return at::kFloat;
 }
 
-// Decodes these elements of the mapped file only, some 16 MiB at a time. A vector is one row in the file.
-absl::Status Read(const GgufFile& file, const GgufModelFacts& facts, const std::string& name, const Rectangle& r,
+// Decodes consecutive elements of a tensor of one row, or of several that are one vector of ours.
+absl::Status ReadElements(const GgufFile& file, const GgufTensor& tensor, int64_t begin, int64_t end, float* out) {
+  const int64_t columns = tensor.columns();
+  while (begin < end) {
+    const int64_t row = begin / columns, last = std::min(end, (row + 1) * columns);
+    RETURN_IF_ERROR(file.Read(tensor, row, row + 1, begin - row * columns, last - row * columns, out));
+    out += last - begin;
+    begin = last;
+  }
+  return absl::OkStatus();
+}
+
+// Decodes stored rows [row, row + rows) as ours: of a vector, elements.
+absl::Status ReadRows(const GgufFile& file, const GgufTensor& tensor, bool matrix, int64_t row, int64_t rows,
+                      int64_t column, int64_t columns, float* out) {
+  return matrix ? file.Read(tensor, row, row + rows, column, column + columns, out)
+                : ReadElements(file, tensor, row, row + rows, out);
+}
+
+// Decodes a piece of a parameter, run by run of rows that are consecutive in the file, and as ours.
+absl::Status ReadPiece(const GgufFile& file, const GgufLayout& layout, const WeightTable::Parameter& parameter,
+                       int64_t row, int64_t rows, int64_t column, int64_t columns, float* out) {
+  const bool matrix = parameter.shape.size() == 2;
+  for (const RowRun& run : parameter.runs) {
+    const int64_t first = std::max(row, run.row), last = std::min(row + rows, run.row + run.rows);
+    if (first >= last) continue;
+    const GgufTensor& tensor = *file.FindTensor(layout.table.stored[run.stored].name);
+    const GgufLayout::Extra& extra = layout.extras[run.stored];
+    float* target = out + (first - row) * columns;
+    const int64_t stored = run.stored_row + first - run.row;
+    if (extra.paired_heads == 0) {
+      RETURN_IF_ERROR(ReadRows(file, tensor, matrix, stored, last - first, column, columns, target));
+    } else {
+      for (int64_t i = 0; i < last - first; ++i)
+        RETURN_IF_ERROR(ReadRows(file, tensor, matrix, PairedRow(stored + i, extra.paired_heads), 1, column, columns,
+                                 target + i * columns));
+    }
+    for (int64_t i = 0; extra.offset != 0 && i < (last - first) * columns; ++i) target[i] -= extra.offset;
+  }
+  return absl::OkStatus();
+}
+
+// Decodes these elements of the mapped file only, some 16 MiB at a time.
+absl::Status Read(const GgufFile& file, const GgufLayout& layout, const std::string& name, const Rectangle& r,
                   const at::Tensor& out) {
+  const std::vector<WeightTable::Parameter>& parameters = layout.table.parameters;
+  const auto parameter =
+      std::find_if(parameters.begin(), parameters.end(), [&](const auto& one) { return one.name == name; });
+  TRIREME_CHECK(parameter != parameters.end(), name, " is no parameter");
   const bool matrix = r.size.size() == 2;
-  const int64_t rows = matrix ? r.size[0] : 1, columns = r.size.back();
-  const int64_t first_row = matrix ? r.offset[0] : 0, first_column = r.offset.back();
+  const int64_t rows = r.size[0], columns = matrix ? r.size[1] : 1, column = matrix ? r.offset[1] : 0;
   const int64_t step = std::max<int64_t>(1, kPieceNumel / std::max<int64_t>(1, columns));
+  const at::Tensor target = matrix ? out : out.view({rows, 1});
   for (int64_t row = 0; row < rows; row += step) {
     const int64_t now = std::min(step, rows - row);
-    at::Tensor values = at::empty({now, columns}, at::TensorOptions().dtype(at::kFloat));
-    RETURN_IF_ERROR(ReadGgufRows(file, facts, name, first_row + row, first_row + row + now, first_column,
-                                 first_column + columns, values.mutable_data_ptr<float>()));
-    const at::Tensor target = matrix ? out.narrow(0, row, now) : out;
-    target.copy_(values.view(target.sizes()));
+    const at::Tensor values = at::empty({now, columns}, at::TensorOptions().dtype(at::kFloat));
+    RETURN_IF_ERROR(
+        ReadPiece(file, layout, *parameter, r.offset[0] + row, now, column, columns, values.mutable_data_ptr<float>()));
+    target.narrow(0, row, now).copy_(values);
   }
   return absl::OkStatus();
 }
 
 }  // namespace
 
-absl::StatusOr<WeightSource> OpenGgufWeights(std::shared_ptr<const GgufFile> file, const GgufModelFacts& facts,
+absl::StatusOr<WeightSource> OpenGgufWeights(std::shared_ptr<const GgufFile> file, const GgufArchitecture& architecture,
                                              const DecoderSpec& spec) {
-  RETURN_IF_ERROR(CheckTensors(*file, facts, spec));
+  const auto layout = std::make_shared<const GgufLayout>(GgufLayoutOf(architecture, spec));
+  RETURN_IF_ERROR(CheckGgufTensors(file->header(), *layout));
   WeightSource source;
   source.description = absl::StrCat("model ", file->path());
-  for (const ParameterSpec& parameter : DecoderParameters(spec)) {
-    const std::string name = ToGgufName(*facts.architecture, parameter.name).value();
-    source.tensors.push_back({parameter.name, parameter.shape, DtypeOf(*file->FindTensor(name))});
+  for (const WeightTable::Parameter& parameter : layout->table.parameters) {
+    const std::string& stored = layout->table.stored[parameter.runs[0].stored].name;
+    source.tensors.push_back({parameter.name, parameter.shape, DtypeOf(*file->FindTensor(stored))});
   }
-  source.read = [file, facts](const SourceTensor& tensor, const Rectangle& rectangle, const at::Tensor& out) {
-    return Read(*file, facts, tensor.name, rectangle, out);
+  source.read = [file, layout](const SourceTensor& tensor, const Rectangle& rectangle, const at::Tensor& out) {
+    return Read(*file, *layout, tensor.name, rectangle, out);
   };
   return source;
 }

@@ -79,7 +79,11 @@ WeightTable LayoutOf(const HfDirectory& directory, const WeightTable& table, con
   auto fewest = lacks(table);
   std::vector<WeightTable> others;
   if (spec.names != nullptr && fewest > 0) {
-    for (const std::vector<WeightRule>& before : spec.names->also) others.push_back(MakeWeightTable(spec, before));
+    for (const std::vector<WeightRule>& before : spec.names->also) {
+      WeightNames names = *spec.names;
+      names.rules.insert(names.rules.begin(), before.begin(), before.end());
+      others.push_back(MakeWeightTable(spec, names));
+    }
   }
   for (const WeightTable& other : others) {
     if (const auto missing = lacks(other); missing < fewest) {

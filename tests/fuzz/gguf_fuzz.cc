@@ -1,5 +1,7 @@
+#include <google/protobuf/text_format.h>
+
 #include "models/formats/gguf/gguf.h"
-#include "models/formats/gguf/gguf_model.h"
+#include "models/formats/gguf/gguf_config.h"
 #include "models/formats/gguf/gguf_writer.h"
 #include "tests/fuzz/fuzz_files.h"
 #include "tests/fuzz/fuzz_target.h"
@@ -44,15 +46,7 @@ bool FuzzOne(const std::string& input) {
     (void)(*opened)->String(key);
   }
   ReadTensors(**opened, input.size());
-  const auto facts = ReadGgufFacts(**opened);
-  if (!facts.ok()) return true;
-  for (const GgufTensor& tensor : (*opened)->tensors()) {
-    const auto name = ToCanonicalName(*facts->architecture, tensor.name);
-    if (!name.has_value()) continue;
-    const int64_t columns = std::min<int64_t>(tensor.columns(), 4096);
-    std::vector<float> values(columns);
-    (void)ReadGgufRows(**opened, *facts, *name, tensor.rows() - 1, tensor.rows(), 0, columns, values.data());
-  }
+  (void)ReadGgufModel(**opened);
   return true;
 }
 
@@ -71,22 +65,26 @@ std::vector<std::string> FuzzSeeds() {
   seeds.push_back(Written(kinds, {}));
   seeds.push_back(
       Written({}, {{"a", GgufType::kF32, {3}}, {"b", GgufType::kF16, {2, 1, 2}}, {"c", GgufType::kQ8_0, {1, 32}}}));
-  GgufModelFacts facts;
-  facts.name = "m";
-  facts.block_count = 1;
-  facts.context_length = 8;
-  facts.embedding_length = facts.feed_forward_length = 8;
-  facts.head_count = facts.head_count_kv = 2;
-  facts.head_dim = 4;
-  facts.vocab_size = 2;
-  facts.layer_norm_rms_epsilon = 1e-5;
-  facts.rope_scaling = GgufRopeScaling{8, 1, 4, 4};
-  for (const GgufType type : {GgufType::kF32, GgufType::kF16}) {
-    const auto tensors = GgufModelTensors(facts, type);
-    TRIREME_CHECK(tensors.ok(), tensors.status().message());
-    seeds.push_back(Written(GgufModelMetadata(facts, type), *tensors));
-    facts.rope_scaling.reset();
-    facts.tied_embeddings = true;
+  for (const char* fields :
+       {"family: 'llama' rope_scaling { rope_type: LLAMA3 factor: 8 original_max_position_embeddings: 4 }",
+        "family: 'gemma3_text' tie_word_embeddings: true sliding_window: 4",
+        "family: 'qwen3_moe' num_experts: 4 num_experts_per_tok: 2 moe_intermediate_size: 8",
+        "family: 'cohere2' tie_word_embeddings: true sliding_window: 4 layer_types: 'full_attention'"}) {
+    ModelConfig model;
+    TRIREME_CHECK(google::protobuf::TextFormat::ParseFromString(
+                      absl::StrCat("num_hidden_layers: 1 max_position_embeddings: 8 hidden_size: 8 "
+                                   "intermediate_size: 8 num_attention_heads: 2 vocab_size: 2 ",
+                                   fields),
+                      &model),
+                  fields);
+    std::vector<GgufTensor> tensors = {{"token_embd.weight", GgufType::kF32, {2, 8}},
+                                       {"blk.0.attn_norm.weight", GgufType::kF16, {8}}};
+    if (!model.tie_word_embeddings()) tensors.push_back({"output.weight", GgufType::kF16, {2, 8}});
+    for (const auto& [name, values] : GgufPositionFactors(model, 4))
+      tensors.push_back({name, GgufType::kF32, {static_cast<int64_t>(values.size())}});
+    const auto metadata = GgufModelMetadata(model, "m", GgufType::kF16);
+    TRIREME_CHECK(metadata.ok(), metadata.status().message());
+    seeds.push_back(Written(*metadata, tensors));
   }
   // One row of every type, whatever its size.
   for (uint32_t number = 2; number < 64; ++number) {

@@ -7,6 +7,7 @@
 #include <set>
 
 #include "models/spec/family.h"
+#include "models/weights/gguf_layout.h"
 
 namespace trireme {
 namespace {
@@ -22,11 +23,16 @@ int64_t Numel(const std::vector<int64_t>& shape) {
   return n;
 }
 
-WeightTable TableOf(const ModelFamily& family, const std::string& fields) {
+ModelConfig ConfigOf(const ModelFamily& family, const std::string& fields) {
   ModelConfig config;
   EXPECT_TRUE(google::protobuf::TextFormat::ParseFromString(kSizes + fields, &config)) << fields;
+  config.set_family(family.name);
+  return config;
+}
+
+WeightTable TableOf(const ModelFamily& family, const std::string& fields) {
   std::vector<std::string> problems;
-  const DecoderSpec spec = Specify(family, config, &problems);
+  const DecoderSpec spec = Specify(family, ConfigOf(family, fields), &problems);
   EXPECT_TRUE(problems.empty()) << family.name << ": " << problems[0];
   return MakeWeightTable(spec);
 }
@@ -97,28 +103,55 @@ constexpr const char* kVariants[] = {"",
                                      "new_decoder_architecture: true num_ln_in_parallel_attn: 2",
                                      "parallel_attn: false attention_bias: true"};
 
+// Each element of the parameters is one of the stored tensors', and the other way round.
+void ExpectBijection(const WeightTable& table) {
+  std::set<std::string> names, stored_names;
+  Values numbered;
+  int64_t next = 0;
+  for (const WeightTable::Parameter& parameter : table.parameters) {
+    EXPECT_TRUE(names.insert(parameter.name).second) << parameter.name;
+    numbered.emplace_back();
+    for (int64_t i = 0; i < Numel(parameter.shape); ++i) numbered.back().push_back(next++);
+  }
+  for (const WeightTable::Stored& stored : table.stored) {
+    EXPECT_TRUE(stored_names.insert(stored.name).second) << stored.name;
+    EXPECT_EQ(stored.name.find('*'), std::string::npos) << stored.name;
+    EXPECT_EQ(stored.name.find('|'), std::string::npos) << stored.name;
+  }
+  EXPECT_EQ(stored_names.count(table.embedding), 1u);
+  EXPECT_EQ(Restore(table, Store(table, numbered)), numbered);
+}
+
 TEST(WeightTable, EveryFamilysIsABijection) {
   for (const ModelFamily& family : BuiltInFamilies()) {
     for (const char* variant : kVariants) {
       SCOPED_TRACE(absl::StrCat(family.name, " ", variant));
       const WeightTable table = TableOf(family, variant);
-      std::set<std::string> names, stored_names;
-      Values numbered;
-      int64_t next = 0;
-      for (const WeightTable::Parameter& parameter : table.parameters) {
-        EXPECT_TRUE(names.insert(parameter.name).second) << parameter.name;
-        numbered.emplace_back();
-        for (int64_t i = 0; i < Numel(parameter.shape); ++i) numbered.back().push_back(next++);
-      }
-      for (const WeightTable::Stored& stored : table.stored) {
-        EXPECT_TRUE(stored_names.insert(stored.name).second) << stored.name;
-        EXPECT_EQ(stored.name.find('*'), std::string::npos) << stored.name;
-      }
-      EXPECT_EQ(stored_names.count(table.embedding), 1u);
-      EXPECT_EQ(stored_names.count(table.head), absl::string_view(variant) == "tie_word_embeddings: true" ? 0u : 1u);
-      EXPECT_EQ(Restore(table, Store(table, numbered)), numbered);
+      ExpectBijection(table);
+      const bool has_head = std::any_of(table.stored.begin(), table.stored.end(),
+                                        [&](const auto& stored) { return stored.name == table.head; });
+      EXPECT_EQ(has_head, absl::string_view(variant) != "tie_word_embeddings: true");
     }
   }
+}
+
+TEST(WeightTable, LlamaCppsOfEveryFamilyIsABijection) {
+  int architectures = 0;
+  for (const ModelFamily& family : BuiltInFamilies()) {
+    for (const char* variant : kVariants) {
+      SCOPED_TRACE(absl::StrCat(family.name, " ", variant));
+      const ModelConfig config = ConfigOf(family, variant);
+      const GgufArchitecture* architecture = GgufArchitectureOf(config);
+      if (architecture == nullptr) continue;
+      std::vector<std::string> problems;
+      const GgufLayout layout = GgufLayoutOf(*architecture, Specify(family, config, &problems));
+      ExpectBijection(layout.table);
+      for (const WeightTable::Stored& stored : layout.table.stored)
+        EXPECT_NE(stored.name.compare(0, 6, "model."), 0) << stored.name << " has no name of llama.cpp's";
+      ++architectures;
+    }
+  }
+  EXPECT_GT(architectures, 30 * static_cast<int>(std::size(kVariants)));
 }
 
 TEST(WeightTable, RulesNameNothingThatDoesNotExist) {

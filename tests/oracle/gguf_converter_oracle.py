@@ -46,52 +46,88 @@ def as_gemma(source, output):
         file.write(model.SerializeToString())
 
 
-def run(checks, trireme, llama_cpp, folder):
-    from gguf_families import MODELS, build
+# Of these, what the converter writes is another file's, or none.
+UNLIKE = {
+    "glm": "the converter takes context, epsilon and base of ChatGLM's own files",
+    "hunyuan_v1_dense": "the converter says that the context is 262144 whatever the model says",
+}
+# Keys that llama.cpp does not read, or whose values the converter makes up.
+MADE_UP = {
+    "gpt2.feed_forward_length", "phi2.feed_forward_length", "falcon.feed_forward_length", "bloom.feed_forward_length", "phi2.attention.head_count_kv",
+    "falcon.context_length", "stablelm.expert_count",
+}  # fmt: skip
+# Ids of tokens that the converter knows by the family.
+GLM_IDS = ("bos", "eos", "eot", "eom", "unknown", "padding")
+MADE_UP_IDS = {"gemma": ("prefix", "suffix", "middle", "fsep", "eot"), "glm4": GLM_IDS, "glm4_moe": GLM_IDS, "nemotron": ("padding", "unknown")}
+
+
+def compare(checks, label, ours, theirs, kind, made_up):
+    import numpy as np
+
+    (ours, our_tensors), (theirs, their_tensors) = contents(ours), contents(theirs)
+    # It drops rows of the embedding that have no token in Gemma 3.
+    rows = min(our_tensors["token_embd.weight"][1][1], their_tensors["token_embd.weight"][1][1])
+    for tensors in (our_tensors, their_tensors):
+        kept, (columns, total), data = tensors["token_embd.weight"]
+        tensors["token_embd.weight"] = (kept, [columns, rows], data[: len(data) // total * rows])
+    # Its rotation factors are computed in 32 bits, ours in 64.
+    if "rope_freqs.weight" in our_tensors and "rope_freqs.weight" in their_tensors:
+        a, b = (np.frombuffer(tensors.pop("rope_freqs.weight")[2], np.float32) for tensors in (our_tensors, their_tensors))
+        checks.within(f"{label}, {kind}: factors of rotation", float(np.abs(a / b - 1).max()), 1e-6)
+    checks.equal(f"{label}, {kind}: tensors that differ", sorted(n for n in {*our_tensors, *their_tensors} if our_tensors.get(n) != their_tensors.get(n)), [])
+    architecture = theirs["general.architecture"]
+    mine = {k: v for k, v in ours.items() if k.startswith(architecture + ".")}
+    other = {k: v for k, v in theirs.items() if k.startswith(architecture + ".") and k not in MADE_UP}
+    checks.equal(f"{label}, {kind}: what the converter says and we do not, or otherwise", {k: (v, mine.get(k)) for k, v in other.items() if mine.get(k) != v}, {})
+    more = {k[len(architecture) + 1 :] for k in mine.keys() - other.keys() - MADE_UP}
+    checks.equal(f"{label}, {kind}: what we say alone, beside the expected", sorted(more - OURS_ALONE), [])
+    same = [k for k in theirs if k.startswith("tokenizer.") and k not in made_up or k in ("general.architecture", "general.file_type", "general.quantization_version")]
+    checks.equal(f"{label}, {kind}: metadata of tokenizer and file that differ", {k: str(theirs[k])[:80] for k in same if ours.get(k) != theirs[k]}, {})
+
+
+def run(checks, trireme, llama_cpp, folder, only):
+    from gguf_families import MODELS, MORE, build
     from gguf_oracle import train_tokenizer
     from gguf_sentencepiece import published_models
 
-    for number, (family, sizes) in enumerate(MODELS):
+    for number, (family, sizes) in enumerate(MODELS + MORE):
         path = lambda name: os.path.join(folder, f"model{number}{name}")  # noqa: B023, E731
         label = f"{family} {number}"
-        published = published_models() if family == "gemma2" else []
-        if family == "gemma2" and not published:
-            print("skipped: gemma2: its converter takes SentencePiece models only; `pip install --no-deps mistral-common==1.13.1 sentencepiece` brings some")
+        if only not in family:
+            continue
+        if family in UNLIKE:
+            print(f"skipped: {label}: {UNLIKE[family]}")
+            continue
+        sentencepiece = family in ("gemma", "gemma2", "phi3", "ernie4_5", "nemotron")
+        published = published_models() if sentencepiece else []
+        if sentencepiece and not published:
+            print(f"skipped: {label}: its converter takes SentencePiece models only; `pip install --no-deps mistral-common==1.13.1 sentencepiece` brings some")
             continue
         model = build(family, {**sizes, "vocab_size": 32000} if published else sizes, 1.0)
         model.save_pretrained(path(""))
         if published:
             as_gemma(published[-1], os.path.join(path(""), "tokenizer.model"))
         else:
-            train_tokenizer(os.path.join(path(""), "tokenizer.json"), 636)
+            tokenizer = train_tokenizer(os.path.join(path(""), "tokenizer.json"), 634)
+            if family.startswith("glm4"):
+                tokenizer.add_special_tokens(["<|user|>", "<|observation|>"])
+                tokenizer.save(os.path.join(path(""), "tokenizer.json"))
         trireme("export", path(""), "--format", "hf", "--output", path("-hf"))
-        for kind in ("f32", "bf16", "q8_0"):
+        for kind in ("f32", "bf16", "q8_0") if number < len(MODELS) else ("bf16",):
             trireme("export", path("-hf"), "--format", "gguf", "--dtype", kind, "--output", path(f"-{kind}.gguf"))
             done = subprocess.run([sys.executable, "-c", CONVERT, llama_cpp, path("-hf"), path(f"-{kind}-theirs.gguf"), kind], capture_output=True, text=True)
             if done.returncode != 0:
                 checks.equal(f"{label}, {kind}: the converter ends well: {done.stderr[-600:]}", False, True)
                 continue
-            (ours, our_tensors), (theirs, their_tensors) = contents(path(f"-{kind}.gguf")), contents(path(f"-{kind}-theirs.gguf"))
-            # It drops rows of the embedding that have no token in Gemma 3.
-            rows = min(our_tensors["token_embd.weight"][1][1], their_tensors["token_embd.weight"][1][1])
-            for tensors in (our_tensors, their_tensors):
-                kept, (columns, total), data = tensors["token_embd.weight"]
-                tensors["token_embd.weight"] = (kept, [columns, rows], data[: len(data) // total * rows])
-            checks.equal(f"{label}, {kind}: tensors that differ", sorted(n for n in {*our_tensors, *their_tensors} if our_tensors.get(n) != their_tensors.get(n)), [])
-            architecture = theirs["general.architecture"]
-            mine = {k: v for k, v in ours.items() if k.startswith(architecture + ".")}
-            other = {k: v for k, v in theirs.items() if k.startswith(architecture + ".")}
-            checks.equal(f"{label}, {kind}: what the converter says and we do not, or otherwise", {k: v for k, v in other.items() if mine.get(k) != v}, {})
-            more = {k[len(architecture) + 1 :] for k in mine.keys() - other.keys()}
-            checks.equal(f"{label}, {kind}: what we say alone, beside the expected", sorted(more - OURS_ALONE), [])
-            same = [k for k in theirs if k.startswith("tokenizer.") or k in ("general.architecture", "general.file_type", "general.quantization_version")]
-            checks.equal(f"{label}, {kind}: metadata of tokenizer and file that differ", {k: str(theirs[k])[:80] for k in same if ours.get(k) != theirs[k]}, {})
+            made_up = MADE_UP_IDS.get(family, ())
+            compare(checks, label, path(f"-{kind}.gguf"), path(f"-{kind}-theirs.gguf"), kind, [f"tokenizer.ggml.{name}_token_id" for name in made_up])
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trireme", default="build/bin/trireme")
     parser.add_argument("--llama-cpp", required=True, help="vendor/llama.cpp of the archive")
+    parser.add_argument("--only", default="", help="part of a family's name")
     args = parser.parse_args()
     import gguf_oracle
     import torch
@@ -103,7 +139,7 @@ def main():
     gguf_oracle.torch = torch
     checks = Checks()
     with tempfile.TemporaryDirectory(prefix="trireme_converter_") as folder:
-        run(checks, Program(args.trireme), os.path.abspath(args.llama_cpp), folder)
+        run(checks, Program(args.trireme), os.path.abspath(args.llama_cpp), folder, args.only)
     return checks.conclude()
 
 

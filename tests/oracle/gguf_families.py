@@ -5,14 +5,22 @@ import os
 
 import gguf
 import torch
+from families_oracle import sizes_of
 from hf_tools import load, read_tensors, same_bytes
 
-ARCHITECTURES = {"gemma3_text": "gemma3", "mistral": "llama"}
+ARCHITECTURES = {
+    "gemma3_text": "gemma3", "mistral": "llama", "mixtral": "llama", "phi": "phi2", "olmo3": "olmo2", "cohere": "command-r", "glm": "chatglm", "gpt_neox": "gptneox",
+    "hunyuan_v1_dense": "hunyuan-dense", "qwen3_moe": "qwen3moe", "qwen2_moe": "qwen2moe", "glm4_moe": "glm4moe",
+}  # fmt: skip
 COMMON = dict(
     vocab_size=640, hidden_size=96, intermediate_size=160, num_attention_heads=6, num_key_value_heads=2, max_position_embeddings=512, rms_norm_eps=1e-5,
     bos_token_id=0, eos_token_id=0, pad_token_id=None,
 )  # fmt: skip
 LINEAR = {"rope_type": "linear", "rope_theta": 2000.0, "factor": 4.0}
+LLAMA3 = {"rope_type": "llama3", "rope_theta": 1000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 64}
+LONGROPE = {"rope_type": "longrope", "rope_theta": 10000.0, "short_factor": [1.0 + 0.05 * i for i in range(6)], "long_factor": [1.0 + 0.5 * i for i in range(6)]}
+GRANITE = dict(embedding_multiplier=6.0, attention_multiplier=0.2, residual_multiplier=0.3, logits_scaling=3.0)
+EXPERTS = dict(num_hidden_layers=2, moe_intermediate_size=64, num_experts=8, num_experts_per_tok=3)
 # Windows are shorter than the text, layers reach beyond a period.
 MODELS = [
     ("mistral", dict(num_hidden_layers=2, head_dim=32, sliding_window=None)),
@@ -26,6 +34,69 @@ MODELS = [
     ("gemma3_text", dict(num_hidden_layers=7, head_dim=32, query_pre_attn_scalar=32, sliding_window=20, rope_parameters={
         "full_attention": {"rope_type": "linear", "rope_theta": 50000.0, "factor": 4.0}, "sliding_attention": {"rope_type": "default", "rope_theta": 9000.0}})),
 ]  # fmt: skip
+# Of these, F32 files alone are compared: what rounding does is the same in all.
+MORE = [
+    ("llama", dict(num_hidden_layers=2, attention_bias=True, mlp_bias=True)),
+    ("arcee", dict(num_hidden_layers=2, head_dim=32, rope_parameters=LLAMA3)),
+    ("seed_oss", dict(num_hidden_layers=2, head_dim=32, attention_dropout=0.0, residual_dropout=0.0)),
+    ("ernie4_5", dict(num_hidden_layers=2, head_dim=32)),
+    ("hunyuan_v1_dense", dict(num_hidden_layers=2, head_dim=32, rope_parameters=dict(rope_type="dynamic", rope_theta=10000.0, factor=1.0, alpha=1000.0))),
+    ("exaone4", dict(num_hidden_layers=2, sliding_window=None, layer_types=["full_attention"] * 2, rope_parameters=dict(LLAMA3, rope_theta=10000.0))),
+    ("gemma", dict(num_hidden_layers=2, head_dim=32, num_key_value_heads=1)),
+    ("glm", dict(num_hidden_layers=2, head_dim=16)),
+    ("glm4", dict(num_hidden_layers=2, head_dim=32, attention_bias=True)),
+    ("olmo", dict(num_hidden_layers=2, clip_qkv=0.6)),
+    ("olmo2", dict(num_hidden_layers=2)),
+    ("olmo3", dict(num_hidden_layers=4, sliding_window=20, layer_types=["full_attention", "sliding_attention", "sliding_attention", "full_attention"])),
+    ("granite", dict(GRANITE, num_hidden_layers=2, attention_bias=True, mlp_bias=True)),
+    ("cohere", dict(num_hidden_layers=2, logit_scale=0.25)),
+    ("cohere2", dict(num_hidden_layers=5, logit_scale=0.5, sliding_window=20)),
+    ("cohere2", dict(num_hidden_layers=3, sliding_window=20, layer_types=["full_attention", "sliding_attention", "full_attention"])),
+    ("phi", dict(num_hidden_layers=2)),
+    ("phi3", dict(num_hidden_layers=2)),
+    ("phi3", dict(num_hidden_layers=2, original_max_position_embeddings=32, tie_word_embeddings=True, rope_parameters=dict(LONGROPE, partial_rotary_factor=0.75))),
+    ("gpt2", dict(num_hidden_layers=2)),
+    ("gpt_neox", dict(num_hidden_layers=2)),
+    ("gpt_neox", dict(num_hidden_layers=2, use_parallel_residual=False)),
+    ("falcon", dict(num_hidden_layers=2, multi_query=True)),
+    ("falcon", dict(num_hidden_layers=2, new_decoder_architecture=True, num_kv_heads=2)),
+    ("bloom", dict(num_hidden_layers=2)),
+    ("starcoder2", dict(num_hidden_layers=2, sliding_window=None)),
+    ("stablelm", dict(num_hidden_layers=2, use_qkv_bias=True)),
+    ("stablelm", dict(num_hidden_layers=2, use_parallel_residual=True, qk_layernorm=True)),
+    ("nemotron", dict(num_hidden_layers=2, attention_bias=True, mlp_bias=True)),
+    ("qwen3_moe", dict(EXPERTS, head_dim=32, norm_topk_prob=True)),
+    ("qwen2_moe", dict(EXPERTS, shared_expert_intermediate_size=96)),
+    ("mixtral", dict(num_hidden_layers=2, num_local_experts=4, num_experts_per_tok=2, intermediate_size=64)),
+    ("olmoe", dict(num_hidden_layers=2, num_experts=8, num_experts_per_tok=2, intermediate_size=64, num_key_value_heads=6)),
+    ("glm4_moe", dict(num_hidden_layers=3, head_dim=16, moe_intermediate_size=64, n_routed_experts=8, num_experts_per_tok=3, n_group=2, topk_group=1, n_shared_experts=2,
+                      routed_scaling_factor=1.5, use_qk_norm=True, attention_bias=True)),
+    ("granitemoe", dict(GRANITE, num_hidden_layers=2, num_local_experts=4, num_experts_per_tok=2, intermediate_size=64)),
+]  # fmt: skip
+# What llama.cpp would compute otherwise, and what is said.
+REFUSED = [
+    ("qwen3_moe", dict(EXPERTS, head_dim=32), '"qwen3moe" always has norm_topk_prob true'),
+    ("qwen3_moe", dict(EXPERTS, norm_topk_prob=True, mlp_only_layers=[0]), "mlp_only_layers lists 1 without"),
+    ("qwen2_moe", dict(EXPERTS, norm_topk_prob=True, shared_expert_intermediate_size=96), '"qwen2moe" always has norm_topk_prob false'),
+    ("olmoe", dict(num_hidden_layers=2, num_experts=4, num_experts_per_tok=2, clip_qkv=0.5, num_key_value_heads=6), "always has clip_qkv 0"),
+    ("olmoe", dict(num_hidden_layers=2, num_experts=4, num_experts_per_tok=2), "as many key-value heads as heads"),
+    ("mixtral", dict(num_hidden_layers=2, num_local_experts=4, num_experts_per_tok=2, sliding_window=20), "has no sliding window"),
+    ("starcoder2", dict(num_hidden_layers=2, sliding_window=20), "has no sliding window"),
+    ("starcoder2", dict(num_hidden_layers=2, sliding_window=None, use_bias=False), '"starcoder2" always has attention_bias true'),
+    ("phi3", dict(num_hidden_layers=2, sliding_window=20), "has no sliding window"),
+    ("exaone4", dict(num_hidden_layers=4, sliding_window=20), '"exaone4" always has sliding_window 0'),
+    ("cohere", dict(num_hidden_layers=2, use_qk_norm=True), '"command-r" always has use_qk_norm false'),
+    ("cohere", dict(num_hidden_layers=2, tie_word_embeddings=False), "has no head apart from the embedding"),
+    ("olmo2", dict(num_hidden_layers=2, tie_word_embeddings=True), "needs a head apart from the embedding"),
+    ("olmo2", dict(num_hidden_layers=2, attention_bias=True), '"olmo2" would have attention_bias false'),
+    ("falcon", dict(num_hidden_layers=2, multi_query=False, parallel_attn=False, num_kv_heads=None), '"falcon" always has parallel_attn true'),
+    ("gpt2", dict(num_hidden_layers=2, activation_function="gelu"), '"gpt2" always has hidden_act "gelu_new", the model has "gelu"'),
+    ("phi", dict(num_hidden_layers=2, qk_layernorm=True), '"phi2" always has use_qk_norm false'),
+    ("arcee", dict(num_hidden_layers=2, mlp_bias=True), '"arcee" would have mlp_bias false'),
+    ("helium", dict(num_hidden_layers=2, head_dim=16), 'the family "helium" has no architecture'),
+    ("opt", dict(num_hidden_layers=2, hidden_size=64, num_attention_heads=4), 'the family "opt" has no architecture'),
+    ("qwen2", dict(num_hidden_layers=2, rope_parameters=dict(rope_type="yarn", rope_theta=20000.0, factor=4.0, original_max_position_embeddings=32)), "has no rope_scaling YARN"),
+]  # fmt: skip
 
 
 # Gates so large that GELU's table is hardly used. Small ones differ by steps of the table.
@@ -36,66 +107,91 @@ def build(family, sizes, gates):
     from transformers import AutoConfig, AutoModelForCausalLM
 
     torch.manual_seed(17)
-    config = AutoConfig.for_model(family, **{**COMMON, **sizes})
+    common = COMMON if hasattr(AutoConfig.for_model(family), "rms_norm_eps") else {k: v for k, v in COMMON.items() if k != "rms_norm_eps"}
+    config = AutoConfig.for_model(family, **sizes_of(family, {**common, **sizes}))
     config._attn_implementation = "eager"
     model = AutoModelForCausalLM.from_config(config).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            one = 1.0 if parameter.dim() == 1 and "norm" in name and "gemma" not in family else 0.0
+            is_norm = parameter.dim() == 1 and name.endswith("weight")
+            one = 1.0 if is_norm and "gemma" not in family and family != "nemotron" else 0.0
             # Coarse enough that 1 + w, which Gemma's norms are stored as, is exact.
             values = torch.randn_like(parameter) * 0.1 + one
             parameter.copy_((values * 2**20).round() / 2**20 * (gates if "gate_proj" in name else 1.0))
     return model
 
 
+def is_gelu(module):
+    return "gelu" in type(module).__name__.lower()
+
+
 @contextlib.contextmanager
 def half_precision_gelu(model):
-    """llama.cpp looks GELU up in a table of 16-bit numbers, between -10 and 10."""
-    hooks = []
-    for layer in model.model.layers:
-        if "gelu" in getattr(model.config, "hidden_activation", ""):
-            hooks.append(layer.mlp.act_fn.register_forward_pre_hook(lambda _, x: (torch.where(x[0].abs() < 10, x[0].half().float(), x[0]),)))
-            hooks.append(layer.mlp.act_fn.register_forward_hook(lambda _, x, y: torch.where(x[0].abs() < 10, y.half().float(), y)))
+    """llama.cpp looks GELU, by its tanh formula, up in a table of 16-bit numbers, between -10 and 10."""
+
+    def table(x):
+        inside = torch.nn.functional.gelu(x.half().float(), approximate="tanh").half().float()
+        return torch.where(x.abs() < 10, inside, torch.relu(x))
+
+    changed = [module for module in model.modules() if is_gelu(module)]
+    for module in changed:
+        module.forward = table
     yield
-    for hook in hooks:
-        hook.remove()
+    for module in changed:
+        del module.forward
 
 
 def rms(a, b):
     return float(((a - b) ** 2).mean() ** 0.5)
 
 
-def check(checks, trireme, folder, train_tokenizer, text, llama_cpp):
-    cases = [(family, sizes, 1.0) for family, sizes in MODELS] + [(family, sizes, BEYOND_TABLE) for family, sizes in MODELS if "gemma" in family]
-    for number, (family, sizes, gates) in enumerate(cases):
-        label = f"{family} {number}"
-        path = lambda name: os.path.join(folder, f"family{number}{name}")  # noqa: B023, E731
-        model = build(family, sizes, gates)
-        model.save_pretrained(path(""))
-        trained = train_tokenizer(os.path.join(path(""), "tokenizer.json"), 636)
-        for kind in ("F32", "BF16", "Q8_0"):
-            trireme("export", path(""), "--format", "gguf", "--dtype", kind, "--output", path(f"-{kind}.gguf"))
-        fields = gguf.GGUFReader(path("-F32.gguf")).fields
-        checks.equal(f"{label}: architecture", fields["general.architecture"].contents(), ARCHITECTURES.get(family, family))
-        trireme("export", path("-F32.gguf"), "--output", path("-back"))
-        checks.equal(f"{label}: tensors changed by a GGUF file in between", same_bytes(read_tensors(path("-back")), read_tensors(path(""))), [])
-        back, complaints = load(path("-back"))
-        checks.equal(f"{label}: Transformers' complaints about the way back", complaints, [])
-        ids = trained.encode(text).ids[:100]
-        with torch.no_grad():
-            worst = (back(torch.tensor([ids])).logits - model(torch.tensor([ids])).logits).abs().max().item()
-        checks.within(f"{label}: logits after the way back", worst, 0)
-        if not llama_cpp:
-            continue
-        for kind in ("F32", "BF16", "Q8_0") if gates == 1.0 else ("F32",):
+def check_model(checks, trireme, folder, train_tokenizer, text, llama_cpp, number, family, sizes, gates, kinds):
+    label = f"{family} {number}"
+    path = lambda name: os.path.join(folder, f"family{number}{name}")  # noqa: E731
+    model = build(family, sizes, gates)
+    model.save_pretrained(path(""))
+    trained = train_tokenizer(os.path.join(path(""), "tokenizer.json"), 636)
+    for kind in kinds:
+        trireme("export", path(""), "--format", "gguf", "--dtype", kind, "--output", path(f"-{kind}.gguf"))
+    fields = gguf.GGUFReader(path("-F32.gguf")).fields
+    checks.equal(f"{label}: architecture", fields["general.architecture"].contents(), ARCHITECTURES.get(family, family))
+    trireme("export", path("-F32.gguf"), "--output", path("-back"))
+    checks.equal(f"{label}: tensors changed by a GGUF file in between", same_bytes(read_tensors(path("-back")), read_tensors(path(""))), [])
+    back, complaints = load(path("-back"))
+    checks.equal(f"{label}: Transformers' complaints about the way back", complaints, [])
+    ids = trained.encode(text).ids[:100]
+    with torch.no_grad():
+        worst = (back(torch.tensor([ids])).logits - model(torch.tensor([ids])).logits).abs().max().item()
+    checks.within(f"{label}: logits after the way back", worst, 0)
+    if not llama_cpp:
+        return
+    for kind in kinds if gates == 1.0 else ("F32",):
+        stored = model
+        if kind != "F32":
             trireme("export", path(f"-{kind}.gguf"), "--dtype", "f32", "--output", path(f"-{kind}"))
             stored, _ = load(path(f"-{kind}"))
+        with half_precision_gelu(stored):
+            difference, rounding = llama_cpp.difference_and_rounding(path(f"-{kind}.gguf"), stored, kind, trained, ids)
+        # As in check_models of gguf_oracle.py.
+        bound = 4 * 2**-20 if kind == "F32" else 2 * rounding
+        if kind == "F32" and gates == 1.0 and any(is_gelu(module) for module in stored.modules()):
+            exact = llama_cpp.log_probabilities(stored, ids)
             with half_precision_gelu(stored):
-                difference, rounding = llama_cpp.difference_and_rounding(path(f"-{kind}.gguf"), stored, kind, trained, ids)
-            # As in check_models of gguf_oracle.py.
-            bound = 4 * 2**-20 if kind == "F32" else 2 * rounding
-            if kind == "F32" and "gemma" in family and gates == 1.0:
-                exact = llama_cpp.log_probabilities(stored, ids)
-                with half_precision_gelu(stored):
-                    bound = rms(llama_cpp.log_probabilities(stored, ids), exact)
-            checks.within(f"{label}: {kind}: log-probabilities of llama.cpp against Transformers", difference, bound)
+                bound = rms(llama_cpp.log_probabilities(stored, ids), exact)
+        checks.within(f"{label}: {kind}: log-probabilities of llama.cpp against Transformers", difference, bound)
+
+
+def check(checks, trireme, folder, train_tokenizer, text, llama_cpp, only=""):
+    every = ("F32", "BF16", "Q8_0")
+    cases = [(family, sizes, 1.0, every) for family, sizes in MODELS] + [(family, sizes, BEYOND_TABLE, every) for family, sizes in MODELS if "gemma" in family]
+    cases += [(family, sizes, 1.0, ("F32",)) for family, sizes in MORE]
+    for number, (family, sizes, gates, kinds) in enumerate(cases):
+        if only in family:
+            check_model(checks, trireme, folder, train_tokenizer, text, llama_cpp, number, family, sizes, gates, kinds)
+    for number, (family, sizes, why) in enumerate(REFUSED):
+        if only not in family:
+            continue
+        path = os.path.join(folder, f"refused{number}")
+        build(family, sizes, 1.0).save_pretrained(path)
+        said = trireme("export", path, "--format", "gguf", "--output", path + ".gguf", fails=True)
+        checks.equal(f"{family}: a refusal says that {why}: {said if why not in said else ''}", why in said, True)

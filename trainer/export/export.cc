@@ -92,9 +92,9 @@ absl::Status Write(const ModelSource& source, const ExportOptions& options, cons
     case ExportConfig::HF:
       return WriteHfDirectory(source, options, folder);
     case ExportConfig::GGUF:
-      return WriteGgufModel(source, options, folder);
+      return WriteGgufModel(source, options, families, folder);
     case ExportConfig::GGUF_LORA:
-      return WriteGgufLora(source, spec, fs::path(options.output).stem().string(), folder, options.alive);
+      return WriteGgufLora(source, families, fs::path(options.output).stem().string(), folder, options.alive);
     case ExportConfig::PEFT:
       return WritePeftDirectory(*source.adapter, spec, folder, options.alive);
   }
@@ -174,7 +174,7 @@ absl::StatusOr<uint64_t> ParseSize(const std::string& text) {
   return static_cast<uint64_t>(value * unit);
 }
 
-absl::Status CheckExport(const RunConfig& config) {
+absl::Status CheckExport(const RunConfig& config, const std::vector<ModelFamily>& families) {
   if (!config.has_export_()) return absl::OkStatus();
   const std::string& output = config.export_().output();
   if (output.empty()) return Error(ExitCode::kConfig, "export.output: not set; give the folder or file to write");
@@ -190,10 +190,10 @@ absl::Status CheckExport(const RunConfig& config) {
   if (config.export_().merge() && (adapter_format || !config.has_adapter()))
     return Error(ExitCode::kConfig, "export.merge: is for runs with an adapter and the formats HF and GGUF; remove it");
   if (config.export_().format() == ExportConfig::GGUF_LORA)
-    return Annotate(CheckGgufLora(config.model(), config.adapter()), "export.format: GGUF_LORA");
+    return Annotate(CheckGgufLora(config.model(), families, config.adapter()), "export.format: GGUF_LORA");
   if (adapter_format) return absl::OkStatus();
-  return config.export_().format() == ExportConfig::GGUF ? CheckGgufModel(config.model(), config.export_().dtype())
-                                                         : absl::OkStatus();
+  if (config.export_().format() != ExportConfig::GGUF) return absl::OkStatus();
+  return CheckGgufModel(config.model(), families, config.export_().dtype());
 }
 
 absl::Status CheckExportOutput(const RunConfig& config) {
@@ -208,7 +208,7 @@ absl::Status TryWriting(const Recipe& recipe, const std::vector<ModelFamily>& fa
   const auto place = [&](const std::string& own, const char* name) {
     return scratch.empty() ? own : absl::StrCat(scratch, "/", name);
   };
-  RETURN_IF_ERROR(CheckExport(config));
+  RETURN_IF_ERROR(CheckExport(config, families));
   RETURN_IF_ERROR(CheckExportOutput(config));
   absl::Status status = absl::OkStatus();
   if (recipe.engine.model.adapter != nullptr) {

@@ -39,7 +39,7 @@ absl::Status Export(const ExportOptions& options, const std::vector<ModelFamily>
 absl::StatusOr<uint64_t> ParseSize(const std::string& text);
 
 // kConfig when config.export contradicts itself or its format cannot hold the model.
-absl::Status CheckExport(const RunConfig& config);
+absl::Status CheckExport(const RunConfig& config, const std::vector<ModelFamily>& families);
 // kConfig when the output exists. Reads the file system; not collective.
 absl::Status CheckExportOutput(const RunConfig& config);
 

@@ -1,15 +1,14 @@
 #include "trainer/export/export_gguf.h"
 
 #include <absl/strings/match.h>
-#include <google/protobuf/util/message_differencer.h>
 
 #include <algorithm>
 #include <filesystem>
-#include <map>
 
 #include "launch/base/file.h"
 #include "launch/base/log.h"
 #include "models/formats/gguf/gguf_config.h"
+#include "models/formats/gguf/gguf_fields.h"
 #include "models/formats/gguf/gguf_tokenizer.h"
 #include "models/formats/gguf/gguf_writer.h"
 #include "models/source/end_ids.h"
@@ -78,46 +77,39 @@ absl::StatusOr<GgufMetadata> TokenizerOf(const ModelSource& source, const std::s
   return WithEnds(source, std::move(metadata));
 }
 
-absl::Status WriteTensor(const ModelSource& source, const SourceTensor& tensor, const GgufModelFacts& facts,
-                         GgufWriter& writer, const std::function<void()>& alive) {
-  const bool reorders = GgufReordersRows(*facts.architecture, tensor.name);
-  return ReadPieces(
-      source.weights, tensor, reorders ? facts.head_dim : 1, [&](const at::Tensor& stored) -> absl::Status {
-        if (alive) alive();
-        const at::Tensor values = stored.to(at::kFloat);
-        const float* data = values.const_data_ptr<float>();
-        const int64_t columns = tensor.row_numel();
-        if (!reorders) {
-          const float offset = GgufOffset(*facts.architecture, tensor.name);
-          if (offset == 0) return writer.Append(data, values.numel());
-          std::vector<float> moved(data, data + values.numel());
-          for (float& value : moved) value += offset;
-          return writer.Append(moved.data(), values.numel());
-        }
-        for (int64_t row = 0; row < values.numel() / columns; ++row)
-          RETURN_IF_ERROR(writer.Append(data + LlamaCanonicalRow(row, facts.head_dim) * columns, columns));
-        return absl::OkStatus();
-      });
+// One tensor: what the source has of it, in the order of the file.
+absl::Status WriteTensor(const ModelSource& source, const GgufLayout& layout, size_t stored, GgufWriter& writer,
+                         const std::function<void()>& alive) {
+  const GgufLayout::Extra& extra = layout.extras[stored];
+  const int64_t heads = std::max<int64_t>(1, extra.paired_heads);
+  const std::vector<int64_t>& shape = layout.table.stored[stored].shape;
+  const int64_t columns = shape.size() == 2 ? shape[1] : 1;
+  return ReadStoredPieces(source.weights, layout.table, stored, heads, [&](const at::Tensor& piece) -> absl::Status {
+    if (alive) alive();
+    const at::Tensor values = piece.to(at::kFloat);
+    const float* data = values.const_data_ptr<float>();
+    if (extra.paired_heads == 0 && extra.offset == 0) return writer.Append(data, values.numel());
+    std::vector<float> moved(data, data + values.numel());
+    for (float& value : moved) value += extra.offset;
+    for (int64_t row = 0; extra.paired_heads > 0 && row < values.numel() / columns; ++row)
+      std::copy_n(data + OwnRow(row, extra.paired_heads) * columns, columns, moved.data() + row * columns);
+    return writer.Append(moved.data(), values.numel());
+  });
 }
 
-absl::StatusOr<GgufWritten> WriteTensors(const ModelSource& source, const ExportOptions& options,
-                                         const GgufModelFacts& facts, GgufWriter& writer, int64_t total) {
-  std::map<std::string, const SourceTensor*> by_name;
-  for (const SourceTensor& tensor : source.weights.tensors) {
-    const std::optional<std::string> name = ToGgufName(*facts.architecture, tensor.name);
-    if (name.has_value()) by_name[*name] = &tensor;
-  }
+absl::StatusOr<GgufWritten> WriteTensors(const ModelSource& source, const ExportOptions& options, const GgufPlan& plan,
+                                         GgufWriter& writer, int64_t total) {
   Progress progress(absl::StrCat("exporting ", source.description), total, "B");
   int64_t done = 0;
+  size_t stored = 0;
   while (const GgufTensor* tensor = writer.current()) {
     const auto bytes = static_cast<int64_t>(tensor->end - tensor->begin);
-    const auto found = by_name.find(tensor->name);
-    if (found != by_name.end()) {
-      RETURN_IF_ERROR(WriteTensor(source, *found->second, facts, writer, options.alive));
+    const auto factor = std::find_if(plan.factors.begin(), plan.factors.end(),
+                                     [&](const auto& one) { return one.first == tensor->name; });
+    if (factor != plan.factors.end()) {
+      RETURN_IF_ERROR(writer.Append(factor->second.data(), static_cast<int64_t>(factor->second.size())));
     } else {
-      TRIREME_CHECK(facts.rope_scaling.has_value() && tensor->rows() == 1, "no source for ", tensor->name);
-      const std::vector<float> factors = GgufRopeFactors(facts);
-      RETURN_IF_ERROR(writer.Append(factors.data(), static_cast<int64_t>(factors.size())));
+      RETURN_IF_ERROR(WriteTensor(source, plan.layout, stored++, writer, options.alive));
     }
     progress.Update(done += bytes);
     if (options.alive) options.alive();
@@ -127,8 +119,8 @@ absl::StatusOr<GgufWritten> WriteTensors(const ModelSource& source, const Export
 }
 
 // What is on disk, read by the importing code, is what was meant to be written.
-absl::Status Verify(const std::string& path, const GgufModelFacts& facts, const GgufMetadata& metadata,
-                    const std::vector<GgufTensor>& tensors, const GgufWritten& written, const ExportOptions& options) {
+absl::Status Verify(const std::string& path, const GgufPlan& plan, const GgufMetadata& metadata,
+                    const GgufWritten& written, const ExportOptions& options) {
   const auto bad = [&](const auto&... what) {
     return Error(ExitCode::kStorage, "export: ", path, " does not read back as it was written: ", what...);
   };
@@ -138,54 +130,56 @@ absl::Status Verify(const std::string& path, const GgufModelFacts& facts, const 
   if (digest != written.digest) return bad("it has another content");
   ASSIGN_OR_RETURN(const std::unique_ptr<GgufFile> file, GgufFile::Open(path));
   if (file->metadata() != metadata) return bad("its metadata differ");
-  if (file->tensors().size() != tensors.size()) return bad("it has another number of tensors");
-  for (size_t i = 0; i < tensors.size(); ++i) {
-    const GgufTensor &a = file->tensors()[i], &b = tensors[i];
+  if (file->tensors().size() != plan.tensors.size()) return bad("it has another number of tensors");
+  for (size_t i = 0; i < plan.tensors.size(); ++i) {
+    const GgufTensor &a = file->tensors()[i], &b = plan.tensors[i];
     if (a.name != b.name || a.type != b.type || a.shape != b.shape) return bad(b.name, " is missing or another");
   }
-  ASSIGN_OR_RETURN(const GgufModelFacts read,
-                   ReadGgufFacts(*file, facts.rope_scaling.has_value() ? &*facts.rope_scaling : nullptr));
-  // Files hold 32-bit numbers, and position scaling only by what it does: comparing those is for the tests.
-  ModelConfig ours = ConfigOfGguf(facts), theirs = ConfigOfGguf(read);
-  for (ModelConfig* config : {&ours, &theirs}) {
-    config->clear_rope_theta();
-    config->clear_rms_norm_eps();
-    config->clear_rope_scaling();
-    config->clear_rope_local_base_freq();
-    config->clear_attn_logit_softcapping();
-    config->clear_final_logit_softcapping();
-  }
-  return google::protobuf::util::MessageDifferencer::Equals(ours, theirs) ? absl::OkStatus()
-                                                                          : bad("it describes another model");
+  const absl::Status means = CheckGgufMeans(file->header(), plan.model);
+  return means.ok() ? means : bad(means.message());
 }
 
 }  // namespace
 
-absl::Status CheckGgufModel(const ModelConfig& model, ExportConfig::Dtype dtype) {
-  ASSIGN_OR_RETURN(const GgufModelFacts facts, GgufFactsOf(model, ""));
-  return GgufModelTensors(facts, GgufTarget(dtype, at::kFloat)).status();
+absl::StatusOr<GgufPlan> PlanGguf(const ModelConfig& model, const std::vector<ModelFamily>& families,
+                                  const std::string& name, GgufType type) {
+  GgufPlan plan;
+  ASSIGN_OR_RETURN(const ModelFamily family, FindFamily(families, model.family()));
+  plan.model = Filled(family, model);
+  ASSIGN_OR_RETURN(const DecoderSpec spec, SpecifyModel(plan.model, families));
+  ASSIGN_OR_RETURN(plan.metadata, GgufModelMetadata(plan.model, name, type));
+  plan.layout = GgufLayoutOf(*GgufArchitectureOf(plan.model), spec);
+  plan.factors = GgufPositionFactors(plan.model, HeadDimOf(plan.model));
+  ASSIGN_OR_RETURN(plan.tensors, GgufTensors(plan.layout, plan.factors, type));
+  RETURN_IF_ERROR(CheckGgufMeans(GgufHeader("to be written", plan.metadata, plan.tensors), plan.model));
+  return plan;
 }
 
-absl::Status WriteGgufModel(const ModelSource& source, const ExportOptions& options, const std::string& folder) {
+absl::Status CheckGgufModel(const ModelConfig& model, const std::vector<ModelFamily>& families,
+                            ExportConfig::Dtype dtype) {
+  return PlanGguf(model, families, "", GgufTarget(dtype, at::kFloat)).status();
+}
+
+absl::Status WriteGgufModel(const ModelSource& source, const ExportOptions& options,
+                            const std::vector<ModelFamily>& families, const std::string& folder) {
   // Matrices have one type in a file; the largest stands for the rest.
   const SourceTensor& largest = *std::max_element(
       source.weights.tensors.begin(), source.weights.tensors.end(),
       [](const auto& a, const auto& b) { return a.rows() * a.row_numel() < b.rows() * b.row_numel(); });
   const GgufType type = GgufTarget(options.dtype, largest.copied_as());
   const std::string name = std::filesystem::path(options.output).stem().string();
-  ASSIGN_OR_RETURN(const GgufModelFacts facts, GgufFactsOf(source.model, name));
-  ASSIGN_OR_RETURN(const std::vector<GgufTensor> tensors, GgufModelTensors(facts, type));
-  GgufMetadata metadata = GgufModelMetadata(facts, type);
+  ASSIGN_OR_RETURN(const GgufPlan plan, PlanGguf(source.model, families, name, type));
+  GgufMetadata metadata = plan.metadata;
   ASSIGN_OR_RETURN(const GgufMetadata tokenizer, TokenizerOf(source, folder));
   metadata.insert(metadata.end(), tokenizer.begin(), tokenizer.end());
   if (!source.merged.empty()) metadata.emplace_back("trireme.merged", source.merged);
   if (options.without_weights) return absl::OkStatus();
   int64_t total = 0;
-  for (const GgufTensor& tensor : tensors) total += tensor.rows() * GgufRowBytes(tensor.type, tensor.columns());
+  for (const GgufTensor& tensor : plan.tensors) total += tensor.rows() * GgufRowBytes(tensor.type, tensor.columns());
   const std::string path = absl::StrCat(folder, "/", kGgufModelName);
-  ASSIGN_OR_RETURN(const std::unique_ptr<GgufWriter> writer, GgufWriter::Create(path, metadata, tensors));
-  ASSIGN_OR_RETURN(const GgufWritten written, WriteTensors(source, options, facts, *writer, total));
-  return Verify(path, facts, metadata, tensors, written, options);
+  ASSIGN_OR_RETURN(const std::unique_ptr<GgufWriter> writer, GgufWriter::Create(path, metadata, plan.tensors));
+  ASSIGN_OR_RETURN(const GgufWritten written, WriteTensors(source, options, plan, *writer, total));
+  return Verify(path, plan, metadata, written, options);
 }
 
 }  // namespace trireme

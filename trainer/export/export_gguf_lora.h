@@ -12,11 +12,12 @@ namespace trireme {
 
 // kConfig: what llama.cpp's adapters cannot hold (DoRA, modules that were trained whole; merge them), or a family
 // without GGUF.
-absl::Status CheckGgufLora(const ModelConfig& model, const AdapterConfig& adapter);
+absl::Status CheckGgufLora(const ModelConfig& model, const std::vector<ModelFamily>& families,
+                           const AdapterConfig& adapter);
 
 // Into `folder`, which exists: kGgufModelName, the adapter of `source` for its base model, in float32. Follows
 // llama.cpp's convert_lora_to_gguf.py. Errors: CheckGgufLora's.
-absl::Status WriteGgufLora(const ModelSource& source, const DecoderSpec& plain, const std::string& name,
+absl::Status WriteGgufLora(const ModelSource& source, const std::vector<ModelFamily>& families, const std::string& name,
                            const std::string& folder, const std::function<void()>& alive);
 
 }  // namespace trireme

@@ -64,12 +64,12 @@ absl::StatusOr<Findings> InspectGguf(const std::string& path) {
   ASSIGN_OR_RETURN(const std::unique_ptr<GgufFile> file, GgufFile::Open(path));
   Findings found;
   found.source = absl::StrCat("GGUF file ", path, ", version ", file->version());
-  const absl::StatusOr<GgufModelFacts> facts = ReadGgufFacts(*file);
-  if (facts.ok()) {
-    found.architecture = Sizes(facts->architecture->name, ConfigOfGguf(*facts));
+  const absl::StatusOr<GgufModel> read = ReadGgufModel(*file);
+  if (read.ok()) {
+    found.architecture = Sizes(read->architecture->name, read->config);
   } else {
     found.architecture = file->String("general.architecture", "unknown").value_or("unknown");
-    found.problem = std::string(facts.status().message());
+    found.problem = std::string(read.status().message());
   }
   found.tokenizer = DescribeGgufTokenizer(*file);
   for (const GgufTensor& tensor : file->tensors()) found.Add(GgufTypeName(tensor.type), tensor.shape);

@@ -17,8 +17,8 @@ absl::StatusOr<WeightSource> OpenWeights(const Recipe& recipe, bool first_rank, 
   const std::string& from = recipe.config.model().from();
   if (NamesGguf(from)) {
     ASSIGN_OR_RETURN(std::unique_ptr<GgufFile> file, GgufFile::Open(from));
-    ASSIGN_OR_RETURN(const GgufModelFacts facts, ReadGgufFacts(*file));
-    return OpenGgufWeights(std::move(file), facts, recipe.engine.model);
+    ASSIGN_OR_RETURN(const GgufModel read, ReadGgufModel(*file));
+    return OpenGgufWeights(std::move(file), *read.architecture, recipe.engine.model);
   }
   ASSIGN_OR_RETURN(const std::string folder, FindHfDirectory(from));
   // Where the model is tied, one rank reads both matrices whole to compare them.

@@ -1,9 +1,14 @@
 #include "models/formats/gguf/gguf.h"
 
+#include <absl/strings/match.h>
+
 #include <algorithm>
 #include <bit>
 #include <cstring>
+#include <filesystem>
+#include <fstream>
 #include <type_traits>
+#include <unordered_set>
 
 #include "data/unicode/unicode.h"
 
@@ -200,17 +205,16 @@ int64_t GgufTensor::rows() const {
 int64_t GgufTensor::columns() const { return shape.empty() ? 1 : shape.back(); }
 
 absl::StatusOr<std::unique_ptr<GgufFile>> GgufFile::Open(const std::string& path) {
-  std::unique_ptr<GgufFile> result(new GgufFile);
-  ASSIGN_OR_RETURN(result->file_, MappedFile::Open(path));
-  const MappedFile& file = *result->file_;
+  ASSIGN_OR_RETURN(const std::shared_ptr<MappedFile> mapped, MappedFile::Open(path));
+  const MappedFile& file = *mapped;
   if (file.size() < 24 || std::memcmp(file.data(), "GGUF", 4) != 0)
     return Error(ExitCode::kData, "gguf ", path, ": does not begin as a GGUF file; is it one, and whole?");
   Cursor cursor(file);
   cursor.Number<uint32_t>("the magic");
-  result->version_ = cursor.Number<uint32_t>("the version");
-  if (result->version_ != 2 && result->version_ != 3) {
-    return Error(ExitCode::kData, "gguf ", path, ": version ", result->version_,
-                 result->version_ << 16 == 0 ? " (a big-endian file)" : "",
+  const auto version = cursor.Number<uint32_t>("the version");
+  if (version != 2 && version != 3) {
+    return Error(ExitCode::kData, "gguf ", path, ": version ", version,
+                 version << 16 == 0 ? " (a big-endian file)" : "",
                  " is not read (2 and 3 are); convert the model again with a current llama.cpp");
   }
   const auto num_tensors = cursor.Number<uint64_t>("the number of tensors");
@@ -221,6 +225,9 @@ absl::StatusOr<std::unique_ptr<GgufFile>> GgufFile::Open(const std::string& path
   if (num_tensors > kMaxTensors || num_tensors > cursor.remaining() / 24)
     cursor.Fail("claims ", num_tensors, " tensors in ", file.size(), " bytes; it is truncated or damaged");
 
+  GgufMetadata metadata;
+  std::vector<GgufTensor> tensors;
+  std::unordered_set<std::string> keys, names;
   uint64_t elements_left = kMaxArrayElements;
   for (uint64_t i = 0; i < num_keys && cursor.ok(); ++i) {
     std::string key = cursor.String(absl::StrCat("the name of key ", i));
@@ -229,21 +236,21 @@ absl::StatusOr<std::unique_ptr<GgufFile>> GgufFile::Open(const std::string& path
     if (key.rfind("GGUF.", 0) == 0) cursor.Fail(what, " begins as the gguf package names the header's own fields");
     GgufValue value = ReadValue(&cursor, what, &elements_left);
     if (!cursor.ok()) break;
-    if (!result->key_index_.emplace(key, result->metadata_.size()).second) cursor.Fail(what, " stands twice");
-    result->metadata_.emplace_back(std::move(key), std::move(value));
+    if (!keys.insert(key).second) cursor.Fail(what, " stands twice");
+    metadata.emplace_back(std::move(key), std::move(value));
   }
   for (uint64_t i = 0; i < num_tensors && cursor.ok(); ++i) {
     GgufTensor tensor = ReadTensor(&cursor, i);
     if (!cursor.ok()) break;
-    if (!result->tensor_index_.emplace(tensor.name, result->tensors_.size()).second)
-      cursor.Fail("tensor ", Shown(tensor.name), " stands twice");
-    result->tensors_.push_back(std::move(tensor));
+    if (!names.insert(tensor.name).second) cursor.Fail("tensor ", Shown(tensor.name), " stands twice");
+    tensors.push_back(std::move(tensor));
   }
   RETURN_IF_ERROR(cursor.status());
 
   uint64_t alignment = 32;
-  if (const GgufValue* value = result->Find("general.alignment"); value != nullptr) {
-    const uint32_t* number = std::get_if<uint32_t>(value);
+  for (const auto& [key, value] : metadata) {
+    if (key != "general.alignment") continue;
+    const uint32_t* number = std::get_if<uint32_t>(&value);
     if (number == nullptr || !std::has_single_bit(*number) || *number > kMaxAlignment)
       return Error(ExitCode::kData, "gguf ", path, ": general.alignment is not a u32 power of two up to ",
                    kMaxAlignment);
@@ -252,7 +259,7 @@ absl::StatusOr<std::unique_ptr<GgufFile>> GgufFile::Open(const std::string& path
   const auto pad = [alignment](uint64_t size) { return (size + alignment - 1) / alignment * alignment; };
   const uint64_t data_begin = pad(cursor.position());
   uint64_t at = data_begin;
-  for (GgufTensor& tensor : result->tensors_) {
+  for (GgufTensor& tensor : tensors) {
     if (tensor.begin != at - data_begin) {
       return Error(ExitCode::kData, "gguf ", path, ": tensor ", Shown(tensor.name), " begins at byte ", tensor.begin,
                    " of the data where ", at - data_begin, " was expected: a hole, an overlap or a wrong alignment");
@@ -269,32 +276,39 @@ absl::StatusOr<std::unique_ptr<GgufFile>> GgufFile::Open(const std::string& path
     return Error(ExitCode::kData, "gguf ", path, ": ", file.size() - at,
                  " bytes follow the last tensor; it is damaged");
   }
-  return result;
+  return std::unique_ptr<GgufFile>(
+      new GgufFile(mapped, version, GgufHeader(path, std::move(metadata), std::move(tensors))));
 }
 
-const GgufValue* GgufFile::Find(const std::string& key) const {
+GgufHeader::GgufHeader(std::string origin, GgufMetadata metadata, std::vector<GgufTensor> tensors)
+    : origin_(std::move(origin)), metadata_(std::move(metadata)), tensors_(std::move(tensors)) {
+  for (size_t i = 0; i < metadata_.size(); ++i) key_index_.emplace(metadata_[i].first, i);
+  for (size_t i = 0; i < tensors_.size(); ++i) tensor_index_.emplace(tensors_[i].name, i);
+}
+
+const GgufValue* GgufHeader::Find(const std::string& key) const {
   const auto found = key_index_.find(key);
   return found == key_index_.end() ? nullptr : &metadata_[found->second].second;
 }
 
-const GgufTensor* GgufFile::FindTensor(const std::string& name) const {
+const GgufTensor* GgufHeader::FindTensor(const std::string& name) const {
   const auto found = tensor_index_.find(name);
   return found == tensor_index_.end() ? nullptr : &tensors_[found->second];
 }
 
 namespace {
 
-absl::Status Absent(const GgufFile& file, const std::string& key) {
-  return Error(ExitCode::kData, "gguf ", file.path(), ": has no ", key, "; convert the model again");
+absl::Status Absent(const GgufHeader& file, const std::string& key) {
+  return Error(ExitCode::kData, "gguf ", file.origin(), ": has no ", key, "; convert the model again");
 }
 
-absl::Status WrongKind(const GgufFile& file, const std::string& key, const char* wanted) {
-  return Error(ExitCode::kData, "gguf ", file.path(), ": ", key, " is not ", wanted);
+absl::Status WrongKind(const GgufHeader& file, const std::string& key, const char* wanted) {
+  return Error(ExitCode::kData, "gguf ", file.origin(), ": ", key, " is not ", wanted);
 }
 
 }  // namespace
 
-absl::StatusOr<int64_t> GgufFile::Integer(const std::string& key, std::optional<int64_t> if_absent) const {
+absl::StatusOr<int64_t> GgufHeader::Integer(const std::string& key, std::optional<int64_t> if_absent) const {
   const GgufValue* value = Find(key);
   if (value == nullptr && if_absent.has_value()) return *if_absent;
   if (value == nullptr) return Absent(*this, key);
@@ -308,7 +322,7 @@ absl::StatusOr<int64_t> GgufFile::Integer(const std::string& key, std::optional<
       *value);
 }
 
-absl::StatusOr<double> GgufFile::Number(const std::string& key, std::optional<double> if_absent) const {
+absl::StatusOr<double> GgufHeader::Number(const std::string& key, std::optional<double> if_absent) const {
   const GgufValue* value = Find(key);
   if (value == nullptr && if_absent.has_value()) return *if_absent;
   if (value == nullptr) return Absent(*this, key);
@@ -323,7 +337,7 @@ absl::StatusOr<double> GgufFile::Number(const std::string& key, std::optional<do
       *value);
 }
 
-absl::StatusOr<std::string> GgufFile::String(const std::string& key, std::optional<std::string> if_absent) const {
+absl::StatusOr<std::string> GgufHeader::String(const std::string& key, std::optional<std::string> if_absent) const {
   const GgufValue* value = Find(key);
   if (value == nullptr && if_absent.has_value()) return *if_absent;
   if (value == nullptr) return Absent(*this, key);
@@ -344,6 +358,15 @@ absl::Status GgufFile::Read(const GgufTensor& tensor, int64_t row_begin, int64_t
     out += column_end - column_begin;
   }
   return absl::OkStatus();
+}
+
+bool NamesGguf(const std::string& path) {
+  std::error_code error;
+  if (std::filesystem::is_directory(path, error)) return false;
+  if (absl::EndsWith(path, ".gguf")) return true;
+  char magic[4] = {};
+  return std::filesystem::is_regular_file(path, error) && std::ifstream(path).read(magic, sizeof(magic)) &&
+         std::memcmp(magic, "GGUF", sizeof(magic)) == 0;
 }
 
 }  // namespace trireme

@@ -39,6 +39,32 @@ struct GgufTensor {
   int64_t columns() const;  // the last extent; a row's elements are contiguous
 };
 
+// What stands before the tensor data of a file, or is to stand there: metadata and descriptions of tensors.
+class GgufHeader {
+ public:
+  // origin: the file, for errors. Of keys or names that stand twice, the first counts.
+  GgufHeader(std::string origin, GgufMetadata metadata, std::vector<GgufTensor> tensors);
+
+  const std::string& origin() const { return origin_; }
+  const GgufMetadata& metadata() const { return metadata_; }
+  const GgufValue* Find(const std::string& key) const;  // null when absent
+
+  // A value by key. An error (kData, naming the origin) when it is absent (unless `if_absent` says what to take) or of
+  // another kind; numbers of any width are taken.
+  absl::StatusOr<int64_t> Integer(const std::string& key, std::optional<int64_t> if_absent = std::nullopt) const;
+  absl::StatusOr<double> Number(const std::string& key, std::optional<double> if_absent = std::nullopt) const;
+  absl::StatusOr<std::string> String(const std::string& key, std::optional<std::string> if_absent = std::nullopt) const;
+
+  const std::vector<GgufTensor>& tensors() const { return tensors_; }  // in file order
+  const GgufTensor* FindTensor(const std::string& name) const;         // null when absent
+
+ private:
+  std::string origin_;
+  GgufMetadata metadata_;
+  std::vector<GgufTensor> tensors_;
+  std::unordered_map<std::string, size_t> key_index_, tensor_index_;
+};
+
 // A file opened for reading: mapped, everything before the tensor data checked as ggml's own reader does (sizes, types,
 // unique names, alignment, each tensor beginning where the one before it ends). Errors are kData and name the file.
 class GgufFile {
@@ -47,17 +73,21 @@ class GgufFile {
 
   const std::string& path() const { return file_->path(); }
   uint32_t version() const { return version_; }
-  const GgufMetadata& metadata() const { return metadata_; }
-  const GgufValue* Find(const std::string& key) const;  // null when absent
-
-  // A value by key. An error when it is absent (unless `if_absent` says what to take) or of another kind; numbers of
-  // any width are taken.
-  absl::StatusOr<int64_t> Integer(const std::string& key, std::optional<int64_t> if_absent = std::nullopt) const;
-  absl::StatusOr<double> Number(const std::string& key, std::optional<double> if_absent = std::nullopt) const;
-  absl::StatusOr<std::string> String(const std::string& key, std::optional<std::string> if_absent = std::nullopt) const;
-
-  const std::vector<GgufTensor>& tensors() const { return tensors_; }  // in file order
-  const GgufTensor* FindTensor(const std::string& name) const;         // null when absent
+  const GgufHeader& header() const { return header_; }
+  const GgufMetadata& metadata() const { return header_.metadata(); }
+  const std::vector<GgufTensor>& tensors() const { return header_.tensors(); }
+  const GgufValue* Find(const std::string& key) const { return header_.Find(key); }
+  const GgufTensor* FindTensor(const std::string& name) const { return header_.FindTensor(name); }
+  absl::StatusOr<int64_t> Integer(const std::string& key, std::optional<int64_t> if_absent = std::nullopt) const {
+    return header_.Integer(key, if_absent);
+  }
+  absl::StatusOr<double> Number(const std::string& key, std::optional<double> if_absent = std::nullopt) const {
+    return header_.Number(key, if_absent);
+  }
+  absl::StatusOr<std::string> String(const std::string& key,
+                                     std::optional<std::string> if_absent = std::nullopt) const {
+    return header_.String(key, std::move(if_absent));
+  }
   const uint8_t* data(const GgufTensor& tensor) const { return file_->data() + tensor.begin; }
 
   // Decodes columns [column_begin, column_end) of rows [row_begin, row_end) to `out`, densely. Any range will do; only
@@ -66,12 +96,16 @@ class GgufFile {
                     int64_t column_end, float* out) const;
 
  private:
+  GgufFile(std::shared_ptr<MappedFile> file, uint32_t version, GgufHeader header)
+      : file_(std::move(file)), version_(version), header_(std::move(header)) {}
+
   std::shared_ptr<MappedFile> file_;
-  uint32_t version_ = 0;
-  GgufMetadata metadata_;
-  std::vector<GgufTensor> tensors_;
-  std::unordered_map<std::string, size_t> key_index_, tensor_index_;
+  uint32_t version_;
+  GgufHeader header_;
 };
+
+// Whether a user who gives `path` for a model means a GGUF file: it is called so, or it is one.
+bool NamesGguf(const std::string& path);
 
 }  // namespace trireme
 
