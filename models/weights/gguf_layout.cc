@@ -1,6 +1,7 @@
 #include "models/weights/gguf_layout.h"
 
 #include <absl/strings/match.h>
+#include <absl/strings/numbers.h>
 
 #include <algorithm>
 
@@ -70,6 +71,14 @@ std::vector<WeightRule> CommonRules() {
   };
 }
 
+// The learned numbers of activations, which are metadata.
+std::vector<WeightRule> XieluRules() {
+  return {{"model.layers.*.mlp.act_fn.alpha_p", "xielu.alpha_p.*"},
+          {"model.layers.*.mlp.act_fn.alpha_n", "xielu.alpha_n.*"},
+          {"model.layers.*.mlp.act_fn.beta", "xielu.beta.*"},
+          {"model.layers.*.mlp.act_fn.eps", "xielu.eps.*"}};
+}
+
 // q, k and v, one after another.
 std::vector<WeightRule> FusedQkv(bool rotary_order) {
   std::vector<WeightRule> rules = Fused(
@@ -121,6 +130,7 @@ std::vector<WeightRule> OwnRules(absl::string_view name) {
   if (name == "phi3") return both(FusedQkv(/*rotary_order=*/false), FusedGateUpRules());
   if (name == "glm4" || name == "chatglm") return FusedGateUpRules();
   if (name == "seed_oss" || name == "glm4moe") return PostAttentionNorm();
+  if (name == "apertus") return XieluRules();
   if (name == "command-r" || name == "stablelm") return NormsByHead();
   return {};
 }
@@ -157,6 +167,11 @@ GgufLayout GgufLayoutOf(const GgufArchitecture& architecture, const DecoderSpec&
     if (architecture.reorders_rows && attention.has_value() && (is(".attn_q.") || is(".attn_k.")))
       extra.paired_heads = attention->head_dim;
     if (absl::EndsWith(stored.name, "norm.weight")) extra.offset = static_cast<float>(spec.layer(0).norm.offset);
+    if (absl::StartsWith(stored.name, "xielu.")) {
+      const size_t dot = stored.name.rfind('.');
+      extra.key = stored.name.substr(0, dot);
+      TRIREME_CHECK(absl::SimpleAtoi(stored.name.substr(dot + 1), &extra.element), stored.name);
+    }
     layout.extras.push_back(extra);
   }
   return layout;
@@ -165,7 +180,9 @@ GgufLayout GgufLayoutOf(const GgufArchitecture& architecture, const DecoderSpec&
 absl::StatusOr<std::vector<GgufTensor>> GgufTensors(const GgufLayout& layout, const GgufFactors& factors,
                                                     GgufType type) {
   std::vector<GgufTensor> tensors;
-  for (const WeightTable::Stored& stored : layout.table.stored) {
+  for (size_t i = 0; i < layout.table.stored.size(); ++i) {
+    if (!layout.extras[i].key.empty()) continue;
+    const WeightTable::Stored& stored = layout.table.stored[i];
     GgufTensor tensor = {stored.name, GgufType::kF32, stored.label};
     if (!StaysF32(tensor)) {
       const bool sensitive = tensor.name == "token_embd.weight" || tensor.name == "output.weight";
@@ -186,7 +203,14 @@ absl::StatusOr<std::vector<GgufTensor>> GgufTensors(const GgufLayout& layout, co
 
 absl::Status CheckGgufTensors(const GgufHeader& header, const GgufLayout& layout) {
   size_t found = 0;
-  for (const WeightTable::Stored& want : layout.table.stored) {
+  for (size_t i = 0; i < layout.table.stored.size(); ++i) {
+    const WeightTable::Stored& want = layout.table.stored[i];
+    if (const GgufLayout::Extra& extra = layout.extras[i]; !extra.key.empty()) {
+      if (FindGgufNumber(header, extra) == nullptr)
+        return Error(ExitCode::kData, "gguf ", header.origin(), ": ", extra.key, " has no number for layer ",
+                     extra.element);
+      continue;
+    }
     const GgufTensor* tensor = header.FindTensor(want.name);
     if (tensor == nullptr)
       return Error(ExitCode::kData, "gguf ", header.origin(), ": has no tensor ", want.name,
@@ -210,6 +234,14 @@ absl::Status CheckGgufTensors(const GgufHeader& header, const GgufLayout& layout
                    " belongs to no model of architecture ", layout.architecture->name);
   }
   TRIREME_CHECK(false, "a tensor too many in ", header.origin());
+}
+
+const float* FindGgufNumber(const GgufHeader& header, const GgufLayout::Extra& extra) {
+  const GgufValue* value = header.Find(extra.key);
+  const auto* array = value != nullptr ? std::get_if<GgufArray>(value) : nullptr;
+  const auto* numbers = array != nullptr ? std::get_if<std::vector<float>>(array) : nullptr;
+  const bool there = numbers != nullptr && extra.element < static_cast<int64_t>(numbers->size());
+  return there ? &(*numbers)[static_cast<size_t>(extra.element)] : nullptr;
 }
 
 int64_t PairedRow(int64_t own_row, int64_t head_dim) {

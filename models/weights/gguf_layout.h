@@ -21,6 +21,8 @@ struct GgufLayout {
     int64_t paired_heads = 0;  // the width of heads whose rows i and i + width / 2 stand side by side; 0: as ours do
     float offset = 0;          // what its elements exceed ours by: 1 where a norm learns the distance from one. Adding
                                // it in 32 bits rounds what is below 2^-24, so such a weight comes back within 2^-24
+    std::string key = "";      // it is no tensor, but a number in the list that the metadata have under this key
+    int64_t element = 0;       // ... at this place
   };
   const GgufArchitecture* architecture = nullptr;
   WeightTable table;          // by names of the file
@@ -38,6 +40,9 @@ absl::StatusOr<std::vector<GgufTensor>> GgufTensors(const GgufLayout& layout, co
 // Whether a file holds the tensors of the layout with their shapes, of whatever type, and no others (position factors
 // aside); else kData.
 absl::Status CheckGgufTensors(const GgufHeader& header, const GgufLayout& layout);
+
+// The number under extra.key; null: the file has none.
+const float* FindGgufNumber(const GgufHeader& header, const GgufLayout::Extra& extra);
 
 // Of heads whose rows stand in pairs, row i of ours is row PairedRow(i) of the file's; OwnRow is the inverse. Rows stay
 // within their head, so whole heads can be handled apart.

@@ -42,9 +42,13 @@ absl::Status ReadPiece(const GgufFile& file, const GgufLayout& layout, const Wei
   for (const RowRun& run : parameter.runs) {
     const int64_t first = std::max(row, run.row), last = std::min(row + rows, run.row + run.rows);
     if (first >= last) continue;
-    const GgufTensor& tensor = *file.FindTensor(layout.table.stored[run.stored].name);
     const GgufLayout::Extra& extra = layout.extras[run.stored];
     float* target = out + (first - row) * columns;
+    if (!extra.key.empty()) {
+      *target = *FindGgufNumber(file.header(), extra);
+      continue;
+    }
+    const GgufTensor& tensor = *file.FindTensor(layout.table.stored[run.stored].name);
     const int64_t stored = run.stored_row + first - run.row;
     if (extra.paired_heads == 0) {
       RETURN_IF_ERROR(ReadRows(file, tensor, matrix, stored, last - first, column, columns, target));
@@ -88,8 +92,8 @@ absl::StatusOr<WeightSource> OpenGgufWeights(std::shared_ptr<const GgufFile> fil
   WeightSource source;
   source.description = absl::StrCat("model ", file->path());
   for (const WeightTable::Parameter& parameter : layout->table.parameters) {
-    const std::string& stored = layout->table.stored[parameter.runs[0].stored].name;
-    source.tensors.push_back({parameter.name, parameter.shape, DtypeOf(*file->FindTensor(stored))});
+    const GgufTensor* stored = file->FindTensor(layout->table.stored[parameter.runs[0].stored].name);
+    source.tensors.push_back({parameter.name, parameter.shape, stored != nullptr ? DtypeOf(*stored) : at::kFloat});
   }
   source.read = [file, layout](const SourceTensor& tensor, const Rectangle& rectangle, const at::Tensor& out) {
     return Read(*file, *layout, tensor.name, rectangle, out);

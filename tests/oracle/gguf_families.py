@@ -19,6 +19,7 @@ COMMON = dict(
 LINEAR = {"rope_type": "linear", "rope_theta": 2000.0, "factor": 4.0}
 LLAMA3 = {"rope_type": "llama3", "rope_theta": 1000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 64}
 LONGROPE = {"rope_type": "longrope", "rope_theta": 10000.0, "short_factor": [1.0 + 0.05 * i for i in range(6)], "long_factor": [1.0 + 0.5 * i for i in range(6)]}
+YARN = {"rope_type": "yarn", "rope_theta": 20000.0, "factor": 4.0, "original_max_position_embeddings": 32}
 GRANITE = dict(embedding_multiplier=6.0, attention_multiplier=0.2, residual_multiplier=0.3, logits_scaling=3.0)
 EXPERTS = dict(num_hidden_layers=2, moe_intermediate_size=64, num_experts=8, num_experts_per_tok=3)
 # Windows are shorter than the text, layers reach beyond a period.
@@ -37,23 +38,29 @@ MODELS = [
 # Of these, F32 files alone are compared: what rounding does is the same in all.
 MORE = [
     ("llama", dict(num_hidden_layers=2, attention_bias=True, mlp_bias=True)),
+    ("llama", dict(num_hidden_layers=2, head_dim=32, rope_parameters=YARN)),
+    ("qwen3", dict(num_hidden_layers=2, head_dim=32, rope_parameters=dict(YARN, attention_factor=1.1386294361119891, beta_fast=32.0, beta_slow=1.0))),
     ("arcee", dict(num_hidden_layers=2, head_dim=32, rope_parameters=LLAMA3)),
     ("seed_oss", dict(num_hidden_layers=2, head_dim=32, attention_dropout=0.0, residual_dropout=0.0)),
     ("ernie4_5", dict(num_hidden_layers=2, head_dim=32)),
     ("hunyuan_v1_dense", dict(num_hidden_layers=2, head_dim=32, rope_parameters=dict(rope_type="dynamic", rope_theta=10000.0, factor=1.0, alpha=1000.0))),
+    ("apertus", dict(num_hidden_layers=2, rope_parameters=dict(LLAMA3, rope_theta=10000.0), attention_bias=True)),
+    ("exaone4", dict(num_hidden_layers=64, hidden_size=24, num_attention_heads=2, num_key_value_heads=1, intermediate_size=32, sliding_window=20)),
     ("exaone4", dict(num_hidden_layers=2, sliding_window=None, layer_types=["full_attention"] * 2, rope_parameters=dict(LLAMA3, rope_theta=10000.0))),
     ("gemma", dict(num_hidden_layers=2, head_dim=32, num_key_value_heads=1)),
     ("glm", dict(num_hidden_layers=2, head_dim=16)),
     ("glm4", dict(num_hidden_layers=2, head_dim=32, attention_bias=True)),
     ("olmo", dict(num_hidden_layers=2, clip_qkv=0.6)),
     ("olmo2", dict(num_hidden_layers=2)),
-    ("olmo3", dict(num_hidden_layers=4, sliding_window=20, layer_types=["full_attention", "sliding_attention", "sliding_attention", "full_attention"])),
+    ("olmo3", dict(num_hidden_layers=4, sliding_window=20, layer_types=["full_attention", "sliding_attention", "sliding_attention", "full_attention"], rope_parameters={
+        "full_attention": YARN, "sliding_attention": {"rope_type": "default", "rope_theta": 20000.0}})),
     ("granite", dict(GRANITE, num_hidden_layers=2, attention_bias=True, mlp_bias=True)),
     ("cohere", dict(num_hidden_layers=2, logit_scale=0.25)),
+    ("cohere", dict(num_hidden_layers=64, hidden_size=32, num_attention_heads=2, num_key_value_heads=1, intermediate_size=32, use_qk_norm=True, logit_scale=2.0)),
     ("cohere2", dict(num_hidden_layers=5, logit_scale=0.5, sliding_window=20)),
     ("cohere2", dict(num_hidden_layers=3, sliding_window=20, layer_types=["full_attention", "sliding_attention", "full_attention"])),
     ("phi", dict(num_hidden_layers=2)),
-    ("phi3", dict(num_hidden_layers=2)),
+    ("phi3", dict(num_hidden_layers=2, original_max_position_embeddings=512)),
     ("phi3", dict(num_hidden_layers=2, original_max_position_embeddings=32, tie_word_embeddings=True, rope_parameters=dict(LONGROPE, partial_rotary_factor=0.75))),
     ("gpt2", dict(num_hidden_layers=2)),
     ("gpt_neox", dict(num_hidden_layers=2)),
@@ -95,7 +102,8 @@ REFUSED = [
     ("arcee", dict(num_hidden_layers=2, mlp_bias=True), '"arcee" would have mlp_bias false'),
     ("helium", dict(num_hidden_layers=2, head_dim=16), 'the family "helium" has no architecture'),
     ("opt", dict(num_hidden_layers=2, hidden_size=64, num_attention_heads=4), 'the family "opt" has no architecture'),
-    ("qwen2", dict(num_hidden_layers=2, rope_parameters=dict(rope_type="yarn", rope_theta=20000.0, factor=4.0, original_max_position_embeddings=32)), "has no rope_scaling YARN"),
+    ("qwen2", dict(num_hidden_layers=2, rope_parameters=dict(YARN, beta_fast=16.0)), "yarn_beta_fast is 16, but llama.cpp takes 32"),
+    ("llama", dict(num_hidden_layers=2, rope_parameters=dict(YARN, attention_factor=1.5)), "yarn_attn_factor is 1.5, but llama.cpp takes 1.1386"),
 ]  # fmt: skip
 
 
@@ -110,7 +118,7 @@ def build(family, sizes, gates):
     common = COMMON if hasattr(AutoConfig.for_model(family), "rms_norm_eps") else {k: v for k, v in COMMON.items() if k != "rms_norm_eps"}
     config = AutoConfig.for_model(family, **sizes_of(family, {**common, **sizes}))
     config._attn_implementation = "eager"
-    model = AutoModelForCausalLM.from_config(config).eval()
+    model = AutoModelForCausalLM.from_config(config).float().eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             is_norm = parameter.dim() == 1 and name.endswith("weight")

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <filesystem>
+#include <map>
 
 #include "launch/base/file.h"
 #include "launch/base/log.h"
@@ -109,6 +110,7 @@ absl::StatusOr<GgufWritten> WriteTensors(const ModelSource& source, const Export
     if (factor != plan.factors.end()) {
       RETURN_IF_ERROR(writer.Append(factor->second.data(), static_cast<int64_t>(factor->second.size())));
     } else {
+      while (!plan.layout.extras[stored].key.empty()) ++stored;
       RETURN_IF_ERROR(WriteTensor(source, plan.layout, stored++, writer, options.alive));
     }
     progress.Update(done += bytes);
@@ -116,6 +118,22 @@ absl::StatusOr<GgufWritten> WriteTensors(const ModelSource& source, const Export
   }
   progress.Finish();
   return writer.Close();
+}
+
+// Parameters that are metadata: lists of a number for each layer.
+absl::StatusOr<GgufMetadata> NumbersOf(const ModelSource& source, const GgufLayout& layout) {
+  std::map<std::string, std::vector<float>> lists;
+  for (size_t i = 0; i < layout.table.stored.size(); ++i) {
+    const GgufLayout::Extra& extra = layout.extras[i];
+    if (extra.key.empty()) continue;
+    RETURN_IF_ERROR(ReadStoredPieces(source.weights, layout.table, i, 1, [&](const at::Tensor& piece) {
+      lists[extra.key].push_back(piece.to(at::kFloat).const_data_ptr<float>()[0]);
+      return absl::OkStatus();
+    }));
+  }
+  GgufMetadata metadata;
+  for (auto& [key, numbers] : lists) metadata.emplace_back(key, GgufArray(std::move(numbers)));
+  return metadata;
 }
 
 // What is on disk, read by the importing code, is what was meant to be written.
@@ -172,6 +190,8 @@ absl::Status WriteGgufModel(const ModelSource& source, const ExportOptions& opti
   GgufMetadata metadata = plan.metadata;
   ASSIGN_OR_RETURN(const GgufMetadata tokenizer, TokenizerOf(source, folder));
   metadata.insert(metadata.end(), tokenizer.begin(), tokenizer.end());
+  ASSIGN_OR_RETURN(const GgufMetadata numbers, NumbersOf(source, plan.layout));
+  metadata.insert(metadata.end(), numbers.begin(), numbers.end());
   if (!source.merged.empty()) metadata.emplace_back("trireme.merged", source.merged);
   if (options.without_weights) return absl::OkStatus();
   int64_t total = 0;

@@ -50,6 +50,12 @@ Records LlamaRecords() {
        .fixed = {{"attention_out_bias", false}},
        .switches = {kInputBiases}},
       {.name = "ernie4_5", .family = "ernie4_5", .keys = {kRmsEpsilon}},
+      {.name = "apertus",
+       .family = "apertus",
+       .keys = {kRmsEpsilon},
+       .switches = {kInputBiases, kOutputBias},
+       .head = GgufHead::kAlways,
+       .rope_factors = true},
       {.name = "hunyuan-dense", .family = "hunyuan_v1_dense", .keys = {kRmsEpsilon}, .alpha_in_base = true},
       // The largest has windows, others have none and rotate everywhere.
       {.name = "exaone4",

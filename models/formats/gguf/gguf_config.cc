@@ -160,7 +160,8 @@ class ConfigReader {
       return Refuse(Key("rope.scale_linear"), " is of an older dialect that is not read");
     ASSIGN_OR_RETURN(const std::string type, header_.String(Key("rope.scaling.type"), "linear"));
     const bool has_long = header_.FindTensor(kGgufLongFactors) != nullptr;
-    if (type != "none" && type != "linear" && !(type == "longrope" && has_long))
+    const bool yarn = type == "yarn" && !architecture.local_rope;
+    if (type != "none" && type != "linear" && !yarn && !(type == "longrope" && has_long))
       return Refuse("position scaling \"", type, "\" is not supported");
     ASSIGN_OR_RETURN(const double attention, Real("rope.scaling.attn_factor", 1));
     if (attention != 1 && !has_long) return Refuse(Key("rope.scaling.attn_factor"), " is ", attention);
@@ -172,6 +173,7 @@ class ConfigReader {
         config_.mutable_rope_scaling()->set_factor(factor);
       }
     }
+    if (yarn) RETURN_IF_ERROR(ReadYarn());
     const auto scales_twice = [&](const char* name, bool has_use) -> absl::Status {
       if (!has_use) return Refuse("has ", name, ", which the architecture has no use for");
       return config_.has_rope_scaling() ? Refuse("scales positions in two ways") : absl::OkStatus();
@@ -191,6 +193,27 @@ class ConfigReader {
     if (tensor.shape != std::vector<int64_t>{size})
       return Refuse(tensor.name, " does not have the ", size, " elements that rotation needs");
     return vectors_(tensor);
+  }
+
+  // llama.cpp reads none of the numbers but factor and context; the others are what they usually are.
+  absl::Status ReadYarn() {
+    RopeScaling& scaling = *config_.mutable_rope_scaling();
+    scaling.set_rope_type(RopeScaling::YARN);
+    ASSIGN_OR_RETURN(const double factor, Real("rope.scaling.factor"));
+    if (!(factor > 0) || !std::isfinite(factor)) return Refuse(Key("rope.scaling.factor"), " is ", factor);
+    scaling.set_factor(factor);
+    ASSIGN_OR_RETURN(const int64_t original,
+                     Size("rope.scaling.original_context_length", kMax, config_.max_position_embeddings()));
+    scaling.set_original_max_position_embeddings(static_cast<int32_t>(original));
+    for (const auto& [name, taken] : {std::pair("rope.scaling.yarn_attn_factor", YarnAttention(scaling)),
+                                      {"rope.scaling.yarn_beta_fast", scaling.beta_fast()},
+                                      {"rope.scaling.yarn_beta_slow", scaling.beta_slow()},
+                                      {"rope.scaling.yarn_log_multiplier", 0.0}}) {
+      ASSIGN_OR_RETURN(const double number, Real(name, taken));
+      if (static_cast<float>(number) != static_cast<float>(taken))
+        return Refuse(Key(name), " is ", number, ", but llama.cpp takes ", taken);
+    }
+    return absl::OkStatus();
   }
 
   absl::Status ReadLlama3(const GgufTensor& tensor) {

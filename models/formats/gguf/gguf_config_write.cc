@@ -160,6 +160,11 @@ absl::Status CheckRescaling(const ModelConfig& model, const ModelConfig& told, c
   const RopeScaling &ours = model.rope_scaling(), &theirs = told.rope_scaling();
   bool equal = model.has_rope_scaling() == told.has_rope_scaling() && ours.rope_type() == theirs.rope_type();
   if (equal && Rescales(model, RopeScaling::LINEAR)) equal = same(ours.factor(), theirs.factor());
+  if (equal && Rescales(model, RopeScaling::YARN)) {
+    equal = same(ours.factor(), theirs.factor()) && same(YarnAttention(ours), YarnAttention(theirs)) &&
+            same(ours.beta_fast(), theirs.beta_fast()) && same(ours.beta_slow(), theirs.beta_slow()) &&
+            ours.original_max_position_embeddings() == theirs.original_max_position_embeddings();
+  }
   if (equal && Rescales(model, RopeScaling::LONGROPE)) {
     const int32_t positions = model.max_position_embeddings();
     equal = ours.original_max_position_embeddings() == theirs.original_max_position_embeddings() &&
@@ -184,6 +189,14 @@ void AddRotation(const ModelConfig& model, const GgufArchitecture& architecture,
   if (linear) {
     add("rope.scaling.type", std::string("linear"));
     add("rope.scaling.factor", real(model.rope_scaling().factor()));
+  } else if (Rescales(model, RopeScaling::YARN)) {
+    const RopeScaling& scaling = model.rope_scaling();
+    add("rope.scaling.type", std::string("yarn"));
+    add("rope.scaling.factor", real(scaling.factor()));
+    add("rope.scaling.original_context_length", static_cast<uint32_t>(scaling.original_max_position_embeddings()));
+    if (scaling.has_attention_factor()) add("rope.scaling.yarn_attn_factor", real(scaling.attention_factor()));
+    if (scaling.has_beta_fast()) add("rope.scaling.yarn_beta_fast", real(scaling.beta_fast()));
+    if (scaling.has_beta_slow()) add("rope.scaling.yarn_beta_slow", real(scaling.beta_slow()));
   } else if (architecture.says_unscaled || (architecture.alpha_in_base && HasAlpha(model))) {
     add("rope.scaling.type", std::string("none"));
   }
@@ -274,7 +287,7 @@ absl::Status CheckGgufMeans(const GgufHeader& header, const ModelConfig& model) 
   };
   const bool llama3 = Rescales(model, RopeScaling::LLAMA3);
   if ((llama3 && !architecture.rope_factors) ||
-      (Rescales(model, RopeScaling::LONGROPE) && !architecture.long_factors) || Rescales(model, RopeScaling::YARN) ||
+      (Rescales(model, RopeScaling::LONGROPE) && !architecture.long_factors) ||
       (Rescales(model, RopeScaling::DYNAMIC) && !(HasAlpha(model) && architecture.alpha_in_base)))
     return Refuse("the architecture \"", architecture.name, "\" has no rope_scaling ",
                   RopeScaling::Type_Name(model.rope_scaling().rope_type()));

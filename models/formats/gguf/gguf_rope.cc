@@ -93,4 +93,9 @@ double LongRopeAttention(const RopeScaling& scaling, int64_t max_positions) {
   return factor <= 1 ? 1 : std::sqrt(1 + std::log(factor) / std::log(original));
 }
 
+double YarnAttention(const RopeScaling& scaling) {
+  if (scaling.has_attention_factor()) return scaling.attention_factor();
+  return scaling.factor() <= 1 ? 1 : 0.1 * std::log(scaling.factor()) + 1;
+}
+
 }  // namespace trireme

@@ -25,8 +25,9 @@ GgufFactors GgufPositionFactors(const ModelConfig& model, int64_t head_dim);
 std::optional<RopeScaling> InferLlama3Scaling(const std::vector<float>& factors, double theta,
                                               const RopeScaling* known = nullptr);
 
-// What LongRoPE multiplies cosines and sines by.
+// What LongRoPE and YaRN multiply cosines and sines by.
 double LongRopeAttention(const RopeScaling& scaling, int64_t max_positions);
+double YarnAttention(const RopeScaling& scaling);
 
 }  // namespace trireme
 

@@ -142,7 +142,9 @@ TEST(GgufConfig, WhatLlamaCppWouldComputeOtherwiseIsNamed) {
   ExpectInexpressible(experts + "family: 'qwen2_moe' norm_topk_prob: true", "always has norm_topk_prob false");
   ExpectInexpressible(experts + "family: 'mixtral'", "would have moe_intermediate_size 96, the model has 32");
   ExpectInexpressible("family: 'llama' sliding_window: 24", "has no sliding window, the model has one of 24");
-  ExpectInexpressible("family: 'llama' rope_scaling { rope_type: YARN }", "has no rope_scaling YARN");
+  ExpectInexpressible("family: 'llama' rope_scaling { rope_type: YARN beta_fast: 16 }",
+                      "yarn_beta_fast is 16, but llama.cpp takes 32");
+  ExpectInexpressible("family: 'llama' rope_scaling { rope_type: DYNAMIC }", "has no rope_scaling DYNAMIC");
   ExpectInexpressible("family: 'qwen2' rope_scaling { rope_type: LLAMA3 }", "has no rope_scaling LLAMA3");
   ExpectInexpressible("family: 'qwen2' attention_bias: true", "would have attention_bias false, the model has true");
   ExpectInexpressible("family: 'olmo2' tie_word_embeddings: true", "needs a head apart from the embedding");
@@ -238,7 +240,7 @@ TEST(GgufConfig, WhatWouldBeComputedDifferentlyIsRefused) {
   ExpectRefused("split.count", uint16_t{3}, "is one of 3 files");
   ExpectRefused("llama.rope.dimension_count", uint32_t{8}, "with 8 rotated");
   ExpectRefused("llama.attention.value_length", uint32_t{8}, "values of 8");
-  ExpectRefused("llama.rope.scaling.type", std::string("yarn"), "position scaling \"yarn\"");
+  ExpectRefused("llama.rope.scaling.type", std::string("su"), "position scaling \"su\"");
   ExpectRefused("llama.rope.scaling.attn_factor", 1.5f, "attn_factor is 1.5");
   ExpectRefused("llama.rope.scale_linear", 2.0f, "older dialect");
   ExpectRefused("llama.attention.sliding_window", uint32_t{24}, "gives architecture llama no window");
