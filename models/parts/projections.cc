@@ -75,6 +75,7 @@ void Projections::AddCorrection(const std::string& name, int64_t width) {
   Add(name, {width}, Placement::kReplicated, 0, 0, false);
   made_.back().wide = true;
   made_.back().trainable = false;
+  made_.back().balanced = true;
 }
 
 void Projections::AddExperts(const std::string& name, int64_t matrices, const Experts& experts, int64_t rows,

@@ -197,6 +197,7 @@ WeightTable MakeWeightTable(const DecoderSpec& spec, const WeightNames& names) {
     stored.shape = kept.spec.shape;
     stored.shape[0] = rows;
     stored.transposed = kept.rule.transposed && stored.shape.size() == 2;
+    stored.exact = kept.spec.balanced;
     if (kept.rule.by_heads) {
       stored.label = {kept.spec.heads, rows / kept.spec.heads};
       if (stored.shape.size() == 2) stored.label.push_back(stored.shape[1]);

@@ -61,6 +61,7 @@ struct WeightTable {
     std::vector<int64_t> label;  // the shape that files give it: other dimensions of the same elements
     bool transposed = false;
     int64_t pieces = 1;        // transposed: so many matrices of as many of our rows, one after another
+    bool exact = false;        // float32 whatever number format the model is written in
     std::vector<RowRun> runs;  // by stored_row; they cover the tensor
   };
   struct Parameter {

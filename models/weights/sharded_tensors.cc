@@ -111,6 +111,8 @@ std::vector<TensorPart> PartsOf(const ParameterBuffer& buffer, const at::Tensor&
   std::vector<TensorPart> parts;
   if (!own.defined()) return parts;
   for (const Segment& segment : unique ? buffer.unique_segments() : buffer.segments()) {
+    // Optimizers have no state of what no gradient moves.
+    if (!suffix.empty() && !buffer.specs()[segment.parameter].trainable) continue;
     const int64_t first = segment.parameter_begin;
     for (TensorPart& part : PartsOfElements(buffer, segment.parameter, first, first + segment.numel,
                                             own.narrow(0, segment.own_begin, segment.numel))) {

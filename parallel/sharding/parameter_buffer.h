@@ -38,7 +38,8 @@ struct ParameterSpec {
   double rate = 1;                   // multiplies the learning rate
   bool decay = true;                 // weight decay applies
   bool trainable = true;
-  bool added = false;  // by an adapter: no parameter of the model's own files
+  bool balanced = false;  // a correction of a router's scores, which may follow the loads of its experts; not trainable
+  bool added = false;     // by an adapter: no parameter of the model's own files
   bool fused_with_previous =
       false;  // multiplied as one matrix with the parameter before: lies unpadded after it, same columns
   Placement placement = Placement::kReplicated;

@@ -108,7 +108,9 @@ absl::StatusOr<std::vector<Shard>> CutIntoShards(const ModelSource& source, cons
   std::vector<Shard> shards(1);
   for (size_t i = 0; i < tensors.size(); ++i) {
     const WeightTable::Stored& tensor = tensors[i];
-    Item item = {i, HfTarget(options.dtype, StoredDtype(source, tensor)), {}, ""};
+    const at::ScalarType stored = StoredDtype(source, tensor);
+    const bool exact = tensor.exact && stored == at::kFloat;
+    Item item = {i, exact ? stored : HfTarget(options.dtype, stored), {}, ""};
     if (IsQuantized(source, options, tensor)) {
       if (Numel(tensor) % kNf4Block != 0)
         return Error(ExitCode::kConfig, "export: ", tensor.name, " has ", tensor.shape[0], " x ", tensor.shape[1],
