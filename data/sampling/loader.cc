@@ -136,6 +136,7 @@ void AppendSequence(const Sample& sample, bool document_mask, Microbatch* microb
     position = 0;
   }
   CloseSegment(microbatch);
+  microbatch->filling.push_back(sample.filling);
 }
 
 absl::StatusOr<std::unique_ptr<Loader>> Loader::Create(std::shared_ptr<const Sampler> sampler,

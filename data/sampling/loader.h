@@ -19,9 +19,10 @@ struct Microbatch {
   std::vector<int64_t> positions;  // [T], restart at 0 in every segment
   std::vector<int32_t>
       cu_seqlens;  // [segments + 1], from 0 to T. A segment is a sequence, or under document_mask a piece of a document
-  int32_t max_seqlen = 0;    // longest segment
-  int64_t num_targets = 0;   // targets that carry loss
-  int64_t first_sample = 0;  // number of its first sequence in the run's order; the others follow it
+  int32_t max_seqlen = 0;        // longest segment
+  std::vector<int64_t> filling;  // of each sequence: how many of its last tokens only fill it
+  int64_t num_targets = 0;       // targets that carry loss
+  int64_t first_sample = 0;      // number of its first sequence in the run's order; the others follow it
 };
 
 // Adds a sample's tokens, targets, positions and segments behind those the microbatch has.

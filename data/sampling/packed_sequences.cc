@@ -78,8 +78,8 @@ Sample PackedSequences::Get(int64_t sequence) const {
       sample.targets.push_back(!last && learned(i + 1) ? ids_[i + 1] : kIgnoredTarget);
     }
   }
-  if (static_cast<int64_t>(sample.tokens.size()) < sequence_length_)
-    sample.document_starts.push_back(static_cast<int32_t>(sample.tokens.size()));
+  sample.filling = sequence_length_ - static_cast<int64_t>(sample.tokens.size());
+  if (sample.filling > 0) sample.document_starts.push_back(static_cast<int32_t>(sample.tokens.size()));
   sample.tokens.resize(sequence_length_ + 1, padding_id_);
   sample.targets.resize(sequence_length_, kIgnoredTarget);
   return sample;

@@ -24,6 +24,7 @@ struct Sample {
   std::vector<int32_t> document_starts;  // offsets in (0, sequence_length] at which another document begins, ascending
   // [sequence_length]: what each token predicts, or kIgnoredTarget. Empty: each token predicts the next.
   std::vector<int64_t> targets;
+  int64_t filling = 0;  // how many of the sequence_length tokens only fill it, at its end
 };
 
 // Window w of a source is tokens [w*L, w*L + L + 1) of its token stream (L = sequence_length). Every epoch visits all

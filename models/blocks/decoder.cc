@@ -14,16 +14,13 @@ namespace {
 
 std::shared_ptr<const DecoderShared> MakeShared(const DecoderSpec& spec, const BufferOptions& options,
                                                 const BufferOptions& expert_options,
-                                                std::shared_ptr<ProcessGroup> sequence,
                                                 const AttentionBackend& attention) {
   auto shared = std::make_shared<DecoderShared>();
   shared->spec = spec;
   shared->tensor = options.tensor_group != nullptr ? options.tensor_group : MakeSelfGroup("alone");
   shared->rotations = std::make_unique<RotationTables>(ArithmeticType(options.compute), options.device);
   shared->expert = expert_options.tensor_group != nullptr ? expert_options.tensor_group : MakeSelfGroup("alone");
-  shared->sequence = sequence != nullptr ? std::move(sequence) : MakeSelfGroup("alone");
-  shared->parts = {attention, shared->rotations.get(), shared->tensor.get(), shared->expert.get(),
-                   shared->sequence.get()};
+  shared->parts = {attention, shared->rotations.get(), shared->tensor.get(), shared->expert.get()};
   return shared;
 }
 
@@ -31,11 +28,11 @@ std::shared_ptr<const DecoderShared> MakeShared(const DecoderSpec& spec, const B
 class Builder {
  public:
   Builder(const DecoderSpec& spec, const BufferOptions& options, const BufferOptions& expert_options,
-          std::shared_ptr<ProcessGroup> sequence, const AttentionBackend& attention)
+          const AttentionBackend& attention)
       : spec_(spec),
         options_(options),
         expert_options_(expert_options),
-        shared_(MakeShared(spec, options, expert_options, std::move(sequence), attention)) {}
+        shared_(MakeShared(spec, options, expert_options, attention)) {}
 
   ParameterBuffer* AddEmbeddingMatrix(bool used_twice) {
     return AddBuffer(kEmbeddingName, EmbeddingParameters(spec_), used_twice ? 2 : 1);
@@ -135,10 +132,10 @@ class Builder {
 }  // namespace
 
 DecoderUnits BuildDecoder(const DecoderSpec& spec, const BufferOptions& options, const AttentionBackend& attention,
-                          const UnitRange& range, const BufferOptions* given, std::shared_ptr<ProcessGroup> sequence) {
+                          const UnitRange& range, const BufferOptions* given) {
   BufferOptions expert_options = given != nullptr ? *given : options;
   if (given == nullptr) expert_options.tensor_group = nullptr;
-  Builder builder(spec, options, expert_options, std::move(sequence), attention);
+  Builder builder(spec, options, expert_options, attention);
   const auto has = [&](int64_t unit) { return unit >= range.begin && unit < range.end; };
   const bool first = has(0), last = has(spec.num_layers + 1);
   ParameterBuffer* embedding = range.embedding;

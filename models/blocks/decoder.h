@@ -31,11 +31,9 @@ struct UnitRange {
 
 // `options` gives everything of a buffer but its name, uses and quantization; options.tied_group applies to a tied
 // matrix only. expert_options does so for buffers of experts, whose tensor group are the ranks that experts are
-// cut over; without it each rank has all. sequence: the ranks that share sequences; null: this one alone. Not
-// collective.
+// cut over; without it each rank has all. Not collective.
 DecoderUnits BuildDecoder(const DecoderSpec& spec, const BufferOptions& options, const AttentionBackend& attention,
-                          const UnitRange& range = {}, const BufferOptions* expert_options = nullptr,
-                          std::shared_ptr<ProcessGroup> sequence = nullptr);
+                          const UnitRange& range = {}, const BufferOptions* expert_options = nullptr);
 
 // Examples of what the decoder asks of attention on one of `tensor` ranks, to choose a backend by.
 std::vector<AttentionArguments> ExampleAttentions(const DecoderSpec& spec, int tensor, at::ScalarType compute,

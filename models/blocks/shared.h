@@ -17,7 +17,7 @@ namespace trireme {
 
 struct DecoderShared {
   DecoderSpec spec;
-  std::shared_ptr<ProcessGroup> tensor, expert, sequence;
+  std::shared_ptr<ProcessGroup> tensor, expert;
   std::unique_ptr<RotationTables> rotations;
   PartResources parts;
 };

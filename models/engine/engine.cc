@@ -14,6 +14,7 @@
 #include "launch/base/log.h"
 #include "models/blocks/decoder.h"
 #include "models/engine/memory_estimate.h"
+#include "models/spec/parameters.h"
 #include "parallel/comm/agreement.h"
 #include "parallel/pipeline/lower.h"
 
@@ -58,6 +59,33 @@ std::function<PipelineLink(int, int)> MakeLinks(Mesh& mesh, const Schedule& sche
   };
 }
 
+// What counts the loads of experts; null: there are none. Collective over the job.
+std::unique_ptr<ExpertLoads> MakeLoads(const EnginePlan& plan, Mesh& mesh) {
+  std::vector<ExpertLayer> layers;
+  const std::vector<int64_t> experts = plan.model.experts();
+  for (size_t layer = 0; layer < experts.size(); ++layer) {
+    if (experts[layer] > 0) layers.push_back({BlockName(static_cast<int64_t>(layer)), experts[layer]});
+  }
+  if (layers.empty()) return nullptr;
+  return std::make_unique<ExpertLoads>(
+      std::move(layers), plan.router,
+      mesh.group({Axis::kPipeline, Axis::kDataReplicate, Axis::kDataShard, Axis::kContext, Axis::kTensor}),
+      mesh.group({Axis::kTensor}), mesh.group({Axis::kContext, Axis::kTensor}), mesh.device());
+}
+
+// Tokens of the microbatch that only fill its sequences.
+int64_t NumFilling(const Microbatch& m) { return std::accumulate(m.filling.begin(), m.filling.end(), int64_t{0}); }
+
+// [T]: 0 where a token only fills its sequence of `length`, else 1.
+std::vector<int64_t> TokensOf(const Microbatch& m, int64_t length) {
+  std::vector<int64_t> is_token(m.tokens.size(), 1);
+  for (size_t s = 0; s < m.filling.size(); ++s) {
+    const auto end = is_token.begin() + static_cast<int64_t>(s + 1) * length;
+    std::fill(end - m.filling[s], end, 0);
+  }
+  return is_token;
+}
+
 }  // namespace
 
 double SumOverRanks(ProcessGroup& group, double value) {
@@ -97,7 +125,7 @@ absl::StatusOr<std::unique_ptr<Engine>> Engine::Create(EnginePlan given, Mesh& m
         mesh.Split(Axis::kTensor, head_of, absl::StrCat("tensor(same of ", shape.kv_heads, " heads)"));
   }
   model->context_group_ = mesh.group({Axis::kContext});
-  if (plan.router_aux > 0) model->sequence_group_ = mesh.group({Axis::kContext, Axis::kTensor});
+  model->loads_ = MakeLoads(plan, mesh);
   const std::vector<AttentionArguments> examples =
       ExampleAttentions(plan.model, tensor, options.compute, model->device_);
   ASSIGN_OR_RETURN(model->attention_, ChooseAttention(extensions.attention_backends, plan.attention, examples));
@@ -141,7 +169,7 @@ void Engine::BuildStages(BufferOptions options, const BufferOptions& expert_opti
   if (plan_.recompute.offload && plan_.recompute.blocks && !device_.is_cuda() && mesh_.control().rank() == 0)
     Warning("recompute.offload has no effect on a CPU, whose memory is the host's");
   stage_options.z_loss = plan_.z_loss;
-  stage_options.router_aux = plan_.router_aux;
+  stage_options.loads = loads_.get();
   stage_options.loss_chunk_tokens = LossChunkTokens(plan_, device_.type());
   stage_options.device = device_;
 
@@ -153,7 +181,7 @@ void Engine::BuildStages(BufferOptions options, const BufferOptions& expert_opti
     range.begin = range.end;
     range.end += plan_.stage_units[s];
     if (schedule.rank_of_stage[s] != own) continue;
-    DecoderUnits part = BuildDecoder(plan_.model, options, attention_, range, &expert_options, sequence_group_);
+    DecoderUnits part = BuildDecoder(plan_.model, options, attention_, range, &expert_options);
     for (const auto& buffer : part.buffers) buffers_.push_back(buffer.get());
     if (s == 0 && plan_.model.tied_embeddings) range.embedding = part.buffers[0].get();
     StageOptions own_options = stage_options;
@@ -210,7 +238,6 @@ MicrobatchTensors Engine::ToDevice(Microbatch m, UploadBlock& upload) const {
   const int ranks = mesh_.shape()[Axis::kContext], rank = mesh_.coordinate(Axis::kContext);
   MicrobatchTensors batch;
   batch.max_seqlen = m.max_seqlen;
-  batch.whole_sequence_tokens = plan_.sequence_length;
   batch.sequence_tokens = plan_.sequence_length / ranks;
   const int64_t length = plan_.sequence_length, tokens = static_cast<int64_t>(m.tokens.size());
   // Where fine-tuning learns answers only, most of the head's products would be for nothing.
@@ -229,6 +256,7 @@ MicrobatchTensors Engine::ToDevice(Microbatch m, UploadBlock& upload) const {
     for (int64_t index : own) values.push_back(whole[index]);
     return values;
   };
+  if (loads_ != nullptr && NumFilling(m) > 0) batch.is_token = upload.Add(part(TokensOf(m, length)));
   batch.tokens = upload.Add(part(std::move(m.tokens)));
   std::vector<int64_t> targets = part(std::move(m.targets));
   batch.with_target = with_target(targets);
@@ -258,6 +286,7 @@ DeviceBatch Engine::Upload(StepBatch batch) const {
   UploadBlock upload(device_);
   for (Microbatch& microbatch : batch.microbatches) {
     uploaded.own_targets += static_cast<double>(microbatch.num_targets);
+    uploaded.own_tokens += static_cast<double>(static_cast<int64_t>(microbatch.tokens.size()) - NumFilling(microbatch));
     uploaded.microbatches.push_back(ToDevice(std::move(microbatch), upload));
   }
   upload.Start();
@@ -270,8 +299,9 @@ absl::Status CheckTargets(double targets) {
                "data: no token of this step's global batch has a target; is every document one token long?");
 }
 
-void Engine::ForwardBackward(const DeviceBatch& batch, double targets) {
+void Engine::ForwardBackward(const DeviceBatch& batch, double targets, double tokens) {
   targets_ = targets;
+  if (loads_ != nullptr) loads_->Begin(tokens);
   decision_.Begin(static_cast<int64_t>(buffer_of_gradient_.size()));
   at::Tensor sums = decision_.loss_sums();
   for (auto& [index, stage] : executor_->stages()) stage->BeginStep();
@@ -284,7 +314,8 @@ absl::StatusOr<Loss> Engine::ForwardBackward(const StepBatch& batch) {
   const double targets =
       SumOverRanks(*mesh_.host_group({Axis::kDataReplicate, Axis::kDataShard}), uploaded.own_targets);
   RETURN_IF_ERROR(CheckTargets(targets));
-  ForwardBackward(uploaded, targets);
+  const double tokens = SumOverRanks(*mesh_.host_group({Axis::kDataReplicate, Axis::kDataShard}), uploaded.own_tokens);
+  ForwardBackward(uploaded, targets, tokens);
   const at::Tensor sums = HostCopy(decision_.loss_sums()).Wait();
   const double* local = sums.const_data_ptr<double>();
   Loss loss;
@@ -301,7 +332,11 @@ PendingResults Engine::Decide(double max_norm) {
     const std::vector<at::Tensor> own = buffer->UniqueGradients();
     gradients.insert(gradients.end(), own.begin(), own.end());
   }
-  return decision_.Decide(gradients, targets_, max_norm);
+  PendingResults results = decision_.Decide(gradients, targets_, max_norm);
+  if (loads_ == nullptr) return results;
+  loads_->Sum();
+  results.AddLoads(*loads_);
+  return results;
 }
 
 GradientNorms Engine::ParameterGradientNorms() {

@@ -22,6 +22,7 @@ namespace trireme {
 struct DeviceBatch {
   std::vector<MicrobatchTensors> microbatches;
   double own_targets = 0;  // of this rank's microbatches that carry loss
+  double own_tokens = 0;   // of them that do not only fill a sequence
 };
 
 // kData where no target in the global batch carries loss.
@@ -40,12 +41,13 @@ class Engine {
   // ---- A training step, none of whose parts waits for the device ----
   // One copy, in the order of the current stream: made while the step before runs.
   DeviceBatch Upload(StepBatch batch) const;
-  // Gradients of the mean loss over the global batch, which has this many targets, accumulated over all microbatches
-  // and summed over data ranks. Collective.
-  void ForwardBackward(const DeviceBatch& batch, double targets);
+  // Gradients of the mean loss over the global batch, which has this many targets and tokens, accumulated over all
+  // microbatches and summed over data ranks. Collective.
+  void ForwardBackward(const DeviceBatch& batch, double targets, double tokens);
   // Loss, gradient norm and what they decide about the update. max_norm 0: no clipping. Collective.
   PendingResults Decide(double max_norm);
   const at::Tensor& decision() const { return decision_.decision(); }  // for the optimizer
+  const ExpertLoads* loads() const { return loads_.get(); }            // likewise; null: the model has no experts
   // What makes an update wrong, before the first step; unless set, the first number that is none stops all updates.
   void set_decision_rule(const DecisionRule& rule) { decision_.set_rule(rule); }
   // For a run that is resumed (StepDecision::Restore()).
@@ -100,7 +102,7 @@ class Engine {
   Mesh& mesh_;
   at::Device device_ = at::kCPU;
   AttentionBackend attention_;
-  std::shared_ptr<ProcessGroup> sequence_group_;  // ranks that share sequences; null where nobody asks
+  std::unique_ptr<ExpertLoads> loads_;  // null: there are no experts
   std::shared_ptr<ProcessGroup> context_group_;
   std::unique_ptr<PipelineExecutor> executor_;
   std::vector<ParameterBuffer*> buffers_;

@@ -14,6 +14,7 @@
 #include "models/spec/decoder_spec.h"
 #include "parallel/comm/mesh.h"
 #include "parallel/layers/context_split.h"
+#include "parallel/layers/expert_loads.h"
 #include "parallel/pipeline/schedule.h"
 #include "parallel/sharding/parameter_buffer.h"
 
@@ -47,7 +48,7 @@ struct EnginePlan {
   int64_t sequence_length = 1;    // tokens; of training and evaluation
   int64_t micro_batch_size = 1;   // sequences
   double z_loss = 0;              // coefficient of the squared log-sum-exp in the loss
-  double router_aux = 0;          // of the loss that evens out experts' loads, over the sequences of a step
+  RouterLossRule router;          // losses of the routers of experts
   int64_t loss_chunk_tokens = 0;  // tokens whose logits exist at once in the loss head; 0: what suits the device
   bool deterministic = false;     // on a GPU too; CPUs always are
   uint64_t seed = 0;              // of initial weights

@@ -31,6 +31,7 @@ StepResults PendingResults::Wait() const {
   results.applied = d.apply != 0;
   results.consecutive_skips = static_cast<int64_t>(d.consecutive_skips);
   results.updates = static_cast<int64_t>(d.updates);
+  if (loads_.has_value()) results.routers = ExpertLoads::Describe(loads_->first, loads_->second.Wait());
   results.own_loss_sum = numbers[kDecisionNumbers];
   results.own_squares.assign(numbers + kDecisionNumbers + kOwnSums, numbers + record.numel());
   return results;

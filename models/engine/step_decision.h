@@ -8,6 +8,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -15,6 +16,7 @@
 #include "kernels/base/device.h"
 #include "kernels/base/update_decision.h"
 #include "parallel/comm/mesh.h"
+#include "parallel/layers/expert_loads.h"
 
 namespace trireme {
 
@@ -36,10 +38,11 @@ struct GradNorm {
 struct StepResults {
   Loss loss;
   GradNorm norm;
-  bool finite = true;             // loss and norm are
-  bool applied = true;            // the update was taken
-  int64_t consecutive_skips = 0;  // updates left out in a row, this one included
-  int64_t updates = 0;            // taken since the run began
+  bool finite = true;                    // loss and norm are
+  bool applied = true;                   // the update was taken
+  int64_t consecutive_skips = 0;         // updates left out in a row, this one included
+  int64_t updates = 0;                   // taken since the run began
+  std::optional<RouterResults> routers;  // of a model with experts
   double own_loss_sum = 0;
   std::vector<double> own_squares;  // of the gradients that this rank counts, in their order
 };
@@ -49,11 +52,14 @@ class PendingResults {
  public:
   PendingResults(const at::Tensor& record, double targets, double z_loss_coefficient)
       : record_(record), targets_(targets), z_loss_(z_loss_coefficient) {}
+  // Adds what routers did.
+  void AddLoads(const ExpertLoads& loads) { loads_.emplace(loads.layers(), HostCopy(loads.sums())); }
   StepResults Wait() const;
 
  private:
   HostCopy record_;
   double targets_, z_loss_;
+  std::optional<std::pair<std::vector<ExpertLayer>, HostCopy>> loads_;
 };
 
 class StepDecision {

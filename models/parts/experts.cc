@@ -52,11 +52,11 @@ class Experts final : public BlockPart {
                                weights.Find(absl::StrCat(kExpertGateUp, ".bias")),
                                weights.Find(absl::StrCat(kExpertDown, ".bias"))};
     at::Tensor result = RunExperts(rows, routing, own, s_.gate, expert);
-    const double evenness = call.context.phase == Phase::kTrain ? call.context.router_aux : 0;
-    if (evenness > 0) {
+    if (call.context.loads != nullptr) {
       const MicrobatchTensors& batch = *call.context.batch;
-      const EvennessRule rule = {evenness, batch.whole_sequence_tokens, batch.sequence_tokens};
-      result = WithEvenness(result, routing, rule, *call.shared.tensor, *call.shared.sequence);
+      const bool first_pass = call.context.kept == nullptr || call.context.kept->recording;
+      result =
+          call.context.loads->Account(call.block, result, routing, {batch.is_token, batch.sequence_tokens, first_pass});
     }
     if (s_.shared_width > 0) result = result + Shared(call, rows);
     const at::Tensor residual = call.residual();

@@ -1,6 +1,7 @@
 #include "models/spec/decoder_spec.h"
 
 #include <algorithm>
+#include <map>
 
 #include "models/spec/parameters.h"
 
@@ -41,17 +42,31 @@ std::set<int64_t> DecoderSpec::windows() const {
   return all;
 }
 
-bool DecoderSpec::has_experts() const {
-  std::vector<const BlockPart*> seen;
+std::vector<int64_t> DecoderSpec::experts() const {
+  std::map<const BlockPart*, int64_t> of_part;
+  std::vector<int64_t> experts;
   for (const LayerSpec& layer : layers) {
-    const BlockPart* part = layer.feed_forward.get();
-    if (std::find(seen.begin(), seen.end(), part) != seen.end()) continue;
-    seen.push_back(part);
-    for (const ParameterSpec& parameter : part->Parameters({"", hidden_size, 0, 0})) {
-      if (parameter.expert) return true;
+    const auto [found, added] = of_part.try_emplace(layer.feed_forward.get(), 0);
+    if (added) {
+      for (const ParameterSpec& parameter : layer.feed_forward->Parameters({"", hidden_size, 0, 0})) {
+        if (parameter.expert) found->second = parameter.heads;
+      }
     }
+    experts.push_back(found->second);
   }
-  return false;
+  return experts;
+}
+
+bool DecoderSpec::has_experts() const {
+  const std::vector<int64_t> of_layers = experts();
+  return std::any_of(of_layers.begin(), of_layers.end(), [](int64_t count) { return count > 0; });
+}
+
+bool DecoderSpec::balances_experts() const {
+  return std::any_of(layers.begin(), layers.end(), [this](const LayerSpec& layer) {
+    const std::vector<ParameterSpec> parameters = layer.feed_forward->Parameters({"", hidden_size, 0, 0});
+    return std::any_of(parameters.begin(), parameters.end(), [](const ParameterSpec& one) { return one.balanced; });
+  });
 }
 
 int64_t DecoderSpec::second_rotation_beyond() const {

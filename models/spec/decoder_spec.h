@@ -71,7 +71,9 @@ struct DecoderSpec {
   const LayerSpec& layer(int64_t index) const { return layers[static_cast<size_t>(index)]; }
   std::vector<AttentionShape> attentions() const;  // that occur, each once
   std::set<int64_t> windows() const;               // that occur
+  std::vector<int64_t> experts() const;            // of each layer; 0: it has none
   bool has_experts() const;                        // in any layer
+  bool balances_experts() const;                   // any layer has a correction that follows the loads of its experts
   int64_t second_rotation_beyond() const;          // Rotation::second_beyond() of the layers that have it; 0: none does
 
   // Floating-point operations that one token takes in a forward pass of all blocks, or of one: 2 per weight that

@@ -91,8 +91,7 @@ struct PartResources {
   AttentionBackend attention;
   RotationTables* rotations = nullptr;
   ProcessGroup* tensor = nullptr;
-  ProcessGroup* expert = nullptr;    // over which experts are cut
-  ProcessGroup* sequence = nullptr;  // whose ranks share sequences: context and tensor
+  ProcessGroup* expert = nullptr;  // over which experts are cut
 };
 
 // One forward pass of a part.

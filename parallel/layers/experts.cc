@@ -1,7 +1,6 @@
 #include "parallel/layers/experts.h"
 
 #include <ATen/TensorOperators.h>
-#include <ATen/ops/arange.h>
 #include <ATen/ops/cat.h>
 #include <ATen/ops/div.h>
 #include <ATen/ops/empty.h>
@@ -368,39 +367,7 @@ struct RunExpertsFunction : torch::autograd::Function<RunExpertsFunction> {
   }
 };
 
-// Passes its first input on; the second gets the gradient that was made in forward.
-struct InjectFunction : torch::autograd::Function<InjectFunction> {
-  static at::Tensor forward(AutogradContext* context, const at::Tensor& result, const at::Tensor&,
-                            const at::Tensor& gradient) {
-    context->save_for_backward({gradient});
-    return result.view_as(result);
-  }
-  static variable_list backward(AutogradContext* context, variable_list gradients) {
-    return {gradients[0], context->get_saved_variables()[0], at::Tensor()};
-  }
-};
-
 }  // namespace
-
-at::Tensor WithEvenness(const at::Tensor& result, const Routing& routing, const EvennessRule& rule,
-                        ProcessGroup& tensor, ProcessGroup& sequence) {
-  const auto made = [&] {
-    at::NoGradGuard no_grad;
-    const int64_t rows = routing.shares.size(0), experts = routing.shares.size(1), k = routing.indices.size(1);
-    const int64_t sequences = rows * tensor.size() / rule.own_length;
-    // The sequence of each of this tensor rank's rows.
-    const at::Tensor of_row =
-        at::div(at::arange(rows, routing.indices.options()) + tensor.rank() * rows, rule.own_length, "floor");
-    const at::Tensor places = (of_row.unsqueeze(1) * experts + routing.indices).reshape({-1});
-    at::Tensor counts = at::zeros({sequences * experts}, routing.shares.options());
-    counts.index_add_(0, places, at::ones({places.numel()}, counts.options()));
-    sequence.AllReduce(counts, ReduceOp::kSum).Wait();
-    const auto length = static_cast<double>(rule.length);
-    const double factor = rule.coefficient * static_cast<double>(experts) / (static_cast<double>(k) * length * length);
-    return counts.view({sequences, experts}).index_select(0, of_row) * factor;
-  };
-  return InjectFunction::apply(result, routing.shares, made());
-}
 
 Routing Route(const at::Tensor& rows, Weight& gate, Weight* gate_bias, Weight* correction, const RoutingRule& rule,
               KeptResults* kept) {
@@ -409,6 +376,7 @@ Routing Route(const at::Tensor& rows, Weight& gate, Weight* gate_bias, Weight* c
   if (rule.score == RoutingRule::kSoftmax) scores = at::softmax(logits, 1);
   if (rule.score == RoutingRule::kSigmoid) scores = at::sigmoid(logits);
   Routing routing;
+  routing.logits = logits;
   routing.indices =
       TakeKept(kept, kKeepRouting, [&] { return std::vector<at::Tensor>{Choose(scores, correction, rule)}; })[0];
   routing.shares = rule.score == RoutingRule::kSoftmax   ? scores

@@ -31,6 +31,7 @@ struct RoutingRule {
 };
 
 struct Routing {
+  at::Tensor logits;   // [t, experts] arithmetic type, with gradient
   at::Tensor weights;  // [t, per_token] arithmetic type, with gradient
   at::Tensor shares;   // [t, experts] arithmetic type, with gradient: of each expert in a token, one in sum
   at::Tensor indices;  // [t, per_token] int64, a token's experts, the best first; equal ones by lower index
@@ -39,18 +40,6 @@ struct Routing {
 // weighed; null: nothing. What was chosen is kept whatever else is (kept_results.h): computed again it might differ.
 Routing Route(const at::Tensor& rows, Weight& gate, Weight* gate_bias, Weight* correction, const RoutingRule& rule,
               KeptResults* kept);
-
-// How evenly the tokens of each sequence are to be spread: E / (k L^2) sum over experts of (tokens that chose it) x
-// (sum of its shares), times `coefficient`, for sequences of L = `length` tokens, `own_length` of each on this context
-// rank.
-struct EvennessRule {
-  double coefficient = 0;
-  int64_t length = 0, own_length = 0;
-};
-// `result`, through whose gradient the shares get that of this loss. Collective over `sequence`, the ranks of `tensor`
-// and of the context, among which sequences are cut; each calls it in every forward pass.
-at::Tensor WithEvenness(const at::Tensor& result, const Routing& routing, const EvennessRule& rule,
-                        ProcessGroup& tensor, ProcessGroup& sequence);
 
 // rows [t, H], weight [N, H] -> rows weight^T [t, N] in the arithmetic type, of each rank's own rows.
 at::Tensor RouterLogits(const at::Tensor& rows, Weight& weight);

@@ -37,7 +37,7 @@ UnitContext Stage::Context(const MicrobatchTensors& batch, Phase phase, double l
   context.phase = phase;
   context.loss_scale = loss_scale;
   context.z_loss = options_.z_loss;
-  context.router_aux = options_.router_aux;
+  context.loads = phase == Phase::kTrain ? options_.loads : nullptr;
   context.loss_chunk_tokens = options_.loss_chunk_tokens;
   context.loss_sums = loss_sums;
   return context;

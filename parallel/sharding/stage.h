@@ -28,7 +28,7 @@ struct StageOptions {
   std::set<std::string> keep;  // with recompute: results that stay (parallel/layers/kept_results.h)
   bool offload = false;        // with recompute: what stays waits in host memory (pinned, for a GPU)
   double z_loss = 0;
-  double router_aux = 0;
+  ExpertLoads* loads = nullptr;  // outlives the stage; null: nobody asks
   int64_t loss_chunk_tokens = 512;
   at::Device device = at::kCPU;
   // Told of every action in order ("unshard 3", "forward 2", "backward 2", "reduce 2", "reshard 2"), for tests and

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "parallel/layers/context_attention.h"
+#include "parallel/layers/expert_loads.h"
 #include "parallel/layers/kept_results.h"
 #include "parallel/layers/kv_cache.h"
 #include "parallel/sharding/parameter_buffer.h"
@@ -30,8 +31,8 @@ struct MicrobatchTensors {
   at::Tensor rotary_positions;
   at::Tensor cu_seqlens;  // [segments + 1] int32
   int64_t max_seqlen = 0;
-  int64_t sequence_tokens = 0;  // of each sequence of the stream, on this rank and on all context ranks together
-  int64_t whole_sequence_tokens = 0;
+  int64_t sequence_tokens = 0;  // of each sequence of the stream, on this rank
+  at::Tensor is_token;          // [T] int64: 0 where one only fills a sequence; undefined: none does
   // By window: how the stream is cut over ranks; empty: it is not.
   std::map<int64_t, std::shared_ptr<const ContextAttention>> contexts;
   at::Tensor wanted;   // [n] int64: tokens whose logits Phase::kGenerate returns
@@ -51,7 +52,7 @@ struct UnitContext {
   Phase phase = Phase::kTrain;
   double loss_scale = 1;  // 1 / targets in the global batch: enters the loss head's gradient
   double z_loss = 0;
-  double router_aux = 0;  // multiplies each sequence's loss of uneven loads of experts
+  ExpertLoads* loads = nullptr;  // kTrain: where routers tell what they chose, and get their losses; null: nowhere
   int64_t loss_chunk_tokens = 512;
   at::Tensor* loss_sums = nullptr;  // [2] float64: the loss head adds sum of cross-entropy and sum of lse^2
   KvCache* cache = nullptr;         // kGenerate: begun for this batch

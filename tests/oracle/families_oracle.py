@@ -383,40 +383,6 @@ def check_lora(checks, trireme, folder, name, path, reference, corpus, batch, ta
     checks.within(f"{name}: written again, in PEFT", (theirs - logits).abs().max().item() / logits.abs().max().item(), 1e-6)
 
 
-def check_evenness(checks, ref, trireme, folder, name, path, reference, corpus, batch):
-    """Gradients with the loss of uneven loads, written down here from its definition."""
-    import torch
-    import torch.nn.functional as F
-    from hf_oracle import compare_gradients
-    from hf_tools import load
-
-    coefficient, seen = 0.5, []
-    per_token = reference.config.num_experts_per_tok
-    routers = [module for key, module in reference.named_modules() if key.endswith("mlp.gate")]
-    hooks = [module.register_forward_hook(lambda module, args, out: seen.append((module, args[0]))) for module in routers]
-    reference.zero_grad(set_to_none=True)
-    targets = sum(m.num_targets for m in batch)
-    for microbatch in batch:  # a sequence each
-        seen.clear()
-        logits = ref.logits_of(reference, microbatch, 0).float()
-        loss = F.cross_entropy(logits, microbatch.targets, ignore_index=-100, reduction="sum") / targets
-        for module, rows in seen:
-            shares = F.linear(rows.reshape(-1, rows.shape[-1]), module.weight).softmax(-1)
-            length, experts = shares.shape
-            counts = torch.bincount(shares.topk(per_token).indices.flatten(), minlength=experts)
-            loss = loss + coefficient / len(batch) * experts / (per_token * length**2) * (counts * shares.sum(0)).sum()
-        loss.backward()
-    for hook in hooks:
-        hook.remove()
-    gradients, before = ref.gradients_of(reference), ref.weights_of(reference)
-    for ranks, mesh in ((1, ""), (4, "tensor: 2 expert: 4 context: 2")):
-        out = os.path.join(folder, f"even{ranks}")
-        more = f'export {{ output: "{out}" dtype: FP32 }} loss {{ router_aux_loss: {coefficient} }}'
-        config, _ = recipe(folder, f"even_run{ranks}", f'from: "{path}"', corpus, mesh=mesh, more=more)
-        trireme("train", config, ranks=ranks)
-        compare_gradients(checks, f"{name}, router_aux_loss, {ranks} ranks", before, ref.weights_of(load(out)[0]), gradients)
-
-
 def run(checks, probe, trireme, only, every):
     import reference as ref
     import torch
@@ -448,8 +414,6 @@ def run(checks, probe, trireme, only, every):
                     edit_config(path, old_dialect)
                     old_file(path, family)
                 check_training(checks, ref, trireme, own, name, path, reference, corpus, batch, EXPERT_MESHES if experts else ())
-                if family == "qwen3_moe" and index < 2:
-                    check_evenness(checks, ref, trireme, own, name, path, reference, corpus, batch)
                 if index < 2 and (every or only or family in ("gpt2", "phi3")):
                     check_lora(checks, trireme, own, name, path, reference, corpus, batch, "attention" if experts else "all-linear", dora=index == 1)
                 if index < 2 and experts and (every or only or family == "mixtral"):

@@ -158,7 +158,7 @@ absl::Status TrainSteps(const Flags& flags, const Recipe& recipe, Mesh& mesh, En
     if (step == 1)
       RETURN_IF_ERROR(
           WriteFolder(flags.folder + "/gradients", mesh, OwnParts(model, mesh, /*gradients=*/true, /*unique=*/true)));
-    optimizer.Step(step, recipe.LearningRate(step), model.decision());
+    optimizer.Step(step, recipe.LearningRate(step), model.decision(), model.loads());
     (*result)["loss"].push_back(loss.mean);
     (*result)["z_loss"].push_back(loss.z_loss);
     (*result)["targets"].push_back(loss.targets);

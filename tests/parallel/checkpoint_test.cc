@@ -12,6 +12,7 @@
 #include "parallel/comm/agreement.h"
 #include "parallel/comm/mpi_group.h"
 #include "tests/parallel/multi_rank.h"
+#include "tests/parallel/shared_folder.h"
 #include "tests/parallel/tiny_run.h"
 #include "trainer/loop/checkpointer.h"
 
@@ -30,28 +31,6 @@ std::vector<std::string> TiedRun(const std::string& run_dir, const std::string& 
 std::string Sharded(ShardLevel level, int replicas = 1) {
   return absl::StrCat("shard: ", ShardLevelName(level), " data_replicate: ", replicas);
 }
-
-// A folder that all ranks see; rank 0 makes and removes it.
-class SharedFolder {
- public:
-  explicit SharedFolder(ProcessGroup& world) : world_(world) {
-    std::string path;
-    if (world.rank() == 0) {
-      path = (std::filesystem::temp_directory_path() / "trireme-test-XXXXXX").string();
-      TRIREME_CHECK(mkdtemp(path.data()) != nullptr, path);
-    }
-    path_ = BroadcastBytes(world, path);
-  }
-  ~SharedFolder() {
-    world_.Barrier();
-    if (world_.rank() == 0) std::filesystem::remove_all(path_);
-  }
-  const std::string& path() const { return path_; }
-
- private:
-  ProcessGroup& world_;
-  std::string path_;
-};
 
 void ExpectSame(const std::map<std::string, std::string>& got, const std::map<std::string, std::string>& expected) {
   EXPECT_EQ(got.size(), expected.size());

@@ -33,6 +33,20 @@ std::shared_ptr<Mesh> MeshOf(const MeshShape& shape) {
   return mesh;
 }
 
+// Makes the last tokens of each sequence ones that only fill it: s % 5 of sequence s; `first` is that of the
+// microbatch.
+void FillSequences(int64_t first, Microbatch* microbatch) {
+  for (size_t i = 0; i < microbatch->filling.size(); ++i) {
+    microbatch->filling[i] = (first + static_cast<int64_t>(i)) % 5;
+    const auto end = (static_cast<int64_t>(i) + 1) * kTinySequenceLength;
+    for (int64_t t = end - microbatch->filling[i]; t < end; ++t) {
+      int64_t& target = microbatch->targets[static_cast<size_t>(t)];
+      if (target != kIgnoredTarget) --microbatch->num_targets;
+      target = kIgnoredTarget;
+    }
+  }
+}
+
 }  // namespace
 
 double TensorNorm(const at::Tensor& a) {
@@ -79,6 +93,7 @@ StepBatch TinyRun::Batch(int64_t step) const {
   for (int64_t m = 0; m < recipe_.num_microbatches; ++m) {
     batch.microbatches.push_back(TinyMicrobatch(step, (mesh_->data_rank() * recipe_.num_microbatches + m) * micro,
                                                 micro, recipe_.config.data().document_mask()));
+    if (fills_) FillSequences((mesh_->data_rank() * recipe_.num_microbatches + m) * micro, &batch.microbatches.back());
   }
   return batch;
 }
@@ -92,7 +107,7 @@ double TinyRun::ForwardBackward(int64_t step) {
 void TinyRun::Update() {
   progress_.set_step(progress_.step() + 1);
   model_->Decide(recipe_.config.lr_schedule().clip_grad_norm());
-  optimizer_->Step(progress_.step(), recipe_.peak_learning_rate(), model_->decision());
+  optimizer_->Step(progress_.step(), recipe_.peak_learning_rate(), model_->decision(), model_->loads());
 }
 
 double TinyRun::Step() {
@@ -104,10 +119,14 @@ double TinyRun::Step() {
 PendingResults TinyRun::Issue() {
   progress_.set_step(progress_.step() + 1);
   const DeviceBatch batch = model_->Upload(Batch(progress_.step()));
-  // Every data rank has as many.
-  model_->ForwardBackward(batch, batch.own_targets * mesh_->num_data_ranks());
+  // Every data rank has as many, unless sequences have ends that are none.
+  const auto total = [&](double own) {
+    const double ranks = mesh_->num_data_ranks();
+    return fills_ ? SumOverRanks(mesh_->control(), own) * ranks / mesh_->control().size() : own * ranks;
+  };
+  model_->ForwardBackward(batch, total(batch.own_targets), total(batch.own_tokens));
   PendingResults results = model_->Decide(recipe_.config.lr_schedule().clip_grad_norm());
-  optimizer_->Step(progress_.step(), recipe_.peak_learning_rate(), model_->decision());
+  optimizer_->Step(progress_.step(), recipe_.peak_learning_rate(), model_->decision(), model_->loads());
   return results;
 }
 

@@ -32,6 +32,8 @@ class TinyRun {
   double ForwardBackward(int64_t step);  // mean loss of the global batch `step`
   void Update();
   double Step();  // both, for the next step
+  // From now on the last tokens of sequences only fill them, of each another number.
+  void FillEnds() { fills_ = true; }
   // The next step as the training loop issues it, without a look at its results.
   PendingResults Issue();
   double Evaluate(int64_t step);
@@ -60,6 +62,7 @@ class TinyRun {
   std::unique_ptr<Optimizer> optimizer_;
   std::unique_ptr<Checkpointer> checkpointer_;
   TrainProgress progress_;
+  bool fills_ = false;
 };
 
 }  // namespace trireme

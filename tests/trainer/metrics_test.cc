@@ -120,6 +120,18 @@ TEST_F(Metrics, LinesHoldWhatWasRecorded) {
   EXPECT_EQ(lines[3], (Json{{"type", "eval"}, {"step", 4}, {"eval_loss", 3.5}}));
 }
 
+TEST_F(Metrics, LoadsOfExpertsStandByLayer) {
+  TrainRecord record = {.step = 3};
+  record.routers = RouterResults{{{"model.layers.1", 1.5, 0.7, 0.25}, {"model.layers.2", 2.5, 0.6, 0.5}}, 0.01, 0.002};
+  ASSERT_TRUE(Open(0)->Train(record).ok());
+  const Json line = Lines()[1];
+  EXPECT_EQ(line["router_aux_loss"], 0.01);
+  EXPECT_EQ(line["router_z_loss"], 0.002);
+  EXPECT_EQ(line["expert_load"]["model.layers.1"], Json({{"max_over_mean", 1.5}, {"entropy", 0.7}, {"idle", 0.25}}));
+  EXPECT_EQ(line["expert_load"]["model.layers.2"]["max_over_mean"], 2.5);
+  EXPECT_NE(ConsoleLine(record, 10).find(" load 2.50 "), std::string::npos) << "the worst layer's";
+}
+
 TEST_F(Metrics, NonFiniteNumbersStayValidJson) {
   auto log = Open(0);
   TrainRecord record = Record(1);

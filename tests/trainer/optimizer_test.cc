@@ -2,6 +2,7 @@
 #include "trainer/loop/optimizer.h"
 
 #include <ATen/ops/cat.h>
+#include <ATen/ops/zeros.h>
 #include <gtest/gtest.h>
 
 #include <cmath>
@@ -145,6 +146,48 @@ TEST(OptimizerTest, FrozenParametersStay) {
   optimizer.Step(1, 0.01, Decision(1, 1));
   EXPECT_TRUE(Part(buffer.own_weights(), buffer, 1).equal(matrix)) << "not even decay";
   EXPECT_FALSE(Part(buffer.own_weights(), buffer, 0).equal(norm));
+}
+
+// The only layer's four experts got 3, 1, 0 and 0 tokens of the 4.
+ExpertLoads UnevenLoads() {
+  const std::shared_ptr<ProcessGroup> self = MakeSelfGroup("self");
+  ExpertLoads loads({{"model.layers.0", 4}}, RouterLossRule(), self, self, self, at::kCPU);
+  loads.Begin(4);
+  Routing routing;
+  routing.shares = TensorOf(std::vector<float>(16, 0.25F)).view({4, 4});
+  routing.indices = TensorOf(std::vector<int64_t>{0, 0, 1, 0}).view({4, 1});
+  RoutedTokens tokens;
+  loads.Account("model.layers.0", routing.shares, routing, tokens);
+  tokens.first_pass = false;  // computed again: does not count
+  loads.Account("model.layers.0", routing.shares, routing, tokens);
+  loads.Sum();
+  return loads;
+}
+
+TEST(OptimizerTest, BiasesOfExpertsFollowTheirLoadsUnlessTheUpdateIsSkipped) {
+  std::vector<ParameterSpec> specs = Specs();
+  ParameterSpec bias;
+  bias.name = "model.layers.0.mlp.gate.bias";
+  bias.shape = {4};
+  bias.initialization = Initialization::kZeros;
+  bias.trainable = false;
+  bias.balanced = true;
+  specs.push_back(bias);
+  ParameterBuffer buffer(specs, SelfOptions());
+  buffer.Initialize(1);
+  OptimizerConfig config = AdamWConfig();
+  config.set_router_bias_rate(0.25);
+  Optimizer optimizer(config, {&buffer}, 1);
+  const ExpertLoads loads = UnevenLoads();
+  UpdateDecision skip;
+  skip.apply = 0;
+  Backward(buffer, 1);
+  optimizer.Step(1, 0.01, TensorOf(skip), &loads);
+  EXPECT_TRUE(Part(buffer.own_weights(), buffer, 2).equal(at::zeros({4}, at::kDouble)));
+  optimizer.Step(2, 0.01, Decision(/*clip_factor=*/0.5, 1), &loads);
+  // The mean is one token.
+  EXPECT_TRUE(Part(buffer.own_weights(), buffer, 2).equal(TensorOf(std::vector<double>{-0.25, 0, 0.25, 0.25})));
+  EXPECT_EQ(buffer.UniqueGradients().size(), 2u) << "the norm is of the others";
 }
 
 TEST(OptimizerTest, SkippedStepsDoNotAgeTheMoments) {

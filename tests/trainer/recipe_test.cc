@@ -247,6 +247,23 @@ TEST(RecipeTest, TheRest) {
   ExpectRefused("logging { every_steps: 0 }", "logging.every_steps");
 }
 
+TEST(RecipeTest, RoutersOfExperts) {
+  const std::string mixture =
+      "model { family: \"qwen3_moe\" num_experts: 4 num_experts_per_tok: 2 moe_intermediate_size: 32 } ";
+  ExpectRefused(mixture + "loss { router_aux_loss: -1 }", "loss.router_aux_loss: is -1");
+  ExpectRefused(mixture + "loss { router_z_loss: nan }", "loss.router_z_loss: is nan");
+  ExpectRefused(mixture + "optimizer { router_bias_rate: -1 }", "optimizer.router_bias_rate: is -1");
+  ExpectRefused(mixture + "optimizer { router_bias_rate: 1e-3 }",
+                "optimizer.router_bias_rate: files of the family qwen3_moe have no place for a bias of experts");
+  const std::string pooled = mixture + "loss { router_aux_loss: 1 router_aux_scope: STEP } ";
+  ExpectRefused(pooled, "a step is 6 microbatches on 1 pipeline ranks");
+  ExpectRefused(pooled + "micro_batch_size: 12 parallel { pipeline: 2 }", "a step is 1 microbatches on 2 pipeline", 2);
+  EXPECT_TRUE(MustMake(pooled + "micro_batch_size: 12").engine.router.pooled);
+  const RouterLossRule rule = MustMake(mixture + "loss { router_aux_loss: 1 router_z_loss: 0.5 }").engine.router;
+  EXPECT_EQ(rule.evenness, 1.0 / 12) << "of a sequence";
+  EXPECT_EQ(rule.z, 0.5);
+}
+
 TEST(RecipeTest, SeveralProblemsAtOnce) {
   const absl::Status status =
       Make(Config("global_batch_size: 7 loss { z_loss: -1 } model { num_key_value_heads: 3 } train_for { steps: 0 }"),

@@ -75,9 +75,9 @@ absl::Status RunSteps(const BenchOptions& options, const Extensions& extensions,
     const double targets = batch.own_targets * mesh.num_data_ranks();
     mesh.control().Barrier();
     const double start = MonotonicSeconds();
-    (*model)->ForwardBackward(batch, targets);
+    (*model)->ForwardBackward(batch, targets, batch.own_tokens * mesh.num_data_ranks());
     const PendingResults results = (*model)->Decide(recipe.config.lr_schedule().clip_grad_norm());
-    optimizer.Step(step, recipe.LearningRate(step), (*model)->decision());
+    optimizer.Step(step, recipe.LearningRate(step), (*model)->decision(), (*model)->loads());
     loss_mean = results.Wait().loss.mean;
     Synchronize(mesh.device());
     if (step > options.warmup) times.push_back(MonotonicSeconds() - start);

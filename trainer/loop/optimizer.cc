@@ -1,6 +1,9 @@
 #include "trainer/loop/optimizer.h"
 
+#include <ATen/TensorOperators.h>
 #include <ATen/ops/zeros.h>
+
+#include <cstddef>
 
 #include "kernels/base/ops.h"
 
@@ -29,15 +32,29 @@ Optimizer::Optimizer(const OptimizerConfig& config, std::vector<ParameterBuffer*
   }
 }
 
-void Optimizer::Step(int64_t step, double learning_rate, const at::Tensor& decision) {
+void Optimizer::Step(int64_t step, double learning_rate, const at::Tensor& decision, const ExpertLoads* loads) {
   for (size_t i = 0; i < buffers_.size(); ++i) {
     if (!buffers_[i]->own_gradient().defined()) continue;  // frozen
+    if (loads != nullptr && config_.router_bias_rate() > 0) Balance(*buffers_[i], decision, *loads);
     if (config_.has_adamw()) {
       StepAdamW(i, step, learning_rate, decision);
     } else {
       StepSgd(i, learning_rate, decision);
     }
     buffers_[i]->Publish(/*converted=*/true);
+  }
+}
+
+void Optimizer::Balance(const ParameterBuffer& buffer, const at::Tensor& decision, const ExpertLoads& loads) const {
+  constexpr int64_t kApply = offsetof(UpdateDecision, apply) / sizeof(double);
+  const at::Tensor rate = decision[kApply] * config_.router_bias_rate();  // 0 where this update is left out
+  for (const Segment& segment : buffer.segments()) {
+    const ParameterSpec& spec = buffer.specs()[segment.parameter];
+    if (!spec.balanced) continue;
+    const at::Tensor counts = loads.Counts(spec.name);
+    const at::Tensor below = (counts.mean() - counts).sign().narrow(0, segment.parameter_begin, segment.numel);
+    at::Tensor bias = Part(buffer.own_weights(), segment);
+    bias.add_((below * rate).to(bias.scalar_type()));
   }
 }
 

@@ -47,8 +47,8 @@ namespace {
 struct NextStep {
   absl::Status status;  // the loader's
   DeviceBatch batch;
-  double targets = 0;  // in the global batch
-  double wait_ms = 0;  // for the loader
+  double targets = 0, tokens = 0;  // in the global batch
+  double wait_ms = 0;              // for the loader
 };
 
 // A step that was issued, and whose results the host has not looked at.
@@ -95,21 +95,26 @@ NextStep Prepare(Training& training, Loader& loader) {
   return next;
 }
 
-// The only control message of a step: how many targets the next one has, and whether any rank was asked to stop. All
-// ranks stop after the same step.
+// The only control message of a step: how many targets and tokens the next one has, and whether any rank was asked to
+// stop. All ranks stop after the same step.
 bool ExchangeControl(Training& training, NextStep* next) {
   const int ranks = training.mesh.control().size();
-  at::Tensor own = at::empty({2}, at::TensorOptions().dtype(at::kDouble));
-  at::Tensor all = at::empty({2 * ranks}, own.options());
+  at::Tensor own = at::empty({3}, at::TensorOptions().dtype(at::kDouble));
+  at::Tensor all = at::empty({3 * ranks}, own.options());
   own.mutable_data_ptr<double>()[0] = next->batch.own_targets;
-  own.mutable_data_ptr<double>()[1] = training.process.stop_requested() ? 1 : 0;
+  own.mutable_data_ptr<double>()[1] = next->batch.own_tokens;
+  own.mutable_data_ptr<double>()[2] = training.process.stop_requested() ? 1 : 0;
   training.mesh.control().AllGather(all, own).Wait();
   bool stop = false;
-  for (int rank = 0; rank < ranks; ++rank) {
-    next->targets += all.const_data_ptr<double>()[2 * rank];
-    stop = stop || all.const_data_ptr<double>()[2 * rank + 1] > 0;
+  for (const double* of_rank = all.const_data_ptr<double>(); of_rank != all.const_data_ptr<double>() + 3 * ranks;
+       of_rank += 3) {
+    next->targets += of_rank[0];
+    next->tokens += of_rank[1];
+    stop = stop || of_rank[2] > 0;
   }
-  next->targets /= ranks / training.mesh.num_data_ranks();  // Pipeline, context and tensor ranks share a batch.
+  const int sharing = ranks / training.mesh.num_data_ranks();  // Pipeline, context and tensor ranks share a batch.
+  next->targets /= sharing;
+  next->tokens /= sharing;
   return stop;
 }
 
@@ -155,6 +160,7 @@ absl::Status Record(Training& training, const IssuedStep& issued, const StepResu
   record.step = step;
   record.loss = results.loss.mean;
   if (training.recipe.config.loss().z_loss() > 0) record.z_loss = results.loss.z_loss;
+  record.routers = results.routers;
   record.grad_norm = results.norm.total;
   record.learning_rate = issued.learning_rate;
   record.tokens = issued.tokens;
@@ -227,12 +233,12 @@ absl::Status Loop(Training& training) {
     RETURN_IF_ERROR(CheckTargets(current.targets));
     const bool traced = training.trace.wants(step);
     if (traced) training.trace.Start();
-    training.model.ForwardBackward(current.batch, current.targets);
+    training.model.ForwardBackward(current.batch, current.targets, current.tokens);
     if (traced) RETURN_IF_ERROR(training.trace.Finish(step));
     PendingResults results = training.model.Decide(recipe.config.lr_schedule().clip_grad_norm());
     GradientNorms norms = WantsNorms(training) ? training.model.ParameterGradientNorms() : GradientNorms();
     const double learning_rate = recipe.LearningRate(step);
-    training.optimizer.Step(step, learning_rate, training.model.decision());
+    training.optimizer.Step(step, learning_rate, training.model.decision(), training.model.loads());
     training.progress.set_samples(training.progress.samples() + recipe.config.global_batch_size());
     training.progress.set_tokens(training.progress.tokens() + recipe.tokens_per_step);
 

@@ -4,6 +4,7 @@
 #include <fcntl.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cmath>
 #include <ctime>
 #include <fstream>
@@ -26,6 +27,13 @@ Json Number(double value) {
   if (std::isnan(value)) return "NaN";
   if (std::isinf(value)) return value > 0 ? "Infinity" : "-Infinity";
   return value;
+}
+
+// The largest load of any expert, as a multiple of the mean of its layer.
+double WorstLoad(const RouterResults& routers) {
+  double worst = 0;
+  for (const LayerLoad& load : routers.layers) worst = std::max(worst, load.max_over_mean);
+  return worst;
 }
 
 std::string Line(const Json& json) { return DumpJson(json) + "\n"; }
@@ -99,6 +107,7 @@ std::string ConsoleLine(const TrainRecord& record, int64_t total_steps) {
   if (total_steps > 0) absl::StrAppend(&line, "/", total_steps);
   absl::StrAppendFormat(&line, " loss %.4f", record.loss);
   if (record.z_loss.has_value()) absl::StrAppendFormat(&line, " z %.3g", *record.z_loss);
+  if (record.routers.has_value()) absl::StrAppendFormat(&line, " load %.2f", WorstLoad(*record.routers));
   absl::StrAppendFormat(&line, " grad %.3g lr %.2e %s tok/s", record.grad_norm, record.learning_rate,
                         HumanCount(record.tokens_per_second));
   absl::StrAppendFormat(&line, " %.*f ms", record.step_ms < 100 ? 1 : 0, record.step_ms);
@@ -138,6 +147,15 @@ absl::Status MetricsLog::Train(const TrainRecord& record) {
   Print(record);
   Json json = {{"type", "train"}, {"step", record.step}, {"loss", Number(record.loss)}};
   if (record.z_loss.has_value()) json["z_loss"] = Number(*record.z_loss);
+  if (record.routers.has_value()) {
+    json["router_aux_loss"] = Number(record.routers->aux_loss);
+    json["router_z_loss"] = Number(record.routers->z_loss);
+    for (const LayerLoad& load : record.routers->layers) {
+      json["expert_load"][load.block] = {{"max_over_mean", Number(load.max_over_mean)},
+                                         {"entropy", Number(load.entropy)},
+                                         {"idle", Number(load.idle)}};
+    }
+  }
   json["grad_norm"] = Number(record.grad_norm);
   json["learning_rate"] = Number(record.learning_rate);
   json["tokens"] = record.tokens;
@@ -159,6 +177,16 @@ absl::Status MetricsLog::Train(const TrainRecord& record) {
       {"train/data_wait_ms", record.data_wait_ms},
       {"train/peak_memory_bytes", static_cast<double>(record.peak_memory_bytes)}};
   if (record.z_loss.has_value()) scalars.emplace_back("train/z_loss", *record.z_loss);
+  if (record.routers.has_value()) {
+    scalars.emplace_back("train/router_aux_loss", record.routers->aux_loss);
+    scalars.emplace_back("train/router_z_loss", record.routers->z_loss);
+    scalars.emplace_back("train/expert_load", WorstLoad(*record.routers));
+    for (const LayerLoad& load : record.routers->layers) {
+      scalars.emplace_back(absl::StrCat("expert_load/max_over_mean/", load.block), load.max_over_mean);
+      scalars.emplace_back(absl::StrCat("expert_load/entropy/", load.block), load.entropy);
+      scalars.emplace_back(absl::StrCat("expert_load/idle/", load.block), load.idle);
+    }
+  }
   if (record.mfu.has_value()) scalars.emplace_back("train/mfu", *record.mfu);
   return events_->AddScalars(record.step, scalars);
 }

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "launch/base/status.h"
+#include "parallel/layers/expert_loads.h"
 #include "trainer/observe/event_file.h"
 
 namespace trireme {
@@ -31,8 +32,9 @@ struct RunDescription {
 struct TrainRecord {
   int64_t step = 0;
   double loss = 0;
-  std::optional<double> z_loss;  // when the config has one
-  double grad_norm = 0;          // before clipping
+  std::optional<double> z_loss;          // when the config has one
+  std::optional<RouterResults> routers;  // of a model with experts
+  double grad_norm = 0;                  // before clipping
   double learning_rate = 0;
   int64_t tokens = 0;            // trained on since step 1, over all ranks
   double tokens_per_second = 0;  // over all ranks
@@ -46,7 +48,8 @@ struct TrainRecord {
 // The current time as RunDescription::started wants it: "2030-01-31T12:00:00Z".
 std::string TimestampUtc();
 
-// "step 120/500 loss 4.1234 grad 1.02 lr 5.9e-04 12.30k tok/s 132 ms data 0.1% mem 512.0 MB ETA 3 min 10 s"
+// With experts also the largest load of one, as a multiple of the mean of its layer.
+// "step 120/500 loss 4.1234 load 1.31 grad 1.02 lr 5.9e-04 12.30k tok/s 132 ms data 0.1% mem 512.0 MB ETA 3 min 10 s"
 std::string ConsoleLine(const TrainRecord& record, int64_t total_steps);
 
 // Rank 0 only. Every line of metrics.jsonl is whole whenever the process dies; errors are kStorage.

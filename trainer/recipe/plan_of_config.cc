@@ -58,7 +58,10 @@ void PlanFrom(const RunConfig& config, EnginePlan* plan) {
   plan->sequence_length = config.data().sequence_length();
   plan->micro_batch_size = config.micro_batch_size();
   plan->z_loss = config.loss().z_loss();
-  plan->router_aux = config.loss().router_aux_loss() / std::max(1, config.global_batch_size());
+  plan->router.pooled = config.loss().router_aux_scope() == LossConfig::STEP;
+  plan->router.evenness =
+      config.loss().router_aux_loss() / (plan->router.pooled ? 1 : std::max(1, config.global_batch_size()));
+  plan->router.z = config.loss().router_z_loss();
   if (config.kernels().has_loss_chunk_tokens()) plan->loss_chunk_tokens = config.kernels().loss_chunk_tokens();
   plan->deterministic = config.kernels().deterministic();
   plan->seed = config.seed();

@@ -196,15 +196,46 @@ void CheckLength(const RunConfig& config, const CorpusFacts& facts, Recipe* reci
   }
 }
 
+// What evens out the loads of experts. The family, the mesh and the batch are known.
+void CheckRouters(const Recipe& recipe, Problems* problems) {
+  const RunConfig& config = recipe.config;
+  const LossConfig& loss = config.loss();
+  const DecoderSpec& model = recipe.engine.model;
+  const std::pair<const char*, double> fields[] = {
+      {"loss.router_aux_loss", loss.router_aux_loss()},
+      {"loss.router_z_loss", loss.router_z_loss()},
+      {"optimizer.router_bias_rate", config.optimizer().router_bias_rate()}};
+  if (!model.has_experts()) {
+    for (const auto& [field, value] : fields) {
+      if (value > 0) Warning(field, " has no effect: the model has no experts");
+    }
+    return;
+  }
+  if (config.optimizer().router_bias_rate() > 0 && !model.balances_experts())
+    problems->push_back(absl::StrCat("optimizer.router_bias_rate: files of the family ", config.model().family(),
+                                     " have no place for a bias of experts (glm4_moe's have one), so it would be lost; "
+                                     "leave it out, and set loss.router_aux_loss to even out loads"));
+  if (config.optimizer().router_bias_rate() > 0 && config.has_adapter())
+    problems->push_back(
+        "optimizer.router_bias_rate: an adapter's files have no place for the biases of experts, so what they become "
+        "would be lost; leave it or adapter out");
+  if (loss.router_aux_loss() > 0 && loss.router_aux_scope() == LossConfig::STEP &&
+      (recipe.num_microbatches > 1 || recipe.engine.mesh[Axis::kPipeline] > 1))
+    problems->push_back(absl::StrCat(
+        "loss.router_aux_scope: STEP is over what one forward pass sees, but here a step is ", recipe.num_microbatches,
+        " microbatches on ", recipe.engine.mesh[Axis::kPipeline],
+        " pipeline ranks; raise micro_batch_size to what a data-parallel rank has of global_batch_size and leave out "
+        "parallel.pipeline, or use SEQUENCE, which does not depend on the layout"));
+}
+
 void CheckRest(const RunConfig& config, const std::vector<std::string>& attention_names, Problems* problems) {
   const auto not_negative = [&](const char* field, double value) {
     if (!(value >= 0)) problems->push_back(absl::StrCat(field, ": is ", value, "; must not be negative"));
   };
   not_negative("loss.z_loss", config.loss().z_loss());
   not_negative("loss.router_aux_loss", config.loss().router_aux_loss());
-  if (config.loss().router_aux_loss() > 0 && config.data().has_conversations())
-    problems->push_back(
-        "loss.router_aux_loss: the empty ends of packed conversations would count as tokens; leave it out here");
+  not_negative("loss.router_z_loss", config.loss().router_z_loss());
+  not_negative("optimizer.router_bias_rate", config.optimizer().router_bias_rate());
   not_negative("evaluation.every_steps", config.evaluation().every_steps());
   not_negative("evaluation.max_sequences", config.evaluation().max_sequences());
   not_negative("checkpoint.every_steps", config.checkpoint().every_steps());
@@ -262,8 +293,7 @@ absl::StatusOr<Recipe> MakeRecipe(const RunConfig& config, int world_size, const
   absl::StatusOr<ModelFamily> family = FindFamily(families, model->family());
   if (family.ok()) {
     recipe.engine.model = Specify(*family, *model, &problems);
-    if (config.loss().router_aux_loss() > 0 && !recipe.engine.model.has_experts())
-      Warning("loss.router_aux_loss has no effect: the model has no experts");
+    CheckRouters(recipe, &problems);
     if (config.data().sequence_length() > recipe.engine.model.max_positions) {
       problems.push_back(absl::StrCat("data.sequence_length: ", config.data().sequence_length(),
                                       " exceeds model.max_position_embeddings ", recipe.engine.model.max_positions));
@@ -350,6 +380,8 @@ std::vector<std::string> SettingsWithoutEffect(const RunConfig& config, const Re
   idle(parallel.has_pipeline_schedule() && pipeline == 1, "parallel.pipeline_schedule", "without parallel.pipeline");
   idle(parallel.has_reduce_gradients() && recipe.num_microbatches == 1, "parallel.reduce_gradients",
        "with one microbatch a step");
+  idle(config.loss().has_router_aux_scope() && config.loss().router_aux_loss() == 0, "loss.router_aux_scope",
+       "without loss.router_aux_loss");
   const ModelConfig& model = config.model();
   idle(model.quantization().has_double_quantization() && model.quantization().method() == QuantizationConfig::INT8,
        "model.quantization.double_quantization", "on INT8");
