@@ -1,6 +1,8 @@
 // Names, shapes, types and order of rows of GGUF tensors, and files that hold other tensors than their model's.
 #include "models/weights/gguf_layout.h"
 
+#include <ATen/ops/empty.h>
+#include <absl/strings/match.h>
 #include <google/protobuf/text_format.h>
 #include <gtest/gtest.h>
 

@@ -121,9 +121,9 @@ def run(checks, trireme, llama_cpp, folder, only):
         if published:
             as_gemma(published[-1], os.path.join(path(""), "tokenizer.model"))
         else:
-            tokenizer = train_tokenizer(os.path.join(path(""), "tokenizer.json"), 634)
+            tokenizer = train_tokenizer(os.path.join(path(""), "tokenizer.json"), 633)
             if family.startswith("glm4"):
-                tokenizer.add_special_tokens(["<|user|>", "<|observation|>"])
+                tokenizer.add_special_tokens(["<|user|>", "<|observation|>", "[gMASK]"])
                 tokenizer.save(os.path.join(path(""), "tokenizer.json"))
         trireme("export", path(""), "--format", "hf", "--output", path("-hf"))
         for kind in ("f32", "bf16", "q8_0") if number < len(MODELS) else ("bf16",):

@@ -6,7 +6,7 @@ import os
 import gguf
 import torch
 from families_oracle import sizes_of
-from hf_tools import load, read_tensors, same_bytes
+from hf_tools import first_loss, load, read_tensors, recipe, same_bytes, write_tokens
 
 ARCHITECTURES = {
     "gemma3_text": "gemma3", "mistral": "llama", "mixtral": "llama", "phi": "phi2", "olmo3": "olmo2", "cohere": "command-r", "glm": "chatglm", "gpt_neox": "gptneox",
@@ -189,7 +189,58 @@ def check_model(checks, trireme, folder, train_tokenizer, text, llama_cpp, numbe
         checks.within(f"{label}: {kind}: log-probabilities of llama.cpp against Transformers", difference, bound)
 
 
+def check_ranks(checks, trireme, folder, train_tokenizer):
+    """Files read and written by four ranks: stacks of experts, fused and reordered rows."""
+    for family, mesh in (("qwen3_moe", "tensor: 2 pipeline: 2 expert: 2"), ("gpt_neox", "tensor: 2 pipeline: 2"), ("phi3", "tensor: 2 data_shard: 2")):
+        path = os.path.join(folder, f"ranks_{family}")
+        build(family, next(sizes for name, sizes in MORE if name == family), 1.0).save_pretrained(path)
+        train_tokenizer(os.path.join(path, "tokenizer.json"), 636)
+        trireme("export", path, "--format", "gguf", "--dtype", "f32", "--output", path + ".gguf")
+        write_tokens(path + ".bin", [(i * 7919) % 600 for i in range(2000)])
+        losses = []
+        for source, ranks, parallel in ((path, 1, ""), (path + ".gguf", 4, mesh)):
+            more = f'export {{ format: GGUF dtype: FP32 output: "{path}-run{ranks}.gguf" }}'
+            config, run_dir = recipe(folder, f"ranks_{family}_run{ranks}", f'from: "{source}"', path + ".bin", rate=0, mesh=parallel, more=more, length=64)
+            trireme("train", config, ranks=ranks)
+            losses.append(first_loss(run_dir))
+        checks.within(f"{family}: loss of 4 ranks from the GGUF file", abs(losses[1] / losses[0] - 1), 1e-6)
+        ours, theirs = ({t.name: t.data.tobytes() for t in gguf.GGUFReader(file).tensors} for file in (path + "-run4.gguf", path + ".gguf"))
+        checks.equal(f"{family}: tensors of the file that 4 ranks write", [n for n in {*ours, *theirs} if ours.get(n) != theirs.get(n)], [])
+
+
+def check_adapter(checks, trireme, folder):
+    """An adapter as llama.cpp's converter writes it: B in the order of the base's rows."""
+    from gguf_program import permuted
+    from peft_oracle import wrap
+
+    for family, why in (("granite", None), ("phi3", "is no tensor of its own"), ("qwen3_moe", None)):
+        path = os.path.join(folder, f"lora_{family}")
+        model = build(family, next(sizes for name, sizes in MORE if name == family), 1.0)
+        model.save_pretrained(path)
+        targets = ["qkv_proj"] if family == "phi3" else ["q_proj", "k_proj", "v_proj", "o_proj"]
+        wrapped = wrap(model, dict(r=4, lora_alpha=8, target_modules=targets), 5)
+        wrapped.save_pretrained(path + "-adapter")
+        said = trireme("export", path, "--adapter", path + "-adapter", "--format", "gguf-lora", "--output", path + ".gguf", fails=why is not None)
+        if why:
+            checks.equal(f"{family}: an adapter of a fused matrix is refused: {'' if why in said else said}", why in said, True)
+            continue
+        state = read_tensors(path + "-adapter")
+        heads = {"q": model.config.num_attention_heads, "k": model.config.num_key_value_heads} if family == "granite" else {}
+        wrong = []
+        for tensor in gguf.GGUFReader(path + ".gguf").tensors:
+            _, layer, part, _, which = tensor.name.split(".")  # blk.0.attn_q.weight.lora_b
+            letter = {"attn_q": "q", "attn_k": "k", "attn_v": "v", "attn_output": "o"}[part]
+            value = state.pop(f"base_model.model.model.layers.{layer}.self_attn.{letter}_proj.{which[:-1]}{which[-1].upper()}.weight").numpy()
+            if which == "lora_b" and letter in heads:
+                value = permuted(value, heads[letter])
+            if tensor.data.tobytes() != value.tobytes():
+                wrong.append(tensor.name)
+        checks.equal(f"{family}: tensors of the adapter's file that differ from PEFT's, and those that it lacks", [wrong, sorted(state)], [[], []])
+
+
 def check(checks, trireme, folder, train_tokenizer, text, llama_cpp, only=""):
+    check_ranks(checks, trireme, folder, train_tokenizer)
+    check_adapter(checks, trireme, folder)
     every = ("F32", "BF16", "Q8_0")
     cases = [(family, sizes, 1.0, every) for family, sizes in MODELS] + [(family, sizes, BEYOND_TABLE, every) for family, sizes in MODELS if "gemma" in family]
     cases += [(family, sizes, 1.0, ("F32",)) for family, sizes in MORE]
