@@ -47,7 +47,8 @@ namespace {
 struct ClampedParts {
   at::Tensor gate, up, g, u, share;
   ClampedParts(const at::Tensor& gate_up, const ClampedGate& gate_rule) {
-    const at::Tensor pairs = gate_up.to(ArithmeticType(gate_up.scalar_type())).view({gate_up.size(0), -1, 2});
+    const at::Tensor pairs =
+        gate_up.to(ArithmeticType(gate_up.scalar_type())).view({gate_up.size(0), gate_up.size(1) / 2, 2});
     gate = pairs.select(2, 0);
     up = pairs.select(2, 1);
     g = at::clamp(gate, std::nullopt, gate_rule.limit);

@@ -631,7 +631,8 @@ absl::Status WritePeftDirectory(const AdapterSource& given, const DecoderSpec& p
   config.base = source.base;
   config.weights_tied = source.weights_tied && spec.tied_embeddings;
   const std::vector<WeightTable::Stored> stored = MakeWeightTable(spec).stored;
-  config.transposed = std::any_of(stored.begin(), stored.end(), [](const auto& tensor) { return tensor.transposed; });
+  config.transposed = std::any_of(stored.begin(), stored.end(),
+                                  [](const auto& tensor) { return tensor.transposed && tensor.pieces == 1; });
   RETURN_IF_ERROR(WriteFileAtomically(absl::StrCat(folder, "/", kPeftConfigName),
                                       WritePeftConfig(config, TargetNames(*spec.adapter, LinearModules(spec), false),
                                                       TargetNames(*spec.adapter, ExpertModules(spec), true))));

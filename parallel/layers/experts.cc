@@ -62,7 +62,7 @@ at::Tensor Best(const at::Tensor& scores, int64_t count) {
 // Scores outside the best groups become -infinity; a group is as good as its best expert, or its best two.
 at::Tensor WithinGroups(const at::Tensor& scores, const RoutingRule& rule) {
   if (rule.groups == 1) return scores;
-  const at::Tensor grouped = scores.view({scores.size(0), rule.groups, -1});
+  const at::Tensor grouped = scores.view({scores.size(0), rule.groups, rule.experts / rule.groups});
   const int64_t best = rule.score == RoutingRule::kSigmoid ? 2 : 1;
   const at::Tensor of_group = std::get<0>(at::topk(grouped, std::min(best, grouped.size(2)), 2)).sum(2);
   at::Tensor hidden = at::ones({scores.size(0), rule.groups}, scores.options().dtype(at::kBool));

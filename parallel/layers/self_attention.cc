@@ -147,14 +147,14 @@ void RotateLast(const at::Tensor& x, int64_t turning, const SelfAttentionArgumen
   at::Tensor part = x.narrow(2, x.size(2) - turning, turning);
   at::Tensor rows = part.contiguous().view({x.size(0), x.size(1) * turning});
   ApplyRope(rows, x.size(1), turning, a.positions, *a.rope, inverse);
-  part.copy_(rows.view(part.sizes()));
+  if (!part.is_contiguous()) part.copy_(rows.view(part.sizes()));  // else they are the same memory
 }
 
 struct LatentAttentionFunction : torch::autograd::Function<LatentAttentionFunction> {
   static at::Tensor forward(AutogradContext* context, const at::Tensor& q, const at::Tensor& kv,
                             const at::Tensor& shared, const LatentHeads& head, const SelfAttentionArguments& a) {
     const at::Tensor turned = shared.clone();
-    RotateLast(q.view({q.size(0), a.heads, -1}), head.turning, a, /*inverse=*/false);
+    RotateLast(q.view({q.size(0), a.heads, head.still + head.turning}), head.turning, a, /*inverse=*/false);
     RotateLast(turned.unsqueeze(1), head.turning, a, /*inverse=*/false);
     const std::vector<at::Tensor> kept = TakeKept(a.kept, kKeepAttention, [&] {
       const AttentionOutput output = Attend(a, Expanded(q, kv, turned, head, a));

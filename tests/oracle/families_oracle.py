@@ -11,6 +11,7 @@ import tempfile
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+from generate_oracle import comma, compare, greedy, last_line  # noqa: E402
 from hf_oracle import check_config, check_training  # noqa: E402
 from packed_files import check_packed, check_quantized_experts  # noqa: E402
 from hf_tools import LENGTH, Program, batch_of, edit_config, first_loss, read_tensors, recipe, same_bytes, write_tokens  # noqa: E402
@@ -383,6 +384,17 @@ def check_lora(checks, trireme, folder, name, path, reference, corpus, batch, ta
     checks.within(f"{name}: written again, in PEFT", (theirs - logits).abs().max().item() / logits.abs().max().item(), 1e-6)
 
 
+def check_text(checks, trireme, name, path, reference, experts):
+    """Greedy tokens with their log-probabilities, beyond every window."""
+    prompt = [(7 * i + 3) % 97 for i in range(40)]
+    expected = greedy(reference.eval(), prompt, 8, eos_token_id=None)
+    for ranks, mesh in ((1, ""), (2, "tensor: 2 expert: 2" if experts else "tensor: 2")):
+        flags = ["--set", f"parallel {{ {mesh} }}"] if mesh else []
+        output = trireme("generate", path, "--prompt-ids", comma(prompt), "--max-tokens", "8", "--ignore-eos", "--json", *flags, ranks=ranks)
+        compare(checks, f"{name}, {ranks} ranks {mesh}", last_line(output), expected)
+    reference.train()
+
+
 def run(checks, probe, trireme, only, every):
     import reference as ref
     import torch
@@ -413,6 +425,8 @@ def run(checks, probe, trireme, only, every):
                         reference.save_pretrained(path, save_original_format=False)
                     edit_config(path, old_dialect)
                     old_file(path, family)
+                if every or only or index == 0:
+                    check_text(checks, trireme, name, path, reference, experts)
                 check_training(checks, ref, trireme, own, name, path, reference, corpus, batch, EXPERT_MESHES if experts else ())
                 if index < 2 and (every or only or family in ("gpt2", "phi3")):
                     check_lora(checks, trireme, own, name, path, reference, corpus, batch, "attention" if experts else "all-linear", dora=index == 1)
