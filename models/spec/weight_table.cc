@@ -211,7 +211,6 @@ WeightTable MakeWeightTable(const DecoderSpec& spec, const WeightNames& names) {
       stored.label = stored.shape;
     }
     if (kept.rule.scalar) stored.label.clear();
-    if (kept.rule.squeezed) stored.label.erase(stored.label.begin());
     table.stored.push_back(std::move(stored));
     return found->second;
   };

@@ -26,7 +26,6 @@ struct WeightRule {
   bool rotary_order = false;  // the rows of a head are in another order where rotation is partial (RotaryOrder)
   bool by_heads = false;      // rows are stored as [heads, rows of a head, ...]
   bool scalar = false;        // a vector of one number is stored without dimensions
-  bool squeezed = false;      // a matrix of one row is stored as a vector
   bool (*applies)(const DecoderSpec& spec) = nullptr;  // null: to every model of the family
 };
 

@@ -65,9 +65,7 @@ std::vector<WeightRule> CommonRules() {
       {"model.layers.*.mlp.shared_expert.gate_proj.weight", "blk.*.ffn_gate_shexp.weight"},
       {"model.layers.*.mlp.shared_expert.up_proj.weight", "blk.*.ffn_up_shexp.weight"},
       {"model.layers.*.mlp.shared_expert.down_proj.weight", "blk.*.ffn_down_shexp.weight"},
-      {.name = "model.layers.*.mlp.shared_expert_gate.weight",
-       .stored = "blk.*.ffn_gate_inp_shexp.weight",
-       .squeezed = true},
+      {"model.layers.*.mlp.shared_expert_gate.weight", "blk.*.ffn_gate_inp_shexp.weight"},
   };
 }
 
@@ -145,7 +143,7 @@ WeightNames NamesOf(const GgufArchitecture& architecture) {
 // Vectors, norms and routers are never rounded.
 bool StaysF32(const GgufTensor& tensor) {
   return tensor.shape.size() < 2 || absl::EndsWith(tensor.name, "_norm.weight") ||
-         absl::EndsWith(tensor.name, ".ffn_gate_inp.weight") || tensor.name == "position_embd.weight";
+         absl::StrContains(tensor.name, ".ffn_gate_inp") || tensor.name == "position_embd.weight";
 }
 
 // Without leading ones, which a file may have or not.

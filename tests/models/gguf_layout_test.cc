@@ -71,7 +71,7 @@ TEST(GgufLayout, TensorsHaveLlamaCppsNamesAndShapes) {
   has("qwen3_moe", "blk.1.ffn_gate_exps.weight", {3, 20, 64});
   has("qwen3_moe", "blk.1.ffn_down_exps.weight", {3, 64, 20});
   has("qwen3_moe", "blk.1.ffn_gate_inp.weight", {3, 64});
-  has("qwen2_moe", "blk.1.ffn_gate_inp_shexp.weight", {64});
+  has("qwen2_moe", "blk.1.ffn_gate_inp_shexp.weight", {1, 64});
   has("glm4_moe", "blk.1.exp_probs_b.bias", {3}, "head_dim: 16");
   has("glm4_moe", "blk.0.ffn_gate.weight", {96, 64}, "head_dim: 16");
 }
