@@ -15,7 +15,7 @@ namespace {
 using Json = nlohmann::json;
 
 constexpr char kBlocks[] = "_blocks", kScales[] = "_scales", kScaleInv[] = "_scale_inv";
-constexpr int64_t kMxBlock = 32;
+constexpr int64_t kMxBlock = 32, kMaxBlock = 1 << 20;
 constexpr float kE2m1[16] = {0.0f,  0.5f,  1.0f,  1.5f,  2.0f,  3.0f,  4.0f,  6.0f,
                              -0.0f, -0.5f, -1.0f, -1.5f, -2.0f, -3.0f, -4.0f, -6.0f};
 
@@ -124,9 +124,10 @@ class PackedReader {
     const Json& size = JsonMember(JsonMember(config, "quantization_config"), "weight_block_size");
     const std::optional<int64_t> rows = size.is_array() && size.size() == 2 ? JsonInteger(size[0]) : std::nullopt,
                                  columns = rows.has_value() ? JsonInteger(size[1]) : std::nullopt;
-    if (!rows.has_value() || !columns.has_value() || *rows < 1 || *columns < 1)
-      return Bad("quantization_config.weight_block_size",
-                 "is no pair of positive numbers in config.json, which F8_E4M3 matrices need");
+    const auto fits = [](const std::optional<int64_t>& n) { return n.has_value() && *n >= 1 && *n <= kMaxBlock; };
+    if (!fits(rows) || !fits(columns))
+      return Bad("quantization_config.weight_block_size", "is no pair of numbers from 1 to ", kMaxBlock,
+                 " in config.json, which F8_E4M3 matrices need");
     block_rows_ = *rows;
     block_columns_ = *columns;
     return absl::OkStatus();
