@@ -16,7 +16,6 @@ namespace {
 struct Factor {
   std::string parameter;  // "....lora_A.weight"
   bool is_b = false;
-  std::string module;        // "model.layers.0.self_attn.q_proj"
   double scale = 1;          // of this module, over the file's alpha / rank
   int64_t paired_heads = 0;  // as in GgufLayout
 };
@@ -66,7 +65,6 @@ absl::Status WriteGgufLora(const ModelSource& source, const std::vector<ModelFam
                    " is no tensor of its own in GGUF files; use --format gguf --merge");
     for (const bool is_b : {false, true}) {
       Factor factor;
-      factor.module = module;
       factor.is_b = is_b;
       factor.paired_heads = plan.layout.extras[*base].paired_heads;
       factor.parameter = module + (is_b ? ".lora_B.weight" : ".lora_A.weight");

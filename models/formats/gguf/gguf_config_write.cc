@@ -1,6 +1,7 @@
 // What a model becomes in a file, and whether llama.cpp would take it for the same model.
 #include <algorithm>
 #include <cmath>
+#include <functional>
 
 #include "models/formats/gguf/gguf_config.h"
 #include "models/formats/gguf/gguf_fields.h"
