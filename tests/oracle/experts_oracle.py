@@ -93,9 +93,11 @@ def check_bias(checks, ref, probe, trireme, folder):
         wrong = [key for key, bias in expected.items() if ours[key].dtype != torch.float32 or not torch.equal(ours[key], bias)]
         checks.equal(f"{name}: exported ones that are not the rule's bits in float32", wrong, [])
         last = records(run_dir)[-1]["expert_load"].values()
-        checks.within(f"{name}: load of the last step", max(abs(a["max_over_mean"] / b - 1) for a, b in zip(last, loads)), VALUES)
+        # After 20 steps a token whose scores are next to a tie may choose otherwise by round-off: two of them may.
+        few_tokens = max(2 / count.max().item() for count in counts.values())
+        checks.within(f"{name}: load of the last step", max(abs(a["max_over_mean"] / b - 1) for a, b in zip(last, loads)), few_tokens)
         entropies = [-sum(p * p.log() for p in (count / count.sum()).double() if p > 0).item() for count in counts.values()]
-        checks.within(f"{name}: its entropy", max(abs(a["entropy"] / b - 1) for a, b in zip(last, entropies)), VALUES)
+        checks.within(f"{name}: its entropy", max(abs(a["entropy"] / b - 1) for a, b in zip(last, entropies)), few_tokens)
     checks.above("biases that moved", sum(F.relu(bias.abs() - BIAS_RATE).count_nonzero().item() for bias in expected.values()), 0)
 
 

@@ -310,6 +310,7 @@ absl::Status WriteHfDirectory(const ModelSource& source, const ExportOptions& op
     // Layers that were left out stay so.
     model.mutable_quantization()->set_method(QuantizationConfig::NF4);
     model.mutable_quantization()->set_double_quantization(true);
+    if (model.has_num_experts()) model.mutable_quantization()->set_experts(false);
   } else {
     model.clear_quantization();
   }

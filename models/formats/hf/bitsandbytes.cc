@@ -160,7 +160,6 @@ void ReadBnbConfig(const Json& object, QuantizationConfig* quantization, std::ve
   const bool four = json.Bool("load_in_4bit").value_or(false), eight = json.Bool("load_in_8bit").value_or(false);
   if (four == eight)
     problems->push_back("quantization_config: neither or both of load_in_4bit and load_in_8bit are set");
-  quantization->set_experts(false);
   quantization->set_method(eight ? QuantizationConfig::INT8 : QuantizationConfig::NF4);
   if (four) {
     if (const std::string type = json.Text("bnb_4bit_quant_type"); type != "nf4")

@@ -340,6 +340,9 @@ absl::StatusOr<HfConfig> ParseHfConfig(const std::string& text, const std::strin
     ReadLlamaConfig(reader, *type, &config.model, &problems);
     ReadListed(reader, *type, &config);
   }
+  // bitsandbytes leaves experts as they are.
+  if (config.model.has_quantization() && config.model.has_num_experts())
+    config.model.mutable_quantization()->set_experts(false);
   config.model.set_tie_word_embeddings(reader.Bool("tie_word_embeddings").value_or(type->tied));
   if (!config.model.has_initializer_range())
     config.model.set_initializer_range(reader.Number("initializer_range").value_or(type->initializer_range));
