@@ -64,11 +64,9 @@ void Projections::AddHeadNumbers(const std::string& name, int64_t heads) {
 }
 
 void Projections::AddRouter(const std::string& name, int64_t rows, bool bias) {
-  Add(name + ".weight", {rows, place_.hidden_size}, Placement::kReplicated, place_.deviation, 0, false);
-  made_.back().wide = true;
-  if (!bias) return;
-  Add(name + ".bias", {rows}, Placement::kReplicated, place_.deviation, 0, false);
-  made_.back().wide = true;
+  const size_t before = made_.size();
+  AddShared(name, rows, bias);
+  for (size_t i = before; i < made_.size(); ++i) made_[i].wide = true;
 }
 
 void Projections::AddCorrection(const std::string& name, int64_t width) {

@@ -390,10 +390,11 @@ absl::StatusOr<Update> ReadUpdate(const AdapterSource& source, const AdapterSpec
 // Rows of W + s B A, scaled.
 at::Tensor Apply(const Update& update, const at::Tensor& rows, int64_t begin) {
   const int64_t count = rows.size(0), of_expert = update.b.size(0) / update.experts;
+  const int64_t rank = update.a.size(0) / update.experts;
   at::Tensor sum = rows.clone();
   for (int64_t row = begin; row < begin + count;) {
     const int64_t expert = row / of_expert, end = std::min(begin + count, (expert + 1) * of_expert);
-    const at::Tensor a = update.a.chunk(update.experts)[static_cast<size_t>(expert)];
+    const at::Tensor a = update.a.narrow(0, expert * rank, rank);
     sum.narrow(0, row - begin, end - row) += at::mm(update.b.narrow(0, row, end - row), a) * update.scale;
     row = end;
   }

@@ -113,7 +113,7 @@ class ParameterBuffer::GroupWeight final : public Weight {
     return {View(buffer_->gathered_), first_row_};
   }
   at::Tensor Rows(int64_t first, int64_t count) const override {
-    if (!buffer_->quantized()) return full().data.narrow(0, first, count);
+    if (!buffer_->quantized()) return Weight::Rows(first, count);
     TRIREME_CHECK(buffer_->unsharded_, "parameter ", name_, " is used while its unit is resharded");
     buffer_->publish_work_.Wait();
     const int begin = buffer_->first_matrix_[parameter_], end = buffer_->first_matrix_[parameter_ + members_];
