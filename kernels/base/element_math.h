@@ -101,6 +101,27 @@ TRIREME_HOST_DEVICE inline void GeGluBackward(C gate, C up, C d_out, C* d_gate, 
   *d_gate = d_out * up * sigmoid * (C(1) + gate * (C(1) - sigmoid) * slope);
 }
 
+// A gate with limits (gpt-oss): g sigmoid(alpha g) (1 + u), with g = min(gate, limit) and u = up cut to +-limit.
+struct ClampedGate {
+  double alpha = 1.702, limit = 7;
+};
+template <typename C>
+TRIREME_HOST_DEVICE inline C ClampedGlu(C alpha, C limit, C gate, C up) {
+  const C g = gate > limit ? limit : gate;
+  const C u = up > limit ? limit : (up < -limit ? -limit : up);
+  return g / (C(1) + Exp(-alpha * g)) * (u + C(1));
+}
+// A limit that is reached passes gradient, one that is exceeded does not, as torch.clamp has it.
+template <typename C>
+TRIREME_HOST_DEVICE inline void ClampedGluBackward(C alpha, C limit, C gate, C up, C d_out, C* d_gate, C* d_up) {
+  const C g = gate > limit ? limit : gate;
+  const C u = up > limit ? limit : (up < -limit ? -limit : up);
+  const C sigmoid = C(1) / (C(1) + Exp(-alpha * g));
+  const C slope = d_out * (u + C(1)) * sigmoid * (C(1) + alpha * g * (C(1) - sigmoid));
+  *d_gate = gate > limit ? C(0) : slope;
+  *d_up = up > limit || up < -limit ? C(0) : d_out * g * sigmoid;
+}
+
 // tanh(x) to a few units of the last place of 1: odd, so that small arguments keep their sign and zero stays zero.
 TRIREME_HOST_DEVICE inline float Tanh(float x) {
   const float size = x < 0 ? -x : x, e = Exp(-2.0f * size);

@@ -59,14 +59,6 @@ at::Tensor GatedForward(const at::Tensor& gate_up, Activation activation = Activ
 at::Tensor GatedBackward(const at::Tensor& gate_up, const at::Tensor& d_out, Activation activation = Activation::kSilu,
                          bool in_place = false);
 
-// gate_up [T, 2F], gate and up of a unit being neighbours: min(g, limit) sigmoid(alpha g) (1 + u cut to +-limit)
-// [T, F], g being the gate after its limit. libtorch's arithmetic on CPU and GPU.
-struct ClampedGate {
-  double alpha = 1.702, limit = 7;
-};
-at::Tensor ClampedGateForward(const at::Tensor& gate_up, const ClampedGate& gate);
-at::Tensor ClampedGateBackward(const at::Tensor& gate_up, const at::Tensor& d_out, const ClampedGate& gate);
-
 // ---- Rotary embedding (rope.cc): in place on the first `heads` heads of packed rows ----
 struct RopeTable {
   at::Tensor cosine, sine;   // [positions, pairs], arithmetic type: of position * inverse frequency

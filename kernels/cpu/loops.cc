@@ -192,6 +192,87 @@ void GatedRowsBackward(int64_t rows, int64_t width, const T* gate_up, const T* d
   }
 }
 
+// What an expert's gate computes of a unit, and where the unit's gate and up stand.
+template <typename Gate, typename C>
+struct FirstGate {  // all gates of a row, then all ups
+  explicit FirstGate(const ClampedGate&) {}
+  static int64_t Up(int64_t width) { return width; }
+  static constexpr int64_t kStep = 1;
+  C Forward(C gate, C up) const { return Gate::template Forward<C>(gate, up); }
+  void Backward(C gate, C up, C d, C* d_gate, C* d_up) const { Gate::template Backward<C>(gate, up, d, d_gate, d_up); }
+};
+template <typename C>
+struct Clamped {  // gate and up in turn
+  C alpha, limit;
+  explicit Clamped(const ClampedGate& gate) : alpha(static_cast<C>(gate.alpha)), limit(static_cast<C>(gate.limit)) {}
+  static int64_t Up(int64_t) { return 1; }
+  static constexpr int64_t kStep = 2;
+  C Forward(C gate, C up) const { return ClampedGlu<C>(alpha, limit, gate, up); }
+  void Backward(C gate, C up, C d, C* d_gate, C* d_up) const {
+    ClampedGluBackward<C>(alpha, limit, gate, up, d, d_gate, d_up);
+  }
+};
+
+template <typename Gate, typename T, typename C>
+void ExpertGateRows(const ClampedGate& clamped, int64_t rows, int64_t width, const T* gate_up, const C* weights,
+                    T* out) {
+  const Gate rule(clamped);
+  for (int64_t r = 0; r < rows; ++r) {
+    const T* gate = gate_up + r * 2 * width;
+    const T* up = gate + Gate::Up(width);
+    T* result = out + r * width;
+    const C weight = weights[r];
+#pragma omp simd
+    for (int64_t i = 0; i < width; ++i)
+      Store(&result[i], rule.Forward(Load(gate[i * Gate::kStep]), Load(up[i * Gate::kStep])) * weight);
+  }
+}
+
+template <typename Gate, typename T, typename C>
+void ExpertGateRowsBackward(const ClampedGate& clamped, int64_t rows, int64_t width, const T* gate_up, const C* weights,
+                            const T* d_out, T* d_gate_up, C* d_weights, T* out) {
+  const Gate rule(clamped);
+  for (int64_t r = 0; r < rows; ++r) {
+    const T* gate = gate_up + r * 2 * width;
+    const T* up = gate + Gate::Up(width);
+    const T* gradient = d_out + r * width;
+    T* d_gate = d_gate_up + r * 2 * width;
+    T* d_up = d_gate + Gate::Up(width);
+    T* result = out + r * width;
+    const C weight = weights[r];
+    C dot = 0;
+#pragma omp simd reduction(+ : dot)
+    for (int64_t i = 0; i < width; ++i) {
+      const C g = Load(gate[i * Gate::kStep]), u = Load(up[i * Gate::kStep]), d = Load(gradient[i]);
+      const C made = rule.Forward(g, u);
+      dot += d * made;
+      Store(&result[i], made * weight);
+      C dg, du;
+      rule.Backward(g, u, d * weight, &dg, &du);
+      Store(&d_gate[i * Gate::kStep], dg);
+      Store(&d_up[i * Gate::kStep], du);
+    }
+    d_weights[r] = dot;
+  }
+}
+
+template <typename T, typename C>
+void SumOfRows(int64_t count, const int64_t* places, int64_t width, const T* x, T* out) {
+  // A piece of the sum at a time, which stays in the first cache while rows are added.
+  constexpr int64_t kPiece = 512;
+  for (int64_t begin = 0; begin < width; begin += kPiece) {
+    const int64_t size = width - begin < kPiece ? width - begin : kPiece;
+    C sum[kPiece] = {};
+    for (int64_t j = 0; j < count; ++j) {
+      const T* row = x + places[j] * width + begin;
+#pragma omp simd
+      for (int64_t i = 0; i < size; ++i) sum[i] += Load(row[i]);
+    }
+#pragma omp simd
+    for (int64_t i = 0; i < size; ++i) Store(&out[begin + i], sum[i]);
+  }
+}
+
 template <typename T, typename C>
 void Rope(int64_t rows, int64_t heads, int64_t head_dim, int64_t pairs, bool interleaved, int64_t stride, T* x,
           const int64_t* positions, const C* cosine, const C* sine, C direction) {
@@ -530,6 +611,9 @@ TypedLoops<T, C> MakeTyped() {
           &GatedRowsBackward<Silu, T, C>,
           &GatedRows<GeluTanh, T, C>,
           &GatedRowsBackward<GeluTanh, T, C>,
+          {&ExpertGateRows<FirstGate<Silu, C>, T, C>, &ExpertGateRowsBackward<FirstGate<Silu, C>, T, C>},
+          {&ExpertGateRows<FirstGate<GeluTanh, C>, T, C>, &ExpertGateRowsBackward<FirstGate<GeluTanh, C>, T, C>},
+          {&ExpertGateRows<Clamped<C>, T, C>, &ExpertGateRowsBackward<Clamped<C>, T, C>},
           &Rope<T, C>,
           &SoftmaxBlock<C>,
           &SoftmaxAgain<C>,
@@ -541,6 +625,7 @@ TypedLoops<T, C> MakeTyped() {
           &CrossEntropy<C>,
           &CrossEntropyBackward<C>,
           &Dropout<T, C>,
+          &SumOfRows<T, C>,
           &Add<T>,
           &Accumulate<T, C>,
           &Widen<T, C>,

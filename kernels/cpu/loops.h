@@ -12,6 +12,15 @@
 
 namespace trireme {
 
+// An expert's gate: gate_up [rows, 2 width] -> out [rows, width], each row times its weight [rows].
+template <typename T, typename C>
+struct ExpertGateLoops {
+  void (*forward)(const ClampedGate& clamped, int64_t rows, int64_t width, const T* gate_up, const C* weights, T* out);
+  // Sets the gradients of gate_up and weights, and out as forward does.
+  void (*backward)(const ClampedGate& clamped, int64_t rows, int64_t width, const T* gate_up, const C* weights,
+                   const T* d_out, T* d_gate_up, C* d_weights, T* out);
+};
+
 // T = float, double, Bf16; C = the arithmetic type of T.
 template <typename T, typename C>
 struct TypedLoops {
@@ -35,6 +44,8 @@ struct TypedLoops {
   void (*swiglu_backward)(int64_t rows, int64_t width, const T* gate_up, const T* d_out, T* d_gate_up);
   void (*geglu)(int64_t rows, int64_t width, const T* gate_up, T* out);  // the same with GELU of the gate
   void (*geglu_backward)(int64_t rows, int64_t width, const T* gate_up, const T* d_out, T* d_gate_up);
+  // gate_up gate first, or with `clamped` a unit's gate and up neighbours. Only the last reads its rule.
+  ExpertGateLoops<T, C> expert_swiglu, expert_geglu, expert_clamped;
   // Rotates the first `pairs` pairs of each of `heads` heads of head_dim, in place, in rows `stride` apart: i and
   // i + pairs, or interleaved 2i and 2i + 1. cosine, sine [positions, pairs]; direction 1 or -1.
   void (*rope)(int64_t rows, int64_t heads, int64_t head_dim, int64_t pairs, bool interleaved, int64_t stride, T* x,
@@ -69,6 +80,8 @@ struct TypedLoops {
   // out = x * scale where the element stays, else 0 (kernels/base/dropout.h).
   void (*dropout)(int64_t rows, int64_t width, int64_t first_column, const int64_t* tokens, uint32_t key_low,
                   uint32_t key_high, uint32_t threshold, C scale, const T* x, T* out);
+  // out [width] = the sum, in order, of `count` rows of x [.., width], those at `places`.
+  void (*sum_of_rows)(int64_t count, const int64_t* places, int64_t width, const T* x, T* out);
   // a += b, and a += b with a in the arithmetic type.
   void (*add)(int64_t n, T* a, const T* b);
   void (*accumulate)(int64_t n, C* a, const T* b);

@@ -11,7 +11,7 @@
 namespace trireme {
 namespace {
 
-constexpr int64_t kRowBlock = 128;     // rows of an expert that one task takes
+constexpr int64_t kRowBlock = 256;     // rows of an expert that one task takes: its matrix is packed once for them
 constexpr int64_t kMatrixBlock = 256;  // rows of its matrix, where gradients of weights are made
 
 // A piece of work for one thread.
@@ -19,12 +19,15 @@ struct GroupTask {
   int64_t expert, begin, size;
 };
 
-// Blocks of each expert's rows, the largest first: threads take tasks as they become free.
+// Even blocks of each expert's rows, the largest first: threads take tasks as they become free.
 std::vector<GroupTask> RowTasks(const ExpertOffsets& offsets) {
   std::vector<GroupTask> tasks;
   for (size_t e = 0; e + 1 < offsets.size(); ++e) {
-    for (int64_t begin = offsets[e]; begin < offsets[e + 1]; begin += kRowBlock)
-      tasks.push_back({static_cast<int64_t>(e), begin, std::min(kRowBlock, offsets[e + 1] - begin)});
+    const int64_t rows = offsets[e + 1] - offsets[e], blocks = (rows + kRowBlock - 1) / kRowBlock;
+    for (int64_t i = 0; i < blocks; ++i) {
+      const int64_t begin = offsets[e] + rows * i / blocks, end = offsets[e] + rows * (i + 1) / blocks;
+      tasks.push_back({static_cast<int64_t>(e), begin, end - begin});
+    }
   }
   std::stable_sort(tasks.begin(), tasks.end(), [](const GroupTask& a, const GroupTask& b) { return a.size > b.size; });
   return tasks;
@@ -38,66 +41,91 @@ void InType(const at::Tensor& x, const Body& body) {
   });
 }
 
+// Rows of one expert for a task on CPU, in the arithmetic type: where they lie, or a copy.
+template <typename C>
+class TaskRows {
+ public:
+  explicit TaskRows(const ExpertRows& rows)
+      : wide_(Widened(rows.x).contiguous()), order_(rows.order), per_token_(rows.per_token) {}
+
+  // [size, width], packed.
+  at::Tensor Part(int64_t begin, int64_t size) const {
+    if (!order_.defined()) return wide_.narrow(0, begin, size);
+    const int64_t width = wide_.size(1);
+    at::Tensor taken = at::empty({size, width}, wide_.options());
+    const int64_t* choice = order_.const_data_ptr<int64_t>() + begin;
+    for (int64_t i = 0; i < size; ++i)
+      std::copy_n(Data<C>(wide_) + choice[i] / per_token_ * width, width, Data<C>(taken) + i * width);
+    return taken;
+  }
+
+ private:
+  at::Tensor wide_, order_;
+  int64_t per_token_;
+};
+
 // x [R, K] or [R, N], w [E N, K]: rows of each expert times its matrix, transposed (kYes: [R, N]) or not ([R, K]).
-at::Tensor GroupedProduct(const at::Tensor& x, const at::Tensor& w, const ExpertOffsets& offsets, Transpose transpose) {
+at::Tensor GroupedProduct(const ExpertRows& x, const at::Tensor& w, const ExpertOffsets& offsets, Transpose transpose) {
   const int64_t n = w.size(0) / (static_cast<int64_t>(offsets.size()) - 1), k = w.size(1);
-  const int64_t inner = x.size(1), outer = transpose == Transpose::kYes ? n : k;
+  const int64_t inner = x.width(), outer = transpose == Transpose::kYes ? n : k;
   const std::vector<GroupTask> tasks = RowTasks(offsets);
-  if (x.is_cuda()) {
-    at::Tensor y = at::empty({x.size(0), outer}, x.options());
+  if (w.is_cuda()) {
+    at::Tensor y = at::empty({x.rows(), outer}, x.x.options());
     for (const GroupTask& t : tasks) {
-      const at::Tensor rows = x.narrow(0, t.begin, t.size), matrix = w.narrow(0, t.expert * n, n);
+      const at::Tensor rows = x.Part(t.begin, t.size), matrix = w.narrow(0, t.expert * n, n);
       y.narrow(0, t.begin, t.size)
           .copy_(transpose == Transpose::kYes ? MatmulTransposed(rows, matrix) : Matmul(rows, matrix));
     }
     return y;
   }
-  const at::Tensor rows = Widened(x).contiguous(), matrices = Widened(w).contiguous();
-  at::Tensor y = at::empty({x.size(0), outer}, rows.options());
-  InType(rows, [&](auto type) {
+  const at::Tensor matrices = Widened(w).contiguous();
+  at::Tensor y = at::empty({x.rows(), outer}, matrices.options());
+  InType(matrices, [&](auto type) {
     using C = decltype(type);
+    const TaskRows<C> rows(x);
     ParallelTasks(static_cast<int64_t>(tasks.size()), [&](int64_t i) {
       const GroupTask& t = tasks[static_cast<size_t>(i)];
-      Gemm(Transpose::kNo, transpose, t.size, outer, inner, C(1), Data<C>(rows) + t.begin * inner, inner,
+      const at::Tensor part = rows.Part(t.begin, t.size);
+      Gemm(Transpose::kNo, transpose, t.size, outer, inner, C(1), Data<C>(part), inner,
            Data<C>(matrices) + t.expert * n * k, k, C(0), Data<C>(y) + t.begin * outer, outer);
     });
   });
-  return Narrowed(y, x.scalar_type());
+  return Narrowed(y, x.x.scalar_type());
 }
 
 }  // namespace
 
-at::Tensor GroupedMatmulTransposed(const at::Tensor& x, const at::Tensor& w, const ExpertOffsets& offsets) {
+at::Tensor GroupedMatmulTransposed(const ExpertRows& x, const at::Tensor& w, const ExpertOffsets& offsets) {
   return GroupedProduct(x, w, offsets, Transpose::kYes);
 }
 
-at::Tensor GroupedMatmul(const at::Tensor& dy, const at::Tensor& w, const ExpertOffsets& offsets) {
+at::Tensor GroupedMatmul(const ExpertRows& dy, const at::Tensor& w, const ExpertOffsets& offsets) {
   return GroupedProduct(dy, w, offsets, Transpose::kNo);
 }
 
-void AddGroupedOuterProducts(const at::Tensor& dy, const at::Tensor& x, const ExpertOffsets& offsets,
+void AddGroupedOuterProducts(const ExpertRows& dy, const ExpertRows& x, const ExpertOffsets& offsets,
                              at::Tensor& accumulator, bool overwrite) {
-  const int64_t experts = static_cast<int64_t>(offsets.size()) - 1, n = dy.size(1), k = x.size(1);
-  if (dy.is_cuda()) {
+  const int64_t experts = static_cast<int64_t>(offsets.size()) - 1, n = dy.width(), k = x.width();
+  if (accumulator.is_cuda()) {
     for (int64_t e = 0; e < experts; ++e) {
       const int64_t begin = offsets[static_cast<size_t>(e)], size = offsets[static_cast<size_t>(e) + 1] - begin;
       at::Tensor own = accumulator.narrow(0, e * n, n);
       if (size > 0) {
-        AddOuterProduct(dy.narrow(0, begin, size), x.narrow(0, begin, size), own, overwrite);
+        AddOuterProduct(dy.Part(begin, size), x.Part(begin, size), own, overwrite);
       } else if (overwrite) {
         own.zero_();
       }
     }
     return;
   }
-  const at::Tensor d_rows = Widened(dy).contiguous(), rows = Widened(x).contiguous();
   // A thread makes some rows of an expert's gradient from all its tokens, so that each element is summed in one order.
   std::vector<GroupTask> tasks;
   for (int64_t e = 0; e < experts; ++e) {
     for (int64_t row = 0; row < n; row += kMatrixBlock) tasks.push_back({e, row, std::min(kMatrixBlock, n - row)});
   }
-  InType(rows, [&](auto type) {
+  InType(accumulator, [&](auto type) {
     using C = decltype(type);
+    const TaskRows<C> d_rows(dy), rows(x);
     ParallelTasks(static_cast<int64_t>(tasks.size()), [&](int64_t i) {
       const GroupTask& t = tasks[static_cast<size_t>(i)];
       const int64_t begin = offsets[static_cast<size_t>(t.expert)],
@@ -107,24 +135,11 @@ void AddGroupedOuterProducts(const at::Tensor& dy, const at::Tensor& x, const Ex
         if (overwrite) std::fill(out, out + t.size * k, C(0));
         return;
       }
-      Gemm(Transpose::kYes, Transpose::kNo, t.size, k, size, C(1), Data<C>(d_rows) + begin * n + t.begin, n,
-           Data<C>(rows) + begin * k, k, overwrite ? C(0) : C(1), out, k);
+      const at::Tensor d_part = d_rows.Part(begin, size), part = rows.Part(begin, size);
+      Gemm(Transpose::kYes, Transpose::kNo, t.size, k, size, C(1), Data<C>(d_part) + t.begin, n, Data<C>(part), k,
+           overwrite ? C(0) : C(1), out, k);
     });
   });
-}
-
-Grouping GroupStably(const int64_t* values, int64_t n, int64_t groups) {
-  Grouping grouping;
-  grouping.offsets.assign(static_cast<size_t>(groups) + 1, 0);
-  for (int64_t i = 0; i < n; ++i) {
-    TRIREME_CHECK(values[i] >= 0 && values[i] < groups, "group ", values[i], " of ", groups);
-    ++grouping.offsets[static_cast<size_t>(values[i]) + 1];
-  }
-  for (size_t g = 1; g < grouping.offsets.size(); ++g) grouping.offsets[g] += grouping.offsets[g - 1];
-  ExpertOffsets next = grouping.offsets;
-  grouping.order.resize(static_cast<size_t>(n));
-  for (int64_t i = 0; i < n; ++i) grouping.order[static_cast<size_t>(next[static_cast<size_t>(values[i])]++)] = i;
-  return grouping;
 }
 
 }  // namespace trireme

@@ -8,26 +8,20 @@
 #include <cstdint>
 #include <vector>
 
+#include "kernels/experts/chosen_rows.h"
+
 namespace trireme {
 
 // Where the rows of each expert begin; ends[e] is where the next one's do. Experts without rows are a normal case.
 using ExpertOffsets = std::vector<int64_t>;  // [experts + 1]
 
 // x [R, K], w [E N, K] -> y [R, N]: rows of expert e times its matrix, w's rows [e N, (e + 1) N), transposed.
-at::Tensor GroupedMatmulTransposed(const at::Tensor& x, const at::Tensor& w, const ExpertOffsets& offsets);
+at::Tensor GroupedMatmulTransposed(const ExpertRows& x, const at::Tensor& w, const ExpertOffsets& offsets);
 // dy [R, N], w [E N, K] -> dy w [R, K].
-at::Tensor GroupedMatmul(const at::Tensor& dy, const at::Tensor& w, const ExpertOffsets& offsets);
+at::Tensor GroupedMatmul(const ExpertRows& dy, const at::Tensor& w, const ExpertOffsets& offsets);
 // accumulator [E N, K] (arithmetic type) += dy^T x of each expert; overwrite: =, zero for one without rows.
-void AddGroupedOuterProducts(const at::Tensor& dy, const at::Tensor& x, const ExpertOffsets& offsets,
+void AddGroupedOuterProducts(const ExpertRows& dy, const ExpertRows& x, const ExpertOffsets& offsets,
                              at::Tensor& accumulator, bool overwrite);
-
-// The order of n numbers in [0, groups) by value, equal ones in the order they have: a counting sort. Beside it where
-// each group begins.
-struct Grouping {
-  std::vector<int64_t> order;  // [n]
-  ExpertOffsets offsets;
-};
-Grouping GroupStably(const int64_t* values, int64_t n, int64_t groups);
 
 }  // namespace trireme
 

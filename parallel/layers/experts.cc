@@ -20,6 +20,7 @@
 #include <limits>
 #include <vector>
 
+#include "kernels/experts/chosen_rows.h"
 #include "kernels/experts/grouped.h"
 #include "parallel/layers/adapter.h"
 #include "parallel/layers/autograd.h"
@@ -52,13 +53,6 @@ struct LocalLinearFunction : torch::autograd::Function<LocalLinearFunction> {
   }
 };
 
-// The best `count` of each row, by lower index where equal. No gradient.
-at::Tensor Best(const at::Tensor& scores, int64_t count) {
-  return std::get<1>(at::sort(scores, /*stable=*/true, /*dim=*/1, /*descending=*/true))
-      .narrow(1, 0, count)
-      .contiguous();
-}
-
 // Scores outside the best groups become -infinity; a group is as good as its best expert, or its best two.
 at::Tensor WithinGroups(const at::Tensor& scores, const RoutingRule& rule) {
   if (rule.groups == 1) return scores;
@@ -66,7 +60,7 @@ at::Tensor WithinGroups(const at::Tensor& scores, const RoutingRule& rule) {
   const int64_t best = rule.score == RoutingRule::kSigmoid ? 2 : 1;
   const at::Tensor of_group = std::get<0>(at::topk(grouped, std::min(best, grouped.size(2)), 2)).sum(2);
   at::Tensor hidden = at::ones({scores.size(0), rule.groups}, scores.options().dtype(at::kBool));
-  hidden.scatter_(1, Best(of_group, rule.chosen_groups), false);
+  hidden.scatter_(1, LargestOfRows(of_group, rule.chosen_groups), false);
   return grouped.masked_fill(hidden.unsqueeze(2), -std::numeric_limits<double>::infinity()).view(scores.sizes());
 }
 
@@ -74,21 +68,24 @@ at::Tensor Choose(const at::Tensor& scores, Weight* correction, const RoutingRul
   at::NoGradGuard no_grad;
   at::Tensor by = scores.detach();
   if (correction != nullptr) by = by + correction->full().data.to(by.scalar_type());
-  return Best(WithinGroups(by, rule), rule.per_token);
+  return LargestOfRows(WithinGroups(by, rule), rule.per_token);
 }
 
 // Which rows travel where, as this rank needs it. Made once per microbatch and layer, on the host.
 struct Dispatch {
-  at::Tensor order;               // [n]: the n = t x per_token choices by expert, as indices into them
+  at::Tensor order, place;        // [n]: the n = t x per_token choices by expert, and where each stands among them
   std::vector<int64_t> to, from;  // rows to each rank of the group, and from it
-  at::Tensor arrival;             // [R]: rows as they lie by expert here, as indices into those received
-  ExpertOffsets offsets;          // of the rows by expert
+  // [R]: rows as they lie by expert here, as indices into those received, and the other way. Undefined: they are equal.
+  at::Tensor arrival, departure;
+  ExpertOffsets offsets;  // of the rows by expert
   int64_t received() const { return offsets.back(); }
 };
 
-at::Tensor OnDevice(std::vector<int64_t> values, at::Device device) {
+at::Tensor OnDevice(const std::vector<int64_t>& values, at::Device device) {
   const auto n = static_cast<int64_t>(values.size());
-  return at::from_blob(values.data(), {n}, at::TensorOptions().dtype(at::kLong)).clone().to(device);
+  return at::from_blob(const_cast<int64_t*>(values.data()), {n}, at::TensorOptions().dtype(at::kLong))
+      .clone()
+      .to(device);
 }
 
 Dispatch MakeDispatch(const at::Tensor& indices, int64_t experts, ProcessGroup& group) {
@@ -97,6 +94,7 @@ Dispatch MakeDispatch(const at::Tensor& indices, int64_t experts, ProcessGroup& 
   const int64_t ranks = group.size(), local = experts / ranks;
   Dispatch plan;
   plan.order = OnDevice(grouping.order, indices.device());
+  plan.place = OnDevice(grouping.place, indices.device());
   const auto count = [&](int64_t e) {
     return grouping.offsets[static_cast<size_t>(e) + 1] - grouping.offsets[static_cast<size_t>(e)];
   };
@@ -120,16 +118,22 @@ Dispatch MakeDispatch(const at::Tensor& indices, int64_t experts, ProcessGroup& 
   std::vector<int64_t> begin(static_cast<size_t>(experts));
   for (int64_t i = 1; i < experts; ++i)
     begin[static_cast<size_t>(i)] = begin[static_cast<size_t>(i) - 1] + number[i - 1];
-  std::vector<int64_t> arrival;
+  std::vector<int64_t> arrival, departure(static_cast<size_t>(begin.back() + number[experts - 1]));
   plan.offsets = {0};
   for (int64_t e = 0; e < local; ++e) {
     for (int64_t rank = 0; rank < ranks; ++rank) {
       const int64_t i = rank * local + e;
-      for (int64_t row = 0; row < number[i]; ++row) arrival.push_back(begin[static_cast<size_t>(i)] + row);
+      for (int64_t row = begin[static_cast<size_t>(i)], end = row + number[i]; row < end; ++row) {
+        departure[static_cast<size_t>(row)] = static_cast<int64_t>(arrival.size());
+        arrival.push_back(row);
+      }
     }
     plan.offsets.push_back(static_cast<int64_t>(arrival.size()));
   }
-  if (ranks > 1) plan.arrival = OnDevice(std::move(arrival), indices.device());
+  if (ranks > 1) {
+    plan.arrival = OnDevice(arrival, indices.device());
+    plan.departure = OnDevice(departure, indices.device());
+  }
   return plan;
 }
 
@@ -158,24 +162,16 @@ at::Tensor Travel(const Dispatch& plan, const at::Tensor& rows, ProcessGroup& gr
   return arrived;
 }
 
-// A row for each choice [n, width] -> rows by expert [R, width] where the experts are.
-at::Tensor ToExperts(const Dispatch& plan, const at::Tensor& by_choice, ProcessGroup& group) {
-  const at::Tensor arrived = Travel(plan, by_choice, group, /*back=*/false);
-  return plan.arrival.defined() ? arrived.index_select(0, plan.arrival) : arrived;
+// What the choices of x's tokens are [t, width], `per_token` each -> rows by expert [R, width] where the experts are.
+ExpertRows ToExperts(const Dispatch& plan, const at::Tensor& x, int64_t per_token, ProcessGroup& group) {
+  if (group.size() == 1) return {x, plan.order, per_token};
+  return {Travel(plan, TakeRows(x, plan.order, per_token), group, /*back=*/false), plan.arrival, 1};
 }
 
 // Rows by expert -> a row for each choice, in the order of `order`.
 at::Tensor FromExperts(const Dispatch& plan, const at::Tensor& by_expert, ProcessGroup& group) {
-  at::Tensor rows = by_expert;
-  if (plan.arrival.defined()) rows = at::empty_like(by_expert).index_copy_(0, plan.arrival, by_expert);
-  return Travel(plan, rows.contiguous(), group, /*back=*/true);
-}
-
-// [n, width] in the order of `order` -> summed over a token's choices, in their order, in the arithmetic type.
-at::Tensor SumOfChoices(const Dispatch& plan, const at::Tensor& sorted, int64_t per_token) {
-  const at::Tensor wide = sorted.to(ArithmeticType(sorted.scalar_type()));
-  const at::Tensor by_choice = at::empty_like(wide).index_copy_(0, plan.order, wide);
-  return by_choice.view({-1, per_token, wide.size(1)}).sum(1).to(sorted.scalar_type());
+  const at::Tensor rows = plan.departure.defined() ? TakeRows(by_expert, plan.departure) : by_expert.contiguous();
+  return Travel(plan, rows, group, /*back=*/true);
 }
 
 // What is added to each row [R, N]: its expert's bias.
@@ -185,7 +181,7 @@ at::Tensor BiasRows(const Weight& bias, const ExpertOffsets& offsets, at::Scalar
     expert_of_row.insert(expert_of_row.end(), static_cast<size_t>(offsets[e + 1] - offsets[e]),
                          static_cast<int64_t>(e));
   const at::Tensor all = bias.full().data.view({static_cast<int64_t>(offsets.size()) - 1, -1}).to(type);
-  return all.index_select(0, OnDevice(std::move(expert_of_row), all.device()));
+  return TakeRows(all, OnDevice(expert_of_row, all.device()));
 }
 
 // Hands each expert's bias the sum of its rows' gradients [R, N]; bias may be null.
@@ -221,25 +217,25 @@ void EachExpert(const Weight& weight, int64_t matrix_rows, const ExpertOffsets& 
 }
 
 // rows W^T of each expert [R, n]; dy W.
-at::Tensor PlainProduct(const Weight& weight, int64_t n, const at::Tensor& rows, const ExpertOffsets& offsets) {
+at::Tensor PlainProduct(const Weight& weight, int64_t n, const ExpertRows& rows, const ExpertOffsets& offsets) {
   if (weight.at_hand()) return GroupedMatmulTransposed(rows, weight.full().data, offsets);
-  at::Tensor y = at::empty({rows.size(0), n}, rows.options());
+  at::Tensor y = at::empty({rows.rows(), n}, rows.x.options());
   EachExpert(weight, n, offsets, [&](int64_t begin, int64_t size, const at::Tensor& matrix) {
-    y.narrow(0, begin, size).copy_(MatmulTransposed(rows.narrow(0, begin, size), matrix));
+    y.narrow(0, begin, size).copy_(MatmulTransposed(rows.Part(begin, size), matrix));
   });
   return y;
 }
-at::Tensor PlainInputGradient(const Weight& weight, int64_t k, const at::Tensor& dy, const ExpertOffsets& offsets) {
+at::Tensor PlainInputGradient(const Weight& weight, int64_t k, const ExpertRows& dy, const ExpertOffsets& offsets) {
   if (weight.at_hand()) return GroupedMatmul(dy, weight.full().data, offsets);
-  at::Tensor dx = at::empty({dy.size(0), k}, dy.options());
-  EachExpert(weight, dy.size(1), offsets, [&](int64_t begin, int64_t size, const at::Tensor& matrix) {
-    dx.narrow(0, begin, size).copy_(Matmul(dy.narrow(0, begin, size), matrix));
+  at::Tensor dx = at::empty({dy.rows(), k}, dy.x.options());
+  EachExpert(weight, dy.width(), offsets, [&](int64_t begin, int64_t size, const at::Tensor& matrix) {
+    dx.narrow(0, begin, size).copy_(Matmul(dy.Part(begin, size), matrix));
   });
   return dx;
 }
 
 // rows (W + s B A)^T of each expert [R, n].
-at::Tensor GroupedProduct(const Weight& weight, int64_t n, const at::Tensor& rows, const ExpertOffsets& offsets) {
+at::Tensor GroupedProduct(const Weight& weight, int64_t n, const ExpertRows& rows, const ExpertOffsets& offsets) {
   at::Tensor y = PlainProduct(weight, n, rows, offsets);
   const AdapterMember* member = MemberOf(weight);
   if (member == nullptr) return y;
@@ -248,19 +244,19 @@ at::Tensor GroupedProduct(const Weight& weight, int64_t n, const at::Tensor& row
 }
 
 // dy s B, for A's gradient and its share of the input's.
-at::Tensor ThinGradient(const AdapterMember& member, const at::Tensor& dy, const ExpertOffsets& offsets) {
+at::Tensor ThinGradient(const AdapterMember& member, const ExpertRows& dy, const ExpertOffsets& offsets) {
   return GroupedMatmul(dy, member.b->full().data, offsets) * member.scale;
 }
 
-at::Tensor GroupedInputGradient(const Weight& weight, int64_t k, const at::Tensor& dy, const ExpertOffsets& offsets) {
+at::Tensor GroupedInputGradient(const Weight& weight, int64_t k, const ExpertRows& dy, const ExpertOffsets& offsets) {
   at::Tensor dx = PlainInputGradient(weight, k, dy, offsets);
   const AdapterMember* member = MemberOf(weight);
   if (member == nullptr) return dx;
   return dx.add_(GroupedMatmul(ThinGradient(*member, dy, offsets), weight.adapter()->a->full().data, offsets));
 }
 
-void AddGroupedGradients(Weight& weight, const at::Tensor& dy, const at::Tensor& rows, const ExpertOffsets& offsets) {
-  const auto hand = [&offsets](Weight& to, const at::Tensor& d_out, const at::Tensor& in) {
+void AddGroupedGradients(Weight& weight, const ExpertRows& dy, const ExpertRows& rows, const ExpertOffsets& offsets) {
+  const auto hand = [&offsets](Weight& to, const ExpertRows& d_out, const ExpertRows& in) {
     to.AddGradient([d_out, in, offsets](at::Tensor& accumulator, bool overwrite) {
       AddGroupedOuterProducts(d_out, in, offsets, accumulator, overwrite);
     });
@@ -282,14 +278,14 @@ struct RunExpertsFunction : torch::autograd::Function<RunExpertsFunction> {
     // Lives as long as the graph does.
     const at::Tensor keeper = at::from_blob(
         plan, {1}, [plan](void*) { delete plan; }, at::TensorOptions().dtype(at::kByte));
-    const at::Tensor rows = ToExperts(*plan, Tokens(*plan, x, per_token), *group);
-    const at::Tensor own = ToExperts(*plan, Choices(*plan, weights), *group);  // [R, 1]
+    const ExpertRows rows = ToExperts(*plan, x, per_token, *group);
+    const at::Tensor own = ToExperts(*plan, weights.reshape({-1, 1}), 1, *group).All();  // [R, 1]
     at::Tensor gate_up = GroupedProduct(*w.gate_up, 2 * w.width, rows, plan->offsets);
     if (w.gate_up_bias != nullptr) gate_up.add_(BiasRows(*w.gate_up_bias, plan->offsets, gate_up.scalar_type()));
-    const at::Tensor h = Weighted(Gated(gate, gate_up), own);
+    const at::Tensor h = ExpertGateForward(gate_up, own, gate);
     at::Tensor made = GroupedProduct(*w.down, x.size(1), h, plan->offsets);
     if (w.down_bias != nullptr) made.add_(Weighted(BiasRows(*w.down_bias, plan->offsets, made.scalar_type()), own));
-    const at::Tensor out = SumOfChoices(*plan, FromExperts(*plan, made, *group), per_token);
+    const at::Tensor out = SumOfChoices(FromExperts(*plan, made, *group), plan->place, per_token);
     context->saved_data["gate_up"] = Pack(w.gate_up);
     context->saved_data["down"] = Pack(w.down);
     context->saved_data["gate_up_bias"] = Pack(w.gate_up_bias);
@@ -314,47 +310,29 @@ struct RunExpertsFunction : torch::autograd::Function<RunExpertsFunction> {
     const ExpertGate gate = SavedGate(context);
     const int64_t per_token = context->saved_data.at("per_token").toInt();
     const at::Tensor d_out = gradients[0].contiguous();
-    const at::Tensor d_made = ToExperts(plan, Tokens(plan, d_out, per_token), group);
-    const at::Tensor activated = Gated(gate, gate_up);
-    if (WantsInput(w_down)) AddGroupedGradients(w_down, d_made, Weighted(activated, own), plan.offsets);
-    const at::Tensor d_h = GroupedInputGradient(w_down, activated.size(1), d_made, plan.offsets);
+    const ExpertRows d_made = ToExperts(plan, d_out, per_token, group);
+    const at::Tensor d_h = GroupedInputGradient(w_down, gate_up.size(1) / 2, d_made, plan.offsets);
     // The weight multiplied what was activated: no output of an expert is kept for its gradient.
-    at::Tensor d_own = at::sum((d_h * activated).to(own.scalar_type()), {1}, /*keepdim=*/true);
+    ExpertGateGradients made = ExpertGateBackward(gate_up, own, d_h, gate);
+    if (WantsInput(w_down)) AddGroupedGradients(w_down, d_made, made.out, plan.offsets);
     if (down_bias != nullptr) {
-      AddBiasGradients(down_bias, d_made * own, plan.offsets);
-      d_own = d_own + at::sum(d_made * BiasRows(*down_bias, plan.offsets, own.scalar_type()), {1}, /*keepdim=*/true);
+      const at::Tensor d_rows = d_made.All();
+      AddBiasGradients(down_bias, d_rows * own, plan.offsets);
+      made.weights.add_(at::sum(d_rows * BiasRows(*down_bias, plan.offsets, own.scalar_type()), {1}, /*keepdim=*/true));
     }
-    const at::Tensor d_gate_up = GatedGradient(gate, gate_up, Weighted(d_h, own));
-    AddBiasGradients(SavedPointer<Weight>(context, "gate_up_bias"), d_gate_up, plan.offsets);
+    AddBiasGradients(SavedPointer<Weight>(context, "gate_up_bias"), made.gate_up, plan.offsets);
     // Rows travel again rather than being kept.
     if (WantsInput(w_gate_up))
-      AddGroupedGradients(w_gate_up, d_gate_up, ToExperts(plan, Tokens(plan, x, per_token), group), plan.offsets);
-    const at::Tensor d_rows = GroupedInputGradient(w_gate_up, x.size(1), d_gate_up, plan.offsets);
-    const at::Tensor dx = SumOfChoices(plan, FromExperts(plan, d_rows, group), per_token);
-    const at::Tensor d_choices = FromExperts(plan, d_own, group);
-    const at::Tensor d_weights = at::empty_like(d_choices).index_copy_(0, plan.order, d_choices).view({-1, per_token});
+      AddGroupedGradients(w_gate_up, made.gate_up, ToExperts(plan, x, per_token, group), plan.offsets);
+    const at::Tensor d_rows = GroupedInputGradient(w_gate_up, x.size(1), made.gate_up, plan.offsets);
+    const at::Tensor dx = SumOfChoices(FromExperts(plan, d_rows, group), plan.place, per_token);
+    const at::Tensor d_weights = TakeRows(FromExperts(plan, made.weights, group), plan.place).view({-1, per_token});
     return {dx, d_weights, at::Tensor(), at::Tensor(), at::Tensor(), at::Tensor()};
   }
 
  private:
-  // The row of its token for each choice, in the order of `order`.
-  static at::Tensor Tokens(const Dispatch& plan, const at::Tensor& x, int64_t per_token) {
-    return x.index_select(0, at::div(plan.order, per_token, "floor"));
-  }
-  // The number of each choice [t, per_token], likewise.
-  static at::Tensor Choices(const Dispatch& plan, const at::Tensor& of_choices) {
-    return of_choices.reshape({-1, 1}).index_select(0, plan.order);
-  }
   static at::Tensor Weighted(const at::Tensor& rows, const at::Tensor& own) {
     return (rows * own).to(rows.scalar_type());
-  }
-  static at::Tensor Gated(const ExpertGate& gate, const at::Tensor& gate_up) {
-    return gate.clamped.has_value() ? ClampedGateForward(gate_up, *gate.clamped)
-                                    : GatedForward(gate_up, gate.activation);
-  }
-  static at::Tensor GatedGradient(const ExpertGate& gate, const at::Tensor& gate_up, const at::Tensor& d_out) {
-    return gate.clamped.has_value() ? ClampedGateBackward(gate_up, d_out, *gate.clamped)
-                                    : GatedBackward(gate_up, d_out, gate.activation);
   }
   static ExpertGate SavedGate(const AutogradContext* context) {
     ExpertGate gate;

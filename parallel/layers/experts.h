@@ -7,10 +7,10 @@
 #include <ATen/core/Tensor.h>
 
 #include <cstdint>
-#include <optional>
 
 #include "kernels/base/ops.h"
 #include "kernels/base/weight.h"
+#include "kernels/experts/gate.h"
 #include "parallel/comm/process_group.h"
 #include "parallel/layers/kept_results.h"
 
@@ -49,11 +49,6 @@ struct ExpertWeights {
   Weight* down;     // [local experts x H, F]
   int64_t local_experts = 0, width = 0;                  // F
   Weight *gate_up_bias = nullptr, *down_bias = nullptr;  // [local experts x 2F], [local experts x H]; null: none
-};
-// What an expert does between its products.
-struct ExpertGate {
-  Activation activation = Activation::kSilu;  // of the gate
-  std::optional<ClampedGate> clamped;         // instead
 };
 // rows [t, H] -> the sum over a token's experts of weight x down(activation(gate) up) [t, H]. Collective over `expert`,
 // the ranks that experts are cut over; t may differ between them and be zero.

@@ -1,7 +1,7 @@
 """Trireme against its peers, interleaved (A B C A B C ...) in one go, since a machine's speed drifts. Prints tables of ratios.
 
 Groups: A, B512, B2048 (one process, 2 threads, against Transformers eager, with a tuned malloc, compiled, Trainer), lora and
-qlora (B512 with adapters of rank 16 on every linear layer, on an fp32 or NF4 base, against PEFT and bitsandbytes), fsdp2 and tensor (shape A on two one-thread ranks, PARAMETERS or tensor: 2, against PyTorch's FSDP2 or tensor parallelism over gloo).
+qlora (B512 with adapters of rank 16 on every linear layer, on an fp32 or NF4 base, against PEFT and bitsandbytes), fsdp2 and tensor (shape A on two one-thread ranks, PARAMETERS or tensor: 2, against PyTorch's FSDP2 or tensor parallelism over gloo), moe32 and moe64 (mixtures of 32 and 64 experts against our own model without experts that does as much for each token, and Transformers).
 """
 
 import argparse
@@ -27,6 +27,9 @@ TRIREME = {
     "qlora": ("bench_smollm2_135m", LORA + ["model.quantization.method=NF4"], 1),
     "fsdp2": ("bench_shape_a", ["micro_batch_size=4", "parallel.shard=PARAMETERS"], 2),
     "tensor": ("bench_shape_a", ["parallel.tensor=2"], 2),
+    "moe32": ("bench_moe_32", [], 1),
+    "moe64": ("bench_moe_64", [], 1),
+    "moe_dense": ("bench_moe_dense", [], 1),
 }
 # Contenders on two ranks: script and options.
 ON_TWO_RANKS = {
@@ -34,8 +37,8 @@ ON_TWO_RANKS = {
     "tensor": ["tensor_peer.py", "A"],
     "sequence": ["tensor_peer.py", "A", "--sequence"],
 }
-CONTENDERS = {"lora": ["peft"], "qlora": ["peft-nf4"], "fsdp2": ["fsdp2"], "tensor": ["tensor", "sequence"]}  # the other groups': --peers
-STEPS = {"A": (10, 3), "B512": (4, 1), "B2048": (2, 1), "lora": (4, 1), "qlora": (4, 1), "fsdp2": (10, 3), "tensor": (10, 3)}  # timed, warm-up
+CONTENDERS = {"lora": ["peft"], "qlora": ["peft-nf4"], "fsdp2": ["fsdp2"], "tensor": ["tensor", "sequence"], **{name: ["dense twin", "grouped_mm", "eager"] for name in ("moe32", "moe64")}}  # the other groups': --peers
+STEPS = {"A": (10, 3), "B512": (4, 1), "B2048": (2, 1), "lora": (4, 1), "qlora": (4, 1), "fsdp2": (10, 3), "tensor": (10, 3), "moe32": (10, 3), "moe64": (10, 3)}  # timed, warm-up
 
 # What Trireme must reach: times a contender's tokens per second, and at most this part of its memory.
 REQUIRED_SPEED = {
@@ -47,8 +50,12 @@ REQUIRED_SPEED = {
     ("fsdp2", "fsdp2"): 1.3,
     ("tensor", "tensor"): 1.3,
     ("tensor", "sequence"): 1.3,
+    ("moe32", "dense twin"): 0.85,
+    ("moe32", "grouped_mm"): 1.3,
+    ("moe64", "dense twin"): 0.7,
+    ("moe64", "grouped_mm"): 1.3,
 }
-REQUIRED_MEMORY = {("A", "eager"): 0.5}
+REQUIRED_MEMORY = {("A", "eager"): 0.5, ("moe32", "grouped_mm"): 0.5, ("moe64", "grouped_mm"): 0.5}
 
 
 def busy_seconds():
@@ -82,9 +89,8 @@ def last_json(command, environment):
     return json.loads([line for line in done.stdout.splitlines() if line.startswith("{")][-1])
 
 
-def run_trireme(binary, group):
+def run_trireme(binary, group, steps, warmup):
     name, overrides, ranks = TRIREME[group]
-    steps, warmup = STEPS[group]
     command = [binary, "bench", os.path.join(RECIPES, name + ".textproto"), "--steps", str(steps), "--warmup", str(warmup)]
     for override in overrides + ["launch.device=CPU"]:
         command += ["--set", override]
@@ -162,7 +168,7 @@ def main():
         results = {name: [] for name in contenders}
         for number in range(args.rounds):
             for name in contenders:
-                run = (lambda: run_trireme(args.trireme, group)) if name == "trireme" else (lambda: run_peer(name, group))
+                run = {"trireme": lambda: run_trireme(args.trireme, group, *STEPS[group]), "dense twin": lambda: run_trireme(args.trireme, "moe_dense", *STEPS[group])}.get(name, lambda: run_peer(name, group))
                 results[name].append(undisturbed(run, args, f"{group} round {number + 1} {name}"))
         everything[group] = {"runs": results, "summary": summarize(results)}
         print_table(group, everything[group]["summary"])

@@ -4,13 +4,14 @@ import statistics
 import time
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 from shapes import BETAS, EPS, LEARNING_RATE, WEIGHT_DECAY
 
 
-def build(shape):
-    config = LlamaConfig(
+def build(shape, experts="eager"):
+    """The model of a shape; experts: how Transformers multiplies by experts, where the shape has some."""
+    settings = dict(
         vocab_size=shape.vocab,
         hidden_size=shape.hidden,
         intermediate_size=shape.intermediate,
@@ -22,7 +23,19 @@ def build(shape):
         use_cache=False,
     )
     torch.manual_seed(1)
-    return LlamaForCausalLM(config).float().train()
+    if shape.experts == 0:
+        return LlamaForCausalLM(LlamaConfig(**settings)).float().train()
+    mixture = dict(
+        num_experts=shape.experts,
+        num_experts_per_tok=shape.per_token,
+        moe_intermediate_size=shape.expert_width,
+        head_dim=shape.hidden // shape.heads,
+        norm_topk_prob=True,
+        experts_implementation=experts,
+    )
+    model = Qwen3MoeForCausalLM(Qwen3MoeConfig(**settings, **mixture)).float().train()
+    assert model.config._experts_implementation == experts
+    return model
 
 
 def adapted(model, in_4_bits):

@@ -1,7 +1,7 @@
 """One PyTorch contender on one shape: whole training steps (forward, backward, clip, fused AdamW) in fp32 on 2 threads.
 
 Prints one JSON line: tokens_per_second (median step), step_ms, peak_memory_bytes (the most resident above the process
-after its imports). Contenders: peft (LoRA of rank 16 on every linear layer); peft-nf4 (the same on bitsandbytes' NF4 with double quantization); eager; malloc (eager on a glibc that keeps and reuses freed pages); compile; trainer.
+after its imports). Contenders: peft (LoRA of rank 16 on every linear layer); peft-nf4 (the same on bitsandbytes' NF4 with double quantization); eager; grouped_mm (a mixture's experts multiplied by one call, Transformers' default); malloc (eager on a glibc that keeps and reuses freed pages); compile; trainer.
 """
 
 import argparse
@@ -22,7 +22,7 @@ def run_loop(args, shape, compiled):
     torch.set_num_threads(args.threads)
     peer_model.reset_peak()
     idle = peer_model.memory("VmRSS")
-    model = peer_model.build(shape)
+    model = peer_model.build(shape, experts="grouped_mm" if args.contender == "grouped_mm" else "eager")
     if args.contender.startswith("peft"):
         model = peer_model.adapted(model, in_4_bits=args.contender == "peft-nf4")
     optimizer = peer_model.optimizer_of(model)
@@ -90,7 +90,7 @@ def main():
     from shapes import SHAPES
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("contender", choices=["peft", "peft-nf4", "eager", "malloc", "compile", "trainer"])
+    parser.add_argument("contender", choices=["peft", "peft-nf4", "eager", "malloc", "compile", "trainer", "grouped_mm"])
     parser.add_argument("shape", choices=sorted(SHAPES))
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--warmup", type=int, default=2, help="untimed steps first; at least 1")

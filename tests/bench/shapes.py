@@ -14,6 +14,9 @@ class Shape:
     tied: bool
     batch: int  # sequences per step, over all ranks
     length: int  # tokens per sequence
+    experts: int = 0  # 0: a Llama; else a Qwen3-MoE, whose experts are `expert_width` wide
+    per_token: int = 0
+    expert_width: int = 0
 
     @property
     def tokens_per_step(self):
@@ -21,11 +24,14 @@ class Shape:
 
 
 SMOLLM2_135M = dict(layers=30, hidden=576, heads=9, kv_heads=3, intermediate=1536, vocab=49152, tied=True)
+MIXTURE = dict(layers=6, hidden=256, heads=8, kv_heads=4, intermediate=512, vocab=4096, tied=False, batch=4, length=256)
 
 SHAPES = {
     "A": Shape(layers=6, hidden=256, heads=8, kv_heads=4, intermediate=768, vocab=4096, tied=False, batch=8, length=256),
     "B512": Shape(**SMOLLM2_135M, batch=1, length=512),
     "B2048": Shape(**SMOLLM2_135M, batch=1, length=2048),
+    "moe32": Shape(**MIXTURE, experts=32, per_token=4, expert_width=128),
+    "moe64": Shape(**MIXTURE, experts=64, per_token=8, expert_width=64),
 }
 
 # The update rule of every contender.

@@ -6,7 +6,6 @@
 
 #include "kernels/base/ops.h"
 #include "kernels/base/thread_pool.h"
-#include "kernels/experts/grouped.h"
 #include "kernels/matrix/gemm.h"
 #include "tests/kernels/test_tensors.h"
 
@@ -51,42 +50,6 @@ TEST_P(Matmuls, ResidualIsNotChanged) {
   const at::Tensor x = Random({5, 4}), w = Random({6, 4}), residual = Random({5, 6}), before = residual.clone();
   MatmulTransposed(x, w, residual);
   EXPECT_TRUE(residual.equal(before));
-}
-
-// Experts without rows, with one, and with more than a task takes.
-TEST_P(Matmuls, OfExperts) {
-  const ExpertOffsets offsets = {0, 0, 1, 301, 301, 340};
-  const int64_t experts = 5, n = 260, k = 33;
-  for (const int threads : {1, 2, 3}) {
-    SetCpuThreads(threads);
-    const at::Tensor x = Random({offsets.back(), k}), w = Random({experts * n, k}), dy = Random({offsets.back(), n});
-    at::Tensor added = random_.Normal({experts * n, k}, ArithmeticType(GetParam())), made = added.clone();
-    const at::Tensor before = added.clone().to(at::kDouble);
-    const at::Tensor y = GroupedMatmulTransposed(x, w, offsets), dx = GroupedMatmul(dy, w, offsets);
-    AddGroupedOuterProducts(dy, x, offsets, added, /*overwrite=*/false);
-    AddGroupedOuterProducts(dy, x, offsets, made, /*overwrite=*/true);
-    for (int64_t e = 0; e < experts; ++e) {
-      const int64_t begin = offsets[static_cast<size_t>(e)], rows = offsets[static_cast<size_t>(e) + 1] - begin;
-      const at::Tensor matrix = w.narrow(0, e * n, n), inputs = x.narrow(0, begin, rows);
-      const at::Tensor gradient = Product(dy.narrow(0, begin, rows).t(), inputs);
-      EXPECT_LT(RelativeError(made.narrow(0, e * n, n), gradient), Tolerance(at::kFloat)) << e;
-      EXPECT_LT(RelativeError(added.narrow(0, e * n, n), before.narrow(0, e * n, n) + gradient), Tolerance(at::kFloat))
-          << e;
-      if (rows == 0) continue;
-      EXPECT_LT(RelativeError(y.narrow(0, begin, rows), Product(inputs, matrix.t())), Tolerance(GetParam())) << e;
-      EXPECT_LT(RelativeError(dx.narrow(0, begin, rows), Product(dy.narrow(0, begin, rows), matrix)),
-                Tolerance(GetParam()))
-          << e;
-    }
-  }
-  SetCpuThreads(2);
-}
-
-TEST(Grouping, IsStable) {
-  const std::vector<int64_t> values = {2, 0, 2, 4, 0, 2};
-  const Grouping grouping = GroupStably(values.data(), static_cast<int64_t>(values.size()), 5);
-  EXPECT_EQ(grouping.order, (std::vector<int64_t>{1, 4, 0, 2, 5, 3}));
-  EXPECT_EQ(grouping.offsets, (ExpertOffsets{0, 2, 2, 5, 5, 6}));
 }
 
 INSTANTIATE_TEST_SUITE_P(Dtypes, Matmuls, testing::Values(at::kFloat, at::kBFloat16, at::kDouble),
