@@ -7,6 +7,7 @@
 #include <immintrin.h>
 #endif
 
+#include "kernels/base/gates.h"
 #include "kernels/base/philox.h"
 
 namespace trireme {
@@ -141,28 +142,6 @@ void LayerNormBackward(int64_t rows, int64_t width, const T* x, const C* mean, c
   }
 }
 
-// The gate's activation and its product with the other half.
-struct Silu {
-  template <typename C>
-  static C Forward(C gate, C up) {
-    return SwiGlu<C>(gate, up);
-  }
-  template <typename C>
-  static void Backward(C gate, C up, C d_out, C* d_gate, C* d_up) {
-    SwiGluBackward<C>(gate, up, d_out, d_gate, d_up);
-  }
-};
-struct GeluTanh {
-  template <typename C>
-  static C Forward(C gate, C up) {
-    return GeGlu<C>(gate, up);
-  }
-  template <typename C>
-  static void Backward(C gate, C up, C d_out, C* d_gate, C* d_up) {
-    GeGluBackward<C>(gate, up, d_out, d_gate, d_up);
-  }
-};
-
 template <typename Activation, typename T, typename C>
 void GatedRows(int64_t rows, int64_t width, const T* gate_up, T* out) {
   for (int64_t r = 0; r < rows; ++r) {
@@ -191,27 +170,6 @@ void GatedRowsBackward(int64_t rows, int64_t width, const T* gate_up, const T* d
     }
   }
 }
-
-// What an expert's gate computes of a unit, and where the unit's gate and up stand.
-template <typename Gate, typename C>
-struct FirstGate {  // all gates of a row, then all ups
-  explicit FirstGate(const ClampedGate&) {}
-  static int64_t Up(int64_t width) { return width; }
-  static constexpr int64_t kStep = 1;
-  C Forward(C gate, C up) const { return Gate::template Forward<C>(gate, up); }
-  void Backward(C gate, C up, C d, C* d_gate, C* d_up) const { Gate::template Backward<C>(gate, up, d, d_gate, d_up); }
-};
-template <typename C>
-struct Clamped {  // gate and up in turn
-  C alpha, limit;
-  explicit Clamped(const ClampedGate& gate) : alpha(static_cast<C>(gate.alpha)), limit(static_cast<C>(gate.limit)) {}
-  static int64_t Up(int64_t) { return 1; }
-  static constexpr int64_t kStep = 2;
-  C Forward(C gate, C up) const { return ClampedGlu<C>(alpha, limit, gate, up); }
-  void Backward(C gate, C up, C d, C* d_gate, C* d_up) const {
-    ClampedGluBackward<C>(alpha, limit, gate, up, d, d_gate, d_up);
-  }
-};
 
 template <typename Gate, typename T, typename C>
 void ExpertGateRows(const ClampedGate& clamped, int64_t rows, int64_t width, const T* gate_up, const C* weights,
@@ -611,9 +569,9 @@ TypedLoops<T, C> MakeTyped() {
           &GatedRowsBackward<Silu, T, C>,
           &GatedRows<GeluTanh, T, C>,
           &GatedRowsBackward<GeluTanh, T, C>,
-          {&ExpertGateRows<FirstGate<Silu, C>, T, C>, &ExpertGateRowsBackward<FirstGate<Silu, C>, T, C>},
-          {&ExpertGateRows<FirstGate<GeluTanh, C>, T, C>, &ExpertGateRowsBackward<FirstGate<GeluTanh, C>, T, C>},
-          {&ExpertGateRows<Clamped<C>, T, C>, &ExpertGateRowsBackward<Clamped<C>, T, C>},
+          {&ExpertGateRows<GateFirst<Silu, C>, T, C>, &ExpertGateRowsBackward<GateFirst<Silu, C>, T, C>},
+          {&ExpertGateRows<GateFirst<GeluTanh, C>, T, C>, &ExpertGateRowsBackward<GateFirst<GeluTanh, C>, T, C>},
+          {&ExpertGateRows<ClampedPairs<C>, T, C>, &ExpertGateRowsBackward<ClampedPairs<C>, T, C>},
           &Rope<T, C>,
           &SoftmaxBlock<C>,
           &SoftmaxAgain<C>,

@@ -53,6 +53,18 @@ void LaunchDropout(Storage storage, int64_t rows, int64_t width, int64_t first_c
 // a [n] += b [n]. a_storage is b_storage or kFloat32.
 void LaunchAdd(Storage a_storage, Storage b_storage, int64_t n, void* a, const void* b, Stream stream);
 
+// ---- Experts (experts.cu): as in kernels/experts/ ----
+enum class GateKind { kSwiGlu, kGeGlu, kClamped };
+// gate_up [rows, 2 * width], weights [rows], out [rows, width]; `clamped` is read by its kind only.
+void LaunchExpertGate(Storage storage, GateKind kind, const ClampedGate& clamped, int64_t rows, int64_t width,
+                      const void* gate_up, const float* weights, void* out, Stream stream);
+void LaunchExpertGateBackward(Storage storage, GateKind kind, const ClampedGate& clamped, int64_t rows, int64_t width,
+                              const void* gate_up, const float* weights, const void* d_out, void* d_gate_up,
+                              float* d_weights, void* out, Stream stream);
+// places [tokens * per_token]: rows of x; out [tokens, width].
+void LaunchSumOfChoices(Storage storage, int64_t tokens, int64_t per_token, int64_t width, const int64_t* places,
+                        const void* x, void* out, Stream stream);
+
 // ---- Embedding (embedding.cu) ----
 // weight [vocab, row_bytes]. A token outside [0, vocab) prints a line and stops the stream with an error.
 void LaunchEmbedding(int64_t rows, int64_t vocab, int64_t row_bytes, const int64_t* tokens, const void* weight,

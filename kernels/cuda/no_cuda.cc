@@ -19,6 +19,11 @@ at::Tensor RmsNormBackward(const at::Tensor&, const at::Tensor&, const at::Tenso
 }
 at::Tensor GatedForward(const at::Tensor&, Activation) { Absent("GatedForward"); }
 at::Tensor GatedBackward(const at::Tensor&, const at::Tensor&, Activation, bool) { Absent("GatedBackward"); }
+at::Tensor ExpertGateForward(const at::Tensor&, const at::Tensor&, const ExpertGate&) { Absent("ExpertGateForward"); }
+ExpertGateGradients ExpertGateBackward(const at::Tensor&, const at::Tensor&, const at::Tensor&, const ExpertGate&) {
+  Absent("ExpertGateBackward");
+}
+at::Tensor SumOfChoices(const at::Tensor&, const at::Tensor&, int64_t) { Absent("SumOfChoices"); }
 at::Tensor Dropout(const at::Tensor&, const at::Tensor&, const DropoutOptions&) { Absent("Dropout"); }
 void ApplyRope(at::Tensor&, int64_t, int64_t, const at::Tensor&, const RopeTable&, bool) { Absent("ApplyRope"); }
 at::Tensor EmbeddingForward(const at::Tensor&, const at::Tensor&) { Absent("EmbeddingForward"); }

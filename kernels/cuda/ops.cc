@@ -110,6 +110,46 @@ at::Tensor GatedBackward(const at::Tensor& gate_up, const at::Tensor& d_out, Act
   return d_gate_up;
 }
 
+namespace {
+
+GateKind KindOf(const ExpertGate& gate) {
+  if (gate.clamped.has_value()) return GateKind::kClamped;
+  return gate.activation == Activation::kSilu ? GateKind::kSwiGlu : GateKind::kGeGlu;
+}
+
+}  // namespace
+
+at::Tensor ExpertGateForward(const at::Tensor& gate_up, const at::Tensor& weights, const ExpertGate& gate) {
+  const Target target(gate_up);
+  const int64_t rows = gate_up.size(0), width = gate_up.size(1) / 2;
+  at::Tensor out = at::empty({rows, width}, gate_up.options());
+  LaunchExpertGate(StorageOf(gate_up), KindOf(gate), gate.clamped.value_or(ClampedGate()), rows, width,
+                   Address(gate_up), Floats(weights), Address(out), target.stream);
+  return out;
+}
+
+ExpertGateGradients ExpertGateBackward(const at::Tensor& gate_up, const at::Tensor& weights, const at::Tensor& d_out,
+                                       const ExpertGate& gate) {
+  const Target target(gate_up);
+  const int64_t rows = gate_up.size(0), width = gate_up.size(1) / 2;
+  ExpertGateGradients gradients{at::empty(gate_up.sizes(), gate_up.options()),
+                                at::empty(weights.sizes(), weights.options()),
+                                at::empty({rows, width}, gate_up.options())};
+  LaunchExpertGateBackward(StorageOf(gate_up), KindOf(gate), gate.clamped.value_or(ClampedGate()), rows, width,
+                           Address(gate_up), Floats(weights), Address(d_out), Address(gradients.gate_up),
+                           Floats(gradients.weights), Address(gradients.out), target.stream);
+  return gradients;
+}
+
+at::Tensor SumOfChoices(const at::Tensor& x, const at::Tensor& place, int64_t per_token) {
+  const Target target(x);
+  const int64_t tokens = place.size(0) / per_token;
+  at::Tensor out = at::empty({tokens, x.size(1)}, x.options());
+  LaunchSumOfChoices(StorageOf(x), tokens, per_token, x.size(1), place.const_data_ptr<int64_t>(), Address(x),
+                     Address(out), target.stream);
+  return out;
+}
+
 at::Tensor Dropout(const at::Tensor& x, const at::Tensor& tokens, const DropoutOptions& options) {
   const Target target(x);
   at::Tensor out = at::empty(x.sizes(), x.options());

@@ -1,12 +1,13 @@
 // kernels/cuda/ops.h
-// The operations of kernels/base/ops.h on CUDA tensors of float32 and bfloat16, on the current stream; the contracts
-// are those there. ops.cc calls the launchers; no_cuda.cc stands in where the build has no CUDA.
+// The operations of kernels/base/ops.h and kernels/experts on CUDA tensors of float32 and bfloat16, on the current
+// stream; the contracts are those there. ops.cc calls the launchers; no_cuda.cc stands in where the build has no CUDA.
 #ifndef TRIREME_KERNELS_CUDA_OPS_H_
 #define TRIREME_KERNELS_CUDA_OPS_H_
 
 #include "kernels/base/dropout.h"
 #include "kernels/base/nf4_math.h"
 #include "kernels/base/ops.h"
+#include "kernels/experts/gate.h"
 
 namespace trireme::cuda {
 
@@ -18,6 +19,11 @@ at::Tensor RmsNormBackward(const at::Tensor& h, const at::Tensor& rstd, const at
 
 at::Tensor GatedForward(const at::Tensor& gate_up, Activation activation);
 at::Tensor GatedBackward(const at::Tensor& gate_up, const at::Tensor& d_out, Activation activation, bool in_place);
+
+at::Tensor ExpertGateForward(const at::Tensor& gate_up, const at::Tensor& weights, const ExpertGate& gate);
+ExpertGateGradients ExpertGateBackward(const at::Tensor& gate_up, const at::Tensor& weights, const at::Tensor& d_out,
+                                       const ExpertGate& gate);
+at::Tensor SumOfChoices(const at::Tensor& x, const at::Tensor& place, int64_t per_token);
 
 at::Tensor Dropout(const at::Tensor& x, const at::Tensor& tokens, const DropoutOptions& options);
 

@@ -4,13 +4,13 @@
 #include <ATen/ops/div.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/sort.h>
-#include <ATen/ops/sum.h>
 
 #include <cmath>
 #include <cstring>
 
 #include "kernels/base/ops.h"
 #include "kernels/cpu/dispatch_dtype.h"
+#include "kernels/cuda/ops.h"
 
 namespace trireme {
 namespace {
@@ -101,11 +101,8 @@ at::Tensor ExpertRows::Part(int64_t begin, int64_t size) const {
 }
 
 at::Tensor SumOfChoices(const at::Tensor& x, const at::Tensor& place, int64_t per_token) {
+  if (x.is_cuda()) return cuda::SumOfChoices(x, place, per_token);
   const int64_t tokens = place.size(0) / per_token, width = x.size(1);
-  if (x.is_cuda()) {
-    const at::Tensor by_choice = x.to(ArithmeticType(x.scalar_type())).index_select(0, place);
-    return by_choice.view({tokens, per_token, width}).sum(1).to(x.scalar_type());
-  }
   at::Tensor sums = at::empty({tokens, width}, x.options());
   const int64_t* places = place.const_data_ptr<int64_t>();
   DispatchDtype(x.scalar_type(), [&](auto type) {

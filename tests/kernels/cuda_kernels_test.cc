@@ -11,10 +11,12 @@
 #include <gtest/gtest.h>
 
 #include <limits>
+#include <tuple>
 #include <utility>
 #include <vector>
 
 #include "kernels/cuda/ops.h"
+#include "kernels/experts/chosen_rows.h"
 #include "kernels/matrix/nf4.h"
 #include "tests/kernels/decisions.h"
 #include "tests/kernels/gpu_test.h"
@@ -80,6 +82,38 @@ TEST_P(CudaKernels, GatedActivations) {
       EXPECT_TRUE(at::equal(cuda::GatedBackward(OnGpu(gate_up), OnGpu(d_out), activation, /*in_place=*/true), apart));
       EXPECT_LE(Error(apart, GatedBackward(gate_up, d_out, activation)), GpuTolerance(GetParam())) << width;
     }
+  }
+}
+
+TEST_P(CudaKernels, GatesOfExperts) {
+  for (const int64_t width : {1, 64, 100, 333, 5632}) {
+    const at::Tensor gate_up = random_.Normal({13, 2 * width}, GetParam(), 3),
+                     d_out = random_.Normal({13, width}, GetParam()), weights = random_.Normal({13, 1}, at::kFloat);
+    for (const ExpertGate& gate : {ExpertGate{Activation::kSilu, {}}, ExpertGate{Activation::kGeluTanh, {}},
+                                   ExpertGate{Activation::kSilu, ClampedGate{1.1, 2}}}) {
+      EXPECT_LE(Error(cuda::ExpertGateForward(OnGpu(gate_up), OnGpu(weights), gate),
+                      ExpertGateForward(gate_up, weights, gate)),
+                GpuTolerance(GetParam()))
+          << width;
+      const ExpertGateGradients gpu = cuda::ExpertGateBackward(OnGpu(gate_up), OnGpu(weights), OnGpu(d_out), gate),
+                                again = cuda::ExpertGateBackward(OnGpu(gate_up), OnGpu(weights), OnGpu(d_out), gate),
+                                cpu = ExpertGateBackward(gate_up, weights, d_out, gate);
+      EXPECT_LE(Error(gpu.gate_up, cpu.gate_up), GpuTolerance(GetParam())) << width;
+      EXPECT_LE(Error(gpu.weights, cpu.weights), 1e-5) << width;
+      EXPECT_LE(Error(gpu.out, cpu.out), GpuTolerance(GetParam())) << width;
+      EXPECT_TRUE(at::equal(gpu.weights, again.weights));
+      EXPECT_TRUE(at::equal(gpu.gate_up, again.gate_up));
+    }
+  }
+}
+
+TEST_P(CudaKernels, SumsOfChoices) {
+  for (const auto& [tokens, per_token, width] : {std::tuple<int64_t, int64_t, int64_t>{1, 1, 1}, {37, 8, 333}}) {
+    const at::Tensor x = random_.Normal({tokens * per_token, width}, GetParam());
+    const at::Tensor place = random_.Ids(tokens * per_token, tokens * per_token);
+    EXPECT_TRUE(
+        at::equal(cuda::SumOfChoices(OnGpu(x), OnGpu(place), per_token).cpu(), SumOfChoices(x, place, per_token)))
+        << tokens;
   }
 }
 
