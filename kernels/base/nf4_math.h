@@ -1,7 +1,8 @@
 // kernels/base/nf4_math.h
 // The arithmetic of quantized weights, read by the CPU loops and the CUDA kernels alike; no tensors, no standard
 // library templates. NF4: 4-bit NormalFloat (arXiv 2305.14314) in blocks of 64 along the flattened matrix, as
-// bitsandbytes computes it.
+// bitsandbytes computes it. MXFP4 (OCP Microscaling 1.0): 4-bit numbers (one bit of mantissa) in blocks of 32 whose
+// scales are powers of two.
 #ifndef TRIREME_KERNELS_BASE_NF4_MATH_H_
 #define TRIREME_KERNELS_BASE_NF4_MATH_H_
 
@@ -21,6 +22,15 @@ inline constexpr int64_t kNestedBlock = 256;  // scales with one scale, where th
       -0.18477343022823334f, -0.09105003625154495f, 0.0f, 0.07958029955625534f, 0.16093020141124725f, \
       0.24611230194568634f, 0.33791524171829224f, 0.44070982933044434f, 0.5626170039176941f, 0.7229568362236023f, 1.0f
 inline constexpr float kNf4Codes[16] = {TRIREME_NF4_CODES};
+
+inline constexpr int64_t kMxfp4Block = 32;
+#define TRIREME_MXFP4_CODES \
+  0.0f, 0.5f, 1.0f, 1.5f, 2.0f, 3.0f, 4.0f, 6.0f, -0.0f, -0.5f, -1.0f, -1.5f, -2.0f, -3.0f, -4.0f, -6.0f
+inline constexpr float kMxfp4Codes[16] = {TRIREME_MXFP4_CODES};
+// 2^(code - 127); 255 would be NaN and is not written.
+TRIREME_HOST_DEVICE inline float Mxfp4Scale(uint8_t code) {
+  return BitsFloat(code == 0 ? 0x00400000u : static_cast<uint32_t>(code) << 23);
+}
 
 // What the values were before: dequantized ones are rounded to that type.
 enum class ValueType { kFloat32, kBfloat16, kFloat16 };
@@ -72,6 +82,13 @@ TRIREME_HOST_DEVICE inline float ScaleOf(const Nf4Blocks& b, int64_t i, int64_t 
 TRIREME_HOST_DEVICE inline int64_t NumberOf(const Nf4Blocks& b, int64_t i) {
   return b.first_block + (b.skip + i) / b.row_blocks * b.row_stride + (b.skip + i) % b.row_blocks;
 }
+
+// Blocks of MXFP4 that lie one after another.
+struct Mxfp4Blocks {
+  const uint8_t* packed = nullptr;  // [blocks * 16]: the even element in the high half of a byte, as in NF4
+  const uint8_t* scales = nullptr;  // [blocks], for Mxfp4Scale
+  int64_t blocks = 0;
+};
 
 // Rows of 8-bit codes, each with a scale (LLM.int8, arXiv 2208.07339). Consecutive elements of them.
 struct Int8Rows {

@@ -9,6 +9,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <optional>
 #include <vector>
 
 #include "kernels/base/element_math.h"
@@ -58,6 +59,23 @@ at::Tensor GatedForward(const at::Tensor& gate_up, Activation activation = Activ
 // [T, 2F]; in_place: gate_up's memory may take it.
 at::Tensor GatedBackward(const at::Tensor& gate_up, const at::Tensor& d_out, Activation activation = Activation::kSilu,
                          bool in_place = false);
+
+// ---- What an expert does between its products (kernels/experts/gate.cc) ----
+struct ExpertGate {
+  Activation activation = Activation::kSilu;  // of the gate: those of GatedForward, gate_up gate first
+  std::optional<ClampedGate> clamped;         // instead: the gate and up of a unit are neighbours
+};
+
+// gate_up [R, 2F], weights [R, 1] (arithmetic type) -> activation(gate) x up x the row's weight [R, F].
+at::Tensor ExpertGateForward(const at::Tensor& gate_up, const at::Tensor& weights, const ExpertGate& gate);
+
+struct ExpertGateGradients {
+  at::Tensor gate_up;  // [R, 2F]
+  at::Tensor weights;  // [R, 1], arithmetic type
+  at::Tensor out;      // [R, F]: what ExpertGateForward returned
+};
+ExpertGateGradients ExpertGateBackward(const at::Tensor& gate_up, const at::Tensor& weights, const at::Tensor& d_out,
+                                       const ExpertGate& gate);
 
 // ---- Rotary embedding (rope.cc): in place on the first `heads` heads of packed rows ----
 struct RopeTable {

@@ -500,23 +500,25 @@ inline __m256 LookUp8(__m256 low, __m256 high, const uint8_t* packed) {
   const __m256 from_low = _mm256_permutevar8x32_ps(low, index), from_high = _mm256_permutevar8x32_ps(high, index);
   return _mm256_blendv_ps(from_low, from_high, _mm256_castsi256_ps(_mm256_slli_epi32(index, 28)));
 }
+template <int64_t kBlock>
 inline void LookUpBlock(const float* table, const uint8_t* packed, float* out) {
   const __m256 low = _mm256_loadu_ps(table), high = _mm256_loadu_ps(table + 8);
-  for (int i = 0; i < kNf4Block; i += 8) _mm256_storeu_ps(out + i, LookUp8(low, high, packed + i / 2));
+  for (int i = 0; i < kBlock; i += 8) _mm256_storeu_ps(out + i, LookUp8(low, high, packed + i / 2));
 }
 #else
+template <int64_t kBlock>
 inline void LookUpBlock(const float* table, const uint8_t* packed, float* out) {
-  for (int i = 0; i < kNf4Block / 2; ++i) {
+  for (int i = 0; i < kBlock / 2; ++i) {
     out[2 * i] = table[packed[i] >> 4];
     out[2 * i + 1] = table[packed[i] & 15];
   }
 }
 #endif
-template <typename T>
+template <int64_t kBlock, typename T>
 inline void LookUpBlock(const float* table, const uint8_t* packed, T* out) {
-  float values[kNf4Block];
-  LookUpBlock(table, packed, values);
-  for (int i = 0; i < kNf4Block; ++i) Store(&out[i], values[i]);
+  float values[kBlock];
+  LookUpBlock<kBlock>(table, packed, values);
+  for (int i = 0; i < kBlock; ++i) Store(&out[i], values[i]);
 }
 
 template <typename T>
@@ -524,7 +526,17 @@ void Nf4Dequantize(int64_t blocks, const uint8_t* packed, const float* scales, V
   for (int64_t b = 0; b < blocks; ++b) {
     float table[16];  // what a block can hold: rounding these rounds all
     for (int i = 0; i < 16; ++i) table[i] = RoundTo(type, kNf4Codes[i] * scales[b]);
-    LookUpBlock(table, packed + b * (kNf4Block / 2), out + b * kNf4Block);
+    LookUpBlock<kNf4Block>(table, packed + b * (kNf4Block / 2), out + b * kNf4Block);
+  }
+}
+
+template <typename T>
+void Mxfp4Dequantize(int64_t blocks, const uint8_t* packed, const uint8_t* scales, T* out) {
+  for (int64_t b = 0; b < blocks; ++b) {
+    const float scale = Mxfp4Scale(scales[b]);
+    float table[16];
+    for (int i = 0; i < 16; ++i) table[i] = kMxfp4Codes[i] * scale;
+    LookUpBlock<kMxfp4Block>(table, packed + b * (kMxfp4Block / 2), out + b * kMxfp4Block);
   }
 }
 
@@ -589,6 +601,7 @@ TypedLoops<T, C> MakeTyped() {
           &Widen<T, C>,
           &Narrow<T, C>,
           &Nf4Dequantize<T>,
+          &Mxfp4Dequantize<T>,
           &Int8Dequantize<T>};
 }
 

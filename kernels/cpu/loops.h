@@ -90,6 +90,7 @@ struct TypedLoops {
   void (*narrow)(int64_t n, const C* in, T* out);
   // NF4 blocks of 64, each with a scale -> values, rounded to `type`.
   void (*nf4_dequantize)(int64_t blocks, const uint8_t* packed, const float* scales, ValueType type, T* out);
+  void (*mxfp4_dequantize)(int64_t blocks, const uint8_t* packed, const uint8_t* scales, T* out);  // blocks of 32
   void (*int8_dequantize)(int64_t n, const int8_t* codes, float absmax, T* out);
 };
 

@@ -116,8 +116,9 @@ void LaunchDecide(const DecisionRule& rule, const double* parts, int64_t num_los
 void LaunchSpin(int64_t nanoseconds, Stream stream);
 
 // ---- Quantized weights (quantized.cu) ----
-// out [blocks * 64]; out [rows.n].
+// out [blocks * 64]; out [blocks * 32]; out [rows.n].
 void LaunchNf4Dequantize(Storage storage, const Nf4Blocks& blocks, void* out, Stream stream);
+void LaunchMxfp4Dequantize(Storage storage, const Mxfp4Blocks& blocks, void* out, Stream stream);
 void LaunchInt8Dequantize(Storage storage, const Int8Rows& rows, void* out, Stream stream);
 
 }  // namespace trireme::cuda

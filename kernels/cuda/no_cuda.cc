@@ -50,6 +50,7 @@ void SgdUpdate(const SgdRule&, const at::Tensor&, at::Tensor, const at::Tensor&,
 void SquaredNorms(const std::vector<at::Tensor>&, at::Tensor, at::Tensor) { Absent("SquaredNorms"); }
 void AddInto(at::Tensor&, const at::Tensor&) { Absent("AddInto"); }
 void DequantizeNf4(const Nf4Blocks&, at::Tensor&) { Absent("DequantizeNf4"); }
+void DequantizeMxfp4(const Mxfp4Blocks&, at::Tensor&) { Absent("DequantizeMxfp4"); }
 void DequantizeInt8Rows(const Int8Rows&, at::Tensor&) { Absent("DequantizeInt8Rows"); }
 
 }  // namespace trireme::cuda

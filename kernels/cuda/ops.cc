@@ -328,6 +328,11 @@ void DequantizeNf4(const Nf4Blocks& blocks, at::Tensor& out) {
   LaunchNf4Dequantize(StorageOf(out), blocks, Address(out), target.stream);
 }
 
+void DequantizeMxfp4(const Mxfp4Blocks& blocks, at::Tensor& out) {
+  const Target target(out);
+  LaunchMxfp4Dequantize(StorageOf(out), blocks, Address(out), target.stream);
+}
+
 void DequantizeInt8Rows(const Int8Rows& rows, at::Tensor& out) {
   const Target target(out);
   LaunchInt8Dequantize(StorageOf(out), rows, Address(out), target.stream);

@@ -7,7 +7,6 @@
 #include "kernels/base/dropout.h"
 #include "kernels/base/nf4_math.h"
 #include "kernels/base/ops.h"
-#include "kernels/experts/gate.h"
 
 namespace trireme::cuda {
 
@@ -50,6 +49,7 @@ void SquaredNorms(const std::vector<at::Tensor>& tensors, at::Tensor squares, at
 void AddInto(at::Tensor& a, const at::Tensor& b);
 
 void DequantizeNf4(const Nf4Blocks& blocks, at::Tensor& out);
+void DequantizeMxfp4(const Mxfp4Blocks& blocks, at::Tensor& out);
 void DequantizeInt8Rows(const Int8Rows& rows, at::Tensor& out);
 
 }  // namespace trireme::cuda

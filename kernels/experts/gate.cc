@@ -1,5 +1,3 @@
-#include "kernels/experts/gate.h"
-
 #include <ATen/ops/empty.h>
 
 #include "kernels/cpu/dispatch_dtype.h"

@@ -148,6 +148,62 @@ void DequantizeInt8Rows(const Int8Rows& rows, at::Tensor out) {
   });
 }
 
+namespace {
+
+// The code of x / scale, whose magnitude a block's scale keeps below 8: halfway between two codes the even one, 6 at
+// most.
+uint8_t Mxfp4Code(float x) {
+  const float magnitude = std::abs(x);
+  uint8_t code = 0;
+  for (uint8_t k = 0; k < 7; ++k) {
+    const float midpoint = (kMxfp4Codes[k] + kMxfp4Codes[k + 1]) / 2;
+    if (magnitude > midpoint || (magnitude == midpoint && k % 2 == 1)) code = static_cast<uint8_t>(k + 1);
+  }
+  return static_cast<uint8_t>(code | (std::signbit(x) ? 8 : 0));
+}
+
+bool QuantizeMxfp4Block(const float* x, uint8_t* packed, uint8_t* scale) {
+  float largest = 0;
+  for (int64_t i = 0; i < kMxfp4Block; ++i) {
+    if (!std::isfinite(x[i])) return false;
+    largest = std::max(largest, std::abs(x[i]));
+  }
+  constexpr int kLargestExponent = 2;  // of 4 and 6
+  const int exponent = largest == 0 ? -127 : std::max(-127, std::ilogb(largest) - kLargestExponent);
+  *scale = static_cast<uint8_t>(exponent + 127);
+  for (int64_t i = 0; i < kMxfp4Block; i += 2) {
+    packed[i / 2] =
+        static_cast<uint8_t>(Mxfp4Code(std::ldexp(x[i], -exponent)) << 4 | Mxfp4Code(std::ldexp(x[i + 1], -exponent)));
+  }
+  return true;
+}
+
+}  // namespace
+
+bool QuantizeMxfp4(int64_t n, const float* x, uint8_t* packed, uint8_t* scales) {
+  TRIREME_CHECK(n % kMxfp4Block == 0, n, " elements are no whole blocks");
+  std::atomic<bool> finite = true;
+  ParallelRanges(n / kMxfp4Block, kTaskBlocks, [&](int64_t begin, int64_t end) {
+    for (int64_t b = begin; b < end; ++b) {
+      if (!QuantizeMxfp4Block(x + b * kMxfp4Block, packed + b * (kMxfp4Block / 2), scales + b)) finite = false;
+    }
+  });
+  return finite;
+}
+
+void DequantizeMxfp4(const Mxfp4Blocks& b, at::Tensor out) {
+  TRIREME_CHECK(out.numel() == b.blocks * kMxfp4Block, "sizes ", out.numel(), " and ", b.blocks * kMxfp4Block);
+  if (out.is_cuda()) return cuda::DequantizeMxfp4(b, out);
+  ParallelRanges(b.blocks, kTaskBlocks, [&](int64_t begin, int64_t end) {
+    const uint8_t* packed = b.packed + begin * (kMxfp4Block / 2);
+    if (out.scalar_type() == at::kFloat) {
+      Loops().f32.mxfp4_dequantize(end - begin, packed, b.scales + begin, Data<float>(out) + begin * kMxfp4Block);
+    } else {
+      Loops().bf16.mxfp4_dequantize(end - begin, packed, b.scales + begin, Data<Bf16>(out) + begin * kMxfp4Block);
+    }
+  });
+}
+
 at::Tensor DequantizeRows(const QuantizedMatrix& matrix, int64_t begin, int64_t end) {
   const int64_t columns = matrix.shape[1], first = begin * columns, n = (end - begin) * columns;
   const at::TensorOptions floats = at::TensorOptions().dtype(at::kFloat);

@@ -1,6 +1,7 @@
 // kernels/matrix/nf4.h
-// Weights in fewer bits: NF4, its scales in 8 bits, and 8-bit rows; compatible with what bitsandbytes computes on a
-// CPU. Quantizing is done on the host while weights are loaded; dequantizing where the weights are, before a product.
+// Weights in fewer bits: NF4, its scales in 8 bits, 8-bit rows and MXFP4; the first three compatible with what
+// bitsandbytes computes on a CPU. Quantizing is done on the host while weights are loaded; dequantizing where the
+// weights are, before a product.
 #ifndef TRIREME_KERNELS_MATRIX_NF4_H_
 #define TRIREME_KERNELS_MATRIX_NF4_H_
 
@@ -34,6 +35,13 @@ bool AddRowAbsmax(int64_t n, const float* x, int64_t first, int64_t columns, flo
 void QuantizeInt8Rows(int64_t n, const float* x, int64_t first, int64_t columns, const float* absmax, int8_t* codes);
 // out [rows.n], contiguous, float32 or bfloat16.
 void DequantizeInt8Rows(const Int8Rows& rows, at::Tensor out);
+
+// x [n], n a multiple of 32 -> packed [n / 2], scales [n / 32]: the largest magnitude of a block gets the largest
+// exponent it can have, others the nearest code, ties to the even one, as OCP's conversion does. What is a block of
+// MXFP4 already keeps its values. False: there is a number that is not finite.
+bool QuantizeMxfp4(int64_t n, const float* x, uint8_t* packed, uint8_t* scales);
+// out [blocks * 32], contiguous, float32 or bfloat16, on the device of the blocks.
+void DequantizeMxfp4(const Mxfp4Blocks& blocks, at::Tensor out);
 
 // Rows [begin, end) of a whole matrix on the CPU -> [end - begin, columns] float32.
 at::Tensor DequantizeRows(const QuantizedMatrix& matrix, int64_t begin, int64_t end);

@@ -13,10 +13,10 @@ namespace trireme {
 
 // How matrices are quantized.
 struct QuantizationFormat {
-  enum Method { kNf4, kInt8 } method = kNf4;
+  enum Method { kNf4, kInt8, kMxfp4 } method = kNf4;
   bool nested = true;  // NF4: scales in 8 bits too
   bool operator==(const QuantizationFormat& other) const {
-    return method == other.method && (method == kInt8 || nested == other.nested);
+    return method == other.method && (method != kNf4 || nested == other.nested);
   }
 };
 

@@ -106,9 +106,12 @@ void DraftPattern(const ModelConfig& c, DecoderDraft* draft, std::vector<std::st
 void Quantize(const QuantizationConfig& config, DecoderSpec* spec) {
   if (!config.has_method()) return;
   QuantizationFormat format;
-  format.method = config.method() == QuantizationConfig::INT8 ? QuantizationFormat::kInt8 : QuantizationFormat::kNf4;
+  format.method = config.method() == QuantizationConfig::INT8    ? QuantizationFormat::kInt8
+                  : config.method() == QuantizationConfig::MXFP4 ? QuantizationFormat::kMxfp4
+                                                                 : QuantizationFormat::kNf4;
   format.nested = config.double_quantization();
   spec->quantization = format;
+  spec->quantized_layers = config.method() != QuantizationConfig::MXFP4;
   spec->quantized_experts = config.experts();
   spec->unquantized.assign(config.skip_modules().begin(), config.skip_modules().end());
 }
@@ -179,7 +182,7 @@ DecoderDraft DraftDecoder(const ModelConfig& c, std::vector<std::string>* proble
   DraftPattern(c, &draft, problems);
   draft.quantization = c.quantization();
   if (c.has_quantization() && !c.quantization().has_method())
-    problems->push_back("model.quantization.method: not set; give NF4 or INT8, or remove quantization");
+    problems->push_back("model.quantization.method: not set; give NF4, INT8 or MXFP4, or remove quantization");
   return draft;
 }
 

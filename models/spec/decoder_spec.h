@@ -65,6 +65,7 @@ struct DecoderSpec {
   // What is trained instead of the parameters, which are frozen then; null: nothing.
   std::shared_ptr<const AdapterSpec> adapter;
   std::optional<QuantizationFormat> quantization;  // of linear layers in blocks
+  bool quantized_layers = true;                    // ... of layers without experts
   bool quantized_experts = false;                  // ... and of experts
   std::vector<std::string> unquantized;  // modules that stay as they are: paths, or beginnings or ends of them
 

@@ -67,7 +67,7 @@ std::string NamedModule(const DecoderSpec& s, const ParameterSpec& parameter) {
 }
 
 bool StaysUnquantized(const DecoderSpec& s, const ParameterSpec& parameter) {
-  return parameter.wide || (parameter.expert && !s.quantized_experts) ||
+  return parameter.wide || (parameter.expert ? !s.quantized_experts : !s.quantized_layers) ||
          AnyNames(s.unquantized, NamedModule(s, parameter));
 }
 
@@ -183,6 +183,11 @@ void CheckQuantization(const DecoderSpec& spec, std::vector<std::string>* proble
                                        " but not ", absl::StrJoin(others, ", "),
                                        ", which are multiplied as one matrix; name all or none of them"));
   });
+  if (!spec.quantized_layers &&
+      std::none_of(all.begin(), all.end(), [](const ParameterSpec& parameter) { return parameter.quantized; })) {
+    problems->push_back(
+        "model.quantization.method: MXFP4 is for experts, of which nothing would be quantized here; give NF4 or INT8");
+  }
   const WeightTable table = MakeWeightTable(spec);
   for (const WeightTable::Stored& stored : table.stored) {
     const bool quantized = all[stored.runs.front().parameter].quantized;

@@ -29,6 +29,13 @@ absl::StatusOr<at::Tensor> ThereAndBack(const SourceTensor& tensor, const at::Te
     if (!AddRowAbsmax(n, x, 0, tensor.row_numel(), matrix.absmax.data())) return not_finite();
     codes.resize(n);
     QuantizeInt8Rows(n, x, 0, tensor.row_numel(), matrix.absmax.data(), reinterpret_cast<int8_t*>(codes.data()));
+  } else if (format.method == QuantizationFormat::kMxfp4) {
+    codes.resize(n / 2);
+    scale_codes.resize(n / kMxfp4Block);
+    if (!QuantizeMxfp4(n, x, codes.data(), scale_codes.data())) return not_finite();
+    at::Tensor back = at::zeros({rows, tensor.row_numel()}, at::TensorOptions().dtype(at::kFloat));
+    DequantizeMxfp4({codes.data(), scale_codes.data(), n / kMxfp4Block}, back.view({-1}));
+    return back;
   } else {
     const at::Tensor absmax = at::zeros({n / kNf4Block}, at::TensorOptions().dtype(at::kFloat));
     auto* scales = absmax.mutable_data_ptr<float>();

@@ -10,7 +10,6 @@
 
 #include "kernels/base/ops.h"
 #include "kernels/base/weight.h"
-#include "kernels/experts/gate.h"
 #include "parallel/comm/process_group.h"
 #include "parallel/layers/kept_results.h"
 

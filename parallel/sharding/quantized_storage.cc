@@ -16,7 +16,13 @@ constexpr int64_t kReadElements = int64_t{1} << 20;  // at a time; whole blocks
 
 bool FullRows(const std::vector<int64_t>& shape, const Rectangle& r) { return r.size[1] == shape[1]; }
 
-int64_t ScaleBytes(QuantizationFormat format) { return format.nested ? 1 : sizeof(float); }
+// Elements that share a scale in a piece; with 8-bit rows none does.
+int64_t BlockOf(QuantizationFormat format) {
+  return format.method == QuantizationFormat::kMxfp4 ? kMxfp4Block : kNf4Block;
+}
+int64_t ScaleBytes(QuantizationFormat format) {
+  return format.method == QuantizationFormat::kMxfp4 || format.nested ? 1 : sizeof(float);
+}
 
 int64_t MatrixNumel(const std::vector<int64_t>& shape) { return shape[0] * shape[1]; }
 
@@ -59,14 +65,13 @@ QuantizedStorage::QuantizedStorage(QuantizationFormat format, std::vector<Matrix
       piece_numel_(numel / pieces),
       pieces_(pieces),
       device_(device) {
-  const bool nf4 = format_.method == QuantizationFormat::kNf4;
   piece_bytes_ = StoredBytes(format_, piece_numel_);
   // All ranks keep as much from the start, so that memory does not depend on what was loaded.
   for (size_t i = 0; i < matrices_.size(); ++i) {
-    if (!nf4) {
+    if (format_.method == QuantizationFormat::kInt8) {
       sides_[i].row_absmax =
           at::zeros({matrices_[i].rectangle.size[0]}, at::TensorOptions().dtype(at::kFloat)).to(device_);
-    } else if (format_.nested) {
+    } else if (format_.method == QuantizationFormat::kNf4 && format_.nested) {
       NestedScales none;
       none.absmax.resize((MatrixNumel(matrices_[i].shape) / kNf4Block + kNestedBlock - 1) / kNestedBlock);
       SetNested(&sides_[i], none);
@@ -76,19 +81,22 @@ QuantizedStorage::QuantizedStorage(QuantizationFormat format, std::vector<Matrix
 
 absl::Status QuantizedStorage::Check(QuantizationFormat format, const std::vector<int64_t>& shape, const Rectangle& r) {
   if (shape.size() != 2) return Error(ExitCode::kConfig, "only matrices can be quantized");
-  if (format.method != QuantizationFormat::kNf4 || r.numel() == 0) return absl::OkStatus();
-  const bool whole_blocks =
-      FullRows(shape, r) ? r.offset[0] * shape[1] % kNf4Block == 0 && r.numel() % kNf4Block == 0
-                         : shape[1] % kNf4Block == 0 && r.offset[1] % kNf4Block == 0 && r.size[1] % kNf4Block == 0;
-  if (whole_blocks && MatrixNumel(shape) % kNf4Block == 0) return absl::OkStatus();
-  return Error(ExitCode::kConfig, "NF4 blocks of ", kNf4Block, " elements do not fit the part ", r.ToString(), " of a ",
-               shape[0], " x ", shape[1],
+  if (format.method == QuantizationFormat::kInt8 || r.numel() == 0) return absl::OkStatus();
+  const bool mxfp4 = format.method == QuantizationFormat::kMxfp4;
+  const int64_t block = BlockOf(format);
+  const bool whole_blocks = FullRows(shape, r)
+                                ? r.offset[0] * shape[1] % block == 0 && r.numel() % block == 0
+                                : shape[1] % block == 0 && r.offset[1] % block == 0 && r.size[1] % block == 0;
+  // Blocks of MXFP4 are those of rows.
+  if (whole_blocks && MatrixNumel(shape) % block == 0 && (!mxfp4 || shape[1] % block == 0)) return absl::OkStatus();
+  return Error(ExitCode::kConfig, mxfp4 ? "MXFP4" : "NF4", " blocks of ", block, " elements do not fit the part ",
+               r.ToString(), " of a ", shape[0], " x ", shape[1],
                " matrix; use fewer tensor ranks, or name it in model.quantization.skip_modules");
 }
 
 int64_t QuantizedStorage::StoredBytes(QuantizationFormat format, int64_t numel) {
   if (format.method == QuantizationFormat::kInt8) return numel;
-  return numel / 2 + numel / kNf4Block * ScaleBytes(format);
+  return numel / 2 + numel / BlockOf(format) * ScaleBytes(format);
 }
 
 int64_t QuantizedStorage::SideBytes() const {
@@ -110,10 +118,10 @@ QuantizedStorage::Numbering QuantizedStorage::NumberingOf(const Matrix& m) const
 }
 
 int64_t QuantizedStorage::CodeByte(int64_t element) const {
-  return format_.method == QuantizationFormat::kNf4 ? element / 2 : element;
+  return format_.method == QuantizationFormat::kInt8 ? element : element / 2;
 }
 int64_t QuantizedStorage::ScaleByte(int64_t element) const {
-  return piece_numel_ / 2 + element / kNf4Block * ScaleBytes(format_);
+  return piece_numel_ / 2 + element / BlockOf(format_) * ScaleBytes(format_);
 }
 
 void QuantizedStorage::SetNested(Side* side, const NestedScales& nested) const {
@@ -141,6 +149,8 @@ void QuantizedStorage::Dequantize(const at::Tensor& gathered, int matrix, at::Te
       rows.first = at - m.offset;
       rows.columns = m.rectangle.size[1];
       DequantizeInt8Rows(rows, part);
+    } else if (format_.method == QuantizationFormat::kMxfp4) {
+      DequantizeMxfp4({base + CodeByte(element), base + ScaleByte(element), n / kMxfp4Block}, part);
     } else {
       Nf4Blocks blocks;
       blocks.packed = base + CodeByte(element);
@@ -232,6 +242,19 @@ absl::Status QuantizedStorage::QuantizeRows(int matrix, int64_t begin, int64_t e
   return status;
 }
 
+absl::Status QuantizedStorage::QuantizeMxfp4(int matrix, int64_t begin, int64_t end, int64_t own_begin,
+                                             const Reader& read, uint8_t* own) {
+  const int64_t offset = matrices_[matrix].offset;
+  std::vector<float> values(static_cast<size_t>(std::min(kReadElements, end - begin)));
+  for (int64_t at = begin; at < end; at += kReadElements) {
+    const int64_t n = std::min(kReadElements, end - at);
+    RETURN_IF_ERROR(read(matrix, at - offset, at - offset + n, values.data()));
+    if (!trireme::QuantizeMxfp4(n, values.data(), own + CodeByte(at - own_begin), own + ScaleByte(at - own_begin)))
+      return Error(ExitCode::kData, "holds numbers that are not finite");
+  }
+  return absl::OkStatus();
+}
+
 absl::Status QuantizedStorage::Quantize(int matrix, int64_t own_begin, int64_t own_numel, ValueType type,
                                         const Groups& groups, const Reader& read, at::Tensor own) {
   const Matrix& m = matrices_[matrix];
@@ -243,6 +266,8 @@ absl::Status QuantizedStorage::Quantize(int matrix, int64_t own_begin, int64_t o
   absl::Status status;
   if (format_.method == QuantizationFormat::kNf4) {
     status = QuantizeNf4(matrix, begin, end, own_begin, groups, read, bytes);
+  } else if (format_.method == QuantizationFormat::kMxfp4) {
+    status = QuantizeMxfp4(matrix, begin, end, own_begin, read, bytes);
   } else {
     status = QuantizeRows(matrix, begin, end, own_begin, groups, read, bytes);
   }
@@ -254,6 +279,7 @@ void QuantizedStorage::Take(int matrix, int64_t own_begin, int64_t own_numel, co
                             at::Tensor own) {
   const Matrix& m = matrices_[matrix];
   Side& side = sides_[matrix];
+  TRIREME_CHECK(format_.method != QuantizationFormat::kMxfp4, "MXFP4 is made of values");
   TRIREME_CHECK(whole.format == format_ && whole.shape == m.shape, "a matrix of another format or shape");
   const Rectangle& r = m.rectangle;
   const int64_t begin = std::max(m.offset, own_begin);

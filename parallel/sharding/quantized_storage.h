@@ -27,10 +27,10 @@ class DequantizedValues {
 };
 
 // A buffer of `numel` elements is cut into `pieces` equal ones (multiples of 256 elements), one per shard rank. A piece
-// is stored as its codes (NF4: two in a byte), then its scales (NF4: one for 64 elements, 8 bits or float32), so that
-// one gather moves both. What belongs to a whole matrix (the scales of scales, the scales of 8-bit rows) is small and
-// on every rank. Blocks are those of the whole matrix: a block's number there finds its nested scale, and any layout
-// gives the same bits.
+// is stored as its codes (NF4, MXFP4: two in a byte), then its scales (NF4: one for 64 elements, 8 bits or float32;
+// MXFP4: one of 8 bits for 32), so that one gather moves both. What belongs to a whole matrix (the scales of scales,
+// the scales of 8-bit rows) is small and on every rank. Blocks are those of the whole matrix: a block's number there
+// finds its nested scale, and any layout gives the same bits.
 class QuantizedStorage {
  public:
   struct Matrix {
@@ -90,6 +90,8 @@ class QuantizedStorage {
                            const Reader& read, uint8_t* own);
   absl::Status QuantizeRows(int matrix, int64_t begin, int64_t end, int64_t own_begin, const Groups& groups,
                             const Reader& read, uint8_t* own);
+  absl::Status QuantizeMxfp4(int matrix, int64_t begin, int64_t end, int64_t own_begin, const Reader& read,
+                             uint8_t* own);
   // Where the own piece has an element's code, and its block's scale, in bytes. `element` counts from the own begin.
   int64_t CodeByte(int64_t element) const;
   int64_t ScaleByte(int64_t element) const;

@@ -307,6 +307,7 @@ TEST_P(CudaKernels, DequantizedWeights) {
   const at::Tensor map = random_.Normal({256}, at::kFloat),
                    absmax = random_.Normal({(numbers + 255) / 256}, at::kFloat);
   const at::Tensor rows = random_.Ids(5000, 256).to(at::kChar), scales = random_.Normal({40}, at::kFloat);
+  const at::Tensor exponents = random_.Ids(blocks, 255).to(at::kByte);
   const auto dequantize = [&](bool on_gpu) {
     const at::Device device = on_gpu ? kGpu : at::Device(at::kCPU);
     std::vector<at::Tensor> kept;
@@ -336,10 +337,17 @@ TEST_P(CudaKernels, DequantizedWeights) {
     r.columns = 130;
     at::Tensor int8 = at::empty({5000}, nf4.options());
     on_gpu ? cuda::DequantizeInt8Rows(r, int8) : DequantizeInt8Rows(r, int8);
-    return std::pair(nf4.cpu(), int8.cpu());
+    Mxfp4Blocks m;
+    m.packed = static_cast<const uint8_t*>(pointer(packed));
+    m.scales = static_cast<const uint8_t*>(pointer(exponents));
+    m.blocks = blocks;
+    at::Tensor mxfp4 = at::empty({blocks * kMxfp4Block}, nf4.options());
+    on_gpu ? cuda::DequantizeMxfp4(m, mxfp4) : DequantizeMxfp4(m, mxfp4);
+    return std::tuple(nf4.cpu(), int8.cpu(), mxfp4.cpu());
   };
-  const auto [nf4, int8] = dequantize(/*on_gpu=*/true);
-  const auto [expected_nf4, expected_int8] = dequantize(/*on_gpu=*/false);
+  const auto [nf4, int8, mxfp4] = dequantize(/*on_gpu=*/true);
+  const auto [expected_nf4, expected_int8, expected_mxfp4] = dequantize(/*on_gpu=*/false);
+  EXPECT_TRUE(at::equal(mxfp4, expected_mxfp4));
   EXPECT_TRUE(at::equal(nf4, expected_nf4));
   EXPECT_TRUE(at::equal(int8, expected_int8));
 }

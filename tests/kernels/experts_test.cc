@@ -12,7 +12,6 @@
 #include <limits>
 
 #include "kernels/base/thread_pool.h"
-#include "kernels/experts/gate.h"
 #include "kernels/experts/grouped.h"
 #include "tests/kernels/reference.h"
 #include "tests/kernels/test_tensors.h"

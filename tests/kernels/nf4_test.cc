@@ -7,6 +7,7 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <cstring>
 #include <limits>
 
 #include "kernels/cpu/loops.h"
@@ -179,6 +180,41 @@ TEST(Int8Rows, AreThoseOfBitsandbytes) {
     DequantizeInt8Rows(part, values);
     EXPECT_TRUE(at::equal(values, wanted.view({-1}).narrow(0, 77, n - 77).to(dtype))) << DtypeName(dtype);
   }
+}
+
+// Every code with every scale but those whose values are no normal numbers: what was MXFP4 stays what it was.
+TEST(Mxfp4, ItsOwnValuesStayToTheBit) {
+  TestTensors random(73);
+  for (int scale = 3; scale <= 251; ++scale) {
+    std::vector<float> x(16 * kMxfp4Block);
+    for (size_t i = 0; i < x.size(); ++i) {
+      // Blocks with and without large codes: the exponent they are given differs.
+      const int64_t below = 1 + static_cast<int64_t>(i) / kMxfp4Block % 8;
+      x[i] = kMxfp4Codes[random.Below(below) + 8 * random.Below(2)] * Mxfp4Scale(static_cast<uint8_t>(scale));
+    }
+    std::vector<uint8_t> packed(x.size() / 2), scales(x.size() / kMxfp4Block);
+    ASSERT_TRUE(QuantizeMxfp4(static_cast<int64_t>(x.size()), x.data(), packed.data(), scales.data()));
+    at::Tensor back = at::empty({static_cast<int64_t>(x.size())}, at::TensorOptions().dtype(at::kFloat));
+    DequantizeMxfp4({packed.data(), scales.data(), static_cast<int64_t>(scales.size())}, back);
+    EXPECT_EQ(std::memcmp(back.const_data_ptr(), x.data(), x.size() * sizeof(float)), 0) << scale;
+  }
+}
+
+TEST(Mxfp4, TheNearestCodeTiesToEven) {
+  std::vector<float> x(kMxfp4Block, 0.0f);
+  const std::vector<std::pair<float, float>> rounded = {{6, 6},     {7.9f, 6},  {5, 4},          {5.01f, 6},
+                                                        {3.5f, 4},  {2.5f, 2},  {1.75f, 2},      {1.25f, 1},
+                                                        {0.75f, 1}, {0.25f, 0}, {-0.26f, -0.5f}, {-5, -4}};
+  for (size_t i = 0; i < rounded.size(); ++i) x[i] = rounded[i].first / 64;
+  std::vector<uint8_t> packed(kMxfp4Block / 2), scales(1);
+  ASSERT_TRUE(QuantizeMxfp4(kMxfp4Block, x.data(), packed.data(), scales.data()));
+  EXPECT_EQ(scales[0], 127 - 6);
+  at::Tensor back = at::empty({kMxfp4Block}, at::TensorOptions().dtype(at::kFloat));
+  DequantizeMxfp4({packed.data(), scales.data(), 1}, back);
+  for (size_t i = 0; i < rounded.size(); ++i)
+    EXPECT_EQ(back[static_cast<int64_t>(i)].item<float>(), rounded[i].second / 64) << rounded[i].first;
+  x[3] = std::numeric_limits<float>::quiet_NaN();
+  EXPECT_FALSE(QuantizeMxfp4(kMxfp4Block, x.data(), packed.data(), scales.data()));
 }
 
 }  // namespace

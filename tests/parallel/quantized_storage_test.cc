@@ -108,6 +108,36 @@ TEST(QuantizedStorageTest, QuantizingWhileReadingGivesTheSame) {
   }
 }
 
+// Any layout of blocks of 32 has what is quantized alone, and quantizing that again changes nothing.
+TEST(QuantizedStorageTest, Mxfp4IsTheSameOnEveryLayoutAndAgain) {
+  constexpr QuantizationFormat kMxfp4 = {QuantizationFormat::kMxfp4};
+  Whole whole(kFormats[0], 1100, 992);
+  whole.matrix.format = kMxfp4;
+  const auto read_from = [](const at::Tensor& values, const Rectangle& r) {
+    const at::Tensor part = PartOf(values, r).contiguous();
+    return [part](int, int64_t from, int64_t to, float* out) {
+      std::copy_n(part.const_data_ptr<float>() + from, to - from, out);
+      return absl::OkStatus();
+    };
+  };
+  const auto held = [&](const at::Tensor& values, const Rectangle& r, int pieces) {
+    return Gathered(whole, r, pieces, [&](QuantizedStorage& storage, int64_t begin, int64_t n, at::Tensor own) {
+      EXPECT_TRUE(storage.Quantize(0, begin, n, ValueType::kFloat32, {}, read_from(values, r), own).ok());
+    });
+  };
+  const Rectangle all = {{0, 0}, {1100, 992}};
+  const at::Tensor values = held(whole.values, all, 1);
+  // Half the distance of two codes at most, which is the largest beside 6: 1 of at most 8.
+  EXPECT_LT(RelativeError(values, whole.values), 0.25);
+  EXPECT_TRUE(at::equal(held(values, all, 1), values));
+  for (const Rectangle& part : {all, Rectangle{{32, 0}, {32, 992}}, Rectangle{{0, 320}, {1100, 320}}}) {
+    for (const int pieces : {1, 2, 3, 8})
+      EXPECT_TRUE(at::equal(held(whole.values, part, pieces), PartOf(values, part))) << part.ToString() << pieces;
+  }
+  EXPECT_TRUE(QuantizedStorage::Check(kMxfp4, {4, 96}, {{0, 0}, {4, 96}}).ok());
+  EXPECT_FALSE(QuantizedStorage::Check(kMxfp4, {64, 40}, {{0, 0}, {64, 40}}).ok());
+}
+
 TEST(QuantizedStorageTest, WhatCannotBeHeldIsNamed) {
   const QuantizationFormat nf4 = kFormats[0], int8 = kFormats[2];
   EXPECT_TRUE(QuantizedStorage::Check(nf4, {96, 640}, {{0, 320}, {96, 320}}).ok());

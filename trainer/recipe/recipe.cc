@@ -383,8 +383,8 @@ std::vector<std::string> SettingsWithoutEffect(const RunConfig& config, const Re
   idle(config.loss().has_router_aux_scope() && config.loss().router_aux_loss() == 0, "loss.router_aux_scope",
        "without loss.router_aux_loss");
   const ModelConfig& model = config.model();
-  idle(model.quantization().has_double_quantization() && model.quantization().method() == QuantizationConfig::INT8,
-       "model.quantization.double_quantization", "on INT8");
+  idle(model.quantization().has_double_quantization() && model.quantization().method() != QuantizationConfig::NF4,
+       "model.quantization.double_quantization", "on INT8 and MXFP4");
   return found;
 }
 
