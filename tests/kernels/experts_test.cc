@@ -6,6 +6,7 @@
 #include <ATen/ops/ones.h>
 #include <ATen/ops/sigmoid.h>
 #include <ATen/ops/sort.h>
+#include <absl/strings/str_cat.h>
 #include <gtest/gtest.h>
 #include <torch/csrc/autograd/autograd.h>
 

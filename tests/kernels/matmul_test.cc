@@ -1,5 +1,6 @@
 // Matrix products of every odd size, stride and dtype against at::mm in float64.
 #include <ATen/ops/mm.h>
+#include <absl/strings/str_cat.h>
 #include <gtest/gtest.h>
 
 #include <limits>
