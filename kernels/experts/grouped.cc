@@ -41,7 +41,8 @@ void InType(const at::Tensor& x, const Body& body) {
   });
 }
 
-// Rows of one expert for a task on CPU, in the arithmetic type: where they lie, or a copy.
+// At most kRowBlock rows of one expert for a task on CPU, in the arithmetic type: where they lie, or a copy. All copies
+// of a width are of one size, so that memory is found again whatever the loads are.
 template <typename C>
 class TaskRows {
  public:
@@ -52,7 +53,7 @@ class TaskRows {
   at::Tensor Part(int64_t begin, int64_t size) const {
     if (!order_.defined()) return wide_.narrow(0, begin, size);
     const int64_t width = wide_.size(1);
-    at::Tensor taken = at::empty({size, width}, wide_.options());
+    at::Tensor taken = at::empty({kRowBlock, width}, wide_.options());
     const int64_t* choice = order_.const_data_ptr<int64_t>() + begin;
     for (int64_t i = 0; i < size; ++i)
       std::copy_n(Data<C>(wide_) + choice[i] / per_token_ * width, width, Data<C>(taken) + i * width);
@@ -135,9 +136,12 @@ void AddGroupedOuterProducts(const ExpertRows& dy, const ExpertRows& x, const Ex
         if (overwrite) std::fill(out, out + t.size * k, C(0));
         return;
       }
-      const at::Tensor d_part = d_rows.Part(begin, size), part = rows.Part(begin, size);
-      Gemm(Transpose::kYes, Transpose::kNo, t.size, k, size, C(1), Data<C>(d_part) + t.begin, n, Data<C>(part), k,
-           overwrite ? C(0) : C(1), out, k);
+      for (int64_t row = 0; row < size; row += kRowBlock) {
+        const int64_t some = std::min(kRowBlock, size - row);
+        const at::Tensor d_part = d_rows.Part(begin + row, some), part = rows.Part(begin + row, some);
+        Gemm(Transpose::kYes, Transpose::kNo, t.size, k, some, C(1), Data<C>(d_part) + t.begin, n, Data<C>(part), k,
+             overwrite && row == 0 ? C(0) : C(1), out, k);
+      }
     });
   });
 }

@@ -168,10 +168,10 @@ ExpertRows ToExperts(const Dispatch& plan, const at::Tensor& x, int64_t per_toke
   return {Travel(plan, TakeRows(x, plan.order, per_token), group, /*back=*/false), plan.arrival, 1};
 }
 
-// Rows by expert -> a row for each choice, in the order of `order`.
-at::Tensor FromExperts(const Dispatch& plan, const at::Tensor& by_expert, ProcessGroup& group) {
-  const at::Tensor rows = plan.departure.defined() ? TakeRows(by_expert, plan.departure) : by_expert.contiguous();
-  return Travel(plan, rows, group, /*back=*/true);
+// Rows by expert -> a row for each choice, in the order of `order`. What is given up is freed before rows travel.
+at::Tensor FromExperts(const Dispatch& plan, at::Tensor by_expert, ProcessGroup& group) {
+  if (plan.departure.defined()) by_expert = TakeRows(by_expert, plan.departure);
+  return Travel(plan, by_expert.contiguous(), group, /*back=*/true);
 }
 
 // What is added to each row [R, N]: its expert's bias.
@@ -278,14 +278,12 @@ struct RunExpertsFunction : torch::autograd::Function<RunExpertsFunction> {
     // Lives as long as the graph does.
     const at::Tensor keeper = at::from_blob(
         plan, {1}, [plan](void*) { delete plan; }, at::TensorOptions().dtype(at::kByte));
-    const ExpertRows rows = ToExperts(*plan, x, per_token, *group);
     const at::Tensor own = ToExperts(*plan, weights.reshape({-1, 1}), 1, *group).All();  // [R, 1]
-    at::Tensor gate_up = GroupedProduct(*w.gate_up, 2 * w.width, rows, plan->offsets);
+    at::Tensor gate_up = GroupedProduct(*w.gate_up, 2 * w.width, ToExperts(*plan, x, per_token, *group), plan->offsets);
     if (w.gate_up_bias != nullptr) gate_up.add_(BiasRows(*w.gate_up_bias, plan->offsets, gate_up.scalar_type()));
-    const at::Tensor h = ExpertGateForward(gate_up, own, gate);
-    at::Tensor made = GroupedProduct(*w.down, x.size(1), h, plan->offsets);
+    at::Tensor made = GroupedProduct(*w.down, x.size(1), ExpertGateForward(gate_up, own, gate), plan->offsets);
     if (w.down_bias != nullptr) made.add_(Weighted(BiasRows(*w.down_bias, plan->offsets, made.scalar_type()), own));
-    const at::Tensor out = SumOfChoices(FromExperts(*plan, made, *group), plan->place, per_token);
+    const at::Tensor out = SumOfChoices(FromExperts(*plan, std::move(made), *group), plan->place, per_token);
     context->saved_data["gate_up"] = Pack(w.gate_up);
     context->saved_data["down"] = Pack(w.down);
     context->saved_data["gate_up_bias"] = Pack(w.gate_up_bias);
@@ -310,22 +308,28 @@ struct RunExpertsFunction : torch::autograd::Function<RunExpertsFunction> {
     const ExpertGate gate = SavedGate(context);
     const int64_t per_token = context->saved_data.at("per_token").toInt();
     const at::Tensor d_out = gradients[0].contiguous();
-    const ExpertRows d_made = ToExperts(plan, d_out, per_token, group);
-    const at::Tensor d_h = GroupedInputGradient(w_down, gate_up.size(1) / 2, d_made, plan.offsets);
     // The weight multiplied what was activated: no output of an expert is kept for its gradient.
-    ExpertGateGradients made = ExpertGateBackward(gate_up, own, d_h, gate);
-    if (WantsInput(w_down)) AddGroupedGradients(w_down, d_made, made.out, plan.offsets);
-    if (down_bias != nullptr) {
-      const at::Tensor d_rows = d_made.All();
-      AddBiasGradients(down_bias, d_rows * own, plan.offsets);
-      made.weights.add_(at::sum(d_rows * BiasRows(*down_bias, plan.offsets, own.scalar_type()), {1}, /*keepdim=*/true));
-    }
+    ExpertGateGradients made = [&] {
+      const ExpertRows d_made = ToExperts(plan, d_out, per_token, group);
+      ExpertGateGradients gradients = ExpertGateBackward(
+          gate_up, own, GroupedInputGradient(w_down, gate_up.size(1) / 2, d_made, plan.offsets), gate);
+      if (WantsInput(w_down)) AddGroupedGradients(w_down, d_made, gradients.out, plan.offsets);
+      gradients.out.reset();
+      if (down_bias != nullptr) {
+        const at::Tensor d_rows = d_made.All();
+        AddBiasGradients(down_bias, d_rows * own, plan.offsets);
+        gradients.weights.add_(
+            at::sum(d_rows * BiasRows(*down_bias, plan.offsets, own.scalar_type()), {1}, /*keepdim=*/true));
+      }
+      return gradients;
+    }();
     AddBiasGradients(SavedPointer<Weight>(context, "gate_up_bias"), made.gate_up, plan.offsets);
     // Rows travel again rather than being kept.
     if (WantsInput(w_gate_up))
       AddGroupedGradients(w_gate_up, made.gate_up, ToExperts(plan, x, per_token, group), plan.offsets);
-    const at::Tensor d_rows = GroupedInputGradient(w_gate_up, x.size(1), made.gate_up, plan.offsets);
-    const at::Tensor dx = SumOfChoices(FromExperts(plan, d_rows, group), plan.place, per_token);
+    at::Tensor d_rows = GroupedInputGradient(w_gate_up, x.size(1), made.gate_up, plan.offsets);
+    made.gate_up.reset();
+    const at::Tensor dx = SumOfChoices(FromExperts(plan, std::move(d_rows), group), plan.place, per_token);
     const at::Tensor d_weights = TakeRows(FromExperts(plan, made.weights, group), plan.place).view({-1, per_token});
     return {dx, d_weights, at::Tensor(), at::Tensor(), at::Tensor(), at::Tensor()};
   }
