@@ -5,7 +5,7 @@ import json
 import gguf
 import numpy as np
 
-READ_ONLY = ["Q4_1", "Q4_K", "Q6_K"]
+READ_ONLY = ["Q4_1", "Q4_K", "Q6_K", "MXFP4"]
 
 
 def same_bits(a, b):

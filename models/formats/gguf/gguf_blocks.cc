@@ -67,6 +67,18 @@ void DecodeQ8_0(const uint8_t* in, int64_t blocks, float* out) {
   }
 }
 
+// exponent of the scale, 16 bytes: elements 0 to 15 in the low nibbles, 16 to 31 in the high ones
+void DecodeMXFP4(const uint8_t* in, int64_t blocks, float* out) {
+  constexpr float kTwice[] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};  // E2M1; -0 becomes 0
+  for (; blocks > 0; --blocks, in += 17, out += 32) {
+    const float half = std::ldexp(1.0f, int{in[0]} - 128);
+    for (int i = 0; i < 16; ++i) {
+      out[i] = half * kTwice[in[1 + i] & 15];
+      out[i + 16] = half * kTwice[in[1 + i] >> 4];
+    }
+  }
+}
+
 // scale, 16 bytes: elements 0 to 15 in the low nibbles, 16 to 31 in the high ones
 void DecodeQ4_0(const uint8_t* in, int64_t blocks, float* out) {
   for (; blocks > 0; --blocks, in += 18, out += 32) {
@@ -227,6 +239,8 @@ Codec CodecOf(GgufType type) {
       return {DecodeQ4_K, nullptr};
     case GgufType::kQ6_K:
       return {DecodeQ6_K, nullptr};
+    case GgufType::kMXFP4:
+      return {DecodeMXFP4, nullptr};
   }
   return {};
 }
@@ -264,8 +278,8 @@ absl::Status GgufDequantize(GgufType type, const uint8_t* blocks, int64_t begin,
   const Codec codec = CodecOf(type);
   if (codec.decode == nullptr) {
     return Error(ExitCode::kData, "gguf: ", GgufTypeName(type),
-                 " is not decoded (F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q4_K and Q6_K are); requantize the file to one of "
-                 "these");
+                 " is not decoded (F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q4_K, Q6_K and MXFP4 are); requantize the file to "
+                 "one of these");
   }
   const int64_t size = FindGgufType(type)->block_elements, bytes = FindGgufType(type)->block_bytes;
   float block[kMaxBlock];

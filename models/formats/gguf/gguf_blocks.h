@@ -22,6 +22,7 @@ enum class GgufType : uint32_t {
   kQ4_K = 12,
   kQ6_K = 14,
   kBF16 = 30,
+  kMXFP4 = 39,
 };
 
 struct GgufTypeInfo {
@@ -40,8 +41,8 @@ std::string GgufTypeName(GgufType type);  // "type 77" for an unknown one
 int64_t GgufRowBytes(GgufType type, int64_t columns);
 
 // Decodes elements [begin, end) of the run of blocks at `blocks`; the range may begin and end inside a block. Equal to
-// ggml's dequantize_row_* bit for bit. Known: F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q4_K, Q6_K; an error (kData) for
-// others.
+// ggml's dequantize_row_* bit for bit. Known: F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q4_K, Q6_K, MXFP4; an error (kData)
+// for others.
 absl::Status GgufDequantize(GgufType type, const uint8_t* blocks, int64_t begin, int64_t end, float* out);
 
 // Encodes `count` values, a whole number of blocks, byte for byte as ggml's quantize_row_*_ref. Known: F32, F16, BF16,

@@ -120,13 +120,29 @@ TEST(GgufBlocks, Q6_KPutsTwoHighBitsOnEveryNibble) {
   block[208] = 0x00;
   block[209] = 0x38;
   const std::vector<float> values = Decode(GgufType::kQ6_K, block, 0, 256);
-  for (int i = 0; i < 256; ++i) EXPECT_EQ(values[i], 0.5f * (i / 16 * 17 - 128) * (i * 7 % 64 - 32)) << i;
+  for (int i = 0; i < 256; ++i) {
+    const int scale = i / 16 * 17 - 128, element = i * 7 % 64 - 32;
+    EXPECT_EQ(values[i], 0.5f * static_cast<float>(scale * element)) << i;
+  }
+}
+
+TEST(GgufBlocks, MXFP4HasAPowerOfTwoAndTwoElementsInAByte) {
+  std::vector<uint8_t> block(17, 0x71);  // low nibble: element i is 0.5, high one: element i + 16 is 6
+  block[0] = 129;
+  block[1] = 0x9F;
+  const std::vector<float> values = Decode(GgufType::kMXFP4, block, 0, 32);
+  for (int i = 1; i < 16; ++i) {
+    EXPECT_EQ(values[i], 2.0f) << i;
+    EXPECT_EQ(values[i + 16], 24.0f) << i;
+  }
+  EXPECT_EQ(values[0], -24.0f);
+  EXPECT_EQ(values[16], -2.0f);
 }
 
 TEST(GgufBlocks, AnyRangeEqualsThatPartOfTheWhole) {
   std::mt19937 generator(1);
   for (const GgufType type : {GgufType::kF32, GgufType::kF16, GgufType::kBF16, GgufType::kQ8_0, GgufType::kQ4_0,
-                              GgufType::kQ4_1, GgufType::kQ4_K, GgufType::kQ6_K}) {
+                              GgufType::kQ4_1, GgufType::kQ4_K, GgufType::kQ6_K, GgufType::kMXFP4}) {
     std::vector<uint8_t> bytes(GgufRowBytes(type, 1024));
     for (uint8_t& byte : bytes) byte = static_cast<uint8_t>(generator());
     const std::vector<float> whole = Decode(type, bytes, 0, 1024);
