@@ -51,14 +51,18 @@ struct Parts {
 class Runs {
  public:
   explicit Runs(size_t parameter) : parameter_(parameter) {}
-  void Add(int64_t row, size_t stored, int64_t stored_row, int64_t count) {
+  void Add(int64_t row, size_t stored, int64_t stored_row, int64_t count, int64_t step = 1) {
     if (count == 0) return;
-    RowRun* last = runs_.empty() ? nullptr : &runs_.back();
-    if (last != nullptr && last->stored == stored && last->row + last->rows == row &&
-        last->stored_row + last->rows == stored_row) {
-      last->rows += count;
+    // The run before of rows that are taken in turn is as many back.
+    const auto recent = runs_.end() - std::min<int64_t>(step, static_cast<int64_t>(runs_.size()));
+    const auto before = std::find_if(recent, runs_.end(), [&](const RowRun& run) {
+      return run.stored == stored && run.step == step && run.row + run.rows * step == row &&
+             run.stored_row + run.rows == stored_row;
+    });
+    if (before != runs_.end()) {
+      before->rows += count;
     } else {
-      runs_.push_back({parameter_, row, stored_row, count, stored});
+      runs_.push_back({parameter_, row, stored_row, count, stored, step});
     }
   }
   std::vector<RowRun> Take() { return std::move(runs_); }
@@ -189,14 +193,14 @@ WeightTable MakeWeightTable(const DecoderSpec& spec, const WeightNames& names) {
   const std::map<std::string, Parts> parts_of = PartsByTensor(all);
   std::map<std::string, size_t> index;
   // The place of a stored tensor, which is added if it is new.
-  const auto place = [&](const std::string& name, const Kept& kept, int64_t rows) {
+  const auto place = [&](const std::string& name, const Kept& kept, int64_t rows, bool transposed) {
     const auto [found, added] = index.try_emplace(name, table.stored.size());
     if (!added) return found->second;
     WeightTable::Stored stored;
     stored.name = name;
     stored.shape = kept.spec.shape;
     stored.shape[0] = rows;
-    stored.transposed = kept.rule.transposed && stored.shape.size() == 2;
+    stored.transposed = transposed && stored.shape.size() == 2;
     stored.exact = kept.spec.balanced;
     if (kept.rule.by_heads) {
       stored.label = {kept.spec.heads, rows / kept.spec.heads};
@@ -225,20 +229,26 @@ WeightTable MakeWeightTable(const DecoderSpec& spec, const WeightNames& names) {
     if (apart || absl::StrContains(kept.stored, '|')) {
       const std::vector<std::string> names_of_piece = absl::StrSplit(kept.stored, '|');
       const int64_t pieces = kept.spec.heads, parts_of_piece = static_cast<int64_t>(names_of_piece.size());
-      const int64_t rows = kept.spec.shape[0] / pieces / parts_of_piece;
+      const int64_t rows_of_piece = kept.spec.shape[0] / pieces;
+      const bool in_turn = kept.rule.in_turn, turned = kept.rule.turned_rows != nullptr;
       Runs runs(number);
       for (int64_t piece = 0; piece < pieces; ++piece) {
+        int64_t row = piece * rows_of_piece;
         for (int64_t part = 0; part < parts_of_piece; ++part) {
           const std::string name =
               absl::StrReplaceAll(names_of_piece[static_cast<size_t>(part)], {{"#", absl::StrCat(piece)}});
-          runs.Add((piece * parts_of_piece + part) * rows, place(name, kept, apart ? rows : rows * pieces),
-                   apart ? 0 : piece * rows, rows);
+          int64_t rows = rows_of_piece / parts_of_piece;
+          if (turned) rows = part == 0 ? kept.rule.turned_rows(spec) : rows_of_piece - kept.rule.turned_rows(spec);
+          const bool transposed = turned ? part == 0 : kept.rule.transposed;
+          const size_t stored = place(name, kept, apart ? rows : rows * pieces, transposed);
+          runs.Add(row, stored, apart ? 0 : piece * rows, rows, in_turn ? parts_of_piece : 1);
+          row += in_turn ? 1 : rows;
         }
       }
       parameter.runs = runs.Take();
     } else {
       const int64_t rows = std::accumulate(parts.rows.begin(), parts.rows.end(), int64_t{0});
-      parameter.runs = RunsOf(kept, spec, parts, number, place(kept.stored, kept, rows));
+      parameter.runs = RunsOf(kept, spec, parts, number, place(kept.stored, kept, rows, kept.rule.transposed));
     }
     for (const RowRun& run : parameter.runs) table.stored[run.stored].runs.push_back(run);
     table.parameters.push_back(std::move(parameter));

@@ -26,6 +26,11 @@ struct WeightRule {
   bool rotary_order = false;  // the rows of a head are in another order where rotation is partial (RotaryOrder)
   bool by_heads = false;      // rows are stored as [heads, rows of a head, ...]
   bool scalar = false;        // a vector of one number is stored without dimensions
+  bool in_turn = false;       // with |: the rows of a head or expert belong to its parts in turn, not one part's before
+                              // the next one's
+  // With |: how many rows of a head are the first of two parts, whose matrices are stored transposed as by_heads says;
+  // the others are the second. Null: parts are equal.
+  int64_t (*turned_rows)(const DecoderSpec& spec) = nullptr;
   bool (*applies)(const DecoderSpec& spec) = nullptr;  // null: to every model of the family
 };
 
@@ -51,6 +56,7 @@ struct RowRun {
   size_t parameter = 0;  // index into WeightTable::parameters
   int64_t row = 0, stored_row = 0, rows = 0;
   size_t stored = 0;  // index into WeightTable::stored
+  int64_t step = 1;   // how far apart the rows are in the parameter: more than 1 by rules with in_turn alone
 };
 
 struct WeightTable {
@@ -66,7 +72,7 @@ struct WeightTable {
   struct Parameter {
     std::string name;
     std::vector<int64_t> shape;
-    std::vector<RowRun> runs;  // by row; they cover the parameter
+    std::vector<RowRun> runs;  // by first row; they cover the parameter
     bool linear = true;        // if a matrix: of no experts and no router, which other software leaves unquantized
   };
   std::vector<Parameter> parameters;  // DecoderParameters()

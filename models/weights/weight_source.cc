@@ -115,9 +115,11 @@ absl::Status ReadStoredPieces(const WeightSource& source, const WeightTable& tab
       const SourceTensor& tensor = source.tensors[run.parameter];
       const int64_t first = std::max(begin, run.stored_row), last = std::min(end, run.stored_row + run.rows);
       if (first >= last) continue;
-      RETURN_IF_ERROR(source.read(tensor,
-                                  Part(tensor.shape, run.row + first - run.stored_row, last - first, 0, columns),
-                                  piece.narrow(0, first - begin, last - first)));
+      const int64_t row = run.row + (first - run.stored_row) * run.step, extent = (last - first - 1) * run.step + 1;
+      const at::Tensor target = piece.narrow(0, first - begin, last - first);
+      const at::Tensor rows_between = run.step == 1 ? target : at::empty({extent, columns}, piece.options());
+      RETURN_IF_ERROR(source.read(tensor, Part(tensor.shape, row, extent, 0, columns), rows_between));
+      if (run.step > 1) target.copy_(rows_between.slice(0, 0, extent, run.step));
     }
     RETURN_IF_ERROR(use(piece.view({-1})));
   }

@@ -12,7 +12,8 @@ constexpr int64_t kPieceNumel = int64_t{4} << 20;
 
 at::ScalarType DtypeOf(const GgufTensor& tensor) {
   if (tensor.type == GgufType::kF16) return at::kHalf;
-  if (tensor.type == GgufType::kBF16) return at::kBFloat16;
+  // MXFP4's numbers have no more than four bits.
+  if (tensor.type == GgufType::kBF16 || tensor.type == GgufType::kMXFP4) return at::kBFloat16;
   return at::kFloat;
 }
 
@@ -35,29 +36,62 @@ absl::Status ReadRows(const GgufFile& file, const GgufTensor& tensor, bool matri
                 : ReadElements(file, tensor, row, row + rows, out);
 }
 
-// Decodes a piece of a parameter, run by run of rows that are consecutive in the file, and as ours.
+// Our rows are columns of the matrices in the tensor, of one after the other: decodes `rows` of those from `stored` on.
+absl::Status ReadTransposed(const GgufFile& file, const GgufTensor& tensor, const WeightTable::Stored& layout,
+                            int64_t stored, int64_t rows, int64_t column, int64_t columns, float* out) {
+  const int64_t ours = layout.shape[1], theirs = layout.shape[0] / layout.pieces;
+  std::vector<float> turned;
+  for (int64_t done = 0; done < rows;) {
+    const int64_t matrix = (stored + done) / ours, at = (stored + done) % ours, size = std::min(rows - done, ours - at);
+    const int64_t first = matrix * theirs + column;
+    turned.resize(static_cast<size_t>(columns * size));
+    RETURN_IF_ERROR(file.Read(tensor, first, first + columns, at, at + size, turned.data()));
+    for (int64_t i = 0; i < size; ++i) {
+      for (int64_t j = 0; j < columns; ++j) out[(done + i) * columns + j] = turned[static_cast<size_t>(j * size + i)];
+    }
+    done += size;
+  }
+  return absl::OkStatus();
+}
+
+// Decodes a piece of a parameter, run by run of rows that are consecutive in the file.
 absl::Status ReadPiece(const GgufFile& file, const GgufLayout& layout, const WeightTable::Parameter& parameter,
                        int64_t row, int64_t rows, int64_t column, int64_t columns, float* out) {
   const bool matrix = parameter.shape.size() == 2;
+  std::vector<float> spread;
   for (const RowRun& run : parameter.runs) {
-    const int64_t first = std::max(row, run.row), last = std::min(row + rows, run.row + run.rows);
+    // Rows [first, last) of the run are in the piece.
+    const auto rows_before = [&](int64_t end) {
+      return std::clamp<int64_t>((end - run.row + run.step - 1) / run.step, 0, run.rows);
+    };
+    const int64_t first = row <= run.row ? 0 : rows_before(row), last = rows_before(row + rows), count = last - first;
     if (first >= last) continue;
     const GgufLayout::Extra& extra = layout.extras[run.stored];
-    float* target = out + (first - row) * columns;
+    float* beginning = out + (run.row + first * run.step - row) * columns;
+    float* target = beginning;
+    if (run.step > 1) {
+      spread.resize(static_cast<size_t>(count * columns));
+      target = spread.data();
+    }
     if (!extra.key.empty()) {
       *target = *FindGgufNumber(file.header(), extra);
       continue;
     }
-    const GgufTensor& tensor = *file.FindTensor(layout.table.stored[run.stored].name);
-    const int64_t stored = run.stored_row + first - run.row;
-    if (extra.paired_heads == 0) {
-      RETURN_IF_ERROR(ReadRows(file, tensor, matrix, stored, last - first, column, columns, target));
+    const WeightTable::Stored& layout_of = layout.table.stored[run.stored];
+    const GgufTensor& tensor = *file.FindTensor(layout_of.name);
+    const int64_t stored = run.stored_row + first;
+    if (layout_of.transposed) {
+      RETURN_IF_ERROR(ReadTransposed(file, tensor, layout_of, stored, count, column, columns, target));
+    } else if (extra.paired_heads == 0) {
+      RETURN_IF_ERROR(ReadRows(file, tensor, matrix, stored, count, column, columns, target));
     } else {
-      for (int64_t i = 0; i < last - first; ++i)
+      for (int64_t i = 0; i < count; ++i)
         RETURN_IF_ERROR(ReadRows(file, tensor, matrix, PairedRow(stored + i, extra.paired_heads), 1, column, columns,
                                  target + i * columns));
     }
-    for (int64_t i = 0; extra.offset != 0 && i < (last - first) * columns; ++i) target[i] -= extra.offset;
+    for (int64_t i = 0; extra.offset != 0 && i < count * columns; ++i) target[i] -= extra.offset;
+    for (int64_t i = 0; run.step > 1 && i < count; ++i)
+      std::copy_n(target + i * columns, columns, beginning + i * run.step * columns);
   }
   return absl::OkStatus();
 }

@@ -56,14 +56,14 @@ Values Store(const WeightTable& table, const Values& parameters) {
     const int64_t columns = parameter.shape.size() == 2 ? parameter.shape[1] : 1;
     int64_t next = 0;
     for (const RowRun& run : parameter.runs) {
-      EXPECT_EQ(run.row, next) << parameter.name;
+      EXPECT_TRUE(run.step > 1 || run.row == next) << parameter.name;
       EXPECT_EQ(run.parameter, p);
       next += run.rows;
       for (int64_t i = 0; i < run.rows * columns; ++i) {
         int64_t& out =
             stored[run.stored].at(StoredIndex(table.stored[run.stored], run.stored_row + i / columns, i % columns));
         EXPECT_EQ(out, -1) << parameter.name << " falls on what another has";
-        out = parameters[p][run.row * columns + i];
+        out = parameters[p].at((run.row + i / columns * run.step) * columns + i % columns);
       }
     }
     EXPECT_EQ(next, parameter.shape[0]) << parameter.name;
@@ -86,7 +86,7 @@ Values Restore(const WeightTable& table, const Values& stored) {
       const std::vector<int64_t>& shape = table.parameters[run.parameter].shape;
       const int64_t columns = shape.size() == 2 ? shape[1] : 1;
       for (int64_t i = 0; i < run.rows * columns; ++i)
-        parameters[run.parameter][run.row * columns + i] =
+        parameters[run.parameter].at((run.row + i / columns * run.step) * columns + i % columns) =
             stored[s].at(StoredIndex(table.stored[s], run.stored_row + i / columns, i % columns));
     }
     const WeightTable::Stored& tensor = table.stored[s];
@@ -143,6 +143,7 @@ TEST(WeightTable, LlamaCppsOfEveryFamilyIsABijection) {
       const ModelConfig config = ConfigOf(family, variant);
       const GgufArchitecture* architecture = GgufArchitectureOf(config);
       if (architecture == nullptr) continue;
+      if (architecture->latent && config.attention_bias()) continue;  // has no name for these
       std::vector<std::string> problems;
       const GgufLayout layout = GgufLayoutOf(*architecture, Specify(family, config, &problems));
       ExpectBijection(layout.table);
