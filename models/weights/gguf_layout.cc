@@ -116,6 +116,42 @@ std::vector<WeightRule> FalconNorms() {
           rule("model.layers.*.post_attention_layernorm.bias", "blk.*.attn_norm.bias")};
 }
 
+// Gate and up lie in turn in our rows, and apart in files.
+std::vector<WeightRule> GptOssRules() {
+  return {
+      {"model.layers.*.post_attention_layernorm.weight", "blk.*.post_attention_norm.weight"},
+      {"model.layers.*.self_attn.sinks", "blk.*.attn_sinks.weight"},
+      {"model.layers.*.mlp.gate.bias", "blk.*.ffn_gate_inp.bias"},
+      {.name = "model.layers.*.mlp.experts.gate_up_proj.weight",
+       .stored = "blk.*.ffn_gate_exps.weight|blk.*.ffn_up_exps.weight",
+       .by_heads = true,
+       .in_turn = true},
+      {.name = "model.layers.*.mlp.experts.gate_up_proj.bias",
+       .stored = "blk.*.ffn_gate_exps.bias|blk.*.ffn_up_exps.bias",
+       .by_heads = true,
+       .in_turn = true},
+      {.name = "model.layers.*.mlp.experts.down_proj.bias", .stored = "blk.*.ffn_down_exps.bias", .by_heads = true}};
+}
+
+// What turns in a key is the latent's and all heads'; a head's own part of a key multiplies queries instead.
+int64_t KeyRows(const DecoderSpec& spec) {
+  const std::optional<AttentionShape> shape = spec.layer(0).mixer->attention();
+  TRIREME_CHECK(shape.has_value() && shape->rotation.has_value(), "latent attention turns keys");
+  return shape->head_dim - shape->rotation->dims;
+}
+
+std::vector<WeightRule> LatentRules() {
+  return {{"model.layers.*.self_attn.q_a_proj.weight", "blk.*.attn_q_a.weight"},
+          {"model.layers.*.self_attn.q_a_layernorm.weight", "blk.*.attn_q_a_norm.weight"},
+          {"model.layers.*.self_attn.q_b_proj.weight", "blk.*.attn_q_b.weight"},
+          {"model.layers.*.self_attn.kv_a_proj_with_mqa.weight", "blk.*.attn_kv_a_mqa.weight"},
+          {"model.layers.*.self_attn.kv_a_layernorm.weight", "blk.*.attn_kv_a_norm.weight"},
+          {.name = "model.layers.*.self_attn.kv_b_proj.weight",
+           .stored = "blk.*.attn_k_b.weight|blk.*.attn_v_b.weight",
+           .by_heads = true,
+           .turned_rows = &KeyRows}};
+}
+
 // An architecture's own rules, by its name.
 std::vector<WeightRule> OwnRules(absl::string_view name) {
   const auto both = [](std::vector<WeightRule> rules, const std::vector<WeightRule>& more) {
@@ -129,6 +165,8 @@ std::vector<WeightRule> OwnRules(absl::string_view name) {
   if (name == "glm4" || name == "chatglm") return FusedGateUpRules();
   if (name == "seed_oss" || name == "glm4moe") return PostAttentionNorm();
   if (name == "apertus") return XieluRules();
+  if (name == "gpt-oss") return GptOssRules();
+  if (name == "deepseek2") return LatentRules();
   if (name == "command-r" || name == "stablelm") return NormsByHead();
   return {};
 }
@@ -140,10 +178,11 @@ WeightNames NamesOf(const GgufArchitecture& architecture) {
   return names;
 }
 
-// Vectors, norms and routers are never rounded.
+// Vectors, norms, routers and biases (of experts: stacked) are never rounded.
 bool StaysF32(const GgufTensor& tensor) {
   return tensor.shape.size() < 2 || absl::EndsWith(tensor.name, "_norm.weight") ||
-         absl::StrContains(tensor.name, ".ffn_gate_inp") || tensor.name == "position_embd.weight";
+         absl::EndsWith(tensor.name, ".bias") || absl::StrContains(tensor.name, ".ffn_gate_inp") ||
+         tensor.name == "position_embd.weight";
 }
 
 // Without leading ones, which a file may have or not.

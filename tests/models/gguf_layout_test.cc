@@ -19,6 +19,10 @@ constexpr char kLayoutSizes[] =
     "vocab_size: 50 max_position_embeddings: 128 num_experts: 3 num_experts_per_tok: 2 moe_intermediate_size: 20 "
     "shared_expert_intermediate_size: 24 n_shared_experts: 1 ";
 
+constexpr char kLatentSizes[] =
+    "num_key_value_heads: 4 q_lora_rank: 20 kv_lora_rank: 24 qk_nope_head_dim: 10 qk_rope_head_dim: 6 v_head_dim: 8 "
+    "first_k_dense_replace: 1 n_group: 1 topk_group: 1 ";
+
 struct Laid {
   DecoderSpec spec;
   GgufLayout layout;
@@ -74,6 +78,13 @@ TEST(GgufLayout, TensorsHaveLlamaCppsNamesAndShapes) {
   has("qwen2_moe", "blk.1.ffn_gate_inp_shexp.weight", {1, 64});
   has("glm4_moe", "blk.1.exp_probs_b.bias", {3}, "head_dim: 16");
   has("glm4_moe", "blk.0.ffn_gate.weight", {96, 64}, "head_dim: 16");
+  has("gpt_oss", "blk.1.ffn_up_exps.weight", {3, 96, 64}, "head_dim: 16");
+  has("gpt_oss", "blk.1.ffn_gate_exps.bias", {3, 96}, "head_dim: 16");
+  has("gpt_oss", "blk.1.attn_sinks.weight", {4}, "head_dim: 16");
+  has("deepseek_v3", "blk.1.attn_k_b.weight", {4, 24, 10}, kLatentSizes);
+  has("deepseek_v3", "blk.1.attn_v_b.weight", {4, 8, 24}, kLatentSizes);
+  has("deepseek_v3", "blk.1.attn_kv_a_mqa.weight", {30, 64}, kLatentSizes);
+  has("deepseek_v3", "blk.1.exp_probs_b.bias", {3}, kLatentSizes);
 }
 
 TEST(GgufLayout, PairsStandSideBySide) {
@@ -162,6 +173,24 @@ std::vector<float> Rows(const Laid& laid, const std::string& name, const Rectang
   }
   EXPECT_TRUE(RemoveAll(path).ok());
   return values;
+}
+
+TEST(GgufLayout, RowsInTurnAndTransposedOnesAreReadInOurOrder) {
+  const auto numbers = [](const std::vector<int>& elements) {
+    std::vector<float> values;
+    for (const int element : elements) values.push_back(static_cast<float>(element) / 8);
+    return values;
+  };
+  // Gate and up in turn: our rows 1, 2 and 3 of the first expert are rows 0 of up, 1 of gate and 1 of up.
+  const Laid oss = LayoutFor("gpt_oss", "head_dim: 16");
+  const std::string gate_up = "model.layers.0.mlp.experts.gate_up_proj.";
+  EXPECT_EQ(Rows(oss, gate_up + "weight", {{1, 2}, {3, 1}}), numbers({2, 66, 66}));
+  EXPECT_EQ(Rows(oss, gate_up + "weight", {{191, 0}, {2, 1}}), numbers({95 * 64, 96 * 64}));
+  EXPECT_EQ(Rows(oss, gate_up + "bias", {{190}, {3}}), numbers({95, 95, 96}));
+  // Of the second head the last two rows of keys, which are columns of the file, and the first two of values.
+  const Laid latent = LayoutFor("deepseek_v3", kLatentSizes);
+  EXPECT_EQ(Rows(latent, "model.layers.0.self_attn.kv_b_proj.weight", {{26, 3}, {4, 2}}),
+            numbers({278, 288, 279, 289, 195, 196, 219, 220}));
 }
 
 TEST(GgufLayout, ARectangleIsReadInOurOrder) {

@@ -34,6 +34,8 @@ def as_published(*arguments, **named):
         config["rotary_pct"] = (config.get("rope_parameters") or {}).get("partial_rotary_factor", 1.0)
     if kind == "falcon" and config["multi_query"] and not config["new_decoder_architecture"]:
         config["num_kv_heads"] = 1
+    if kind in ("deepseek_v2", "deepseek_v3"):
+        config["scoring_func"] = "softmax" if kind == "deepseek_v2" else "sigmoid"
     if kind == "glm4_moe":  # has no layers behind the last here
         config.pop("num_nextn_predict_layers", None)
     return config
@@ -105,6 +107,31 @@ def compare(checks, label, ours, theirs, kind, made_up):
     checks.equal(f"{label}, {kind}: metadata of tokenizer and file that differ", {k: str(theirs[k])[:80] for k in same if ours.get(k) != theirs[k]}, {})
 
 
+def convert(llama_cpp, folder, output, kind):
+    return subprocess.run([sys.executable, "-c", CONVERT, llama_cpp, folder, output, kind], capture_output=True, text=True)
+
+
+def check_published_mxfp4(checks, trireme, llama_cpp, folder):
+    """gpt-oss as published, in MXFP4: the file that the converter makes of it means what the directory means."""
+    import torch
+    from gguf_families import GPT_OSS, build
+    from gguf_oracle import train_tokenizer
+    from hf_tools import read_tensors
+    from packed_files import MXFP4, write_packed
+
+    path = os.path.join(folder, "mxfp4")
+    write_packed(build("gpt_oss", GPT_OSS, 1.0), MXFP4, None, path)
+    train_tokenizer(os.path.join(path, "tokenizer.json"), 633)
+    done = convert(llama_cpp, path, path + ".gguf", "bf16")
+    checks.equal(f"MXFP4: the converter ends well: {done.stderr[-600:] if done.returncode else ''}", done.returncode, 0)
+    kinds = {name: kind for name, (kind, _, _) in contents(path + ".gguf")[1].items()}
+    checks.equal("MXFP4: tensors of it in the converter's file", sum(kind == "MXFP4" for kind in kinds.values()), 3 * GPT_OSS["num_hidden_layers"])
+    for source, output in ((path + ".gguf", "-gguf"), (path, "-hf")):
+        trireme("export", source, "--format", "hf", "--dtype", "f32", "--output", path + output)
+    ours, theirs = read_tensors(path + "-gguf"), read_tensors(path + "-hf")
+    checks.equal("MXFP4: tensors whose values differ by file and by directory", sorted(n for n in {*ours, *theirs} if n not in ours or n not in theirs or not torch.equal(ours[n], theirs[n])), [])
+
+
 def run(checks, trireme, llama_cpp, folder, only):
     from gguf_families import MODELS, MORE, build
     from gguf_oracle import train_tokenizer
@@ -136,12 +163,14 @@ def run(checks, trireme, llama_cpp, folder, only):
         trireme("export", path(""), "--format", "hf", "--output", path("-hf"))
         for kind in ("f32", "bf16", "q8_0") if number < len(MODELS) else ("bf16",):
             trireme("export", path("-hf"), "--format", "gguf", "--dtype", kind, "--output", path(f"-{kind}.gguf"))
-            done = subprocess.run([sys.executable, "-c", CONVERT, llama_cpp, path("-hf"), path(f"-{kind}-theirs.gguf"), kind], capture_output=True, text=True)
+            done = convert(llama_cpp, path("-hf"), path(f"-{kind}-theirs.gguf"), kind)
             if done.returncode != 0:
                 checks.equal(f"{label}, {kind}: the converter ends well: {done.stderr[-600:]}", False, True)
                 continue
             made_up = MADE_UP_IDS.get(family, ())
             compare(checks, label, path(f"-{kind}.gguf"), path(f"-{kind}-theirs.gguf"), kind, [f"tokenizer.ggml.{name}_token_id" for name in made_up])
+    if only in "gpt_oss":
+        check_published_mxfp4(checks, trireme, llama_cpp, folder)
 
 
 def main():

@@ -1,6 +1,7 @@
 """Every family's GGUF file in llama.cpp: exported by `trireme` from tiny random models of Transformers. Used by gguf_oracle.py."""
 
 import contextlib
+import copy
 import os
 
 import gguf
@@ -10,7 +11,8 @@ from hf_tools import first_loss, load, read_tensors, recipe, same_bytes, write_t
 
 ARCHITECTURES = {
     "gemma3_text": "gemma3", "mistral": "llama", "mixtral": "llama", "phi": "phi2", "olmo3": "olmo2", "cohere": "command-r", "glm": "chatglm", "gpt_neox": "gptneox",
-    "hunyuan_v1_dense": "hunyuan-dense", "qwen3_moe": "qwen3moe", "qwen2_moe": "qwen2moe", "glm4_moe": "glm4moe",
+    "hunyuan_v1_dense": "hunyuan-dense", "qwen3_moe": "qwen3moe", "qwen2_moe": "qwen2moe", "glm4_moe": "glm4moe", "gpt_oss": "gpt-oss",
+    "deepseek_v2": "deepseek2", "deepseek_v3": "deepseek2",
 }  # fmt: skip
 COMMON = dict(
     vocab_size=640, hidden_size=96, intermediate_size=160, num_attention_heads=6, num_key_value_heads=2, max_position_embeddings=512, rms_norm_eps=1e-5,
@@ -22,6 +24,11 @@ LONGROPE = {"rope_type": "longrope", "rope_theta": 10000.0, "short_factor": [1.0
 YARN = {"rope_type": "yarn", "rope_theta": 20000.0, "factor": 4.0, "original_max_position_embeddings": 32}
 GRANITE = dict(embedding_multiplier=6.0, attention_multiplier=0.2, residual_multiplier=0.3, logits_scaling=3.0)
 EXPERTS = dict(num_hidden_layers=2, moe_intermediate_size=64, num_experts=8, num_experts_per_tok=3)
+GPT_OSS = dict(num_hidden_layers=3, head_dim=32, num_local_experts=4, num_experts_per_tok=2, intermediate_size=64, sliding_window=20, rope_parameters=dict(YARN, truncate=False))
+LATENT = dict(num_hidden_layers=3, num_key_value_heads=6, q_lora_rank=40, kv_lora_rank=32, qk_nope_head_dim=24, qk_rope_head_dim=16, v_head_dim=20, moe_intermediate_size=64,
+              n_routed_experts=8, num_experts_per_tok=3, n_shared_experts=2, first_k_dense_replace=1, routed_scaling_factor=1.5, rms_norm_eps=1e-6)
+GREEDY = dict(LATENT, topk_method="greedy", n_group=None, topk_group=None)
+GROUPS = dict(LATENT, n_group=2, topk_group=1)
 # Windows are shorter than the text, layers reach beyond a period.
 MODELS = [
     ("mistral", dict(num_hidden_layers=2, head_dim=32, sliding_window=None)),
@@ -79,6 +86,11 @@ MORE = [
     ("glm4_moe", dict(num_hidden_layers=3, head_dim=16, moe_intermediate_size=64, n_routed_experts=8, num_experts_per_tok=3, n_group=2, topk_group=1, n_shared_experts=2,
                       routed_scaling_factor=1.5, use_qk_norm=True, attention_bias=True)),
     ("granitemoe", dict(GRANITE, num_hidden_layers=2, num_local_experts=4, num_experts_per_tok=2, intermediate_size=64)),
+    ("gpt_oss", GPT_OSS),
+    ("deepseek_v2", dict(GREEDY, rope_parameters=dict(YARN, mscale=0.707, mscale_all_dim=0.707))),
+    ("deepseek_v2", dict(GREEDY, num_hidden_layers=27, hidden_size=32, num_attention_heads=2, num_key_value_heads=2, q_lora_rank=None, moe_intermediate_size=32)),
+    ("deepseek_v3", dict(GROUPS, rope_parameters=dict(YARN, mscale=1.0, mscale_all_dim=1.0))),
+    ("deepseek_v3", dict(LATENT, n_group=1, topk_group=1, norm_topk_prob=False, tie_word_embeddings=True)),
 ]  # fmt: skip
 # What llama.cpp would compute otherwise, and what is said.
 REFUSED = [
@@ -104,6 +116,23 @@ REFUSED = [
     ("opt", dict(num_hidden_layers=2, hidden_size=64, num_attention_heads=4), 'the family "opt" has no architecture'),
     ("qwen2", dict(num_hidden_layers=2, rope_parameters=dict(YARN, beta_fast=16.0)), "yarn_beta_fast is 16, but llama.cpp takes 32"),
     ("llama", dict(num_hidden_layers=2, rope_parameters=dict(YARN, attention_factor=1.5)), "yarn_attn_factor is 1.5, but llama.cpp takes 1.1386"),
+    ("llama", dict(num_hidden_layers=2, rope_parameters=dict(YARN, mscale=0.7, mscale_all_dim=0.9)), "has no rope_scaling YARN of this kind"),
+    ("qwen2", dict(num_hidden_layers=2, rope_parameters=dict(YARN, truncate=False)), '"qwen2" has yarn with truncate true'),
+    ("gpt_oss", dict(GPT_OSS, rope_parameters=YARN), '"gpt-oss" has yarn with truncate false'),
+    ("gpt_oss", dict(GPT_OSS, swiglu_limit=5.0), '"gpt-oss" always has swiglu_limit 7, the model has 5'),
+    ("gpt_oss", dict(GPT_OSS, swiglu_alpha=1.5), '"gpt-oss" always has swiglu_alpha 1.702, the model has 1.5'),
+    ("gpt_oss", dict(GPT_OSS, attention_bias=False), '"gpt-oss" always has attention_bias true'),
+    ("gpt_oss", dict(GPT_OSS, layer_types=["full_attention", "sliding_attention", "full_attention"]), "in the model, layer 0 differs"),
+    ("gpt_oss", dict(GPT_OSS, tie_word_embeddings=True), "needs a head apart from the embedding"),
+    ("deepseek_v2", dict(GREEDY, rms_norm_eps=1e-5), 'rms_norm_eps is 1e-05, but architecture "deepseek2" is read with 1e-06 only'),
+    ("deepseek_v2", dict(GROUPS, topk_method="group_limited_greedy"), 'n_group is 2, but architecture "deepseek2" is read with 1 only'),
+    ("deepseek_v2", dict(GREEDY, q_lora_rank=None), "q_lora_rank is 0 with 3 layers"),
+    ("deepseek_v2", dict(GREEDY, rope_parameters=YARN), "yarn_log_multiplier is 0 for a factor of 4"),
+    ("deepseek_v2", dict(GREEDY, rope_parameters=LINEAR), "rope.scaling.factor is 4, by which llama.cpp scales the scores, too"),
+    ("deepseek_v3", dict(GROUPS, num_hidden_layers=26), "q_lora_rank is 40 with 26 layers"),
+    ("deepseek_v3", dict(GROUPS, rope_interleave=False), '"deepseek2" always has rope_interleave true'),
+    ("deepseek_v3", dict(GROUPS, attention_bias=True), '"deepseek2" always has attention_bias false'),
+    ("deepseek_v3", dict(GROUPS, rope_parameters=dict(YARN, mscale=1.0, mscale_all_dim=0.8)), "has no rope_scaling YARN of this kind"),
 ]  # fmt: skip
 
 
@@ -125,7 +154,12 @@ def build(family, sizes, gates):
             one = 1.0 if is_norm and "gemma" not in family and family != "nemotron" else 0.0
             # Coarse enough that 1 + w, which Gemma's norms are stored as, is exact.
             values = torch.randn_like(parameter) * 0.1 + one
-            parameter.copy_((values * 2**20).round() / 2**20 * (gates if "gate_proj" in name else 1.0))
+            # gpt-oss's limits are reached.
+            larger = gates if "gate_proj" in name else 4.0 if "gate_up_proj" in name and family == "gpt_oss" else 1.0
+            parameter.copy_((values * 2**20).round() / 2**20 * larger)
+        for name, buffer in model.named_buffers():
+            if name.endswith("e_score_correction_bias"):
+                buffer.copy_(torch.randn_like(buffer) * 0.1)
     return model
 
 
@@ -147,6 +181,19 @@ def half_precision_gelu(model):
     yield
     for module in changed:
         del module.forward
+
+
+@contextlib.contextmanager
+def rounded_ramp(model):
+    """llama.cpp rounds the ends of YaRN's ramp in gpt-oss, too, whose configuration says that they are not."""
+    if model.config.model_type != "gpt_oss":
+        yield
+        return
+    config, rotation = copy.deepcopy(model.config), model.model.rotary_emb
+    config.rope_parameters = {**config.rope_parameters, "truncate": True}
+    model.model.rotary_emb = type(rotation)(config)
+    yield
+    model.model.rotary_emb = rotation
 
 
 def rms(a, b):
@@ -178,7 +225,7 @@ def check_model(checks, trireme, folder, train_tokenizer, text, llama_cpp, numbe
         if kind != "F32":
             trireme("export", path(f"-{kind}.gguf"), "--dtype", "f32", "--output", path(f"-{kind}"))
             stored, _ = load(path(f"-{kind}"))
-        with half_precision_gelu(stored):
+        with half_precision_gelu(stored), rounded_ramp(stored):
             difference, rounding = llama_cpp.difference_and_rounding(path(f"-{kind}.gguf"), stored, kind, trained, ids)
         # As in check_models of gguf_oracle.py.
         bound = 4 * 2**-20 if kind == "F32" else 2 * rounding
@@ -191,7 +238,8 @@ def check_model(checks, trireme, folder, train_tokenizer, text, llama_cpp, numbe
 
 def check_ranks(checks, trireme, folder, train_tokenizer):
     """Files read and written by four ranks: stacks of experts, fused and reordered rows."""
-    for family, mesh in (("qwen3_moe", "tensor: 2 pipeline: 2 expert: 2"), ("gpt_neox", "tensor: 2 pipeline: 2"), ("phi3", "tensor: 2 data_shard: 2")):
+    meshes = ["tensor: 2 pipeline: 2 expert: 2", "tensor: 2 pipeline: 2", "tensor: 2 data_shard: 2"]
+    for family, mesh in (("qwen3_moe", meshes[0]), ("gpt_oss", meshes[0]), ("deepseek_v3", meshes[2]), ("gpt_neox", meshes[1]), ("phi3", meshes[2])):
         path = os.path.join(folder, f"ranks_{family}")
         build(family, next(sizes for name, sizes in MORE if name == family), 1.0).save_pretrained(path)
         train_tokenizer(os.path.join(path, "tokenizer.json"), 636)
@@ -206,6 +254,40 @@ def check_ranks(checks, trireme, folder, train_tokenizer):
         checks.within(f"{family}: loss of 4 ranks from the GGUF file", abs(losses[1] / losses[0] - 1), 1e-6)
         ours, theirs = ({t.name: t.data.tobytes() for t in gguf.GGUFReader(file).tensors} for file in (path + "-run4.gguf", path + ".gguf"))
         checks.equal(f"{family}: tensors of the file that 4 ranks write", [n for n in {*ours, *theirs} if ours.get(n) != theirs.get(n)], [])
+
+
+def check_mxfp4(checks, trireme, folder, train_tokenizer):
+    """Experts as published files have them: quantized by the package gguf, their values are those that it dequantizes to."""
+    path = os.path.join(folder, "mxfp4")
+    build("gpt_oss", GPT_OSS, 1.0).save_pretrained(path)
+    train_tokenizer(os.path.join(path, "tokenizer.json"), 636)
+    trireme("export", path, "--format", "gguf", "--dtype", "f32", "--output", path + "-f32.gguf")
+    reader, writer = gguf.GGUFReader(path + "-f32.gguf"), gguf.GGUFWriter(path + ".gguf", "gpt-oss")
+    for name, field in reader.fields.items():
+        if not name.startswith("GGUF.") and name != "general.architecture":
+            writer.add_key_value(name, field.contents(), field.types[0], field.types[-1] if len(field.types) > 1 else None)
+    kind, values = gguf.GGMLQuantizationType.MXFP4, {}
+    for tensor in reader.tensors:
+        data = tensor.data
+        if tensor.name.endswith("_exps.weight"):
+            codes = gguf.quantize(data, kind)
+            values[tensor.name] = torch.from_numpy(gguf.dequantize(codes, kind).reshape(data.shape))
+            writer.add_tensor(tensor.name, codes, raw_dtype=kind)
+        else:
+            writer.add_tensor(tensor.name, data)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    trireme("export", path + ".gguf", "--output", path + "-back")
+    back, wrong = read_tensors(path + "-back"), []
+    for layer in range(GPT_OSS["num_hidden_layers"]):
+        gate, up, down = (values[f"blk.{layer}.ffn_{part}_exps.weight"].mT for part in ("gate", "up", "down"))
+        together = torch.stack((gate, up), -1).reshape(*gate.shape[:2], -1)
+        for name, expected in (("gate_up_proj", together), ("down_proj", down)):
+            if not torch.equal(back[f"model.layers.{layer}.mlp.experts.{name}"].float(), expected):
+                wrong.append(f"{layer} {name}")
+    checks.equal("MXFP4 in GGUF: experts whose values differ from those of the package gguf", wrong, [])
 
 
 def check_adapter(checks, trireme, folder):
@@ -240,6 +322,7 @@ def check_adapter(checks, trireme, folder):
 
 def check(checks, trireme, folder, train_tokenizer, text, llama_cpp, only=""):
     check_ranks(checks, trireme, folder, train_tokenizer)
+    check_mxfp4(checks, trireme, folder, train_tokenizer)
     check_adapter(checks, trireme, folder)
     every = ("F32", "BF16", "Q8_0")
     cases = [(family, sizes, 1.0, every) for family, sizes in MODELS] + [(family, sizes, BEYOND_TABLE, every) for family, sizes in MODELS if "gemma" in family]

@@ -1,10 +1,5 @@
 #include "models/formats/gguf/gguf_architecture.h"
 
-#include <absl/strings/str_cat.h>
-
-#include <algorithm>
-#include <functional>
-
 namespace trireme {
 namespace {
 
@@ -150,6 +145,63 @@ Records GlmRecords() {
   };
 }
 
+// llama.cpp takes DeepSeek models of these layers for lite ones, whose queries have no latent.
+bool IsLite(const ModelConfig& model) {
+  const int32_t layers = model.num_hidden_layers();
+  return layers == 26 || layers == 27 || (layers == 48 && model.vocab_size() == 128256);
+}
+
+absl::Status CheckQueryRank(const GgufHeader&, ModelConfig* model) {
+  if (IsLite(*model) == (model->q_lora_rank() == 0)) return absl::OkStatus();
+  return Error(ExitCode::kData, "architecture \"deepseek2\" has a q_lora_rank unless there are 26 or 27 layers (or 48 ",
+               "with a vocabulary of 128256); q_lora_rank is ", model->q_lora_rank(), " with ",
+               model->num_hidden_layers(), " layers");
+}
+
+// DeepSeek V2 and V3, told apart by how experts are scored.
+Records DeepseekRecords() {
+  GgufArchitecture v2 = {
+      .name = "deepseek2",
+      .family = "deepseek_v2",
+      .keys = {kRmsEpsilon,
+               kExperts,
+               kExpertsUsed,
+               kExpertWidth,
+               {.key = "expert_shared_count", .field = "n_shared_experts", .positive = true},
+               {.key = "leading_dense_block_count", .field = "first_k_dense_replace", .if_absent = 0},
+               {.key = "expert_weights_scale", .field = "routed_scaling_factor", .if_absent = 1, .positive = true},
+               {.key = "expert_weights_norm", .field = "norm_topk_prob", .if_absent = 0, .left_out = true},
+               {.key = "attention.q_lora_rank", .field = "q_lora_rank", .if_absent = 0, .left_out = true},
+               {.key = "attention.kv_lora_rank", .field = "kv_lora_rank", .positive = true}},
+      .constants = {{"expert_gating_func", uint32_t{1}}},  // softmax
+      // The norms between latents have the epsilon of the others, where Transformers has 1e-6.
+      .fixed = {{"rms_norm_eps", 1e-6}, {"attention_bias", false}, {"rope_interleave", true}},
+      .latent = true,
+      .read_more = &CheckQueryRank};
+  GgufArchitecture v3 = v2;
+  const GgufKey groups = {"expert_group_count", "n_group", 1}, chosen = {"expert_group_used_count", "topk_group", 1};
+  v3.family = "deepseek_v3";
+  v3.keys.insert(v3.keys.end(), {groups, chosen});
+  v3.constants = {{"expert_gating_func", uint32_t{2}}};  // sigmoid
+  // Groups are chosen by the sum of their best two, in V2 by the best.
+  v2.fixed.insert(v2.fixed.end(), {{"norm_topk_prob", false}, {"n_group", 1.0}, {"topk_group", 1.0}});
+  for (GgufKey key : {groups, chosen}) {
+    key.left_out = true;
+    v2.keys.push_back(key);
+  }
+  return {v2, v3};
+}
+
+Records GptOssRecords() {
+  return {{.name = "gpt-oss",
+           .family = "gpt_oss",
+           .keys = {kRmsEpsilon, kExperts, kExpertsUsed, {"expert_feed_forward_length", "intermediate_size"}},
+           .fixed = {{"attention_bias", true}, {"swiglu_alpha", 1.702}, {"swiglu_limit", 7.0}},
+           .head = GgufHead::kAlways,
+           .untruncated_yarn = true,
+           .window_period = 2}};
+}
+
 Records OlmoRecords() {
   return {
       {.name = "olmo",
@@ -167,8 +219,11 @@ Records OlmoRecords() {
        .even_heads = true,
        .window_period = 4,
        .lists_windows = GgufWindowList::kAlways,
-       .read_more = [](const GgufHeader&,
-                       ModelConfig* model) { model->set_rope_local_base_freq(model->rope_theta()); }},
+       .read_more =
+           [](const GgufHeader&, ModelConfig* model) {
+             model->set_rope_local_base_freq(model->rope_theta());
+             return absl::OkStatus();
+           }},
       {.name = "olmo2", .family = "olmo2", .keys = {kRmsEpsilon}, .head = GgufHead::kAlways, .even_heads = true},
       {.name = "olmoe",
        .family = "olmoe",
@@ -229,12 +284,13 @@ Records CohereRecords() {
 }
 
 // Files of 40B and later have two norms, or groups of heads that share a key.
-void ReadFalconLayout(const GgufHeader& header, ModelConfig* model) {
+absl::Status ReadFalconLayout(const GgufHeader& header, ModelConfig* model) {
   const bool two_norms = header.FindTensor("blk.0.attn_norm_2.weight") != nullptr;
   const bool grouped =
       model->num_key_value_heads() != 1 && model->num_key_value_heads() != model->num_attention_heads();
   model->set_new_decoder_architecture(two_norms || grouped);
   if (two_norms || grouped) model->set_num_ln_in_parallel_attn(two_norms ? 2 : 1);
+  return absl::OkStatus();
 }
 
 // GPT-2 and what came of it: LayerNorms, mostly with biases.
@@ -304,47 +360,17 @@ Records GptRecords() {
   };
 }
 
-const Records& AllRecords() {
+}  // namespace
+
+const std::vector<GgufArchitecture>& GgufArchitectures() {
   static const Records all = [] {
     Records result;
-    for (Records some : {LlamaRecords(), QwenRecords(), GemmaRecords(), GlmRecords(), OlmoRecords(), GraniteRecords(),
-                         CohereRecords(), GptRecords()})
+    for (Records some : {LlamaRecords(), QwenRecords(), GemmaRecords(), GlmRecords(), DeepseekRecords(),
+                         GptOssRecords(), OlmoRecords(), GraniteRecords(), CohereRecords(), GptRecords()})
       result.insert(result.end(), some.begin(), some.end());
     return result;
   }();
   return all;
-}
-
-const GgufArchitecture* First(const ModelConfig& model, const std::function<bool(const GgufArchitecture&)>& fits) {
-  for (const GgufArchitecture& record : AllRecords()) {
-    if (fits(record) && (record.when == nullptr || record.when(model))) return &record;
-  }
-  return nullptr;
-}
-
-}  // namespace
-
-const GgufArchitecture* FindGgufArchitecture(absl::string_view name, const ModelConfig& model) {
-  return First(model, [&](const GgufArchitecture& record) { return name == record.name; });
-}
-
-const GgufArchitecture* GgufArchitectureOf(const ModelConfig& model) {
-  return First(model, [&](const GgufArchitecture& record) { return model.family() == record.family; });
-}
-
-bool KnowsGgufArchitecture(absl::string_view name) {
-  return std::any_of(AllRecords().begin(), AllRecords().end(),
-                     [&](const GgufArchitecture& record) { return name == record.name; });
-}
-
-std::string KnownGgufArchitectures() {
-  std::string names;
-  absl::string_view last;
-  for (const GgufArchitecture& record : AllRecords()) {
-    if (last != record.name) absl::StrAppend(&names, names.empty() ? "" : ", ", record.name);
-    last = record.name;
-  }
-  return names;
 }
 
 }  // namespace trireme

@@ -51,7 +51,7 @@ struct GgufArchitecture {
   const char* name;    // general.architecture and the prefix of its keys
   const char* family;  // ModelConfig.family
   // Of several records with this name or family: the models that this one is for, by layers, experts and window; the
-  // first that fits counts. Null: all.
+  // first that fits, and whose constants a file does not contradict, counts. Null: all.
   bool (*when)(const ModelConfig& model) = nullptr;
   std::vector<GgufKey> keys = {};
   std::vector<std::pair<const char*, GgufValue>> constants = {};  // keys that have one value in all files
@@ -60,6 +60,9 @@ struct GgufArchitecture {
   GgufHead head = GgufHead::kAny;
   bool even_heads = false;   // heads share embedding_length, none has a width of its own
   bool even_groups = false;  // as many key-value heads as heads
+  // Latent attention, said as what it is to a cache: one key that all heads share, kv_lora_rank and qk_rope_head_dim
+  // wide. Scores are as YaRN's mscale_all_dim says.
+  bool latent = false;
 
   bool rotates = true;
   // Hugging Face rotates element i of a head with i + head_dim / 2. ggml does so too, or 2i with 2i + 1: rows of q_proj
@@ -70,7 +73,9 @@ struct GgufArchitecture {
   bool rope_factors = false;      // Llama 3's position scaling, in rope_freqs.weight
   bool long_factors = false;      // LongRoPE's, in rope_factors_long.weight and rope_factors_short.weight
   bool alpha_in_base = false;     // Hunyuan's alpha is part of rope.freq_base
-  int64_t no_rope_period = 0;     // each no_rope_period-th layer does not rotate; 0: all do
+  // Models have yarn with truncate: false, which files cannot say: llama.cpp rounds the ends of the ramp nevertheless.
+  bool untruncated_yarn = false;
+  int64_t no_rope_period = 0;  // each no_rope_period-th layer does not rotate; 0: all do
 
   // All layers but each window_period-th have attention.sliding_window; 0: none has one.
   int64_t window_period = 0;
@@ -81,15 +86,19 @@ struct GgufArchitecture {
   bool scales_by_width = false;
   int64_t even_share_layers = 0;
 
-  // Reads what else differs; null: nothing.
-  void (*read_more)(const GgufHeader& header, ModelConfig* model) = nullptr;
+  // Reads what else differs, or says why llama.cpp would not take the file; null: nothing.
+  absl::Status (*read_more)(const GgufHeader& header, ModelConfig* model) = nullptr;
 
   bool slides(int64_t layer) const { return window_period > 0 && (layer + 1) % window_period != 0; }
   bool rotates_in(int64_t layer) const { return no_rope_period == 0 || (layer + 1) % no_rope_period != 0; }
 };
 
+// All records.
+const std::vector<GgufArchitecture>& GgufArchitectures();
+
 // The record for a file of this name whose model has these layers, experts and window; null: there is none.
-const GgufArchitecture* FindGgufArchitecture(absl::string_view name, const ModelConfig& model);
+const GgufArchitecture* FindGgufArchitecture(absl::string_view name, const GgufHeader& header,
+                                             const ModelConfig& model);
 // The record for a model, by its family; null: there is none.
 const GgufArchitecture* GgufArchitectureOf(const ModelConfig& model);
 bool KnowsGgufArchitecture(absl::string_view name);

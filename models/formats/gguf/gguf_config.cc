@@ -39,7 +39,7 @@ class ConfigReader {
     RETURN_IF_ERROR(ChooseArchitecture());
     RETURN_IF_ERROR(ReadHeads());
     for (const GgufKey& key : model_.architecture->keys) RETURN_IF_ERROR(ReadKey(key));
-    for (const GgufFixed& fixed : model_.architecture->fixed) SetField(fixed.value, ModelField(fixed.field), &config_);
+    for (const GgufFixed& fixed : model_.architecture->fixed) RETURN_IF_ERROR(Fix(fixed));
     for (const GgufSwitch& one : model_.architecture->switches) {
       const bool there = header_.FindTensor(absl::StrCat("blk.0.", one.tensor)) != nullptr;
       SetNumber(there != one.lacking, ModelField(one.field), &config_);
@@ -52,7 +52,10 @@ class ConfigReader {
       config_.set_query_pre_attn_scalar(
           static_cast<double>(even ? config_.hidden_size() / config_.num_attention_heads() : config_.head_dim()));
     }
-    if (model_.architecture->read_more != nullptr) model_.architecture->read_more(header_, &config_);
+    if (model_.architecture->read_more != nullptr) {
+      const absl::Status more = model_.architecture->read_more(header_, &config_);
+      if (!more.ok()) return Refuse(more.message());
+    }
     return std::move(model_);
   }
 
@@ -99,13 +102,46 @@ class ConfigReader {
     }
     if (known.num_experts() > kMaxExperts)
       return Refuse(Key("expert_count"), " is ", known.num_experts(), "; at most ", kMaxExperts, " are read");
-    model_.architecture = FindGgufArchitecture(prefix_, known);
-    if (model_.architecture == nullptr) return Refuse("no model of architecture \"", prefix_, "\" has such sizes");
+    model_.architecture = FindGgufArchitecture(prefix_, header_, known);
+    if (model_.architecture == nullptr)
+      return Refuse("no model of architecture \"", prefix_, "\" that is read has such sizes and constants");
     config_.set_family(model_.architecture->family);
     return absl::OkStatus();
   }
 
+  // What the architecture has whatever a file says, which must not say otherwise.
+  absl::Status Fix(const GgufFixed& fixed) {
+    const google::protobuf::FieldDescriptor& field = ModelField(fixed.field);
+    const bool said = config_.GetReflection()->HasField(config_, &field);
+    const ModelConfig before = config_;
+    SetField(fixed.value, field, &config_);
+    if (!said || NumberOf(before, field) == NumberOf(config_, field)) return absl::OkStatus();
+    return Refuse(fixed.field, " is ", NumberOf(before, field), ", but architecture \"", prefix_, "\" is read with ",
+                  NumberOf(config_, field), " only");
+  }
+
+  // One key of all heads: the latent that keys and values are made of, and behind it what turns.
+  absl::Status ReadLatentHeads() {
+    ASSIGN_OR_RETURN(const int64_t latent, Size("attention.kv_lora_rank", kMax));
+    ASSIGN_OR_RETURN(const int64_t turning, Size("rope.dimension_count", kMax));
+    ASSIGN_OR_RETURN(const int64_t key, Size("attention.key_length", kMax));
+    ASSIGN_OR_RETURN(const int64_t value, Size("attention.value_length", kMax));
+    ASSIGN_OR_RETURN(const int64_t query, Size("attention.key_length_mla", kMax));
+    ASSIGN_OR_RETURN(const int64_t result, Size("attention.value_length_mla", kMax));
+    if (config_.num_key_value_heads() != 1 || key != latent + turning || value != latent)
+      return Refuse("keys of ", config_.num_key_value_heads(), " heads, ", key, " wide, with values of ", value,
+                    " are not those of a latent of ", latent, " that turns in ", turning);
+    if (turning % 2 != 0 || query <= turning) return Refuse("queries of ", query, " elements turn in ", turning);
+    config_.set_num_key_value_heads(config_.num_attention_heads());
+    config_.set_head_dim(static_cast<int32_t>(turning));
+    config_.set_qk_rope_head_dim(static_cast<int32_t>(turning));
+    config_.set_qk_nope_head_dim(static_cast<int32_t>(query - turning));
+    config_.set_v_head_dim(static_cast<int32_t>(result));
+    return absl::OkStatus();
+  }
+
   absl::Status ReadHeads() {
+    if (model_.architecture->latent) return ReadLatentHeads();
     const int64_t even_share = config_.hidden_size() / config_.num_attention_heads();
     if (even_share < 1)
       return Refuse(config_.num_attention_heads(), " heads do not share ", config_.hidden_size(), " elements");
@@ -168,6 +204,8 @@ class ConfigReader {
     if (type == "linear") {
       ASSIGN_OR_RETURN(const double factor, Real("rope.scaling.factor", 1));
       if (!(factor > 0) || !std::isfinite(factor)) return Refuse(Key("rope.scaling.factor"), " is ", factor);
+      if (factor != 1 && architecture.latent)
+        return Refuse(Key("rope.scaling.factor"), " is ", factor, ", by which llama.cpp scales the scores, too");
       if (factor != 1) {
         config_.mutable_rope_scaling()->set_rope_type(RopeScaling::LINEAR);
         config_.mutable_rope_scaling()->set_factor(factor);
@@ -205,10 +243,21 @@ class ConfigReader {
     ASSIGN_OR_RETURN(const int64_t original,
                      Size("rope.scaling.original_context_length", kMax, config_.max_position_embeddings()));
     scaling.set_original_max_position_embeddings(static_cast<int32_t>(original));
-    for (const auto& [name, taken] : {std::pair("rope.scaling.yarn_attn_factor", YarnAttention(scaling)),
-                                      {"rope.scaling.yarn_beta_fast", scaling.beta_fast()},
-                                      {"rope.scaling.yarn_beta_slow", scaling.beta_slow()},
-                                      {"rope.scaling.yarn_log_multiplier", 0.0}}) {
+    if (model_.architecture->untruncated_yarn) scaling.set_truncate(false);
+    ASSIGN_OR_RETURN(const double multiplier, Real("rope.scaling.yarn_log_multiplier", 0));
+    if (model_.architecture->latent) {
+      // A tenth of mscale_all_dim, for mscale to be the same.
+      if (!(multiplier > 0) || !std::isfinite(multiplier) || factor < 1)
+        return Refuse(Key("rope.scaling.yarn_log_multiplier"), " is ", multiplier, " for a factor of ", factor,
+                      "; mscale_all_dim of a factor of 1 or more is read only");
+      scaling.set_mscale_all_dim(ShortestDecimal(static_cast<float>(multiplier * 10)));
+      scaling.set_mscale(scaling.mscale_all_dim());
+    }
+    for (const auto& [name, taken] :
+         {std::pair("rope.scaling.yarn_attn_factor", YarnAttention(scaling)),
+          {"rope.scaling.yarn_beta_fast", scaling.beta_fast()},
+          {"rope.scaling.yarn_beta_slow", scaling.beta_slow()},
+          {"rope.scaling.yarn_log_multiplier", model_.architecture->latent ? multiplier : 0.0}}) {
       ASSIGN_OR_RETURN(const double number, Real(name, taken));
       if (static_cast<float>(number) != static_cast<float>(taken))
         return Refuse(Key(name), " is ", number, ", but llama.cpp takes ", taken);

@@ -165,6 +165,10 @@ absl::Status CheckRescaling(const ModelConfig& model, const ModelConfig& told, c
     equal = same(ours.factor(), theirs.factor()) && same(YarnAttention(ours), YarnAttention(theirs)) &&
             same(ours.beta_fast(), theirs.beta_fast()) && same(ours.beta_slow(), theirs.beta_slow()) &&
             ours.original_max_position_embeddings() == theirs.original_max_position_embeddings();
+    if (equal && ours.truncate() != theirs.truncate())
+      return Refuse("the architecture \"", architecture.name, "\" has yarn with truncate ",
+                    theirs.truncate() ? "true" : "false", ", the model has it otherwise");
+    if (architecture.latent) equal = equal && same(ours.mscale_all_dim(), theirs.mscale_all_dim());
   }
   if (equal && Rescales(model, RopeScaling::LONGROPE)) {
     const int32_t positions = model.max_position_embeddings();
@@ -198,6 +202,8 @@ void AddRotation(const ModelConfig& model, const GgufArchitecture& architecture,
     if (scaling.has_attention_factor()) add("rope.scaling.yarn_attn_factor", real(scaling.attention_factor()));
     if (scaling.has_beta_fast()) add("rope.scaling.yarn_beta_fast", real(scaling.beta_fast()));
     if (scaling.has_beta_slow()) add("rope.scaling.yarn_beta_slow", real(scaling.beta_slow()));
+    if (architecture.latent && scaling.has_mscale_all_dim())
+      add("rope.scaling.yarn_log_multiplier", real(0.1 * scaling.mscale_all_dim()));
   } else if (architecture.says_unscaled || (architecture.alpha_in_base && HasAlpha(model))) {
     add("rope.scaling.type", std::string("none"));
   }
@@ -231,9 +237,14 @@ absl::StatusOr<GgufMetadata> GgufModelMetadata(const ModelConfig& model, const s
   add("feed_forward_length", u32(model.intermediate_size()));
   add("vocab_size", u32(model.vocab_size()));
   add("attention.head_count", u32(model.num_attention_heads()));
-  add("attention.head_count_kv", u32(KvHeadsOf(model)));
-  add("attention.key_length", u32(HeadDimOf(model)));
-  add("attention.value_length", u32(HeadDimOf(model)));
+  const int64_t latent = model.kv_lora_rank(), turning = HeadDimOf(model);
+  add("attention.head_count_kv", u32(architecture.latent ? 1 : KvHeadsOf(model)));
+  add("attention.key_length", u32(architecture.latent ? latent + turning : turning));
+  add("attention.value_length", u32(architecture.latent ? latent : turning));
+  if (architecture.latent) {
+    add("attention.key_length_mla", u32(model.qk_nope_head_dim() + turning));
+    add("attention.value_length_mla", u32(model.v_head_dim()));
+  }
   for (const GgufKey& key : architecture.keys) {
     const Field& field = ModelField(key.field);
     const double value = Effective(model, field);

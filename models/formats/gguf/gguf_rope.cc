@@ -93,9 +93,14 @@ double LongRopeAttention(const RopeScaling& scaling, int64_t max_positions) {
   return factor <= 1 ? 1 : std::sqrt(1 + std::log(factor) / std::log(original));
 }
 
+double YarnMagnitude(const RopeScaling& scaling, double mscale) {
+  return scaling.factor() <= 1 ? 1 : 0.1 * mscale * std::log(scaling.factor()) + 1;
+}
+
 double YarnAttention(const RopeScaling& scaling) {
   if (scaling.has_attention_factor()) return scaling.attention_factor();
-  return scaling.factor() <= 1 ? 1 : 0.1 * std::log(scaling.factor()) + 1;
+  if (scaling.mscale() == 0 || scaling.mscale_all_dim() == 0) return YarnMagnitude(scaling, 1);
+  return YarnMagnitude(scaling, scaling.mscale()) / YarnMagnitude(scaling, scaling.mscale_all_dim());
 }
 
 }  // namespace trireme

@@ -28,6 +28,8 @@ std::optional<RopeScaling> InferLlama3Scaling(const std::vector<float>& factors,
 // What LongRoPE and YaRN multiply cosines and sines by.
 double LongRopeAttention(const RopeScaling& scaling, int64_t max_positions);
 double YarnAttention(const RopeScaling& scaling);
+// What YaRN makes of its factor: 0.1 mscale ln(factor) + 1.
+double YarnMagnitude(const RopeScaling& scaling, double mscale);
 
 }  // namespace trireme
 

@@ -31,7 +31,16 @@ ModelConfig Of(const char* family) {
       {"gemma3_text", "sliding_window: 24 rope_local_base_freq: 1e4 tie_word_embeddings: true"},
       {"cohere2", "sliding_window: 24 layer_types: ['full_attention', 'sliding_attention'] tie_word_embeddings: true"},
       {"qwen3_moe", "num_experts: 4 num_experts_per_tok: 2 moe_intermediate_size: 32 norm_topk_prob: true"},
-      {"mixtral", "num_experts: 4 num_experts_per_tok: 2"}};
+      {"mixtral", "num_experts: 4 num_experts_per_tok: 2"},
+      {"gpt_oss",
+       "num_experts: 4 num_experts_per_tok: 2 attention_bias: true sliding_window: 24 "
+       "layer_types: ['sliding_attention', 'full_attention']"},
+      {"deepseek_v3",
+       "num_experts: 4 num_experts_per_tok: 2 moe_intermediate_size: 32 n_shared_experts: 1 norm_topk_prob: true "
+       "first_k_dense_replace: 1 q_lora_rank: 20 kv_lora_rank: 24 qk_nope_head_dim: 10 qk_rope_head_dim: 16 "
+       "v_head_dim: 8 num_key_value_heads: 4 rms_norm_eps: 1e-6 partial_rotary_factor: 1 "
+       "rope_scaling { rope_type: YARN factor: 4 original_max_position_embeddings: 32 mscale: 0.707 "
+       "mscale_all_dim: 0.707 }"}};
   const auto found = more.find(family);
   return Model(absl::StrCat("family: '", family, "' ", found == more.end() ? "" : found->second));
 }
@@ -100,7 +109,7 @@ void ExpectInexpressible(const std::string& fields, const std::string& why) {
 
 TEST(GgufConfig, ModelsComeBackFromTheirKeys) {
   for (const char* family : {"llama", "qwen2", "qwen3", "smollm3", "gemma2", "gemma3_text", "cohere2", "qwen3_moe",
-                             "mixtral", "olmo2", "seed_oss"}) {
+                             "mixtral", "olmo2", "seed_oss", "gpt_oss", "deepseek_v3"}) {
     const ModelConfig model = Of(family);
     const Draft draft = DraftOf(model);
     const auto read = draft.Read();
@@ -119,6 +128,32 @@ TEST(GgufConfig, ModelsComeBackFromTheirKeys) {
 TEST(GgufConfig, OneNameMayBeSeveralFamilies) {
   EXPECT_EQ(DraftOf(Of("mixtral")).metadata[0].second, GgufValue(std::string("llama")));
   EXPECT_EQ(DraftOf(Of("llama")).metadata[0].second, GgufValue(std::string("llama")));
+}
+
+TEST(GgufConfig, LatentAttentionIsOneKeyOfAllHeads) {
+  Draft draft = DraftOf(Of("deepseek_v3"));
+  const auto number = [&](const std::string& key) { return draft.header().Integer("deepseek2." + key).value_or(-1); };
+  EXPECT_EQ(number("attention.head_count_kv"), 1);
+  EXPECT_EQ(number("attention.key_length"), 24 + 16);
+  EXPECT_EQ(number("attention.value_length"), 24);
+  EXPECT_EQ(number("attention.key_length_mla"), 10 + 16);
+  EXPECT_EQ(number("attention.value_length_mla"), 8);
+  EXPECT_EQ(number("expert_gating_func"), 2);
+  EXPECT_EQ(*draft.header().Find("deepseek2.rope.scaling.yarn_log_multiplier"), GgufValue(0.0707f));
+  EXPECT_EQ(draft.Read()->config.rope_scaling().mscale_all_dim(), 0.707);
+  EXPECT_EQ(draft.Read()->config.rope_scaling().mscale(), 0.707);
+  const auto refused = [](const char* key, const GgufValue& value, const char* why) {
+    ExpectRefused(absl::StrCat("deepseek2.", key), value, why, "deepseek_v3");
+  };
+  refused("attention.key_length", uint32_t{41}, "are not those of a latent of 24 that turns in 16");
+  refused("attention.key_length_mla", uint32_t{16}, "queries of 16 elements turn in 16");
+  refused("attention.layer_norm_rms_epsilon", 1e-5f, "rms_norm_eps is 1e-05");
+  refused("rope.scaling.yarn_log_multiplier", 0.0f, "yarn_log_multiplier is 0");
+  refused("rope.scaling.type", std::string("linear"), "by which llama.cpp scales the scores, too");
+  refused("attention.q_lora_rank", uint32_t{0}, "q_lora_rank is 0 with 2 layers");
+  refused("expert_gating_func", uint32_t{3}, "no model of architecture \"deepseek2\"");
+  // Without a scoring function it is V2's, whose weights are not divided by their sum.
+  refused("expert_gating_func", uint32_t{1}, "norm_topk_prob is 1");
 }
 
 TEST(GgufConfig, WhatAnArchitectureAssumesMustHold) {
