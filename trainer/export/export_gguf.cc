@@ -189,7 +189,7 @@ absl::Status WriteGgufModel(const ModelSource& source, const ExportOptions& opti
   ASSIGN_OR_RETURN(const GgufPlan plan, PlanGguf(source.model, families, name, type));
   if (GgufArchitectureOf(plan.model)->untruncated_yarn && plan.model.rope_scaling().rope_type() == RopeScaling::YARN)
     Warning("export: llama.cpp rounds the ends of YaRN's ramp in every file of this architecture, which the model's ",
-            "rope_scaling.truncate false does not; its probabilities differ slightly from this program's");
+            "rope_scaling.truncate false does not; its probabilities differ by that from this program's");
   GgufMetadata metadata = plan.metadata;
   ASSIGN_OR_RETURN(const GgufMetadata tokenizer, TokenizerOf(source, folder));
   metadata.insert(metadata.end(), tokenizer.begin(), tokenizer.end());

@@ -4,6 +4,8 @@
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/index_select.h>
+#include <absl/strings/match.h>
+#include <absl/strings/str_cat.h>
 
 #include "models/formats/gguf/gguf_config.h"
 #include "models/formats/gguf/gguf_writer.h"
@@ -63,6 +65,12 @@ absl::Status WriteGgufLora(const ModelSource& source, const std::vector<ModelFam
     if (!base.has_value())
       return Error(ExitCode::kConfig, "export: ", module,
                    " is no tensor of its own in GGUF files; use --format gguf --merge");
+    const std::string& stored = plan.layout.table.stored[*base].name;
+    for (const char* name_of : plan.layout.architecture->without_adapters) {
+      if (absl::EndsWith(absl::StrCat(".", stored), absl::StrCat(".", name_of, ".weight")))
+        return Error(ExitCode::kConfig, "export: ", module, ": llama.cpp applies no adapter to ", stored,
+                     " of architecture ", plan.layout.architecture->name, "; use --format gguf --merge");
+    }
     for (const bool is_b : {false, true}) {
       Factor factor;
       factor.is_b = is_b;
@@ -70,7 +78,7 @@ absl::Status WriteGgufLora(const ModelSource& source, const std::vector<ModelFam
       factor.parameter = module + (is_b ? ".lora_B.weight" : ".lora_A.weight");
       factor.scale = settings.scale / (alpha / static_cast<double>(settings.rank));
       GgufTensor tensor;
-      tensor.name = plan.layout.table.stored[*base].name + (is_b ? ".lora_b" : ".lora_a");
+      tensor.name = stored + (is_b ? ".lora_b" : ".lora_a");
       tensor.shape = adapter.Find(factor.parameter)->shape;
       tensors.push_back(std::move(tensor));
       factors.push_back(std::move(factor));

@@ -177,6 +177,7 @@ Records DeepseekRecords() {
       // The norms between latents have the epsilon of the others, where Transformers has 1e-6.
       .fixed = {{"rms_norm_eps", 1e-6}, {"attention_bias", false}, {"rope_interleave", true}},
       .latent = true,
+      .without_adapters = {"attn_q", "attn_q_a", "attn_q_b", "attn_kv_a_mqa", "output"},
       .read_more = &CheckQueryRank};
   GgufArchitecture v3 = v2;
   const GgufKey groups = {"expert_group_count", "n_group", 1}, chosen = {"expert_group_used_count", "topk_group", 1};

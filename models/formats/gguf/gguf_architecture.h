@@ -86,6 +86,10 @@ struct GgufArchitecture {
   bool scales_by_width = false;
   int64_t even_share_layers = 0;
 
+  // Matrices that llama.cpp multiplies by without looking for an adapter: the tensors' names between "blk.N." and
+  // ".weight".
+  std::vector<const char*> without_adapters = {};
+
   // Reads what else differs, or says why llama.cpp would not take the file; null: nothing.
   absl::Status (*read_more)(const GgufHeader& header, ModelConfig* model) = nullptr;
 
