@@ -1,4 +1,5 @@
-"""What evens out the loads of experts, against Transformers and autograd: biases that follow loads, losses of routers, their values in metrics.jsonl.
+"""Experts on ranks against Transformers' own expert parallelism. What evens out their loads, against Transformers and autograd: biases that follow loads, losses
+of routers, their values in metrics.jsonl.
 
 Runs alone: tests/oracle/experts_oracle.py --trireme build/bin/trireme --probe build/bin/trireme_probe
 """
@@ -13,7 +14,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 from families_oracle import EXPERTS, NO_PAD, SKIPPED, build  # noqa: E402
 from hf_oracle import compare_gradients  # noqa: E402
-from hf_tools import LENGTH, Program, load, read_tensors, recipe, write_tokens  # noqa: E402
+from hf_tools import LENGTH, Program, first_loss, load, read_tensors, recipe, write_tokens  # noqa: E402
 
 STEPS, BIAS_RATE, LEARNING_RATE = 20, 0.02, 0.2
 AUX, Z = 0.5, 0.05
@@ -187,6 +188,34 @@ def check_pooled(checks, ref, trireme, folder, family, model):
         checks.within(f"{label}: value of the loss", abs(records(run_dir)[0]["router_aux_loss"] / aux.item() - 1), VALUES)
 
 
+def check_parallel_peer(checks, ref, trireme, folder, family, model):
+    """Gradients with `expert: 2` are those of Transformers' expert parallelism by all-to-all on two ranks, each with two of the four sequences."""
+    import subprocess
+
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    reference = build(family, model, 11)
+    path, stream_file, theirs = (os.path.join(folder, name) for name in ("model", "stream.safetensors", "gradients.safetensors"))
+    reference.save_pretrained(path)
+    stream = torch.randint(97, (4 * LENGTH + 1,), generator=torch.Generator().manual_seed(5))
+    save_file({"stream": stream, "shape": torch.tensor([4, LENGTH])}, stream_file)
+    write_tokens(os.path.join(folder, "corpus.bin"), stream.tolist())
+    script = os.path.join(os.path.dirname(os.path.abspath(__file__)), "expert_parallel_peer.py")
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run([*launcher, script, path, stream_file, theirs], env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=120)
+    if done.returncode != 0:
+        raise RuntimeError(f"Transformers' expert parallelism ended with {done.returncode}:\n{done.stderr[-3000:]}")
+    gradients, before = load_file(theirs), ref.weights_of(reference)
+    loss = gradients.pop("loss").item()
+    for ranks, mesh in ((2, "expert: 2 shard: PARAMETERS"), (4, "expert: 2 tensor: 2 shard: OPTIMIZER")):
+        out = os.path.join(folder, f"out{ranks}")
+        config, run_dir = recipe(folder, f"run{ranks}", f'from: "{path}"', os.path.join(folder, "corpus.bin"), mesh=mesh, more=f'export {{ output: "{out}" dtype: FP32 }}')
+        trireme("train", config, ranks=ranks)
+        checks.within(f"{family}, {ranks} ranks {mesh}: loss of expert parallelism of Transformers", abs(first_loss(run_dir) / loss - 1), 1e-6)
+        compare_gradients(checks, f"{family}, {ranks} ranks {mesh}, against expert parallelism of Transformers", before, ref.weights_of(load(out)[0]), gradients)
+
+
 def run(checks, probe, trireme):
     import conversation_oracle as conversation
     import reference as ref
@@ -199,6 +228,8 @@ def run(checks, probe, trireme):
         return path
 
     with tempfile.TemporaryDirectory(prefix="trireme_experts_") as folder:
+        check_parallel_peer(checks, ref, trireme, own("olmoe"), "olmoe", dict(num_experts=8, num_experts_per_tok=2, intermediate_size=48, **NO_PAD))
+        check_parallel_peer(checks, ref, trireme, own("qwen3_moe_peer"), "qwen3_moe", QWEN)
         check_bias(checks, ref, probe, trireme, own("bias"))
         path = own("corpus")
         write_tokens(os.path.join(path, "corpus.bin"), torch.randint(97, (20 * LENGTH + 1,), generator=torch.Generator().manual_seed(61)).tolist())

@@ -209,6 +209,13 @@ TEST(LikelyCause, WhatEachAxisCanBreak) {
                     query = "model.layers.0.self_attn.q_proj.weight", mlp = "model.layers.0.mlp.up_proj.weight";
   EXPECT_EQ(
       LikelyCause({{norm, 0.7}, {"model.norm.weight", 0.6}}, 9, kTensor, kOne).rfind("axis tensor: only norms", 0), 0u);
+  // The axis of experts stands behind the others, where there is one.
+  const std::string experts = absl::StrCat(kTensor, ", expert 2"), expert = "model.layers.1.mlp.experts.down_proj";
+  EXPECT_EQ(LikelyCause({{expert, 0.7}}, 9, experts, kTensor).rfind("axis expert: only experts", 0), 0u);
+  EXPECT_EQ(LikelyCause({{expert, 0.7}}, 9, kTensor, experts).rfind("axis expert: only experts", 0), 0u);
+  EXPECT_EQ(LikelyCause({{expert, 0.7}, {key, 0.6}}, 9, experts, kOne),
+            "one of the axes in which the layouts differ: expert, tensor");
+  EXPECT_EQ(LikelyCause({{norm, 0.7}}, 9, experts, kOne).rfind("axis tensor: only norms", 0), 0u);
   EXPECT_EQ(LikelyCause({{key, 0.7}, {value, 0.6}}, 9, kTensor, kOne).rfind("axis tensor: only keys and values", 0),
             0u);
   EXPECT_EQ(

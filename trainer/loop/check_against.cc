@@ -2,6 +2,7 @@
 
 #include <absl/strings/match.h>
 #include <absl/strings/str_format.h>
+#include <absl/strings/str_replace.h>
 #include <absl/strings/str_split.h>
 
 #include <algorithm>
@@ -18,13 +19,16 @@ namespace {
 
 using Json = nlohmann::json;
 
-// "pipeline 1 x data_replicate 1 x ..." -> degree by axis.
+// "pipeline 1 x data_replicate 1 x ... x tensor 2, expert 2" -> degree by axis.
 std::map<std::string, int> Degrees(const std::string& mesh) {
   std::map<std::string, int> degrees;
-  for (const std::string& part : std::vector<std::string>(absl::StrSplit(mesh, " x "))) {
+  const std::string axes = absl::StrReplaceAll(mesh, {{", ", " x "}});
+  for (const std::string& part : std::vector<std::string>(absl::StrSplit(axes, " x "))) {
     const std::vector<std::string> words = absl::StrSplit(part, ' ');
     if (words.size() == 2) degrees[words[0]] = std::atoi(words[1].c_str());
   }
+  // It is named where experts are cut over ranks.
+  if (!degrees.empty()) degrees.emplace("expert", 1);
   return degrees;
 }
 
@@ -77,6 +81,8 @@ std::string LikelyCause(const std::vector<std::pair<std::string, double>>& diffe
   if (differs("tensor") &&
       all_of([](const std::string& name) { return Contains(name, "k_proj") || Contains(name, "v_proj"); }))
     return "axis tensor: only keys and values differ, whose heads several tensor ranks hold";
+  if (differs("expert") && all_of([](const std::string& name) { return Contains(name, ".experts."); }))
+    return "axis expert: only experts differ, whose rows travel between its ranks";
   if (differs("pipeline") && all_of([](const std::string& name) { return Contains(name, "embed_tokens"); }))
     return "axis pipeline: only the tied matrix differs, whose gradients the first and the last stage add";
   if (differs("context") &&

@@ -20,13 +20,13 @@ class ChecksAgainst(job.JobTest):
     def check(self, ranks, *arguments, against=REFERENCE):
         return job.train(self.folder, ranks, *STEPS, "--check-against", against, *arguments)
 
-    def damaged(self, step, matches, factor):
+    def damaged(self, step, matches, factor, recorded=REFERENCE):
         """A copy of the recorded run in which some gradients of a step were of another size."""
         folder = self.folder / "damaged"
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
         lines, changed = [], 0
-        for line in (self.folder / REFERENCE / "metrics.jsonl").read_text().splitlines():
+        for line in (self.folder / recorded / "metrics.jsonl").read_text().splitlines():
             record = json.loads(line)
             if record["type"] == "gradient_norms" and record["step"] == step:
                 for name in record["norms"]:
@@ -51,6 +51,22 @@ class ChecksAgainst(job.JobTest):
                 result = self.check(ranks, "--set", f"parallel {{ {layout} }}")
                 self.assertCode(result, 0)
                 self.assertSays(result, f"the same as {REFERENCE} in 4 steps", times=1)
+
+    def test_experts(self):
+        mixture = "recorded_mixture"
+        recorded = job.train(self.folder, 2, *STEPS, *job.MIXTURE, "--set", "parallel { expert: 2 }", "--set", "logging.parameter_norms=true", "--set", f'run_dir="{mixture}"')
+        self.assertCode(recorded, 0)
+        for ranks, layout in ((0, ""), (4, "expert: 4 tensor: 2 shard: PARAMETERS"), (4, "pipeline: 2 expert: 2 shard: NONE")):
+            with self.subTest(ranks=ranks, layout=layout):
+                self.setUp()
+                result = self.check(ranks, *job.MIXTURE, "--set", f"parallel {{ {layout} }}", against=mixture)
+                self.assertCode(result, 0)
+                self.assertSays(result, f"the same as {mixture} in 4 steps", times=1)
+        against = self.damaged(3, lambda name: ".experts." in name, 0.5, recorded=mixture)
+        self.setUp()
+        result = self.check(4, *job.MIXTURE, "--set", "parallel { expert: 4 tensor: 2 }", against=against)
+        self.assertCode(result, CHECK_FAILED)
+        self.assertSays(result, f"step 3 differs from {against}", "first: model.layers.0.mlp.experts.", "likely: axis expert: only experts differ", times=1)
 
     def test_another_seed_differs_at_once(self):
         for ranks in (0, 2):

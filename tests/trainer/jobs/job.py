@@ -29,6 +29,13 @@ logging { tensorboard: false }
 run_dir: "run"
 """
 
+# The same with experts.
+MIXTURE = [
+    word
+    for field in ("family=qwen3_moe", "num_experts=8", "num_experts_per_tok=2", "moe_intermediate_size=48", "head_dim=16")
+    for word in ("--set", f"model.{field}")
+]  # fmt: skip
+
 ENVIRONMENT = dict(
     os.environ,
     OMP_NUM_THREADS="1",
