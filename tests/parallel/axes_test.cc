@@ -1,5 +1,6 @@
 // Tensor, pipeline, context and data parallelism, alone and together, against one rank that holds everything: float32,
 // SGD, no clipping.
+#include <ATen/ops/equal.h>
 #include <absl/strings/match.h>
 #include <gtest/gtest.h>
 
@@ -23,8 +24,11 @@ struct Trajectory {
   double evaluated = 0;
 };
 
-Trajectory Train(TinyRun& run) {
+using Prepare = void (*)(TinyRun& run);  // after Initialize(); null: nothing
+
+Trajectory Train(TinyRun& run, Prepare prepare = nullptr) {
   run.Initialize();
+  if (prepare != nullptr) prepare(run);
   Trajectory result;
   for (int step = 1; step <= kSteps; ++step) {
     result.losses.push_back(run.ForwardBackward(/*step=*/1));  // always the same batch, so that the loss falls
@@ -201,6 +205,59 @@ TEST(Axes, Experts) {
         std::max(worst, Compare(absl::StrCat(kQwenExperts, " loss { router_aux_loss: 2 router_z_loss: 0.1 }"), layout));
   }
   if (TestProcess().rank() == 0) std::printf("largest gradient error %.2g\n", worst);
+}
+
+// All tokens to one expert, whose bias no score outweighs: others, and the ranks that hold only them, have nothing to
+// do.
+TEST(Axes, AllTokensToOneExpert) {
+  REQUIRE_RANKS(World() == 2 || World() == 4, "expert ranks of 2 and 4");
+  constexpr char kNumbers[] =
+      "model { family: \"glm4_moe\" num_experts: 8 num_experts_per_tok: 1 moe_intermediate_size: 24 norm_topk_prob: "
+      "false "
+      "partial_rotary_factor: 1 }";
+  const Prepare prepare = [](TinyRun& run) {
+    run.Change("e_score_correction_bias", [](const TensorPart& part) {
+      for (int64_t i = 0; i < part.values.numel(); ++i) {
+        if (part.rectangle.offset[0] + i == 5) part.values[i].fill_(100);
+      }
+    });
+  };
+  TinyRun alone({kNumbers}, /*alone=*/true);
+  const Trajectory reference = Train(alone, prepare);
+  for (const std::string& layout :
+       {absl::StrCat("parallel { expert: ", World(), " shard: PARAMETERS }"),
+        absl::StrCat("parallel { expert: 2 tensor: ", World(), " } recompute { policy: BLOCK }"),
+        absl::StrCat("parallel { expert: ", World() / 2, " pipeline: 2 pipeline_schedule: \"ZB-H1\" }")}) {
+    SCOPED_TRACE(layout);
+    TinyRun run({kNumbers, layout});
+    ExpectSame(Train(run, prepare), reference);
+    // Of experts' stacked matrices only the one's rows have a gradient.
+    int stacked = 0;
+    for (const auto& [name, gradient] : reference.gradients) {
+      if (!absl::StrContains(name, "experts.")) continue;
+      ++stacked;
+      EXPECT_EQ(TensorNorm(gradient.chunk(8)[4]), 0) << name;
+      EXPECT_GT(TensorNorm(gradient.chunk(8)[5]), 0) << name;
+    }
+    EXPECT_GE(stacked, 2);
+  }
+}
+
+// Scores next to a tie: what was chosen is kept, so that computing a block again gives the same bits.
+TEST(Axes, NearTiesUnderRecomputation) {
+  REQUIRE_RANKS(World() == 2 || World() == 4, "expert ranks of 2 and 4");
+  const Prepare prepare = [](TinyRun& run) {
+    run.Change("mlp.gate.weight", [](const TensorPart& part) { part.values.mul_(1e-6); });
+  };
+  for (const std::string& layout : {absl::StrCat("parallel { expert: ", World(), " shard: PARAMETERS }"),
+                                    absl::StrCat("parallel { expert: 2 tensor: ", World(), " }")}) {
+    SCOPED_TRACE(layout);
+    TinyRun plain({kQwenExperts, layout}), again({kQwenExperts, layout, "recompute { policy: BLOCK }"});
+    const Trajectory expected = Train(plain, prepare), got = Train(again, prepare);
+    for (const auto& [name, gradient] : expected.gradients)
+      EXPECT_TRUE(at::equal(got.gradients.at(name), gradient)) << name;
+    EXPECT_EQ(got.losses, expected.losses);
+  }
 }
 
 // Every mesh of this many ranks whose axes are 1, 2 or 4; of 16 ranks, those that use three axes or more.

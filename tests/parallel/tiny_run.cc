@@ -1,6 +1,7 @@
 #include "tests/parallel/tiny_run.h"
 
 #include <ATen/ops/zeros.h>
+#include <absl/strings/match.h>
 
 #include <cmath>
 
@@ -169,6 +170,15 @@ Tensors TinyRun::Gradients() {
     for (TensorPart& part : PartsOf(*buffer, buffer->own_gradient(), "", /*unique=*/true)) parts.push_back(part);
   }
   return Whole(parts, "");
+}
+
+void TinyRun::Change(const std::string& name_end, const std::function<void(const TensorPart& part)>& change) {
+  for (ParameterBuffer* buffer : model_->buffers()) {
+    for (const TensorPart& part : PartsOf(*buffer, buffer->own_weights(), "", /*unique=*/false)) {
+      if (absl::EndsWith(part.name, name_end)) change(part);
+    }
+    buffer->Publish(/*converted=*/false);
+  }
 }
 
 Tensors TinyRun::Weights() {

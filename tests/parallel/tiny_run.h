@@ -4,6 +4,7 @@
 #ifndef TRIREME_TESTS_PARALLEL_TINY_RUN_H_
 #define TRIREME_TESTS_PARALLEL_TINY_RUN_H_
 
+#include <functional>
 #include <map>
 #include <memory>
 #include <string>
@@ -32,6 +33,8 @@ class TinyRun {
   double ForwardBackward(int64_t step);  // mean loss of the global batch `step`
   void Update();
   double Step();  // both, for the next step
+  // Calls change(part) for what this rank holds of parameters whose names end so, values being its memory. Collective.
+  void Change(const std::string& name_end, const std::function<void(const TensorPart& part)>& change);
   // From now on the last tokens of sequences only fill them, of each another number.
   void FillEnds() { fills_ = true; }
   // The next step as the training loop issues it, without a look at its results.
