@@ -106,14 +106,25 @@ std::shared_ptr<const BlockPart> MakeExperts(const ExpertsSettings& settings) {
   return std::make_shared<Experts>(settings);
 }
 
+constexpr int64_t kMaxExperts = 8192;
+
 void CheckExperts(const ExpertsSettings& s, std::vector<std::string>* problems) {
   const RoutingRule& r = s.routing;
-  if (r.experts < 1) problems->push_back(absl::StrCat("model.num_experts: is ", r.experts, "; give 1 or more"));
-  if (r.per_token < 1 || r.per_token > r.experts)
+  // A table of weights names each expert of a layer: no file may claim so many that it fills the memory.
+  if (r.experts < 1 || r.experts > kMaxExperts) {
     problems->push_back(
-        absl::StrCat("model.num_experts_per_tok: is ", r.per_token, "; give 1 to num_experts ", r.experts));
+        absl::StrCat("model.num_experts: a layer has ", r.experts, " experts; it may have 1 to ", kMaxExperts));
+    return;
+  }
+  if (r.per_token < 1 || r.per_token > r.experts)
+    problems->push_back(absl::StrCat("model.num_experts_per_tok: is ", r.per_token, "; give 1 to ", r.experts,
+                                     ", the number of experts"));
   if (s.width < 1)
     problems->push_back(absl::StrCat("model.moe_intermediate_size: is ", s.width, "; give the width of an expert"));
+  if (s.shared_width < 0 && problems->empty())
+    problems->push_back(absl::StrCat("model: its shared expert is ", s.shared_width, " wide; give 0 or more"));
+  const bool grouped = r.groups != 1 || r.chosen_groups != 1;
+  if (!grouped) return;
   if (r.groups < 1 || r.chosen_groups < 1 || r.chosen_groups > r.groups ||
       r.experts % std::max<int64_t>(1, r.groups) != 0 ||
       r.per_token > r.experts / std::max<int64_t>(1, r.groups) * r.chosen_groups)

@@ -1,17 +1,13 @@
 #include "parallel/layers/experts.h"
 
 #include <ATen/TensorOperators.h>
-#include <ATen/ops/cat.h>
-#include <ATen/ops/div.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/from_blob.h>
 #include <ATen/ops/gather.h>
-#include <ATen/ops/index_select.h>
 #include <ATen/ops/ones.h>
 #include <ATen/ops/sigmoid.h>
 #include <ATen/ops/softmax.h>
-#include <ATen/ops/sort.h>
 #include <ATen/ops/sum.h>
 #include <ATen/ops/topk.h>
 #include <ATen/ops/zeros.h>
@@ -311,17 +307,17 @@ struct RunExpertsFunction : torch::autograd::Function<RunExpertsFunction> {
     // The weight multiplied what was activated: no output of an expert is kept for its gradient.
     ExpertGateGradients made = [&] {
       const ExpertRows d_made = ToExperts(plan, d_out, per_token, group);
-      ExpertGateGradients gradients = ExpertGateBackward(
+      ExpertGateGradients result = ExpertGateBackward(
           gate_up, own, GroupedInputGradient(w_down, gate_up.size(1) / 2, d_made, plan.offsets), gate);
-      if (WantsInput(w_down)) AddGroupedGradients(w_down, d_made, gradients.out, plan.offsets);
-      gradients.out.reset();
+      if (WantsInput(w_down)) AddGroupedGradients(w_down, d_made, result.out, plan.offsets);
+      result.out.reset();
       if (down_bias != nullptr) {
         const at::Tensor d_rows = d_made.All();
         AddBiasGradients(down_bias, d_rows * own, plan.offsets);
-        gradients.weights.add_(
+        result.weights.add_(
             at::sum(d_rows * BiasRows(*down_bias, plan.offsets, own.scalar_type()), {1}, /*keepdim=*/true));
       }
-      return gradients;
+      return result;
     }();
     AddBiasGradients(SavedPointer<Weight>(context, "gate_up_bias"), made.gate_up, plan.offsets);
     // Rows travel again rather than being kept.

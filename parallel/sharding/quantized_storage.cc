@@ -90,8 +90,9 @@ absl::Status QuantizedStorage::Check(QuantizationFormat format, const std::vecto
   // Blocks of MXFP4 are those of rows.
   if (whole_blocks && MatrixNumel(shape) % block == 0 && (!mxfp4 || shape[1] % block == 0)) return absl::OkStatus();
   return Error(ExitCode::kConfig, mxfp4 ? "MXFP4" : "NF4", " blocks of ", block, " elements do not fit the part ",
-               r.ToString(), " of a ", shape[0], " x ", shape[1],
-               " matrix; use fewer tensor ranks, or name it in model.quantization.skip_modules");
+               r.ToString(), " of a ", shape[0], " x ", shape[1], " matrix; ",
+               r.numel() < MatrixNumel(shape) ? "use fewer tensor ranks, or " : "",
+               "name it in model.quantization.skip_modules");
 }
 
 int64_t QuantizedStorage::StoredBytes(QuantizationFormat format, int64_t numel) {

@@ -252,7 +252,22 @@ TEST(RecipeTest, RoutersOfExperts) {
       "model { family: \"qwen3_moe\" num_experts: 4 num_experts_per_tok: 2 moe_intermediate_size: 32 } ";
   ExpectRefused(mixture + "loss { router_aux_loss: -1 }", "loss.router_aux_loss: is -1");
   ExpectRefused(mixture + "loss { router_z_loss: nan }", "loss.router_z_loss: is nan");
+  ExpectRefused(mixture + "loss { router_z_loss: inf }", "loss.router_z_loss: is inf; give a finite number");
   ExpectRefused(mixture + "optimizer { router_bias_rate: -1 }", "optimizer.router_bias_rate: is -1");
+  const auto with = [](const char* family, const char* fields) {
+    return absl::StrCat("model { family: \"", family, "\" num_experts: 4 moe_intermediate_size: 32 ", fields, " } ");
+  };
+  const std::string corrected = with("glm4_moe", "num_experts_per_tok: 2");
+  ExpectRefused(corrected + "optimizer { router_bias_rate: inf }", "optimizer.router_bias_rate: is inf");
+  ExpectRefused(corrected + "optimizer { router_bias_rate: 1e30 }",
+                "optimizer.router_bias_rate: is 1e+30; give at most");
+  ExpectRefused("model { family: \"mixtral\" num_experts: 1000000000 num_experts_per_tok: 2 }",
+                "model.num_experts: a layer has 1000000000 experts");
+  ExpectRefused(with("qwen3_moe", "num_experts_per_tok: 99"), "model.num_experts_per_tok: is 99; give 1 to 4");
+  ExpectRefused(with("qwen3_moe", "num_experts_per_tok: 2 decoder_sparse_step: 0"), "model.decoder_sparse_step: is 0");
+  ExpectRefused(with("qwen3_moe", "num_experts_per_tok: 2 mlp_only_layers: -1"), "mlp_only_layers: names layer -1");
+  ExpectRefused(with("glm4_moe", "num_experts_per_tok: 2 n_shared_experts: -1"), "model.n_shared_experts: is -1");
+  ExpectRefused(with("glm4_moe", "num_experts_per_tok: 2 first_k_dense_replace: -1"), "first_k_dense_replace: is -1");
   ExpectRefused(mixture + "optimizer { router_bias_rate: 1e-3 }",
                 "optimizer.router_bias_rate: files of the family qwen3_moe have no place for a bias of experts");
   const std::string pooled = mixture + "loss { router_aux_loss: 1 router_aux_scope: STEP } ";

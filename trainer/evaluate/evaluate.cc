@@ -59,6 +59,8 @@ absl::Status EvaluateCorpus(const EvaluateOptions& options, Session& session) {
   ProcessGroup& data = *session.mesh.host_group({Axis::kDataReplicate, Axis::kDataShard});
   tokens = SumOverRanks(data, tokens);
   bytes = SumOverRanks(data, bytes);
+  if (!std::isfinite(loss))
+    return MarkAgreed(Error(ExitCode::kNonFinite, "evaluate: the loss is ", loss, "; are the model's weights finite?"));
   if (session.process.rank() != 0) return absl::OkStatus();
   const double bits_per_byte = bytes > 0 ? loss * tokens / M_LN2 / bytes : 0;
   if (options.json) {

@@ -5,6 +5,7 @@
 #include <absl/strings/str_format.h>
 
 #include <algorithm>
+#include <cmath>
 
 #include "launch/base/log.h"
 #include "parallel/layers/kv_cache.h"
@@ -71,6 +72,10 @@ absl::Status ReportMergeDivergence(const ExportOptions& options, const Extension
       sum += divergence;
       largest = std::max(largest, divergence);
     }
+    if (!std::isfinite(sum))
+      return Error(ExitCode::kNonFinite, "export: ", options.output, " was written, but what the ",
+                   got.isfinite().all().item<bool>() ? "base with its adapter" : "merged model",
+                   " answers is not finite, so that the two cannot be compared; are the adapter's numbers?");
     Info(absl::StrFormat("KL(base with adapter || merged): %.3g nats per token over %d tokens, at most %.3g",
                          sum / static_cast<double>(expected.size(0)), expected.size(0), largest));
     return absl::OkStatus();

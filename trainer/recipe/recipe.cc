@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 
 #include "configs/config_loader.h"
 #include "launch/base/log.h"
@@ -212,9 +213,10 @@ void CheckRouters(const Recipe& recipe, Problems* problems) {
     return;
   }
   if (config.optimizer().router_bias_rate() > 0 && !model.balances_experts())
-    problems->push_back(absl::StrCat("optimizer.router_bias_rate: files of the family ", config.model().family(),
-                                     " have no place for a bias of experts (glm4_moe's have one), so it would be lost; "
-                                     "leave it out, and set loss.router_aux_loss to even out loads"));
+    problems->push_back(absl::StrCat(
+        "optimizer.router_bias_rate: files of the family ", config.model().family(),
+        " have no place for a bias of experts (those of glm4_moe and deepseek_v3 have one), so it would be lost; "
+        "leave it out, and set loss.router_aux_loss to even out loads"));
   if (config.optimizer().router_bias_rate() > 0 && config.has_adapter())
     problems->push_back(
         "optimizer.router_bias_rate: an adapter's files have no place for the biases of experts, so what they become "
@@ -231,11 +233,17 @@ void CheckRouters(const Recipe& recipe, Problems* problems) {
 void CheckRest(const RunConfig& config, const std::vector<std::string>& attention_names, Problems* problems) {
   const auto not_negative = [&](const char* field, double value) {
     if (!(value >= 0)) problems->push_back(absl::StrCat(field, ": is ", value, "; must not be negative"));
+    if (value > std::numeric_limits<double>::max())
+      problems->push_back(absl::StrCat(field, ": is ", value, "; give a finite number"));
   };
   not_negative("loss.z_loss", config.loss().z_loss());
   not_negative("loss.router_aux_loss", config.loss().router_aux_loss());
   not_negative("loss.router_z_loss", config.loss().router_z_loss());
   not_negative("optimizer.router_bias_rate", config.optimizer().router_bias_rate());
+  // Scores that biases are added to are below one.
+  if (config.optimizer().router_bias_rate() > 1 && std::isfinite(config.optimizer().router_bias_rate()))
+    problems->push_back(absl::StrCat("optimizer.router_bias_rate: is ", config.optimizer().router_bias_rate(),
+                                     "; give at most 1, usually 1e-3"));
   not_negative("evaluation.every_steps", config.evaluation().every_steps());
   not_negative("evaluation.max_sequences", config.evaluation().max_sequences());
   not_negative("checkpoint.every_steps", config.checkpoint().every_steps());

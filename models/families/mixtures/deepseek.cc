@@ -12,6 +12,8 @@ namespace {
 DecoderSpec BuildDeepseek(const ModelConfig& config, DecoderDraft draft, ExpertsSettings experts,
                           std::vector<std::string>* problems) {
   CheckPositive("routed_scaling_factor", config.routed_scaling_factor(), /*zero_too=*/false, problems);
+  CheckPositive("n_shared_experts", config.n_shared_experts(), /*zero_too=*/true, problems);
+  CheckPositive("first_k_dense_replace", config.first_k_dense_replace(), /*zero_too=*/true, problems);
   experts.routing.scale = config.routed_scaling_factor();
   experts.routing.groups = config.n_group();
   experts.routing.chosen_groups = config.topk_group();

@@ -1,4 +1,6 @@
 // Mixtures whose layers are those of a dense family with experts in them.
+#include <absl/strings/str_cat.h>
+
 #include <algorithm>
 
 #include "models/families/granite.h"
@@ -8,7 +10,13 @@
 namespace trireme {
 namespace {
 
-std::function<bool(int64_t)> QwenDense(const ModelConfig& config) {
+std::function<bool(int64_t)> QwenDense(const ModelConfig& config, std::vector<std::string>* problems) {
+  CheckPositive("decoder_sparse_step", config.decoder_sparse_step(), /*zero_too=*/false, problems);
+  for (const int32_t layer : config.mlp_only_layers()) {
+    if (layer < 0 || layer >= config.num_hidden_layers())
+      problems->push_back(absl::StrCat("model.mlp_only_layers: names layer ", layer, "; there are layers 0 to ",
+                                       config.num_hidden_layers() - 1));
+  }
   const std::vector<int32_t> only(config.mlp_only_layers().begin(), config.mlp_only_layers().end());
   const int64_t step = std::max(1, config.decoder_sparse_step());
   return [=](int64_t layer) {
@@ -20,7 +28,7 @@ DecoderSpec SpecifyQwen3Moe(const ModelConfig& config, std::vector<std::string>*
   DecoderDraft draft = DraftDecoder(config, problems);
   draft.attention.head_norm = HeadNormSpec{.norm = draft.block.norm};
   const ExpertsSettings experts = ExpertsOf(config, draft);
-  return BuildExperts(std::move(draft), experts, QwenDense(config), problems);
+  return BuildExperts(std::move(draft), experts, QwenDense(config, problems), problems);
 }
 
 DecoderSpec SpecifyMixtral(const ModelConfig& config, std::vector<std::string>* problems) {
@@ -47,7 +55,7 @@ DecoderSpec SpecifyQwen2Moe(const ModelConfig& config, std::vector<std::string>*
   ExpertsSettings experts = ExpertsOf(config, draft);
   experts.shared_width = config.shared_expert_intermediate_size();
   experts.shared_gate = true;
-  return BuildExperts(std::move(draft), experts, QwenDense(config), problems);
+  return BuildExperts(std::move(draft), experts, QwenDense(config, problems), problems);
 }
 
 DecoderSpec SpecifyGraniteMoe(const ModelConfig& config, std::vector<std::string>* problems) {
