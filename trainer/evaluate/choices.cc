@@ -133,6 +133,9 @@ absl::StatusOr<std::vector<std::vector<double>>> ScoreQuestions(Session& session
   session.mesh.host_group({Axis::kPipeline, Axis::kDataReplicate, Axis::kDataShard})
       ->AllReduce(losses, ReduceOp::kSum)
       .Wait();
+  if (!losses.isfinite().all().item<bool>())
+    return MarkAgreed(
+        Error(ExitCode::kNonFinite, "evaluate: a choice's loss is not finite; are the model's weights finite?"));
   std::vector<std::vector<double>> scores;
   const double* loss = losses.const_data_ptr<double>();
   for (const Question& question : questions) {

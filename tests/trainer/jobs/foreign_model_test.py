@@ -168,6 +168,14 @@ class ForeignModel(job.JobTest):
                 result = self.trireme("generate", folder, "--prompt-ids", "1,2,3", "--max-tokens", 4, "--print-ids", *sampling)
                 self.assertCode(result, NON_FINITE)
                 self.assertSays(result, "the model's answer is not a finite number", times=1)
+        self.with_tokenizer(folder)
+        (self.folder / "one.jsonl").write_text(json.dumps({"prompt": "A", "choices": ["a", "b"], "answer": 0}))
+        for arguments in (["--data", "corpus", "--max-sequences", 2], ["--data", "corpus", "--max-sequences", 2, "--json"], ["--choices", "one.jsonl"]):
+            with self.subTest(arguments):
+                result = self.trireme("evaluate", folder, *arguments)
+                self.assertCode(result, NON_FINITE)
+                self.assertSays(result, "are the model's weights finite?", times=1)
+                self.assertEqual(result.stdout, "")
 
     def test_a_models_text_does_not_steer_the_terminal(self):
         vocabulary = json.loads((self.folder / "tokenizer.json").read_text())["model"]["vocab"]
