@@ -55,32 +55,32 @@ __global__ void SumOfChoicesKernel(int64_t per_token, int64_t width, const int64
 }
 
 template <typename T, typename Gate>
-void Forward(const ClampedGate& clamped, int64_t rows, int64_t width, const void* gate_up, const float* weights,
-             void* out, Stream stream) {
+void Forward(const Gate& gate, int64_t rows, int64_t width, const void* gate_up, const float* weights, void* out,
+             Stream stream) {
   ExpertGateKernel<T, Gate><<<static_cast<unsigned>(rows), ThreadsForRow(width, kThreads), 0, StreamOf(stream)>>>(
-      Gate(clamped), width, static_cast<const T*>(gate_up), weights, static_cast<T*>(out));
+      gate, width, static_cast<const T*>(gate_up), weights, static_cast<T*>(out));
 }
 
 template <typename T, typename Gate>
-void Backward(const ClampedGate& clamped, int64_t rows, int64_t width, const void* gate_up, const float* weights,
+void Backward(const Gate& gate, int64_t rows, int64_t width, const void* gate_up, const float* weights,
               const void* d_out, void* d_gate_up, float* d_weights, void* out, Stream stream) {
   ExpertGateBackwardKernel<T, Gate>
       <<<static_cast<unsigned>(rows), ThreadsForRow(width, kThreads), 0, StreamOf(stream)>>>(
-          Gate(clamped), width, static_cast<const T*>(gate_up), weights, static_cast<const T*>(d_out),
+          gate, width, static_cast<const T*>(gate_up), weights, static_cast<const T*>(d_out),
           static_cast<T*>(d_gate_up), d_weights, static_cast<T*>(out));
 }
 
-// body(T{}, Gate) with the types that storage and kind name.
+// body(T{}, gate) with the types that storage and kind name.
 template <typename Body>
-void InTypes(Storage storage, GateKind kind, const Body& body) {
+void InTypes(Storage storage, GateKind kind, const ClampedGate& clamped, const Body& body) {
   const auto with = [&](auto type) {
     switch (kind) {
       case GateKind::kSwiGlu:
-        return body(type, GateFirst<Silu, float>(ClampedGate()));
+        return body(type, GateFirst<Silu, float>(clamped));
       case GateKind::kGeGlu:
-        return body(type, GateFirst<GeluTanh, float>(ClampedGate()));
+        return body(type, GateFirst<GeluTanh, float>(clamped));
       case GateKind::kClamped:
-        return body(type, ClampedPairs<float>(ClampedGate()));
+        return body(type, ClampedPairs<float>(clamped));
     }
   };
   if (storage == Storage::kFloat32) {
@@ -95,9 +95,8 @@ void InTypes(Storage storage, GateKind kind, const Body& body) {
 void LaunchExpertGate(Storage storage, GateKind kind, const ClampedGate& clamped, int64_t rows, int64_t width,
                       const void* gate_up, const float* weights, void* out, Stream stream) {
   if (rows == 0 || width == 0) return;
-  InTypes(storage, kind, [&](auto type, auto gate) {
-    Forward<decltype(type), decltype(gate)>(clamped, rows, width, gate_up, weights, out, stream);
-  });
+  InTypes(storage, kind, clamped,
+          [&](auto type, auto gate) { Forward<decltype(type)>(gate, rows, width, gate_up, weights, out, stream); });
   CheckLaunch("expert_gate");
 }
 
@@ -105,9 +104,8 @@ void LaunchExpertGateBackward(Storage storage, GateKind kind, const ClampedGate&
                               const void* gate_up, const float* weights, const void* d_out, void* d_gate_up,
                               float* d_weights, void* out, Stream stream) {
   if (rows == 0 || width == 0) return;
-  InTypes(storage, kind, [&](auto type, auto gate) {
-    Backward<decltype(type), decltype(gate)>(clamped, rows, width, gate_up, weights, d_out, d_gate_up, d_weights, out,
-                                             stream);
+  InTypes(storage, kind, clamped, [&](auto type, auto gate) {
+    Backward<decltype(type)>(gate, rows, width, gate_up, weights, d_out, d_gate_up, d_weights, out, stream);
   });
   CheckLaunch("expert_gate_backward");
 }

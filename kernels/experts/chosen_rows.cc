@@ -81,19 +81,21 @@ Grouping GroupStably(const int64_t* values, int64_t n, int64_t groups) {
 
 at::Tensor TakeRows(const at::Tensor& x, const at::Tensor& order, int64_t per_token) {
   if (x.is_cuda()) return x.index_select(0, per_token == 1 ? order : at::div(order, per_token, "floor"));
-  const at::Tensor rows = x.contiguous();
-  const int64_t n = order.size(0);
-  at::Tensor taken = at::empty({n, x.size(1)}, x.options());
+  at::Tensor taken = at::empty({order.size(0), x.size(1)}, x.options());
+  TakeRowsInto(x.contiguous(), order, per_token, taken);
+  return taken;
+}
+
+void TakeRowsInto(const at::Tensor& x, const at::Tensor& order, int64_t per_token, const at::Tensor& taken) {
   const auto bytes = static_cast<size_t>(x.size(1)) * x.element_size();
-  const auto* from = static_cast<const char*>(rows.const_data_ptr());
+  const auto* from = static_cast<const char*>(x.const_data_ptr());
   auto* to = static_cast<char*>(taken.mutable_data_ptr());
   const int64_t* choice = order.const_data_ptr<int64_t>();
-  ParallelRanges(n, RowGrain(x.size(1)), [&](int64_t begin, int64_t end) {
+  ParallelRanges(order.size(0), RowGrain(x.size(1)), [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i)
       std::memcpy(to + static_cast<size_t>(i) * bytes, from + static_cast<size_t>(choice[i] / per_token) * bytes,
                   bytes);
   });
-  return taken;
 }
 
 at::Tensor ExpertRows::Part(int64_t begin, int64_t size) const {

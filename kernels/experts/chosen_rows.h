@@ -26,6 +26,8 @@ Grouping GroupStably(const int64_t* values, int64_t n, int64_t groups);
 
 // Rows of x [t, W] in the order of choices [n] (int64, on x's device): row i is x's row order[i] / per_token.
 at::Tensor TakeRows(const at::Tensor& x, const at::Tensor& order, int64_t per_token = 1);
+// The same into `taken` [n, W], x and it contiguous on the CPU.
+void TakeRowsInto(const at::Tensor& x, const at::Tensor& order, int64_t per_token, const at::Tensor& taken);
 // Rows that lie by expert: a tensor's own, or those that TakeRows would take, which are taken where they are needed and
 // are nowhere as a whole.
 struct ExpertRows {

@@ -43,26 +43,20 @@ void InType(const at::Tensor& x, const Body& body) {
 
 // At most kRowBlock rows of one expert for a task on CPU, in the arithmetic type: where they lie, or a copy. All copies
 // of a width are of one size, so that memory is found again whatever the loads are.
-template <typename C>
 class TaskRows {
  public:
-  explicit TaskRows(const ExpertRows& rows)
-      : wide_(Widened(rows.x).contiguous()), order_(rows.order), per_token_(rows.per_token) {}
+  explicit TaskRows(const ExpertRows& rows) : wide_(Widened(rows.x).contiguous(), rows.order, rows.per_token) {}
 
   // [size, width], packed.
   at::Tensor Part(int64_t begin, int64_t size) const {
-    if (!order_.defined()) return wide_.narrow(0, begin, size);
-    const int64_t width = wide_.size(1);
-    at::Tensor taken = at::empty({kRowBlock, width}, wide_.options());
-    const int64_t* choice = order_.const_data_ptr<int64_t>() + begin;
-    for (int64_t i = 0; i < size; ++i)
-      std::copy_n(Data<C>(wide_) + choice[i] / per_token_ * width, width, Data<C>(taken) + i * width);
+    if (!wide_.order.defined()) return wide_.Part(begin, size);
+    const at::Tensor taken = at::empty({kRowBlock, wide_.width()}, wide_.x.options()).narrow(0, 0, size);
+    TakeRowsInto(wide_.x, wide_.order.narrow(0, begin, size), wide_.per_token, taken);
     return taken;
   }
 
  private:
-  at::Tensor wide_, order_;
-  int64_t per_token_;
+  ExpertRows wide_;
 };
 
 // x [R, K] or [R, N], w [E N, K]: rows of each expert times its matrix, transposed (kYes: [R, N]) or not ([R, K]).
@@ -83,7 +77,7 @@ at::Tensor GroupedProduct(const ExpertRows& x, const at::Tensor& w, const Expert
   at::Tensor y = at::empty({x.rows(), outer}, matrices.options());
   InType(matrices, [&](auto type) {
     using C = decltype(type);
-    const TaskRows<C> rows(x);
+    const TaskRows rows(x);
     ParallelTasks(static_cast<int64_t>(tasks.size()), [&](int64_t i) {
       const GroupTask& t = tasks[static_cast<size_t>(i)];
       const at::Tensor part = rows.Part(t.begin, t.size);
@@ -126,7 +120,7 @@ void AddGroupedOuterProducts(const ExpertRows& dy, const ExpertRows& x, const Ex
   }
   InType(accumulator, [&](auto type) {
     using C = decltype(type);
-    const TaskRows<C> d_rows(dy), rows(x);
+    const TaskRows d_rows(dy), rows(x);
     ParallelTasks(static_cast<int64_t>(tasks.size()), [&](int64_t i) {
       const GroupTask& t = tasks[static_cast<size_t>(i)];
       const int64_t begin = offsets[static_cast<size_t>(t.expert)],

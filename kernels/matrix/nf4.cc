@@ -218,6 +218,12 @@ at::Tensor DequantizeRows(const QuantizedMatrix& matrix, int64_t begin, int64_t 
     DequantizeInt8Rows(rows, values.view({-1}));
     return values;
   }
+  if (matrix.format.method == QuantizationFormat::kMxfp4) {
+    at::Tensor values = at::empty({end - begin, columns}, floats);
+    DequantizeMxfp4({matrix.codes + first / 2, matrix.scale_codes + first / kMxfp4Block, n / kMxfp4Block},
+                    values.view({-1}));
+    return values;
+  }
   // Whole blocks around the rows.
   const int64_t block = first / kNf4Block, skip = first - block * kNf4Block;
   Nf4Blocks blocks;

@@ -31,8 +31,8 @@ struct NestedScales {
 struct QuantizedMatrix {
   QuantizationFormat format;
   std::vector<int64_t> shape;            // [rows, columns]
-  const uint8_t* codes = nullptr;        // NF4: two in a byte, row-major; INT8: int8, row-major
-  const uint8_t* scale_codes = nullptr;  // NF4, nested: one for 64 elements
+  const uint8_t* codes = nullptr;        // NF4, MXFP4: two in a byte, row-major; INT8: int8, row-major
+  const uint8_t* scale_codes = nullptr;  // NF4, nested: one for 64 elements; MXFP4: one for 32, which are of one row
   NestedScales nested;                   // NF4, nested
   std::vector<float> absmax;             // NF4, not nested: one for 64 elements; INT8: one for a row
   ValueType type = ValueType::kFloat32;  // NF4: what values are rounded to

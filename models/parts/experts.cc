@@ -121,10 +121,7 @@ void CheckExperts(const ExpertsSettings& s, std::vector<std::string>* problems) 
                                      ", the number of experts"));
   if (s.width < 1)
     problems->push_back(absl::StrCat("model.moe_intermediate_size: is ", s.width, "; give the width of an expert"));
-  if (s.shared_width < 0 && problems->empty())
-    problems->push_back(absl::StrCat("model: its shared expert is ", s.shared_width, " wide; give 0 or more"));
-  const bool grouped = r.groups != 1 || r.chosen_groups != 1;
-  if (!grouped) return;
+  if (r.groups == 1 && r.chosen_groups == 1) return;
   if (r.groups < 1 || r.chosen_groups < 1 || r.chosen_groups > r.groups ||
       r.experts % std::max<int64_t>(1, r.groups) != 0 ||
       r.per_token > r.experts / std::max<int64_t>(1, r.groups) * r.chosen_groups)

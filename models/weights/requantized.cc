@@ -33,9 +33,7 @@ absl::StatusOr<at::Tensor> ThereAndBack(const SourceTensor& tensor, const at::Te
     codes.resize(n / 2);
     scale_codes.resize(n / kMxfp4Block);
     if (!QuantizeMxfp4(n, x, codes.data(), scale_codes.data())) return not_finite();
-    at::Tensor back = at::zeros({rows, tensor.row_numel()}, at::TensorOptions().dtype(at::kFloat));
-    DequantizeMxfp4({codes.data(), scale_codes.data(), n / kMxfp4Block}, back.view({-1}));
-    return back;
+    matrix.scale_codes = scale_codes.data();
   } else {
     const at::Tensor absmax = at::zeros({n / kNf4Block}, at::TensorOptions().dtype(at::kFloat));
     auto* scales = absmax.mutable_data_ptr<float>();

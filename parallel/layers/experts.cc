@@ -91,20 +91,19 @@ Dispatch MakeDispatch(const at::Tensor& indices, int64_t experts, ProcessGroup& 
   Dispatch plan;
   plan.order = OnDevice(grouping.order, indices.device());
   plan.place = OnDevice(grouping.place, indices.device());
+  if (ranks == 1) {
+    plan.offsets = grouping.offsets;
+    return plan;
+  }
   const auto count = [&](int64_t e) {
     return grouping.offsets[static_cast<size_t>(e) + 1] - grouping.offsets[static_cast<size_t>(e)];
   };
   at::Tensor sent = at::empty({experts}, at::TensorOptions().dtype(at::kLong));
   for (int64_t e = 0; e < experts; ++e) sent.mutable_data_ptr<int64_t>()[e] = count(e);
   // [ranks, local]: how many rows each rank has for each expert of this one.
-  at::Tensor arriving = at::empty_like(sent);
-  if (ranks == 1) {
-    arriving = sent;
-  } else {
-    at::Tensor out = sent.to(indices.device()), in = at::empty_like(out);
-    group.AllToAll(in, out).Wait();
-    arriving = in.cpu();
-  }
+  at::Tensor out = sent.to(indices.device()), in = at::empty_like(out);
+  group.AllToAll(in, out).Wait();
+  const at::Tensor arriving = in.cpu();
   const int64_t* number = arriving.const_data_ptr<int64_t>();
   plan.to.assign(static_cast<size_t>(ranks), 0);
   plan.from.assign(static_cast<size_t>(ranks), 0);
@@ -126,10 +125,8 @@ Dispatch MakeDispatch(const at::Tensor& indices, int64_t experts, ProcessGroup& 
     }
     plan.offsets.push_back(static_cast<int64_t>(arrival.size()));
   }
-  if (ranks > 1) {
-    plan.arrival = OnDevice(arrival, indices.device());
-    plan.departure = OnDevice(departure, indices.device());
-  }
+  plan.arrival = OnDevice(arrival, indices.device());
+  plan.departure = OnDevice(departure, indices.device());
   return plan;
 }
 

@@ -268,6 +268,8 @@ TEST(RecipeTest, RoutersOfExperts) {
   ExpectRefused(with("qwen3_moe", "num_experts_per_tok: 2 mlp_only_layers: -1"), "mlp_only_layers: names layer -1");
   ExpectRefused(with("glm4_moe", "num_experts_per_tok: 2 n_shared_experts: -1"), "model.n_shared_experts: is -1");
   ExpectRefused(with("glm4_moe", "num_experts_per_tok: 2 first_k_dense_replace: -1"), "first_k_dense_replace: is -1");
+  ExpectRefused(with("qwen2_moe", "num_experts_per_tok: 2 shared_expert_intermediate_size: -8"),
+                "model.shared_expert_intermediate_size: is -8");
   ExpectRefused(mixture + "optimizer { router_bias_rate: 1e-3 }",
                 "optimizer.router_bias_rate: files of the family qwen3_moe have no place for a bias of experts");
   const std::string pooled = mixture + "loss { router_aux_loss: 1 router_aux_scope: STEP } ";

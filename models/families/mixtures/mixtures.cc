@@ -53,6 +53,8 @@ DecoderSpec SpecifyQwen2Moe(const ModelConfig& config, std::vector<std::string>*
   draft.attention.qkv_bias = true;
   draft.attention.output_bias = false;
   ExpertsSettings experts = ExpertsOf(config, draft);
+  CheckPositive("shared_expert_intermediate_size", config.shared_expert_intermediate_size(), /*zero_too=*/true,
+                problems);
   experts.shared_width = config.shared_expert_intermediate_size();
   experts.shared_gate = true;
   return BuildExperts(std::move(draft), experts, QwenDense(config, problems), problems);

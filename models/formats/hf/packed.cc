@@ -9,15 +9,15 @@
 #include <cstring>
 #include <limits>
 
+#include "kernels/base/nf4_math.h"
+
 namespace trireme {
 namespace {
 
 using Json = nlohmann::json;
 
 constexpr char kBlocks[] = "_blocks", kScales[] = "_scales", kScaleInv[] = "_scale_inv";
-constexpr int64_t kMxBlock = 32, kMaxBlock = 1 << 20;
-constexpr float kE2m1[16] = {0.0f,  0.5f,  1.0f,  1.5f,  2.0f,  3.0f,  4.0f,  6.0f,
-                             -0.0f, -0.5f, -1.0f, -1.5f, -2.0f, -3.0f, -4.0f, -6.0f};
+constexpr int64_t kMaxBlock = 1 << 20;
 
 float OfE4m3(uint8_t code) {
   const int exponent = code >> 3 & 15, mantissa = code & 7;
@@ -58,8 +58,8 @@ class PackedReader {
 
   absl::Status Mxfp4(const std::string& name, const HfDirectory::Tensor& codes) const {
     const SafetensorsEntry& entry = *codes.entry;
-    if (entry.dtype != "U8" || entry.shape.size() < 3 || entry.shape.back() != kMxBlock / 2)
-      return Bad(name, "is ", entry.dtype, " [", absl::StrJoin(entry.shape, ", "), "], not U8 [..., ", kMxBlock / 2,
+    if (entry.dtype != "U8" || entry.shape.size() < 3 || entry.shape.back() != kMxfp4Block / 2)
+      return Bad(name, "is ", entry.dtype, " [", absl::StrJoin(entry.shape, ", "), "], not U8 [..., ", kMxfp4Block / 2,
                  "]");
     PackedMatrix matrix;
     std::vector<int64_t> blocks(entry.shape.begin(), entry.shape.end() - 1);
@@ -68,9 +68,9 @@ class PackedReader {
     if (found->entry->dtype != "U8" || found->entry->shape != blocks)
       return Bad(scales, "is ", found->entry->dtype, " [", absl::StrJoin(found->entry->shape, ", "), "]; ", name,
                  " needs U8 [", absl::StrJoin(blocks, ", "), "]");
-    blocks.back() *= kMxBlock;
+    blocks.back() *= kMxfp4Block;
     matrix.shape = std::move(blocks);
-    matrix.block_columns = kMxBlock;
+    matrix.block_columns = kMxfp4Block;
     Keep(name, scales, codes, *found, std::move(matrix));
     return absl::OkStatus();
   }
@@ -160,7 +160,7 @@ void Unpack(const PackedMatrix& m, int64_t row, int64_t rows, int64_t column, in
         const int exponent = int{m.scales[first_scale + block]} - 127;
         for (; c < end; ++c) {
           const uint8_t pair = m.codes[(r * width + c) / 2];
-          *out++ = std::ldexp(kE2m1[c % 2 == 0 ? pair & 15 : pair >> 4], exponent);
+          *out++ = std::ldexp(kMxfp4Codes[c % 2 == 0 ? pair & 15 : pair >> 4], exponent);
         }
       } else {
         const float scale = FloatAt(m.scales, first_scale + block, m.wide_scales);
