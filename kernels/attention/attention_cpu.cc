@@ -57,6 +57,11 @@ KeyRange VisibleKeys(const AttentionArguments& a, const Task& t, int64_t q0, int
   return {begin / kKeyBlock * kKeyBlock, std::max<int64_t>(end, 0)};
 }
 
+// Those that any query of the segment sees.
+KeyRange AllVisibleKeys(const AttentionArguments& a, const Task& t) {
+  return {VisibleKeys(a, t, 0, 1).begin, VisibleKeys(a, t, t.q_size - 1, 1).end};
+}
+
 // What the row loops need: how many keys of the block starting at k0 row 0 sees.
 int64_t FirstLimit(const AttentionArguments& a, const Task& t, int64_t q0, int64_t k0) {
   return a.causal ? q0 + t.diagonal + 1 - k0 : int64_t{1} << 40;
@@ -83,38 +88,50 @@ void ZeroRows(int64_t rows, int64_t columns, int64_t stride, C* x) {
   for (int64_t r = 0; r < rows; ++r) std::fill(x + r * stride, x + r * stride + columns, C(0));
 }
 
+// Key blocks come one after another, each prepared once for all queries that see it.
 template <typename C>
 void ForwardTask(const AttentionArguments& a, const Task& t, Heads<C> q, Heads<C> k, Heads<C> v, Heads<C> out, C* lse) {
   const auto& loops = LoopsFor<C>();
   const int64_t d = a.q.size(2), dv = a.v.size(2), kv_head = t.head / (a.q.size(1) / a.k.size(1));
-  std::vector<C> scores(kQueryBlock * kKeyBlock), row_max(kQueryBlock), row_sum(kQueryBlock), shrink(kQueryBlock);
-  for (int64_t q0 = 0; q0 < t.q_size; q0 += kQueryBlock) {
-    const int64_t rows = std::min(kQueryBlock, t.q_size - q0);
-    std::fill(row_max.begin(), row_max.end(), -std::numeric_limits<C>::infinity());
-    std::fill(row_sum.begin(), row_sum.end(), C(0));
-    C* out_block = out.At(t.q_begin + q0, t.head);
-    const KeyRange keys = VisibleKeys(a, t, q0, rows);
-    for (int64_t k0 = keys.begin; k0 < keys.end; k0 += kKeyBlock) {
+  std::vector<C> scores(kQueryBlock * kKeyBlock), row_max(t.q_size, -std::numeric_limits<C>::infinity()),
+      row_sum(t.q_size), shrink(kQueryBlock);
+  RightOperand<C> keys_t, values;
+  const KeyRange all = AllVisibleKeys(a, t);
+  for (int64_t k0 = all.begin; k0 < all.end; k0 += kKeyBlock) {
+    const int64_t block = std::min(kKeyBlock, all.end - k0);
+    keys_t.Set(Transpose::kYes, d, block, k.At(t.k_begin + k0, kv_head), k.token_stride);
+    values.Set(Transpose::kNo, block, dv, v.At(t.k_begin + k0, kv_head), v.token_stride);
+    for (int64_t q0 = 0; q0 < t.q_size; q0 += kQueryBlock) {
+      const int64_t rows = std::min(kQueryBlock, t.q_size - q0);
+      const KeyRange keys = VisibleKeys(a, t, q0, rows);
+      if (k0 < keys.begin || k0 >= keys.end) continue;
       const int64_t columns = std::min(kKeyBlock, keys.end - k0);
-      Gemm(Transpose::kNo, Transpose::kYes, rows, columns, d, C(1), q.At(t.q_begin + q0, t.head), q.token_stride,
-           k.At(t.k_begin + k0, kv_head), k.token_stride, C(0), scores.data(), kKeyBlock);
+      keys_t.Multiply(Transpose::kNo, rows, columns, d, q.At(t.q_begin + q0, t.head), q.token_stride, /*add=*/false,
+                      scores.data(), kKeyBlock);
       if (a.softcap > 0) {
         loops.softcap(rows, columns, kKeyBlock, static_cast<C>(a.scale), static_cast<C>(a.softcap), scores.data());
       }
       if (a.slopes.defined()) AddSlopes(a, t, q0, k0, rows, columns, scores.data());
       loops.softmax_block(rows, columns, kKeyBlock, FirstLimit(a, t, q0, k0), a.window,
-                          static_cast<C>(ScaleAfterSlopes(a)), scores.data(), row_max.data(), row_sum.data(),
+                          static_cast<C>(ScaleAfterSlopes(a)), scores.data(), row_max.data() + q0, row_sum.data() + q0,
                           shrink.data());
+      C* out_block = out.At(t.q_begin + q0, t.head);
       const bool first = k0 == keys.begin;
       if (!first) loops.scale_rows(rows, dv, out.token_stride, shrink.data(), out_block);
-      Gemm(Transpose::kNo, Transpose::kNo, rows, dv, columns, C(1), scores.data(), kKeyBlock,
-           v.At(t.k_begin + k0, kv_head), v.token_stride, first ? C(0) : C(1), out_block, out.token_stride);
+      values.Multiply(Transpose::kNo, rows, dv, columns, scores.data(), kKeyBlock, /*add=*/!first, out_block,
+                      out.token_stride);
     }
+  }
+  for (int64_t q0 = 0; q0 < t.q_size; q0 += kQueryBlock) {
+    const int64_t rows = std::min(kQueryBlock, t.q_size - q0);
+    C* out_block = out.At(t.q_begin + q0, t.head);
+    const KeyRange keys = VisibleKeys(a, t, q0, rows);
     if (keys.begin >= keys.end) ZeroRows(rows, dv, out.token_stride, out_block);
     // A query that sees no key: nothing comes out, its lse is -inf.
     for (int64_t r = 0; r < rows; ++r) {
-      lse[t.head * a.q.size(0) + t.q_begin + q0 + r] = row_max[r] + std::log(row_sum[r]);
-      shrink[r] = row_sum[r] == C(0) ? C(0) : C(1) / row_sum[r];
+      const C sum = row_sum[q0 + r];
+      lse[t.head * a.q.size(0) + t.q_begin + q0 + r] = row_max[q0 + r] + std::log(sum);
+      shrink[r] = sum == C(0) ? C(0) : C(1) / sum;
     }
     loops.scale_rows(rows, dv, out.token_stride, shrink.data(), out_block);
   }
@@ -126,25 +143,33 @@ void BackwardTask(const AttentionArguments& a, const Task& t, Heads<C> q, Heads<
                   Heads<C> d_out, const C* lse, Heads<C> dq, C* dk_head, C* dv_head) {
   const auto& loops = LoopsFor<C>();
   const int64_t d = a.q.size(2), dv = a.v.size(2), kv_head = t.head / (a.q.size(1) / a.k.size(1));
-  std::vector<C> p(kQueryBlock * kKeyBlock), dp(kQueryBlock * kKeyBlock), delta(kQueryBlock);
+  std::vector<C> p(kQueryBlock * kKeyBlock), dp(kQueryBlock * kKeyBlock), delta(t.q_size);
   std::vector<C> capped(a.softcap > 0 ? kQueryBlock * kKeyBlock : 0);
   std::fill(dk_head, dk_head + t.k_size * d, C(0));
   std::fill(dv_head, dv_head + t.k_size * dv, C(0));
+  loops.row_dots(t.q_size, dv, out.token_stride, out.At(t.q_begin, t.head), d_out.token_stride,
+                 d_out.At(t.q_begin, t.head), delta.data());
   for (int64_t q0 = 0; q0 < t.q_size; q0 += kQueryBlock) {
     const int64_t rows = std::min(kQueryBlock, t.q_size - q0);
-    const C* q_block = q.At(t.q_begin + q0, t.head);
-    const C* d_out_block = d_out.At(t.q_begin + q0, t.head);
-    C* dq_block = dq.At(t.q_begin + q0, t.head);
-    loops.row_dots(rows, dv, out.token_stride, out.At(t.q_begin + q0, t.head), d_out.token_stride, d_out_block,
-                   delta.data());
     const KeyRange keys = VisibleKeys(a, t, q0, rows);
-    if (keys.begin >= keys.end) ZeroRows(rows, d, dq.token_stride, dq_block);
-    for (int64_t k0 = keys.begin; k0 < keys.end; k0 += kKeyBlock) {
+    if (keys.begin >= keys.end) ZeroRows(rows, d, dq.token_stride, dq.At(t.q_begin + q0, t.head));
+  }
+  RightOperand<C> keys_t, keys_plain, values_t;
+  const KeyRange all = AllVisibleKeys(a, t);
+  for (int64_t k0 = all.begin; k0 < all.end; k0 += kKeyBlock) {
+    const int64_t block = std::min(kKeyBlock, all.end - k0);
+    const C* k_block = k.At(t.k_begin + k0, kv_head);
+    keys_t.Set(Transpose::kYes, d, block, k_block, k.token_stride);
+    keys_plain.Set(Transpose::kNo, block, d, k_block, k.token_stride);
+    values_t.Set(Transpose::kYes, dv, block, v.At(t.k_begin + k0, kv_head), v.token_stride);
+    for (int64_t q0 = 0; q0 < t.q_size; q0 += kQueryBlock) {
+      const int64_t rows = std::min(kQueryBlock, t.q_size - q0);
+      const KeyRange keys = VisibleKeys(a, t, q0, rows);
+      if (k0 < keys.begin || k0 >= keys.end) continue;
       const int64_t columns = std::min(kKeyBlock, keys.end - k0);
-      const C* k_block = k.At(t.k_begin + k0, kv_head);
-      const C* v_block = v.At(t.k_begin + k0, kv_head);
-      Gemm(Transpose::kNo, Transpose::kYes, rows, columns, d, C(1), q_block, q.token_stride, k_block, k.token_stride,
-           C(0), p.data(), kKeyBlock);
+      const C* q_block = q.At(t.q_begin + q0, t.head);
+      const C* d_out_block = d_out.At(t.q_begin + q0, t.head);
+      keys_t.Multiply(Transpose::kNo, rows, columns, d, q_block, q.token_stride, /*add=*/false, p.data(), kKeyBlock);
       if (a.softcap > 0) {
         loops.softcap(rows, columns, kKeyBlock, static_cast<C>(a.scale), static_cast<C>(a.softcap), p.data());
         std::copy(p.begin(), p.begin() + rows * kKeyBlock, capped.begin());
@@ -152,20 +177,20 @@ void BackwardTask(const AttentionArguments& a, const Task& t, Heads<C> q, Heads<
       if (a.slopes.defined()) AddSlopes(a, t, q0, k0, rows, columns, p.data());
       loops.softmax_again(rows, columns, kKeyBlock, FirstLimit(a, t, q0, k0), a.window,
                           static_cast<C>(ScaleAfterSlopes(a)), p.data(), lse + t.head * a.q.size(0) + t.q_begin + q0);
-      Gemm(Transpose::kYes, Transpose::kNo, columns, dv, rows, C(1), p.data(), kKeyBlock, d_out_block,
-           d_out.token_stride, C(1), dv_head + k0 * dv, dv);
-      Gemm(Transpose::kNo, Transpose::kYes, rows, columns, dv, C(1), d_out_block, d_out.token_stride, v_block,
-           v.token_stride, C(0), dp.data(), kKeyBlock);
-      loops.softmax_backward(rows, columns, kKeyBlock, static_cast<C>(ScaleAfterCap(a)), p.data(), delta.data(),
+      Gemm(Transpose::kYes, Transpose::kNo, columns, dv, rows, p.data(), kKeyBlock, d_out_block, d_out.token_stride,
+           /*add=*/true, dv_head + k0 * dv, dv);
+      values_t.Multiply(Transpose::kNo, rows, columns, dv, d_out_block, d_out.token_stride, /*add=*/false, dp.data(),
+                        kKeyBlock);
+      loops.softmax_backward(rows, columns, kKeyBlock, static_cast<C>(ScaleAfterCap(a)), p.data(), delta.data() + q0,
                              dp.data());
       if (a.softcap > 0) {
         loops.softcap_backward(rows, columns, kKeyBlock, static_cast<C>(a.scale), static_cast<C>(a.softcap),
                                capped.data(), dp.data());
       }
-      Gemm(Transpose::kNo, Transpose::kNo, rows, d, columns, C(1), dp.data(), kKeyBlock, k_block, k.token_stride,
-           k0 == keys.begin ? C(0) : C(1), dq_block, dq.token_stride);
-      Gemm(Transpose::kYes, Transpose::kNo, columns, d, rows, C(1), dp.data(), kKeyBlock, q_block, q.token_stride, C(1),
-           dk_head + k0 * d, d);
+      keys_plain.Multiply(Transpose::kNo, rows, d, columns, dp.data(), kKeyBlock, /*add=*/k0 != keys.begin,
+                          dq.At(t.q_begin + q0, t.head), dq.token_stride);
+      Gemm(Transpose::kYes, Transpose::kNo, columns, d, rows, dp.data(), kKeyBlock, q_block, q.token_stride,
+           /*add=*/true, dk_head + k0 * d, d);
     }
   }
 }

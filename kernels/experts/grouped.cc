@@ -81,8 +81,8 @@ at::Tensor GroupedProduct(const ExpertRows& x, const at::Tensor& w, const Expert
     ParallelTasks(static_cast<int64_t>(tasks.size()), [&](int64_t i) {
       const GroupTask& t = tasks[static_cast<size_t>(i)];
       const at::Tensor part = rows.Part(t.begin, t.size);
-      Gemm(Transpose::kNo, transpose, t.size, outer, inner, C(1), Data<C>(part), inner,
-           Data<C>(matrices) + t.expert * n * k, k, C(0), Data<C>(y) + t.begin * outer, outer);
+      Gemm(Transpose::kNo, transpose, t.size, outer, inner, Data<C>(part), inner, Data<C>(matrices) + t.expert * n * k,
+           k, /*add=*/false, Data<C>(y) + t.begin * outer, outer);
     });
   });
   return Narrowed(y, x.x.scalar_type());
@@ -133,8 +133,8 @@ void AddGroupedOuterProducts(const ExpertRows& dy, const ExpertRows& x, const Ex
       for (int64_t row = 0; row < size; row += kRowBlock) {
         const int64_t some = std::min(kRowBlock, size - row);
         const at::Tensor d_part = d_rows.Part(begin + row, some), part = rows.Part(begin + row, some);
-        Gemm(Transpose::kYes, Transpose::kNo, t.size, k, some, C(1), Data<C>(d_part) + t.begin, n, Data<C>(part), k,
-             overwrite && row == 0 ? C(0) : C(1), out, k);
+        Gemm(Transpose::kYes, Transpose::kNo, t.size, k, some, Data<C>(d_part) + t.begin, n, Data<C>(part), k,
+             !overwrite || row > 0, out, k);
       }
     });
   });

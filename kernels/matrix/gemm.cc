@@ -1,12 +1,11 @@
 #include "kernels/matrix/gemm.h"
 
 #include <algorithm>
-#include <cstdlib>
-#include <vector>
+#include <type_traits>
 
 #include "kernels/base/thread_pool.h"
+#include "kernels/cpu/loops.h"
 #include "kernels/matrix/gemm_backend.h"
-#include "launch/base/log.h"
 #include "launch/base/status.h"
 
 namespace trireme {
@@ -20,64 +19,148 @@ bool IsIntel() {
 #endif
 }
 
-const GemmBackend& Backend() {
-  static const GemmBackend backend = [] {
-    std::vector<GemmBackend> backends = {LibtorchBackend()};
+// The libraries that are there. Double precision: MKL on Intel's processors, OpenBLAS on others, where MKL is slower.
+struct Libraries {
+  GemmBackend libtorch = LibtorchBackend();
+  std::vector<GemmBackend> openblas;  // at most one
+  Libraries() {
 #if TRIREME_OPENBLAS
-    backends.push_back(OpenBlasBackend());
+    openblas.push_back(OpenBlasBackend());
 #endif
-    const char* wish = std::getenv("TRIREME_BLAS");
-    if (wish == nullptr || *wish == 0) return IsIntel() ? backends.front() : backends.back();
-    std::string known;
-    for (const GemmBackend& one : backends) {
-      if (one.name == wish) return one;
-      absl::StrAppend(&known, known.empty() ? "" : ", ", one.name);
-    }
-    WriteLog(Severity::kError, absl::StrCat("TRIREME_BLAS: is \"", wish, "\"; there are: ", known));
-    std::_Exit(static_cast<int>(ExitCode::kConfig));
-  }();
-  return backend;
+  }
+  const GemmBackend& twofold() const { return IsIntel() || openblas.empty() ? libtorch : openblas.front(); }
+};
+
+const Libraries& AllLibraries() {
+  static const Libraries libraries;
+  return libraries;
+}
+
+ProductLibrary chosen = ProductLibrary::kOwn;
+
+const GemmBackend& Single() {
+  const Libraries& libraries = AllLibraries();
+  return chosen == ProductLibrary::kOpenBlas ? libraries.openblas.front() : libraries.libtorch;
+}
+
+// An operand in float32, packed where it has to be widened.
+class Wide {
+ public:
+  Wide(int64_t rows, int64_t columns, const float* data, int64_t ld) : data_(data), ld_(ld) {}
+  Wide(int64_t rows, int64_t columns, const Bf16* data, int64_t ld) : ld_(columns) {
+    copy_.resize(static_cast<size_t>(rows * columns));
+    for (int64_t i = 0; i < rows; ++i) Loops().bf16.widen(columns, data + i * ld, copy_.data() + i * columns);
+    data_ = copy_.data();
+  }
+  const float* data() const { return data_; }
+  int64_t ld() const { return ld_; }
+
+ private:
+  std::vector<float> copy_;
+  const float* data_;
+  int64_t ld_;
+};
+
+template <typename A, typename B>
+void LibraryGemm(Transpose transpose_a, Transpose transpose_b, int64_t m, int64_t n, int64_t k, const A* a, int64_t lda,
+                 const B* b, int64_t ldb, bool add, float* c, int64_t ldc) {
+  const bool swap_a = transpose_a == Transpose::kYes, swap_b = transpose_b == Transpose::kYes;
+  const Wide wide_a(swap_a ? k : m, swap_a ? m : k, a, lda), wide_b(swap_b ? n : k, swap_b ? k : n, b, ldb);
+  Single().single(transpose_a, transpose_b, m, n, k, wide_a.data(), wide_a.ld(), wide_b.data(), wide_b.ld(), add, c,
+                  ldc);
 }
 
 }  // namespace
 
-void Gemm(Transpose transpose_a, Transpose transpose_b, int64_t m, int64_t n, int64_t k, float alpha, const float* a,
-          int64_t lda, const float* b, int64_t ldb, float beta, float* c, int64_t ldc) {
-  Backend().single(transpose_a, transpose_b, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc);
+absl::Status UseProducts(ProductLibrary library) {
+  if (library == ProductLibrary::kMkl && !LibtorchHasMkl())
+    return Error(ExitCode::kConfig, "kernels.products: MKL is not in this build's libtorch; OWN is always there");
+  if (library == ProductLibrary::kOpenBlas && AllLibraries().openblas.empty())
+    return Error(ExitCode::kConfig, "kernels.products: OPENBLAS is not in this build; OWN is always there");
+  AllLibraries();  // Set up before anything multiplies.
+  chosen = library;
+  return absl::OkStatus();
 }
 
-void Gemm(Transpose transpose_a, Transpose transpose_b, int64_t m, int64_t n, int64_t k, double alpha, const double* a,
-          int64_t lda, const double* b, int64_t ldb, double beta, double* c, int64_t ldc) {
-  Backend().twofold(transpose_a, transpose_b, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc);
+std::string ProductsName() {
+  return chosen == ProductLibrary::kOwn ? absl::StrCat("own products, ", Loops().name) : Single().description;
 }
 
-const char* BlasName() { return Backend().description.c_str(); }
+template <typename A, typename B, typename C>
+void Gemm(Transpose transpose_a, Transpose transpose_b, int64_t m, int64_t n, int64_t k, const A* a, int64_t lda,
+          const B* b, int64_t ldb, bool add, C* c, int64_t ldc) {
+  if (m == 0 || n == 0) return;
+  if constexpr (std::is_same_v<C, double>) {
+    AllLibraries().twofold().twofold(transpose_a, transpose_b, m, n, k, a, lda, b, ldb, add, c, ldc);
+  } else if (chosen == ProductLibrary::kOwn) {
+    OwnGemm(Products(), transpose_a, transpose_b, m, n, k, a, lda, b, ldb, add, c, ldc);
+  } else {
+    LibraryGemm(transpose_a, transpose_b, m, n, k, a, lda, b, ldb, add, c, ldc);
+  }
+}
 
-template <typename T>
-void ParallelGemm(Transpose transpose_a, Transpose transpose_b, int64_t m, int64_t n, int64_t k, const T* a,
-                  int64_t lda, const T* b, int64_t ldb, T beta, T* c, int64_t ldc) {
+template <typename A, typename B, typename C>
+void ParallelGemm(Transpose transpose_a, Transpose transpose_b, int64_t m, int64_t n, int64_t k, const A* a,
+                  int64_t lda, const B* b, int64_t ldb, bool add, C* c, int64_t ldc) {
+  if (m == 0 || n == 0) return;
   const int64_t threads = CpuThreads();
-  // The longer side is cut: each thread then packs only its part of that operand. Pieces are multiples of the widest
-  // register tile.
-  constexpr int64_t kTile = 48;
-  const bool cut_rows = m >= n;
-  const int64_t length = cut_rows ? m : n;
-  int64_t piece = (length + threads - 1) / threads;
-  piece = (piece + kTile - 1) / kTile * kTile;
-  ParallelRanges(length, piece, [&](int64_t begin, int64_t end) {
-    if (cut_rows) {
-      const T* a_part = a + (transpose_a == Transpose::kNo ? begin * lda : begin);
-      Gemm(transpose_a, transpose_b, end - begin, n, k, T(1), a_part, lda, b, ldb, beta, c + begin * ldc, ldc);
-    } else {
-      const T* b_part = b + (transpose_b == Transpose::kNo ? begin : begin * ldb);
-      Gemm(transpose_a, transpose_b, m, end - begin, k, T(1), a, lda, b_part, ldb, beta, c + begin, ldc);
-    }
+  ProductPieces piece = {m, n};
+  if (std::is_same_v<C, double> || chosen != ProductLibrary::kOwn) {
+    // The longer side is cut: each thread then packs only its part of that operand. Pieces are multiples of the widest
+    // register tile.
+    constexpr int64_t kTile = 48;
+    int64_t& length = m >= n ? piece.rows : piece.columns;
+    length = ((length + threads - 1) / threads + kTile - 1) / kTile * kTile;
+  } else {
+    piece = CutProduct(Products(), m, n, k, threads);
+  }
+  const int64_t across = (n + piece.columns - 1) / piece.columns, down = (m + piece.rows - 1) / piece.rows;
+  ParallelTasks(across * down, [&](int64_t task) {
+    const int64_t i = task / across * piece.rows, j = task % across * piece.columns;
+    const A* a_part = a + (transpose_a == Transpose::kNo ? i * lda : i);
+    const B* b_part = b + (transpose_b == Transpose::kNo ? j : j * ldb);
+    Gemm(transpose_a, transpose_b, std::min(piece.rows, m - i), std::min(piece.columns, n - j), k, a_part, lda, b_part,
+         ldb, add, c + i * ldc + j, ldc);
   });
 }
 
-template void ParallelGemm(Transpose, Transpose, int64_t, int64_t, int64_t, const float*, int64_t, const float*,
-                           int64_t, float, float*, int64_t);
-template void ParallelGemm(Transpose, Transpose, int64_t, int64_t, int64_t, const double*, int64_t, const double*,
-                           int64_t, double, double*, int64_t);
+template <typename T>
+RightOperand<T>::RightOperand() : packed_(std::make_unique<PackedRight>()) {}
+template <typename T>
+RightOperand<T>::~RightOperand() = default;
+
+template <typename T>
+void RightOperand<T>::Set(Transpose transpose, int64_t k, int64_t n, const T* b, int64_t ldb) {
+  transpose_ = transpose;
+  b_ = b;
+  ldb_ = ldb;
+  if constexpr (std::is_same_v<T, float>) {
+    if (chosen == ProductLibrary::kOwn) PackRight(Products(), transpose, k, n, b, ldb, packed_.get());
+  }
+}
+
+template <typename T>
+void RightOperand<T>::Multiply(Transpose transpose_a, int64_t m, int64_t n, int64_t k, const T* a, int64_t lda,
+                               bool add, T* c, int64_t ldc) const {
+  if constexpr (std::is_same_v<T, float>) {
+    if (chosen == ProductLibrary::kOwn) return OwnGemm(Products(), transpose_a, m, n, k, a, lda, *packed_, add, c, ldc);
+  }
+  Gemm(transpose_a, transpose_, m, n, k, a, lda, b_, ldb_, add, c, ldc);
+}
+
+#define TRIREME_PRODUCT(A, B, C)                                                                                      \
+  template void Gemm(Transpose, Transpose, int64_t, int64_t, int64_t, const A*, int64_t, const B*, int64_t, bool, C*, \
+                     int64_t);                                                                                        \
+  template void ParallelGemm(Transpose, Transpose, int64_t, int64_t, int64_t, const A*, int64_t, const B*, int64_t,   \
+                             bool, C*, int64_t)
+TRIREME_PRODUCT(float, float, float);
+TRIREME_PRODUCT(float, Bf16, float);
+TRIREME_PRODUCT(Bf16, float, float);
+TRIREME_PRODUCT(Bf16, Bf16, float);
+TRIREME_PRODUCT(double, double, double);
+#undef TRIREME_PRODUCT
+
+template class RightOperand<float>;
+template class RightOperand<double>;
 
 }  // namespace trireme

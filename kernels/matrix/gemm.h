@@ -1,33 +1,65 @@
 // kernels/matrix/gemm.h
-// Matrix products on CPU memory, row-major. Single precision and double.
+// Matrix products on CPU memory, row-major, in the calling thread or over the thread pool. Arithmetic is in float32, or
+// float64 for double operands; float32 products read bfloat16 operands where they lie.
 //
-// Two libraries can be there: OpenBLAS, and MKL inside libtorch. Which one multiplies follows from the processor alone
-// (MKL on Intel's, where it is up to a quarter faster; OpenBLAS on others, where MKL is slower), never from a
-// measurement: a run that resumes must find the same last bits. The environment variable TRIREME_BLAS (openblas, mkl)
-// overrides it.
+// OWN products (kernels/cpu/products.h) are the default: an element of C is summed in an order that the inner size
+// alone decides, so its bits are the same in a product of any number of rows and columns, on any number of threads.
+// They depend on the instruction set only. The libraries can be chosen instead, and always do the products in double
+// precision, which tests and small things need.
 #ifndef TRIREME_KERNELS_MATRIX_GEMM_H_
 #define TRIREME_KERNELS_MATRIX_GEMM_H_
 
 #include <cstdint>
+#include <memory>
+#include <string>
+
+#include "absl/status/status.h"
+#include "kernels/base/element_math.h"
 
 namespace trireme {
 
+enum class ProductLibrary { kOwn, kMkl, kOpenBlas };
+
+// What multiplies in single precision from now on. Called before the first product, or by tests. Error: this build or
+// processor does not have it.
+absl::Status UseProducts(ProductLibrary library);
+std::string ProductsName();  // what multiplies, for logs and benchmarks
+
 enum class Transpose { kNo, kYes };
 
-// C [m, n] = op(A) op(B) + beta * C in the calling thread, where op(A) is [m, k] and op(B) [k, n]. ld*: elements
-// between rows as stored.
-void Gemm(Transpose transpose_a, Transpose transpose_b, int64_t m, int64_t n, int64_t k, float alpha, const float* a,
-          int64_t lda, const float* b, int64_t ldb, float beta, float* c, int64_t ldc);
-void Gemm(Transpose transpose_a, Transpose transpose_b, int64_t m, int64_t n, int64_t k, double alpha, const double* a,
-          int64_t lda, const double* b, int64_t ldb, double beta, double* c, int64_t ldc);
+struct PackedRight;  // kernels/matrix/gemm_backend.h
 
-// The same product, split over the thread pool by blocks of C (so that each element is summed by one thread, in one
-// order).
+// C [m, n] = op(A) op(B), or with `add` C + op(A) op(B), in the calling thread, where op(A) is [m, k] and op(B) [k, n].
+// ld*: elements between rows as stored. A, B: float or Bf16, with C float; or all double.
+template <typename A, typename B, typename C>
+void Gemm(Transpose transpose_a, Transpose transpose_b, int64_t m, int64_t n, int64_t k, const A* a, int64_t lda,
+          const B* b, int64_t ldb, bool add, C* c, int64_t ldc);
+
+// The same product, split over the thread pool by blocks of C.
+template <typename A, typename B, typename C>
+void ParallelGemm(Transpose transpose_a, Transpose transpose_b, int64_t m, int64_t n, int64_t k, const A* a,
+                  int64_t lda, const B* b, int64_t ldb, bool add, C* c, int64_t ldc);
+
+// op(B) of several products, prepared once. T: float, double.
 template <typename T>
-void ParallelGemm(Transpose transpose_a, Transpose transpose_b, int64_t m, int64_t n, int64_t k, const T* a,
-                  int64_t lda, const T* b, int64_t ldb, T beta, T* c, int64_t ldc);
+class RightOperand {
+ public:
+  RightOperand();
+  ~RightOperand();
 
-const char* BlasName();  // For logs and benchmarks.
+  // op(B) [k, n] is read now, or later where a library multiplies: it must stay as it is while this is used.
+  void Set(Transpose transpose, int64_t k, int64_t n, const T* b, int64_t ldb);
+
+  // C [m, n] = op(A) op(B), or with `add` C + op(A) op(B), of the first n columns and k rows of op(B).
+  void Multiply(Transpose transpose_a, int64_t m, int64_t n, int64_t k, const T* a, int64_t lda, bool add, T* c,
+                int64_t ldc) const;
+
+ private:
+  Transpose transpose_ = Transpose::kNo;
+  int64_t ldb_ = 0;
+  const T* b_ = nullptr;
+  std::unique_ptr<PackedRight> packed_;  // of own products
+};
 
 }  // namespace trireme
 

@@ -1,29 +1,53 @@
 // kernels/matrix/gemm_backend.h
-// The BLAS libraries that kernels/matrix/gemm.h chooses from.
+// What kernels/matrix/gemm.h chooses from.
 #ifndef TRIREME_KERNELS_MATRIX_GEMM_BACKEND_H_
 #define TRIREME_KERNELS_MATRIX_GEMM_BACKEND_H_
 
 #include <cstdint>
 #include <string>
+#include <vector>
 
+#include "kernels/cpu/products.h"
 #include "kernels/matrix/gemm.h"
 
 namespace trireme {
 
 // Gemm() of one library, in the calling thread alone.
 template <typename T>
-using GemmFunction = void (*)(Transpose transpose_a, Transpose transpose_b, int64_t m, int64_t n, int64_t k, T alpha,
-                              const T* a, int64_t lda, const T* b, int64_t ldb, T beta, T* c, int64_t ldc);
+using GemmFunction = void (*)(Transpose transpose_a, Transpose transpose_b, int64_t m, int64_t n, int64_t k, const T* a,
+                              int64_t lda, const T* b, int64_t ldb, bool add, T* c, int64_t ldc);
 
 struct GemmBackend {
-  std::string name;         // as TRIREME_BLAS names it
   std::string description;  // with version
   GemmFunction<float> single = nullptr;
   GemmFunction<double> twofold = nullptr;
 };
 
 GemmBackend OpenBlasBackend();  // of the wheel scipy-openblas32
-GemmBackend LibtorchBackend();  // what libtorch was linked with: "mkl" on x86-64
+GemmBackend LibtorchBackend();  // what libtorch was linked with
+bool LibtorchHasMkl();
+
+// ---- Own products (gemm_own.cc), with the inner loops `p` ----
+template <typename A, typename B>
+void OwnGemm(const CpuProducts& p, Transpose transpose_a, Transpose transpose_b, int64_t m, int64_t n, int64_t k,
+             const A* a, int64_t lda, const B* b, int64_t ldb, bool add, float* c, int64_t ldc);
+
+// op(B) [k, n] as panels.
+struct PackedRight {
+  int64_t k = 0, n = 0;
+  std::vector<float> panels;
+};
+void PackRight(const CpuProducts& p, Transpose transpose, int64_t k, int64_t n, const float* b, int64_t ldb,
+               PackedRight* packed);
+// A product with its first n columns and k rows. packed.k decides the order of sums.
+void OwnGemm(const CpuProducts& p, Transpose transpose_a, int64_t m, int64_t n, int64_t k, const float* a, int64_t lda,
+             const PackedRight& packed, bool add, float* c, int64_t ldc);
+
+// How C is cut into tasks: pieces of so many rows and columns.
+struct ProductPieces {
+  int64_t rows, columns;
+};
+ProductPieces CutProduct(const CpuProducts& p, int64_t m, int64_t n, int64_t k, int64_t threads);
 
 }  // namespace trireme
 

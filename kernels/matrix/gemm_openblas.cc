@@ -17,16 +17,16 @@ constexpr int kRowMajor = 101;
 int Code(Transpose transpose) { return transpose == Transpose::kNo ? 111 : 112; }
 
 template <auto kFunction, typename T>
-void OpenBlasGemm(Transpose transpose_a, Transpose transpose_b, int64_t m, int64_t n, int64_t k, T alpha, const T* a,
-                  int64_t lda, const T* b, int64_t ldb, T beta, T* c, int64_t ldc) {
-  kFunction(kRowMajor, Code(transpose_a), Code(transpose_b), m, n, k, alpha, a, lda, b, ldb, beta, c, ldc);
+void OpenBlasGemm(Transpose transpose_a, Transpose transpose_b, int64_t m, int64_t n, int64_t k, const T* a,
+                  int64_t lda, const T* b, int64_t ldb, bool add, T* c, int64_t ldc) {
+  kFunction(kRowMajor, Code(transpose_a), Code(transpose_b), m, n, k, T(1), a, lda, b, ldb, add ? T(1) : T(0), c, ldc);
 }
 
 }  // namespace
 
 GemmBackend OpenBlasBackend() {
   scipy_openblas_set_num_threads(1);
-  return {"openblas", scipy_openblas_get_config(), &OpenBlasGemm<scipy_cblas_sgemm, float>,
+  return {scipy_openblas_get_config(), &OpenBlasGemm<scipy_cblas_sgemm, float>,
           &OpenBlasGemm<scipy_cblas_dgemm, double>};
 }
 

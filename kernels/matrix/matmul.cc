@@ -9,17 +9,21 @@
 namespace trireme {
 namespace {
 
+// c (arithmetic type) = op(a) op(b), or c += with `add`.
 void CpuGemm(Transpose transpose_a, Transpose transpose_b, const at::Tensor& a, const at::Tensor& b, bool add,
              at::Tensor& c) {
   const int64_t m = c.size(0), n = c.size(1);
   const int64_t k = transpose_a == Transpose::kNo ? a.size(1) : a.size(0);
-  if (c.scalar_type() == at::kDouble) {
-    ParallelGemm<double>(transpose_a, transpose_b, m, n, k, Data<double>(a), a.stride(0), Data<double>(b), b.stride(0),
-                         add ? 1.0 : 0.0, Data<double>(c), c.stride(0));
-  } else {
-    ParallelGemm<float>(transpose_a, transpose_b, m, n, k, Data<float>(a), a.stride(0), Data<float>(b), b.stride(0),
-                        add ? 1.0f : 0.0f, Data<float>(c), c.stride(0));
-  }
+  const auto multiply = [&](auto type_a, auto type_b, auto type_c) {
+    ParallelGemm(transpose_a, transpose_b, m, n, k, Data<decltype(type_a)>(a), a.stride(0), Data<decltype(type_b)>(b),
+                 b.stride(0), add, Data<decltype(type_c)>(c), c.stride(0));
+  };
+  const bool narrow_a = a.scalar_type() == at::kBFloat16, narrow_b = b.scalar_type() == at::kBFloat16;
+  if (c.scalar_type() == at::kDouble) return multiply(double{}, double{}, double{});
+  if (narrow_a && narrow_b) return multiply(Bf16{}, Bf16{}, float{});
+  if (narrow_a) return multiply(Bf16{}, float{}, float{});
+  if (narrow_b) return multiply(float{}, Bf16{}, float{});
+  multiply(float{}, float{}, float{});
 }
 
 void CheckSizes(const char* operation, int64_t inner_a, int64_t inner_b) {
@@ -35,7 +39,7 @@ at::Tensor MatmulTransposed(const at::Tensor& x, const at::Tensor& w, const at::
   if (x.is_cuda()) return residual.defined() ? at::addmm(residual, x, w.t()) : at::mm(x, w.t());
   at::Tensor y = at::empty({x.size(0), w.size(0)}, x.options().dtype(ArithmeticType(x.scalar_type())));
   if (residual.defined()) CopyConverted(residual, y);
-  CpuGemm(Transpose::kNo, Transpose::kYes, Widened(x), Widened(w), residual.defined(), y);
+  CpuGemm(Transpose::kNo, Transpose::kYes, x, w, residual.defined(), y);
   return Narrowed(y, x.scalar_type());
 }
 
@@ -48,7 +52,7 @@ at::Tensor Matmul(const at::Tensor& dy, const at::Tensor& w) {
   CheckSizes("dy w", dy.size(1), w.size(0));
   if (dy.is_cuda()) return at::mm(dy, w);
   at::Tensor dx = at::empty({dy.size(0), w.size(1)}, dy.options().dtype(ArithmeticType(dy.scalar_type())));
-  CpuGemm(Transpose::kNo, Transpose::kNo, Widened(dy), Widened(w), /*add=*/false, dx);
+  CpuGemm(Transpose::kNo, Transpose::kNo, dy, w, /*add=*/false, dx);
   return Narrowed(dx, dy.scalar_type());
 }
 
@@ -86,7 +90,7 @@ void AddOuterProduct(const at::Tensor& dy, const at::Tensor& x, at::Tensor& accu
     }
     return;
   }
-  CpuGemm(Transpose::kYes, Transpose::kNo, Widened(dy), Widened(x), /*add=*/!overwrite, accumulator);
+  CpuGemm(Transpose::kYes, Transpose::kNo, dy, x, /*add=*/!overwrite, accumulator);
 }
 
 }  // namespace trireme

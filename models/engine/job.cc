@@ -32,7 +32,7 @@ absl::StatusOr<std::unique_ptr<Job>> Job::Start(int expected_ranks, Process::Sig
 absl::Status Job::Connect(const JobSteps& steps, std::unique_ptr<Mesh>* mesh) {
   absl::StatusOr<JobPlan> plan = steps.plan(*process_);
   absl::StatusOr<at::Device> device =
-      plan.ok() ? SetUpDevice(plan->launch, *process_) : absl::StatusOr<at::Device>(plan.status());
+      plan.ok() ? SetUpDevice(plan->launch, plan->kernels, *process_) : absl::StatusOr<at::Device>(plan.status());
   RETURN_IF_ERROR(Agree(*world_, device.status()));
   RETURN_IF_ERROR(steps.compare(*world_, *device));
   absl::StatusOr<std::unique_ptr<Mesh>> created = Mesh::Create(*process_, plan->mesh, *device);
@@ -53,10 +53,13 @@ absl::Status Job::Run(const JobSteps& steps) {
   return status;
 }
 
-absl::StatusOr<at::Device> SetUpDevice(const LaunchConfig& config, const Process& process) {
+absl::StatusOr<at::Device> SetUpDevice(const LaunchConfig& config, const KernelConfig& kernels,
+                                       const Process& process) {
   InstallCpuAllocator();
   SetCpuThreads(process.recommended_threads());
-  BlasName();  // Chosen and set up before anything multiplies.
+  RETURN_IF_ERROR(UseProducts(kernels.products() == KernelConfig::MKL        ? ProductLibrary::kMkl
+                              : kernels.products() == KernelConfig::OPENBLAS ? ProductLibrary::kOpenBlas
+                                                                             : ProductLibrary::kOwn));
   if (config.device() == LaunchConfig::CPU) return at::Device(at::kCPU);
   ASSIGN_OR_RETURN(const int gpus, CudaDeviceCount());
   if (gpus == 0 && config.device() == LaunchConfig::AUTO) return at::Device(at::kCPU);

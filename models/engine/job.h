@@ -22,7 +22,8 @@ namespace trireme {
 // What a job computes on.
 struct JobPlan {
   MeshShape mesh;
-  LaunchConfig launch;  // says which device
+  LaunchConfig launch;   // says which device
+  KernelConfig kernels;  // says what multiplies on CPUs
 };
 
 // What a verb brings to a job; called in this order.
@@ -56,9 +57,9 @@ class Job {
   std::shared_ptr<ProcessGroup> world_;
 };
 
-// This rank's device as launch.device says; also sets up CPU memory, threads and the library of matrix products. Job
-// calls it; who starts without one calls it before the first tensor.
-absl::StatusOr<at::Device> SetUpDevice(const LaunchConfig& config, const Process& process);
+// This rank's device as launch.device says; also sets up CPU memory, threads and what multiplies matrices. Job calls
+// it; who starts without one calls it before the first tensor.
+absl::StatusOr<at::Device> SetUpDevice(const LaunchConfig& config, const KernelConfig& kernels, const Process& process);
 
 }  // namespace trireme
 

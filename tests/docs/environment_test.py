@@ -78,7 +78,7 @@ def main():
     for path in source_files():
         for name in used_in(path):
             found.setdefault(name, []).append(str(path.relative_to(ROOT)))
-    assert {"TRIREME_BLAS", "TRIREME_FUZZ_SECONDS", "HF_HUB_CACHE", "OMPI_ALLOW_RUN_AS_ROOT"} <= set(found), sorted(found)
+    assert {"TRIREME_CPU", "TRIREME_FUZZ_SECONDS", "HF_HUB_CACHE", "OMPI_ALLOW_RUN_AS_ROOT"} <= set(found), sorted(found)
     text = page("docs/environment.md").text
     written, mentioned = set(re.findall(rf"^\| `({NAME})`", text, re.MULTILINE)), set(re.findall(rf"`({NAME})\b", text))
     everything = "\n".join(path.read_text(encoding="utf-8", errors="replace") for path in source_files(".cc", ".h", ".cu", ".py", ".sh", ".sbatch", ".txt", ".cmake", "run", "activate")

@@ -74,17 +74,17 @@ void CheckStridedGemm() {
         const at::Tensor before = whole.clone();
         const at::Tensor product = at::mm((ta == Transpose::kNo ? a : a.t()).to(at::kDouble),
                                           (tb == Transpose::kNo ? b : b.t()).to(at::kDouble));
-        const at::Tensor expected = product + c.to(at::kDouble) * 0.5;
+        const at::Tensor expected = product + c.to(at::kDouble);
         T* c_data = static_cast<T*>(c.data_ptr());
-        ParallelGemm<T>(ta, tb, m, n, k, static_cast<T*>(a.data_ptr()), a.stride(0), static_cast<T*>(b.data_ptr()),
-                        b.stride(0), T(0.5), c_data, c.stride(0));
+        ParallelGemm(ta, tb, m, n, k, static_cast<T*>(a.data_ptr()), a.stride(0), static_cast<T*>(b.data_ptr()),
+                     b.stride(0), /*add=*/true, c_data, c.stride(0));
         EXPECT_LT(RelativeError(c, expected), Tolerance(dtype)) << m << " x " << n << " x " << k;
         EXPECT_TRUE(whole.narrow(1, 0, 1).equal(before.narrow(1, 0, 1))) << "left of C";
         EXPECT_TRUE(whole.narrow(1, n + 1, 4).equal(before.narrow(1, n + 1, 4))) << "right of C";
 
-        Gemm(ta, tb, m, n, k, T(2), static_cast<T*>(a.data_ptr()), a.stride(0), static_cast<T*>(b.data_ptr()),
-             b.stride(0), T(0), c_data, c.stride(0));
-        EXPECT_LT(RelativeError(c, product * 2), Tolerance(dtype)) << m << " x " << n << " x " << k;
+        Gemm(ta, tb, m, n, k, static_cast<T*>(a.data_ptr()), a.stride(0), static_cast<T*>(b.data_ptr()), b.stride(0),
+             /*add=*/false, c_data, c.stride(0));
+        EXPECT_LT(RelativeError(c, product), Tolerance(dtype)) << m << " x " << n << " x " << k;
       }
     }
   }
@@ -95,11 +95,11 @@ TEST(GemmTest, StridedAndTransposed) {
   CheckStridedGemm<double>();
 }
 
-TEST(GemmTest, BetaZeroIgnoresWhatWasThere) {
+TEST(GemmTest, WithoutAddItIgnoresWhatWasThere) {
   at::Tensor c = TensorOf<float>({std::numeric_limits<float>::quiet_NaN()});
   const at::Tensor a = TensorOf<float>({3}), b = TensorOf<float>({4});
-  Gemm(Transpose::kNo, Transpose::kNo, 1, 1, 1, 1.0f, a.const_data_ptr<float>(), 1, b.const_data_ptr<float>(), 1, 0.0f,
-       c.mutable_data_ptr<float>(), 1);
+  Gemm(Transpose::kNo, Transpose::kNo, 1, 1, 1, a.const_data_ptr<float>(), 1, b.const_data_ptr<float>(), 1,
+       /*add=*/false, c.mutable_data_ptr<float>(), 1);
   EXPECT_EQ(c.item<float>(), 12);
 }
 

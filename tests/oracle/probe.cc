@@ -302,7 +302,7 @@ absl::Status Run(const Flags& flags, const Extensions& extensions, const Process
   for (const AttentionBackend& backend : extensions.attention_backends) attention.push_back(backend.name);
   ASSIGN_OR_RETURN(const Recipe recipe,
                    MakeRecipe(config, process.size(), extensions.families, attention, corpora.facts));
-  ASSIGN_OR_RETURN(const at::Device device, SetUpDevice(config.launch(), process));
+  ASSIGN_OR_RETURN(const at::Device device, SetUpDevice(config.launch(), config.kernels(), process));
   ASSIGN_OR_RETURN(const std::unique_ptr<Mesh> mesh, Mesh::Create(process, recipe.engine.mesh, device));
   if (flags.tokens > 0) {
     RETURN_IF_ERROR(WriteTokens(flags, recipe, corpora));

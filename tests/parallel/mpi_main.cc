@@ -9,7 +9,6 @@
 
 #include "kernels/base/cpu_allocator.h"
 #include "kernels/base/thread_pool.h"
-#include "kernels/matrix/gemm.h"
 #include "tests/parallel/multi_rank.h"
 
 namespace trireme {
@@ -47,7 +46,6 @@ int main(int argc, char** argv) {
   trireme::process = started->get();
   trireme::InstallCpuAllocator();
   trireme::SetCpuThreads(trireme::process->recommended_threads());
-  trireme::BlasName();  // Chosen and set up before anything multiplies.
   if (trireme::process->rank() > 0) {
     testing::TestEventListeners& listeners = testing::UnitTest::GetInstance()->listeners();
     delete listeners.Release(listeners.default_result_printer());

@@ -160,7 +160,7 @@ absl::Status WithSessions(const std::vector<SessionOptions>& options, const Exte
     JobSteps steps;
     steps.plan = [&](const Process& process) -> absl::StatusOr<JobPlan> {
       ASSIGN_OR_RETURN(plan, MakePlan(one, extensions, process));
-      return JobPlan{plan.recipe.engine.mesh, plan.recipe.config.launch()};
+      return JobPlan{plan.recipe.engine.mesh, plan.recipe.config.launch(), plan.recipe.config.kernels()};
     };
     steps.compare = [&](ProcessGroup& world, at::Device device) {
       return CompareRanks(world, one, plan, job->process(), device);

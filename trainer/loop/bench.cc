@@ -9,7 +9,6 @@
 #include "kernels/base/device.h"
 #include "kernels/base/philox.h"
 #include "kernels/base/thread_pool.h"
-#include "kernels/matrix/gemm.h"
 #include "launch/base/json.h"
 #include "launch/base/log.h"
 #include "models/engine/engine.h"
@@ -115,7 +114,7 @@ absl::Status Bench(const BenchOptions& options, const Extensions& extensions) {
   JobSteps steps;
   steps.plan = [&](const Process& process) -> absl::StatusOr<JobPlan> {
     ASSIGN_OR_RETURN(recipe, PlanBench(options, extensions, process.size()));
-    return JobPlan{recipe.engine.mesh, recipe.config.launch()};
+    return JobPlan{recipe.engine.mesh, recipe.config.launch(), recipe.config.kernels()};
   };
   steps.compare = [&](ProcessGroup& world, at::Device device) {
     idle_bytes = PeakMemoryBytes(device);

@@ -353,11 +353,11 @@ absl::Status TryEnd(const Recipe& recipe, const std::vector<ModelFamily>& famili
 // What the run begins with, for whoever watches.
 void TellBeginning(const Recipe& recipe, const Corpora& corpora, const Mesh& mesh, const Engine& model,
                    const RankMemory& estimate) {
-  Info(absl::StrFormat("trireme %s: training %s parameters for %d steps of %s tokens on %d x %s (%s), attention %s, %s",
-                       kVersion, Trained(recipe.engine.model), recipe.total_steps,
-                       HumanCount(static_cast<double>(recipe.tokens_per_step)), recipe.engine.mesh.world(),
-                       DeviceName(mesh.device()), recipe.engine.mesh.ToString(), model.attention().name,
-                       mesh.device().is_cuda() ? "NCCL" : absl::StrCat(CpuThreads(), " threads each, ", BlasName())));
+  Info(absl::StrFormat(
+      "trireme %s: training %s parameters for %d steps of %s tokens on %d x %s (%s), attention %s, %s", kVersion,
+      Trained(recipe.engine.model), recipe.total_steps, HumanCount(static_cast<double>(recipe.tokens_per_step)),
+      recipe.engine.mesh.world(), DeviceName(mesh.device()), recipe.engine.mesh.ToString(), model.attention().name,
+      mesh.device().is_cuda() ? "NCCL" : absl::StrCat(CpuThreads(), " threads each, ", ProductsName())));
   Info("memory a rank should need beside the program itself: ", ToString(estimate));
   if (corpora.unigram_entropy > 0)
     Info(absl::StrFormat("a model that only knows how common each token is would reach a loss of %.4f",
@@ -536,7 +536,7 @@ absl::Status Train(const TrainOptions& options, const Extensions& extensions) {
   JobSteps steps;
   steps.plan = [&](const Process& process) -> absl::StatusOr<JobPlan> {
     ASSIGN_OR_RETURN(plan, MakePlan(options, extensions, process));
-    return JobPlan{plan.recipe.engine.mesh, plan.recipe.config.launch()};
+    return JobPlan{plan.recipe.engine.mesh, plan.recipe.config.launch(), plan.recipe.config.kernels()};
   };
   steps.compare = [&](ProcessGroup& world, at::Device device) -> absl::Status {
     ASSIGN_OR_RETURN(base_digest, CompareRanks(world, options, plan, job->process(), device));

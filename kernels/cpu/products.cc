@@ -1,0 +1,232 @@
+// Compiled once per instruction set with TRIREME_PRODUCTS naming the function that returns the table, under the same
+// rules as loops.cc: an anonymous namespace and no template of the standard library.
+#include "kernels/cpu/products.h"
+
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
+namespace trireme {
+namespace {
+
+// The widest vectors of the instruction set, and tiles that leave a few registers for operands.
+#if defined(__AVX512F__)
+constexpr int kLanes = 16, kTileRows = 12, kTileVectors = 2;  // 24 of 32 registers
+#elif defined(__AVX2__)
+constexpr int kLanes = 8, kTileRows = 6, kTileVectors = 2;  // 12 of 16
+#else
+constexpr int kLanes = 4, kTileRows = 4, kTileVectors = 2;  // 8 of 16
+#endif
+constexpr int kTileColumns = kTileVectors * kLanes;
+
+typedef float Vector __attribute__((vector_size(4 * kLanes)));
+typedef float UnalignedVector __attribute__((vector_size(4 * kLanes), aligned(4)));
+typedef int32_t Indices __attribute__((vector_size(4 * kLanes)));
+typedef uint32_t Words __attribute__((vector_size(4 * kLanes)));
+typedef uint16_t UnalignedHalves __attribute__((vector_size(2 * kLanes), aligned(2)));
+
+inline Vector LoadVector(const float* from) { return *reinterpret_cast<const UnalignedVector*>(from); }
+inline Vector LoadVector(const Bf16* from) {
+  const UnalignedHalves halves = *reinterpret_cast<const UnalignedHalves*>(from);
+  return reinterpret_cast<Vector>(__builtin_convertvector(halves, Words) << 16);
+}
+inline void StoreVector(float* to, Vector value) { *reinterpret_cast<UnalignedVector*>(to) = value; }
+
+inline Vector Broadcast(const float* from) {
+#if defined(__AVX512F__)
+  return reinterpret_cast<Vector>(_mm512_set1_ps(*from));
+#elif defined(__AVX2__)
+  return reinterpret_cast<Vector>(_mm256_broadcast_ss(from));
+#else
+  return Vector{*from, *from, *from, *from};
+#endif
+}
+
+inline float LoadElement(float value) { return value; }
+inline float LoadElement(Bf16 value) { return ToFloat(value); }
+
+// One step of transposing rows: swaps, for each pair of rows `kDistance` apart, the lanes whose index has that bit in
+// the upper row with those that do not in the lower.
+template <int kDistance>
+inline __attribute__((always_inline)) void Exchange(Vector* rows) {
+  Indices low, high;
+  for (int lane = 0; lane < kLanes; ++lane) {
+    low[lane] = (lane & kDistance) != 0 ? kLanes + lane - kDistance : lane;
+    high[lane] = (lane & kDistance) != 0 ? kLanes + lane : lane + kDistance;
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < kLanes; ++i) {
+    if ((i & kDistance) != 0) continue;
+    const Vector upper = rows[i], lower = rows[i + kDistance];
+    rows[i] = __builtin_shuffle(upper, lower, low);
+    rows[i + kDistance] = __builtin_shuffle(upper, lower, high);
+  }
+}
+
+inline __attribute__((always_inline)) void TransposeSquare(Vector* rows) {
+  Exchange<1>(rows);
+  Exchange<2>(rows);
+  if constexpr (kLanes > 4) Exchange<4>(rows);
+  if constexpr (kLanes > 8) Exchange<8>(rows);
+}
+
+// A panel of lines along which k is contiguous: squares are transposed in registers. A square wider than what is left
+// of the panel writes into the next k, which is written later.
+template <int kWidth, typename T>
+void PackLines(int64_t lines, int64_t k, const T* from, int64_t stride, float* to) {
+  int64_t p = 0;
+  for (; p + kLanes <= k; p += kLanes) {
+#pragma GCC unroll 4
+    for (int first = 0; first < kWidth; first += kLanes) {
+      Vector rows[kLanes];
+#pragma GCC unroll 16
+      for (int i = 0; i < kLanes; ++i) {
+        const int line = first + i;
+        rows[i] = line < kWidth && line < lines ? LoadVector(from + line * stride + p) : Vector{};
+      }
+      TransposeSquare(rows);
+#pragma GCC unroll 16
+      for (int i = 0; i < kLanes; ++i) StoreVector(to + (p + i) * kWidth + first, rows[i]);
+    }
+  }
+  for (; p < k; ++p) {
+    for (int line = 0; line < kWidth; ++line)
+      to[p * kWidth + line] = line < lines ? LoadElement(from[line * stride + p]) : 0.0f;
+  }
+}
+
+// kPanels panels of neighbouring lines, for one k after another as they lie: reads of narrow panels would take a part
+// of a cache line each, far from the next.
+template <int kWidth, int kPanels, typename T>
+void PackWholeNeighbours(int64_t k, const T* from, int64_t stride, float* to) {
+  for (int64_t p = 0; p < k; ++p) {
+#pragma GCC unroll 4
+    for (int panel = 0; panel < kPanels; ++panel) {
+#pragma GCC unroll 32
+      for (int line = 0; line < kWidth; ++line)
+        to[(panel * k + p) * kWidth + line] = LoadElement(from[p * stride + panel * kWidth + line]);
+    }
+  }
+}
+
+template <int kWidth, typename T>
+void PackNeighbours(int64_t lines, int64_t k, const T* from, int64_t stride, float* to) {
+  constexpr int kPanels = kWidth < 16 ? 4 : 1;
+  int64_t first = 0;
+  for (; first + kPanels * kWidth <= lines; first += kPanels * kWidth)
+    PackWholeNeighbours<kWidth, kPanels>(k, from + first, stride, to + first * k);
+  for (; first + kWidth <= lines; first += kWidth)
+    PackWholeNeighbours<kWidth, 1>(k, from + first, stride, to + first * k);
+  if (first == lines) return;
+  for (int64_t p = 0; p < k; ++p) {
+    for (int line = 0; line < kWidth; ++line)
+      to[first * k + p * kWidth + line] = first + line < lines ? LoadElement(from[p * stride + first + line]) : 0.0f;
+  }
+}
+
+template <int kWidth, typename T>
+void Pack(bool k_contiguous, int64_t lines, int64_t k, const T* from, int64_t stride, float* to) {
+  if (!k_contiguous) return PackNeighbours<kWidth>(lines, k, from, stride, to);
+  for (int64_t first = 0; first < lines; first += kWidth)
+    PackLines<kWidth>(lines - first, k, from + first * stride, stride, to + first * k);
+}
+
+// kRows x kVectors vectors of C, all of whose columns are there. kPanel: left is a panel; else rows lda apart.
+template <int kRows, int kVectors, bool kPanel>
+void FullTile(int64_t k, const float* left, int64_t lda, const float* right, bool add, float* c, int64_t ldc) {
+  // What is written at the end is fetched while k runs.
+#pragma GCC unroll 16
+  for (int r = 0; r < kRows; ++r) {
+    __builtin_prefetch(c + r * ldc, 1);
+    __builtin_prefetch(c + r * ldc + kVectors * kLanes - 1, 1);
+  }
+  Vector sums[kRows][kVectors];
+#pragma GCC unroll 16
+  for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 2
+    for (int v = 0; v < kVectors; ++v) sums[r][v] = Vector{};
+  }
+  // An address can hold one of these and up to twice the distance of rows: fewer registers than one for each row.
+  constexpr int kRowsOfBase = 3, kBases = (kRows + kRowsOfBase - 1) / kRowsOfBase;
+  const float* bases[kBases];
+#pragma GCC unroll 8
+  for (int i = 0; i < kBases; ++i) bases[i] = left + (kPanel ? i * kRowsOfBase : i * kRowsOfBase * lda);
+#pragma GCC unroll 1
+  for (int64_t p = 0; p < k; ++p) {
+    Vector columns[kVectors];
+#pragma GCC unroll 2
+    for (int v = 0; v < kVectors; ++v) columns[v] = LoadVector(right + v * kLanes);
+#pragma GCC unroll 16
+    for (int r = 0; r < kRows; ++r) {
+      const int above = r % kRowsOfBase;
+      const Vector x = Broadcast(bases[r / kRowsOfBase] + (kPanel ? above : above * lda));
+#pragma GCC unroll 2
+      for (int v = 0; v < kVectors; ++v) sums[r][v] += x * columns[v];
+    }
+#pragma GCC unroll 8
+    for (int i = 0; i < kBases; ++i) bases[i] += kPanel ? kTileRows : 1;
+    right += kTileColumns;
+  }
+#pragma GCC unroll 16
+  for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 2
+    for (int v = 0; v < kVectors; ++v) {
+      float* out = c + r * ldc + v * kLanes;
+      StoreVector(out, add ? LoadVector(out) + sums[r][v] : sums[r][v]);
+    }
+  }
+}
+
+using FullTileFunction = void (*)(int64_t k, const float* left, int64_t lda, const float* right, bool add, float* c,
+                                  int64_t ldc);
+
+// FullTile for each number of rows and vectors.
+template <bool kPanel>
+struct Tiles {
+  FullTileFunction of[kTileRows][kTileVectors];
+  Tiles() { Fill<kTileRows>(); }
+
+ private:
+  template <int kRows>
+  void Fill() {
+    of[kRows - 1][0] = &FullTile<kRows, 1, kPanel>;
+    of[kRows - 1][1] = &FullTile<kRows, 2, kPanel>;
+    if constexpr (kRows > 1) Fill<kRows - 1>();
+  }
+};
+
+template <bool kPanel>
+void AnyTile(int64_t k, const float* left, int64_t lda, const float* right, int64_t rows, int64_t columns, bool add,
+             float* c, int64_t ldc) {
+  static const Tiles<kPanel> tiles;
+  const int64_t vectors = (columns + kLanes - 1) / kLanes, width = vectors * kLanes;
+  const FullTileFunction tile = tiles.of[rows - 1][vectors - 1];
+  if (columns == width) return tile(k, left, lda, right, add, c, ldc);
+  float whole[kTileRows * kTileColumns];
+  tile(k, left, lda, right, /*add=*/false, whole, width);
+  for (int64_t r = 0; r < rows; ++r) {
+    for (int64_t i = 0; i < columns; ++i)
+      c[r * ldc + i] = add ? c[r * ldc + i] + whole[r * width + i] : whole[r * width + i];
+  }
+}
+
+void Tile(int64_t k, const float* left, const float* right, int64_t rows, int64_t columns, bool add, float* c,
+          int64_t ldc) {
+  AnyTile<true>(k, left, 0, right, rows, columns, add, c, ldc);
+}
+
+}  // namespace
+
+const CpuProducts& TRIREME_PRODUCTS() {
+  static const CpuProducts products = {kTileRows,
+                                       kTileColumns,
+                                       &Pack<kTileRows, float>,
+                                       &Pack<kTileColumns, float>,
+                                       &Pack<kTileRows, Bf16>,
+                                       &Pack<kTileColumns, Bf16>,
+                                       &Tile,
+                                       &AnyTile<false>};
+  return products;
+}
+
+}  // namespace trireme

@@ -1,0 +1,208 @@
+// Own products: operands go block by block through buffers that stay in a core's second-level cache, from which tiles
+// are computed (kernels/cpu/products.h).
+#include <algorithm>
+#include <memory>
+
+#include "kernels/matrix/gemm_backend.h"
+
+namespace trireme {
+namespace {
+
+constexpr int64_t kDepth = 384;                // of a block at most
+constexpr int64_t kLeftRows = 96;              // of a block of A: 144 KiB at most
+constexpr int64_t kRightElements = 384 * 384;  // of a block of B: 576 KiB
+
+// The inner size is cut evenly. Nothing but k decides, since sums of blocks are added in their order.
+int64_t BlockDepth(int64_t k) {
+  const int64_t blocks = (k + kDepth - 1) / kDepth;
+  return ((k + blocks - 1) / blocks + 15) / 16 * 16;
+}
+
+int64_t RightColumns(const CpuProducts& p, int64_t depth) {
+  return kRightElements / depth / p.tile_columns * p.tile_columns;
+}
+
+int64_t RoundUp(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
+
+// A buffer of a thread that grows and is kept.
+class Scratch {
+ public:
+  float* Take(int64_t elements) {
+    if (elements > size_) {
+      memory_.reset(new (std::align_val_t(64)) float[static_cast<size_t>(elements)]);
+      size_ = elements;
+    }
+    return memory_.get();
+  }
+
+ private:
+  struct Free {
+    void operator()(float* memory) const { ::operator delete[](memory, std::align_val_t(64)); }
+  };
+  std::unique_ptr<float[], Free> memory_;
+  int64_t size_ = 0;
+};
+thread_local Scratch left_scratch, right_scratch;
+
+int64_t PanelElements(int64_t lines, int64_t width, int64_t depth) {
+  return RoundUp(lines, width) * depth + kPanelSlack;
+}
+
+template <typename T>
+void PackLeftBlock(const CpuProducts& p, Transpose transpose, int64_t rows, int64_t k, const T* a, int64_t lda,
+                   float* to) {
+  if constexpr (std::is_same_v<T, Bf16>) {
+    p.pack_left_bf16(transpose == Transpose::kNo, rows, k, a, lda, to);
+  } else {
+    p.pack_left(transpose == Transpose::kNo, rows, k, a, lda, to);
+  }
+}
+
+template <typename T>
+void PackRightBlock(const CpuProducts& p, Transpose transpose, int64_t columns, int64_t k, const T* b, int64_t ldb,
+                    float* to) {
+  if constexpr (std::is_same_v<T, Bf16>) {
+    p.pack_right_bf16(transpose == Transpose::kYes, columns, k, b, ldb, to);
+  } else {
+    p.pack_right(transpose == Transpose::kYes, columns, k, b, ldb, to);
+  }
+}
+
+// A block of A for tiles: its rows where they lie, or panels.
+struct LeftBlock {
+  const float* data;
+  int64_t lda;  // 0: panels
+};
+
+// Rows are read where they lie when k is contiguous, unless they would fall upon each other in the first-level cache.
+template <typename T>
+LeftBlock TakeLeft(const CpuProducts& p, Transpose transpose, int64_t rows, int64_t k, const T* a, int64_t lda,
+                   float* scratch) {
+  constexpr int64_t kCacheWay = 4096 / sizeof(float);
+  if constexpr (std::is_same_v<T, float>) {
+    if (transpose == Transpose::kNo && lda % kCacheWay != 0) return {a, lda};
+  }
+  PackLeftBlock(p, transpose, rows, k, a, lda, scratch);
+  return {scratch, 0};
+}
+
+// All tiles of a block of A and one of B, whose panels hold right_k >= k rows.
+void MultiplyBlocks(const CpuProducts& p, int64_t rows, int64_t columns, int64_t k, LeftBlock left, const float* right,
+                    int64_t right_k, bool add, float* c, int64_t ldc) {
+  for (int64_t i = 0; i < rows; i += p.tile_rows) {
+    const int64_t some_rows = std::min(p.tile_rows, rows - i);
+    for (int64_t j = 0; j < columns; j += p.tile_columns) {
+      const int64_t some_columns = std::min(p.tile_columns, columns - j);
+      const float* panel = right + j * right_k;
+      float* out = c + i * ldc + j;
+      if (left.lda == 0) {
+        p.tile(k, left.data + i * k, panel, some_rows, some_columns, add, out, ldc);
+      } else {
+        p.tile_of_rows(k, left.data + i * left.lda, left.lda, panel, some_rows, some_columns, add, out, ldc);
+      }
+    }
+  }
+}
+
+void ClearUnlessAdded(int64_t m, int64_t n, bool add, float* c, int64_t ldc) {
+  for (int64_t i = 0; i < m && !add; ++i) std::fill(c + i * ldc, c + i * ldc + n, 0.0f);
+}
+
+template <typename T>
+const T* Block(const T* matrix, int64_t ld, Transpose transpose, int64_t row, int64_t column) {
+  return transpose == Transpose::kNo ? matrix + row * ld + column : matrix + column * ld + row;
+}
+
+}  // namespace
+
+template <typename A, typename B>
+void OwnGemm(const CpuProducts& p, Transpose transpose_a, Transpose transpose_b, int64_t m, int64_t n, int64_t k,
+             const A* a, int64_t lda, const B* b, int64_t ldb, bool add, float* c, int64_t ldc) {
+  if (k == 0) return ClearUnlessAdded(m, n, add, c, ldc);
+  const int64_t depth = BlockDepth(k);
+  // Few rows are packed once, and each panel of B is used while it is in the first-level cache.
+  const bool few_rows = m <= kLeftRows;
+  const int64_t block_columns = few_rows ? p.tile_columns : RightColumns(p, depth);
+  float* left = left_scratch.Take(PanelElements(std::min(m, kLeftRows), p.tile_rows, depth));
+  float* right = right_scratch.Take(PanelElements(std::min(n, block_columns), p.tile_columns, depth));
+  for (int64_t k0 = 0; k0 < k; k0 += depth) {
+    const int64_t some = std::min(depth, k - k0);
+    LeftBlock block = {};
+    if (few_rows) block = TakeLeft(p, transpose_a, m, some, Block(a, lda, transpose_a, 0, k0), lda, left);
+    for (int64_t j0 = 0; j0 < n; j0 += block_columns) {
+      const int64_t columns = std::min(block_columns, n - j0);
+      PackRightBlock(p, transpose_b, columns, some, Block(b, ldb, transpose_b, k0, j0), ldb, right);
+      for (int64_t i0 = 0; i0 < m; i0 += kLeftRows) {
+        const int64_t rows = std::min(kLeftRows, m - i0);
+        if (!few_rows) block = TakeLeft(p, transpose_a, rows, some, Block(a, lda, transpose_a, i0, k0), lda, left);
+        MultiplyBlocks(p, rows, columns, some, block, right, some, add || k0 > 0, c + i0 * ldc + j0, ldc);
+      }
+    }
+  }
+}
+
+void PackRight(const CpuProducts& p, Transpose transpose, int64_t k, int64_t n, const float* b, int64_t ldb,
+               PackedRight* packed) {
+  const int64_t depth = BlockDepth(k), width = RoundUp(n, p.tile_columns);
+  packed->k = k;
+  packed->n = n;
+  packed->panels.resize(static_cast<size_t>(width * k + kPanelSlack));
+  for (int64_t k0 = 0; k0 < k; k0 += depth) {
+    PackRightBlock(p, transpose, n, std::min(depth, k - k0), Block(b, ldb, transpose, k0, 0), ldb,
+                   packed->panels.data() + k0 * width);
+  }
+}
+
+void OwnGemm(const CpuProducts& p, Transpose transpose_a, int64_t m, int64_t n, int64_t k, const float* a, int64_t lda,
+             const PackedRight& packed, bool add, float* c, int64_t ldc) {
+  if (k == 0) return ClearUnlessAdded(m, n, add, c, ldc);
+  const int64_t depth = BlockDepth(packed.k), width = RoundUp(packed.n, p.tile_columns);
+  float* left = left_scratch.Take(PanelElements(std::min(m, kLeftRows), p.tile_rows, depth));
+  for (int64_t k0 = 0; k0 < k; k0 += depth) {
+    const int64_t some = std::min(depth, k - k0), right_k = std::min(depth, packed.k - k0);
+    const float* panels = packed.panels.data() + k0 * width;
+    for (int64_t i0 = 0; i0 < m; i0 += kLeftRows) {
+      const int64_t rows = std::min(kLeftRows, m - i0);
+      const LeftBlock block = TakeLeft(p, transpose_a, rows, some, Block(a, lda, transpose_a, i0, k0), lda, left);
+      MultiplyBlocks(p, rows, n, some, block, panels, right_k, add || k0 > 0, c + i0 * ldc, ldc);
+    }
+  }
+}
+
+ProductPieces CutProduct(const CpuProducts& p, int64_t m, int64_t n, int64_t k, int64_t threads) {
+  if (threads == 1 || k == 0) return {m, n};
+  // In multiply-adds: packing an element takes as long; and threads end so much of a task apart.
+  constexpr double kPacking = 10, kJitter = 0.15;
+  ProductPieces best = {m, n};
+  double best_time = -1;
+  const int64_t most = 8 * threads, block_columns = RightColumns(p, BlockDepth(k));
+  for (int64_t across = 1; across <= most; ++across) {
+    const int64_t columns = RoundUp((n + across - 1) / across, p.tile_columns);
+    if (across > 1 && columns >= n) break;
+    const int64_t column_pieces = (n + columns - 1) / columns;
+    for (int64_t down = 1; down * column_pieces <= most; ++down) {
+      const int64_t rows = RoundUp((m + down - 1) / down, p.tile_rows);
+      if (down > 1 && rows >= m) break;
+      const int64_t row_pieces = (m + rows - 1) / rows, tasks = row_pieces * column_pieces;
+      const int64_t times_left = (columns + block_columns - 1) / block_columns;
+      const auto r = static_cast<double>(std::min(rows, m)), c = static_cast<double>(std::min(columns, n));
+      const double task = r * c + kPacking * (r * static_cast<double>(times_left) + c);
+      const double time = task * (static_cast<double>((tasks + threads - 1) / threads) + kJitter);
+      if (best_time >= 0 && time >= best_time) continue;
+      best_time = time;
+      best = {rows, columns};
+    }
+  }
+  return best;
+}
+
+template void OwnGemm(const CpuProducts&, Transpose, Transpose, int64_t, int64_t, int64_t, const float*, int64_t,
+                      const float*, int64_t, bool, float*, int64_t);
+template void OwnGemm(const CpuProducts&, Transpose, Transpose, int64_t, int64_t, int64_t, const Bf16*, int64_t,
+                      const float*, int64_t, bool, float*, int64_t);
+template void OwnGemm(const CpuProducts&, Transpose, Transpose, int64_t, int64_t, int64_t, const float*, int64_t,
+                      const Bf16*, int64_t, bool, float*, int64_t);
+template void OwnGemm(const CpuProducts&, Transpose, Transpose, int64_t, int64_t, int64_t, const Bf16*, int64_t,
+                      const Bf16*, int64_t, bool, float*, int64_t);
+
+}  // namespace trireme
