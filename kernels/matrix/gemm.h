@@ -13,7 +13,7 @@
 #include <memory>
 #include <string>
 
-#include "absl/status/status.h"
+#include "launch/base/status.h"
 #include "kernels/base/element_math.h"
 
 namespace trireme {
