@@ -6,6 +6,7 @@
 #include "data/pretokenizer/pretokenizer_metaspace.h"
 #include "data/pretokenizer/pretokenizer_patterns.h"
 #include "data/pretokenizer/pretokenizer_regex.h"
+#include "data/unicode/bpe_bytes.h"
 #include "launch/base/json.h"
 
 namespace trireme {
@@ -24,6 +25,28 @@ class PrefixSpace : public Splitter {
     } else {
       sink->OnPiece(absl::StrCat(" ", text));
     }
+    return absl::OkStatus();
+  }
+};
+
+// Bytes become characters as ByteLevel spells them, for the steps after it.
+class ByteSpeller : public Splitter {
+ public:
+  absl::Status Split(absl::string_view text, PieceSink* sink) const override {
+    sink->OnPiece(SpellBytes(text));
+    return absl::OkStatus();
+  }
+};
+
+// And the bytes again, after those steps.
+class ByteUnspeller : public Splitter {
+ public:
+  absl::Status Split(absl::string_view text, PieceSink* sink) const override {
+    std::string bytes;
+    if (!UnspellBytes(text, &bytes))
+      return Error(ExitCode::kData, "pre_tokenizer: the steps after ByteLevel leave \"", text,
+                   "\", which spells no bytes");
+    sink->OnPiece(bytes);
     return absl::OkStatus();
   }
 };
@@ -53,6 +76,16 @@ std::string EscapeLiteral(const std::string& literal) {
   return pattern;
 }
 
+absl::StatusOr<SplitBehavior> Behavior(const json& object) {
+  ASSIGN_OR_RETURN(const std::string name, StringField(object, "behavior"));
+  if (name == "Isolated") return SplitBehavior::kIsolated;
+  if (name == "Removed") return SplitBehavior::kRemoved;
+  if (name == "Contiguous") return SplitBehavior::kContiguous;
+  if (name == "MergedWithPrevious") return SplitBehavior::kMergedWithPrevious;
+  if (name == "MergedWithNext") return SplitBehavior::kMergedWithNext;
+  return Error(ExitCode::kData, "pre_tokenizer: unknown behavior \"", name, "\"");
+}
+
 absl::StatusOr<std::unique_ptr<Splitter>> MakeSplit(const json& object) {
   const auto pattern = object.find("pattern");
   if (pattern == object.end() || !pattern->is_object())
@@ -61,22 +94,8 @@ absl::StatusOr<std::unique_ptr<Splitter>> MakeSplit(const json& object) {
   ASSIGN_OR_RETURN(std::string text, StringField(*pattern, is_regex ? "Regex" : "String"));
   if (text.empty()) return Error(ExitCode::kData, "pre_tokenizer: Split has an empty pattern");
   if (!is_regex) text = EscapeLiteral(text);
-  ASSIGN_OR_RETURN(const std::string behavior_name, StringField(object, "behavior"));
+  ASSIGN_OR_RETURN(const SplitBehavior behavior, Behavior(object));
   ASSIGN_OR_RETURN(const bool invert, BoolField(object, "invert", Missing("invert")));
-  SplitBehavior behavior;
-  if (behavior_name == "Isolated") {
-    behavior = SplitBehavior::kIsolated;
-  } else if (behavior_name == "Removed") {
-    behavior = SplitBehavior::kRemoved;
-  } else if (behavior_name == "Contiguous") {
-    behavior = SplitBehavior::kContiguous;
-  } else if (behavior_name == "MergedWithPrevious") {
-    behavior = SplitBehavior::kMergedWithPrevious;
-  } else if (behavior_name == "MergedWithNext") {
-    behavior = SplitBehavior::kMergedWithNext;
-  } else {
-    return Error(ExitCode::kData, "pre_tokenizer: Split has an unknown behavior \"", behavior_name, "\"");
-  }
   // These patterns match every character: what is between matches is empty, so `Isolated` and inverted `Removed` are
   // the same.
   const bool isolates = behavior == SplitBehavior::kIsolated || (behavior == SplitBehavior::kRemoved && invert);
@@ -150,10 +169,10 @@ absl::StatusOr<PreTokenizer> PreTokenizer::FromJson(const nlohmann::json& json) 
   for (size_t i = 0; i < members.size(); ++i) {
     ASSIGN_OR_RETURN(const std::string type, StringField(*members[i], "type"));
     const bool is_last = i + 1 == members.size();
-    if (type == "ByteLevel") {
-      if (!is_last) return Error(ExitCode::kData, "pre_tokenizer: steps after ByteLevel are not supported");
+    if (type == "ByteLevel" && !result.byte_level_) {
       RETURN_IF_ERROR(AddByteLevel(*members[i], &result.steps_));
       result.byte_level_ = true;
+      if (!is_last) result.steps_.push_back(std::make_unique<ByteSpeller>());
     } else if (type == "Split") {
       ASSIGN_OR_RETURN(std::unique_ptr<Splitter> split, MakeSplit(*members[i]));
       result.steps_.push_back(std::move(split));
@@ -161,14 +180,22 @@ absl::StatusOr<PreTokenizer> PreTokenizer::FromJson(const nlohmann::json& json) 
       ASSIGN_OR_RETURN(const bool individual,
                        BoolField(*members[i], "individual_digits", Missing("individual_digits")));
       result.steps_.push_back(std::make_unique<DigitsSplitter>(individual));
+    } else if (type == "Punctuation") {
+      ASSIGN_OR_RETURN(const SplitBehavior behavior,
+                       members[i]->contains("behavior") ? Behavior(*members[i]) : SplitBehavior::kIsolated);
+      ASSIGN_OR_RETURN(std::unique_ptr<Splitter> split, RegexSplitter::Punctuation(behavior));
+      result.steps_.push_back(std::move(split));
     } else if (type == "Metaspace" && members.size() == 1) {
       ASSIGN_OR_RETURN(Metaspace metaspace, Metaspace::FromJson(*members[i]));
       if (metaspace.split) result.steps_.push_back(std::make_unique<MetaspaceSplitter>(/*runs=*/false));
       result.metaspace_ = std::make_unique<Metaspace>(metaspace);
     } else {
       return Error(ExitCode::kData, "pre_tokenizer: type ", type,
-                   " is not supported (ByteLevel, Split, Digits and Sequences of them are, and Metaspace alone)");
+                   " is not supported (ByteLevel once, Split, Digits, Punctuation and Sequences of them are, and "
+                   "Metaspace alone)");
     }
+    if (is_last && result.byte_level_ && type != "ByteLevel")
+      result.steps_.push_back(std::make_unique<ByteUnspeller>());
   }
   return result;
 }

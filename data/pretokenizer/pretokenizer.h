@@ -38,11 +38,12 @@ class PreTokenizer {
   PreTokenizer& operator=(PreTokenizer&&) noexcept;
   ~PreTokenizer();
 
-  // From "pre_tokenizer" of a tokenizer.json: null, ByteLevel, Split, Digits, Sequences of them, and Metaspace. Errors
-  // (ExitCode::kData) name the construct that is not reproduced exactly.
+  // From "pre_tokenizer" of a tokenizer.json: null, ByteLevel, Split, Digits, Punctuation, Sequences of them, and
+  // Metaspace. Steps after ByteLevel see bytes as it spells them. Errors (ExitCode::kData) name the construct that is
+  // not reproduced exactly.
   static absl::StatusOr<PreTokenizer> FromJson(const nlohmann::json& json);
 
-  // Whether ByteLevel is the last step, which makes tokens spell bytes.
+  // Whether ByteLevel is among the steps, which makes tokens spell bytes. Only then may pieces end inside a character.
   bool byte_level() const { return byte_level_; }
 
   // Adds a cut before every U+2581 that follows another character: many pieces instead of one, for models whose merges

@@ -10,7 +10,7 @@ namespace trireme {
 
 struct RegexSplitter::Compiled {
   pcre2_code* code = nullptr;
-  std::string pattern;  // the reference's
+  std::string pattern;  // as messages show it: the reference's
   ~Compiled() { pcre2_code_free(code); }
 };
 
@@ -61,8 +61,17 @@ RegexSplitter::~RegexSplitter() = default;
 absl::StatusOr<std::unique_ptr<Splitter>> RegexSplitter::Create(absl::string_view pattern, SplitBehavior behavior,
                                                                 bool invert) {
   ASSIGN_OR_RETURN(const std::string translated, TranslateRegex(pattern));
+  return Compile(pattern, translated, behavior, invert);
+}
+
+absl::StatusOr<std::unique_ptr<Splitter>> RegexSplitter::Punctuation(SplitBehavior behavior) {
+  return Compile("of punctuation", PunctuationRegex(), behavior, /*invert=*/false);
+}
+
+absl::StatusOr<std::unique_ptr<Splitter>> RegexSplitter::Compile(absl::string_view shown, const std::string& translated,
+                                                                 SplitBehavior behavior, bool invert) {
   auto compiled = std::make_unique<Compiled>();
-  compiled->pattern = std::string(pattern);
+  compiled->pattern = std::string(shown);
   pcre2_compile_context* context = pcre2_compile_context_create(nullptr);
   pcre2_set_newline(context, PCRE2_NEWLINE_LF);
   pcre2_set_parens_nest_limit(context, 50);
@@ -74,13 +83,12 @@ absl::StatusOr<std::unique_ptr<Splitter>> RegexSplitter::Create(absl::string_vie
   if (compiled->code == nullptr) {
     unsigned char message[256] = "";
     pcre2_get_error_message(error_code, message, sizeof(message));
-    return Error(ExitCode::kData, "the pattern ", pattern,
-                 " does not compile: ", reinterpret_cast<const char*>(message));
+    return Error(ExitCode::kData, "the pattern ", shown, " does not compile: ", reinterpret_cast<const char*>(message));
   }
   uint32_t matches_empty = 0;
   pcre2_pattern_info(compiled->code, PCRE2_INFO_MATCHEMPTY, &matches_empty);
   if (matches_empty != 0)
-    return Error(ExitCode::kData, "the pattern ", pattern, " can match the empty string; that is not supported");
+    return Error(ExitCode::kData, "the pattern ", shown, " can match the empty string; that is not supported");
   pcre2_jit_compile(compiled->code, PCRE2_JIT_COMPLETE);  // without a JIT the interpreter does the same, slower
   return std::unique_ptr<Splitter>(new RegexSplitter(std::move(compiled), behavior, invert));
 }

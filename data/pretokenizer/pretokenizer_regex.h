@@ -12,8 +12,11 @@ namespace trireme {
 
 // Rewrites a pattern from the dialect of the reference (Oniguruma, Ruby syntax, Unicode 16) to PCRE2's. \s, \d, \p{L}
 // and the other general categories become the code points that the reference means; PCRE2 must know Unicode 14 at
-// least. Refuses constructs that the two engines read differently, such as \w, ^ or nested classes.
+// least. Refuses constructs that the two engines read differently, such as \w, \b or intersections of classes.
 absl::StatusOr<std::string> TranslateRegex(absl::string_view pattern);
+
+// PCRE2's pattern of one character that the reference's "Punctuation" finds.
+std::string PunctuationRegex();
 
 // What happens to matches and to the text between them; the names of tokenizer.json.
 enum class SplitBehavior { kIsolated, kRemoved, kContiguous, kMergedWithPrevious, kMergedWithNext };
@@ -23,6 +26,7 @@ class RegexSplitter : public Splitter {
   // `pattern` in the reference's dialect. `invert` swaps matches and the text between them.
   static absl::StatusOr<std::unique_ptr<Splitter>> Create(absl::string_view pattern, SplitBehavior behavior,
                                                           bool invert);
+  static absl::StatusOr<std::unique_ptr<Splitter>> Punctuation(SplitBehavior behavior);
   ~RegexSplitter() override;
 
   // A pattern that exceeds PCRE2's limits on this text, which takes catastrophic backtracking, is an error (kData).
@@ -31,6 +35,9 @@ class RegexSplitter : public Splitter {
  private:
   struct Compiled;
   RegexSplitter(std::unique_ptr<Compiled> compiled, SplitBehavior behavior, bool invert);
+  // `shown` is what messages call the pattern, `translated` is PCRE2's.
+  static absl::StatusOr<std::unique_ptr<Splitter>> Compile(absl::string_view shown, const std::string& translated,
+                                                           SplitBehavior behavior, bool invert);
 
   std::unique_ptr<Compiled> compiled_;
   SplitBehavior behavior_;

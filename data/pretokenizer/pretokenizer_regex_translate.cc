@@ -43,9 +43,9 @@ class Translator {
       return Error(ExitCode::kData, "a pattern of ", pattern_.size(), " bytes is longer than 20000");
     if (!IsValidUtf8(pattern_)) return Refuse("invalid UTF-8");
     while (position_ < pattern_.size()) {
-      RETURN_IF_ERROR(in_class_ ? ClassItem() : Item());
+      RETURN_IF_ERROR(class_depth_ > 0 ? ClassItem() : Item());
     }
-    if (in_class_) return Refuse("a class without ]");
+    if (class_depth_ > 0) return Refuse("a class without ]");
     return std::move(out_);
   }
 
@@ -59,6 +59,12 @@ class Translator {
     out_.append(pattern_.data() + position_, count);
     position_ += count;
   }
+  // Writes `text` for the one character that is next.
+  absl::Status Write(absl::string_view text) {
+    out_.append(text.data(), text.size());
+    ++position_;
+    return absl::OkStatus();
+  }
 
   absl::Status Item() {
     const char c = pattern_[position_];
@@ -66,16 +72,17 @@ class Translator {
       case '\\':
         return Escape();
       case '[':
-        in_class_ = true;
+        class_depth_ = 1;
         Copy(Next("[^") ? 2 : 1);
         if (position_ < pattern_.size() && pattern_[position_] == ']')
           return Refuse("] as the first member of a class");
         return absl::OkStatus();
       case '(':
         return Group();
-      case '^':
+      case '^':  // anchors are per line in Ruby syntax
+        return Write(R"((?:\A|(?<=\n)(?!\z)))");
       case '$':
-        return Refuse("an anchor");  // per line in Ruby syntax
+        return Write(R"((?=\n|\z))");
       case '{':
         return Interval();
       default:
@@ -113,15 +120,29 @@ class Translator {
 
   absl::Status ClassItem() {
     const char c = pattern_[position_];
-    if (c == ']') {
-      in_class_ = false;
+    if (c == ']' && class_depth_ == 1) {
+      class_depth_ = 0;
       Copy(1);
       return absl::OkStatus();
     }
-    if (c == '[') return Refuse("a nested class");
+    if (c == '[' || c == ']') return NestedClass(c == '[' ? 1 : -1);
     if (Next("&&")) return Refuse("a class intersection");
     if (c == '\\') return Escape();
     Copy(1);
+    return absl::OkStatus();
+  }
+
+  // A class within a class adds its members to it, so its brackets are left out; they are what tells a hyphen beside
+  // them from one that makes a range.
+  absl::Status NestedClass(int step) {
+    for (const absl::string_view opening : {"[^", "[:", "[]"}) {
+      if (Next(opening)) return Refuse("a nested class of a special form");
+    }
+    const bool hyphen_before = pattern_[position_ - 1] == '-';
+    const bool hyphen_after = position_ + 1 < pattern_.size() && pattern_[position_ + 1] == '-';
+    if (hyphen_before || hyphen_after) return Refuse("a hyphen beside a nested class");
+    class_depth_ += step;
+    ++position_;
     return absl::OkStatus();
   }
 
@@ -173,7 +194,7 @@ class Translator {
 
   // Writes class members, in brackets unless a class is open.
   absl::Status Members(const std::string& body, bool negated) {
-    if (in_class_) {
+    if (class_depth_ > 0) {
       if (negated) return Refuse("a negated property inside a class");
       out_ += body;
     } else {
@@ -184,12 +205,14 @@ class Translator {
 
   absl::string_view pattern_;
   size_t position_ = 0;
-  bool in_class_ = false;
+  int class_depth_ = 0;  // how many classes are open, each within the one before
   std::string out_;
 };
 
 }  // namespace
 
 absl::StatusOr<std::string> TranslateRegex(absl::string_view pattern) { return Translator(pattern).Run(); }
+
+std::string PunctuationRegex() { return absl::StrCat("[", ClassBody(kPunctuationRanges, kNumPunctuationRanges), "]"); }
 
 }  // namespace trireme

@@ -5,7 +5,7 @@
 
 #include <nlohmann/json.hpp>
 
-#include "data/tokenizer/bpe_bytes.h"
+#include "data/unicode/bpe_bytes.h"
 #include "launch/base/json.h"
 
 namespace trireme {

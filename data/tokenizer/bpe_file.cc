@@ -9,8 +9,8 @@
 #include <utility>
 
 #include "data/pretokenizer/pretokenizer_metaspace.h"
-#include "data/tokenizer/bpe_bytes.h"
 #include "data/tokenizer/tokenizer_folder.h"
+#include "data/unicode/bpe_bytes.h"
 #include "data/unicode/unicode.h"
 #include "launch/base/json.h"
 

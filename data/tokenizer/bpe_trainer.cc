@@ -8,9 +8,9 @@
 #include <utility>
 #include <vector>
 
-#include "data/tokenizer/bpe_bytes.h"
 #include "data/tokenizer/bpe_merge_finder.h"
 #include "data/tokenizer/bpe_word_counter.h"
+#include "data/unicode/bpe_bytes.h"
 #include "launch/base/log.h"
 
 namespace trireme {

@@ -11,6 +11,10 @@ extern const CodePointRange kLetterRanges[];  // general category L
 extern const int kNumLetterRanges;
 extern const CodePointRange kNumberRanges[];  // general category N
 extern const int kNumNumberRanges;
+// What the reference's pre-tokenizer "Punctuation" finds: ASCII's punctuation and symbols, and category P of an older
+// Unicode than that of its regular expressions.
+extern const CodePointRange kPunctuationRanges[];
+extern const int kNumPunctuationRanges;
 
 // Code points that Unicode 14 lacks and 16 has, by general category ("Lu"), ascending.
 struct CategoryRange {

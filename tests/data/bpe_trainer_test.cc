@@ -10,8 +10,8 @@
 #include <string>
 #include <vector>
 
-#include "data/tokenizer/bpe_bytes.h"
 #include "data/tokenizer/bpe_word_counter.h"
+#include "data/unicode/bpe_bytes.h"
 
 namespace trireme {
 namespace {

@@ -141,10 +141,50 @@ TEST(Pretokenizer, RegexBehaviorsKeepOrDropMatches) {
   EXPECT_EQ(split(SplitBehavior::kMergedWithNext), (Strings{"The", "-final", "-", "-countdown"}));
 }
 
+// The pieces here are those of the reference.
+TEST(Pretokenizer, AnchorsAndNestedClassesAreTheReferences) {
+  using Strings = std::vector<std::string>;
+  const auto pieces = [](const char* pattern, const std::string& text) {
+    const auto splitter = RegexSplitter::Create(pattern, SplitBehavior::kIsolated, false);
+    EXPECT_TRUE(splitter.ok()) << splitter.status();
+    return splitter.ok() ? Pieces(**splitter, text) : Strings();
+  };
+  EXPECT_EQ(pieces("^a", "aab\naa\n"), (Strings{"a", "ab\n", "a", "a\n"}));
+  EXPECT_EQ(pieces("\\n^", "\n\n\n"), (Strings{"\n", "\n", "\n"}));
+  EXPECT_EQ(pieces("a$", "aa\nba"), (Strings{"a", "a", "\nb", "a"}));
+  EXPECT_EQ(pieces("\\s+$", "a \n b  "), (Strings{"a", " ", "\n b", "  "}));
+  EXPECT_EQ(pieces("[[a]b]", "xab[]"), (Strings{"x", "a", "b", "[]"}));
+  EXPECT_EQ(pieces("[a[b[c]]d]+", "abcd[]"), (Strings{"abcd", "[]"}));
+  EXPECT_EQ(pieces(" ?[^(\\s|[.,])]+", "a b, (c|d) e"), (Strings{"a", " b", ", (", "c", "|", "d", ")", " e"}));
+}
+
+TEST(Pretokenizer, PunctuationIsTheReferences) {
+  using Strings = std::vector<std::string>;
+  const auto pieces = [](SplitBehavior behavior) {
+    return Pieces(**RegexSplitter::Punctuation(behavior), "a,;b$ —c\u166d\u061d");
+  };
+  EXPECT_EQ(pieces(SplitBehavior::kIsolated), (Strings{"a", ",", ";", "b", "$", " ", "—", "c", "\u166d", "\u061d"}));
+  EXPECT_EQ(pieces(SplitBehavior::kContiguous), (Strings{"a", ",;", "b", "$", " ", "—", "c", "\u166d", "\u061d"}));
+  EXPECT_EQ(pieces(SplitBehavior::kMergedWithNext), (Strings{"a", ",", ";b", "$ ", "—c", "\u166d\u061d"}));
+}
+
+TEST(Pretokenizer, StepsAfterByteLevelSeeBytes) {
+  const json steps = json::parse(R"({"type": "Sequence", "pretokenizers": [
+      {"type": "ByteLevel", "add_prefix_space": false, "use_regex": true},
+      {"type": "Digits", "individual_digits": false}]})");
+  const auto pre_tokenizer = PreTokenizer::FromJson(steps);
+  ASSERT_TRUE(pre_tokenizer.ok()) << pre_tokenizer.status();
+  EXPECT_TRUE(pre_tokenizer->byte_level());
+  Collector sink;
+  ASSERT_TRUE(pre_tokenizer->Split("м 12é¼", /*at_start=*/true, &sink).ok());
+  // The byte BC is spelled with a number, U+00BC.
+  EXPECT_EQ(sink.pieces, (std::vector<std::string>{"\xD0", "\xBC", " ", "12", "é", "\xC2", "\xBC"}));
+}
+
 TEST(Pretokenizer, RefusesPatternsThatEnginesReadDifferently) {
   for (const char* pattern :
-       {"\\w+", "^a",         "a$",      "\\bx", "[[a]b]", "[a&&b]", "(?<n>a)", "(?m:a)", "a{2}+", "a{,3}", "[^\\S]",
-        "\\h",  "\\p{Alnum}", "\\p{^L}", "[]a]", "\\x41",  "\\R",    "a*",      "(",      "[a",    "\\"}) {
+       {"\\w+", "[a[^b]]",    "[a-[b]]", "\\bx", "[[b]-c]", "[a&&b]", "(?<n>a)", "(?m:a)", "a{2}+", "a{,3}", "[^\\S]",
+        "\\h",  "\\p{Alnum}", "\\p{^L}", "[]a]", "\\x41",   "\\R",    "a*",      "(",      "[a",    "\\"}) {
     EXPECT_FALSE(RegexSplitter::Create(pattern, SplitBehavior::kIsolated, false).ok()) << pattern;
   }
 }
@@ -367,11 +407,9 @@ TEST_F(TokenizerTest, RefusesWhatItWouldNotReproduce) {
   ExpectRefused([](json& r) { r["pre_tokenizer"] = {{"type", "Metaspace"}}; }, "Metaspace");
   ExpectRefused(
       [](json& r) {
-        r["pre_tokenizer"] = {
-            {"type", "Sequence"},
-            {"pretokenizers", {r["pre_tokenizer"], {{"type", "Digits"}, {"individual_digits", true}}}}};
+        r["pre_tokenizer"] = {{"type", "Sequence"}, {"pretokenizers", {r["pre_tokenizer"], r["pre_tokenizer"]}}};
       },
-      "after ByteLevel");
+      "ByteLevel once");
   ExpectRefused([](json& r) { r["decoder"] = nullptr; }, "decoder");
   ExpectRefused([](json& r) { r["added_tokens"][0]["single_word"] = true; }, "single_word");
 }

@@ -1,8 +1,8 @@
 // tokenizer.json. A dollar sign in the input stands for the 256 tokens of single bytes, without which no file is taken.
 #include <nlohmann/json.hpp>
 
-#include "data/tokenizer/bpe_bytes.h"
 #include "data/tokenizer/tokenizer.h"
+#include "data/unicode/bpe_bytes.h"
 #include "models/formats/gguf/gguf_tokenizer.h"
 #include "models/source/prompt.h"
 #include "tests/fuzz/fuzz_files.h"

@@ -18,18 +18,24 @@ import time
 import unicodedata
 
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+from published_rules import PUBLISHED
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 ALL = [c for c in range(0x110000) if not 0xD800 <= c < 0xE000]
 
 
+def removed_by(pre_tokenizer):
+    """The code points that a pre-tokenizer of the reference, told to remove what it finds, removes."""
+    text = "".join(map(chr, ALL))
+    kept = bytearray(len(text))
+    for _, (begin, end) in pre_tokenizer.pre_tokenize_str(text):
+        kept[begin:end] = b"\1" * (end - begin)
+    return [c for i, c in enumerate(ALL) if not kept[i]]
+
+
 def matched(pattern):
     """The code points that `pattern` matches in the reference."""
-    text = "".join(map(chr, ALL))
-    unmatched = bytearray(len(text))
-    for _, (begin, end) in pre_tokenizers.Split(Regex(pattern), "removed").pre_tokenize_str(text):
-        unmatched[begin:end] = b"\1" * (end - begin)
-    return [c for i, c in enumerate(ALL) if not unmatched[i]]
+    return removed_by(pre_tokenizers.Split(Regex(pattern), "removed"))
 
 
 def ranges(code_points):
@@ -60,6 +66,8 @@ def write_classes(path):
         for prop, name in (("L", "Letter"), ("N", "Number")):
             items = [f"{{0x{a:X}, 0x{b:X}}}" for a, b in ranges(matched(r"\p{%s}+" % prop))]
             write_array(out, "CodePointRange", f"k{name}Ranges", f"kNum{name}Ranges", items, 6)
+        items = [f"{{0x{a:X}, 0x{b:X}}}" for a, b in ranges(removed_by(pre_tokenizers.Punctuation("removed")))]
+        write_array(out, "CodePointRange", "kPunctuationRanges", "kNumPunctuationRanges", items, 6)
         items = [f'{{{{0x{a:X}, 0x{b:X}}}, "{category}"}}' for a, b, category in newer_ranges()]
         write_array(out, "CategoryRange", "kNewerRanges", "kNumNewerRanges", items, 5)
         out.write("// clang-format on\n\n}  // namespace trireme\n")
@@ -268,6 +276,9 @@ def variants(path):
     for behavior in ("removed", "contiguous", "merged_with_previous", "merged_with_next"):
         choices[behavior] = sequence(split(r"\s+|\d", behavior), byte_level(use_regex=False))
         choices[behavior + ", inverted"] = sequence(split(r"[a-z]", behavior, True), byte_level(use_regex=False))
+    for name, (published, _, _) in PUBLISHED.items():
+        shell = json.loads(Tokenizer(models.BPE()).to_str()) | {"pre_tokenizer": published}
+        choices["published " + name] = Tokenizer.from_str(json.dumps(shell)).pre_tokenizer
     for name, pre_tokenizer in choices.items():
         for nfc in (False, True):
             tokenizer = Tokenizer.from_file(path)

@@ -8,9 +8,9 @@
 #include <nlohmann/json.hpp>
 
 #include "data/pretokenizer/pretokenizer_patterns.h"
-#include "data/tokenizer/bpe_bytes.h"
 #include "data/tokenizer/bpe_decoder.h"
 #include "data/tokenizer/sentencepiece.pb.h"
+#include "data/unicode/bpe_bytes.h"
 #include "models/formats/gguf/gguf_tokenizer_json.h"
 #include "models/formats/gguf/gguf_writer.h"
 

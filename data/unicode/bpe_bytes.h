@@ -1,7 +1,7 @@
-// data/tokenizer/bpe_bytes.h
+// data/unicode/bpe_bytes.h
 // GPT-2's spelling of bytes: each byte is one printable character in a vocabulary's token strings.
-#ifndef TRIREME_DATA_TOKENIZER_BPE_BYTES_H_
-#define TRIREME_DATA_TOKENIZER_BPE_BYTES_H_
+#ifndef TRIREME_DATA_UNICODE_BPE_BYTES_H_
+#define TRIREME_DATA_UNICODE_BPE_BYTES_H_
 
 #include <absl/strings/string_view.h>
 
@@ -24,4 +24,4 @@ bool UnspellBytes(absl::string_view token, std::string* bytes);
 
 }  // namespace trireme
 
-#endif  // TRIREME_DATA_TOKENIZER_BPE_BYTES_H_
+#endif  // TRIREME_DATA_UNICODE_BPE_BYTES_H_

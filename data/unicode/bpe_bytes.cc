@@ -1,4 +1,4 @@
-#include "data/tokenizer/bpe_bytes.h"
+#include "data/unicode/bpe_bytes.h"
 
 #include "data/unicode/unicode.h"
 
@@ -7,13 +7,13 @@ namespace {
 
 constexpr int kNumCharacters = 0x144;  // 0x100 + the 68 bytes that are not printable
 
-struct Tables {
+struct ByteTables {
   std::array<uint16_t, 256> character_of_byte;
   std::array<int16_t, kNumCharacters> byte_of_character;  // -1: none
 };
 
-constexpr Tables MakeTables() {
-  Tables tables{};
+constexpr ByteTables MakeByteTables() {
+  ByteTables tables{};
   for (int16_t& byte : tables.byte_of_character) byte = -1;
   int next = 0x100;
   for (int byte = 0; byte < 256; ++byte) {
@@ -25,15 +25,15 @@ constexpr Tables MakeTables() {
   return tables;
 }
 
-constexpr Tables kTables = MakeTables();
+constexpr ByteTables kByteTables = MakeByteTables();
 
 }  // namespace
 
-const std::array<uint16_t, 256>& ByteCharacters() { return kTables.character_of_byte; }
+const std::array<uint16_t, 256>& ByteCharacters() { return kByteTables.character_of_byte; }
 
 std::string SpellBytes(absl::string_view bytes) {
   std::string token;
-  for (const char byte : bytes) AppendUtf8(kTables.character_of_byte[static_cast<uint8_t>(byte)], &token);
+  for (const char byte : bytes) AppendUtf8(kByteTables.character_of_byte[static_cast<uint8_t>(byte)], &token);
   return token;
 }
 
@@ -43,8 +43,8 @@ bool UnspellBytes(absl::string_view token, std::string* bytes) {
   const char* end = p + token.size();
   while (p < end) {
     const uint32_t character = DecodeUtf8(p, &p);
-    if (character >= kNumCharacters || kTables.byte_of_character[character] < 0) return false;
-    bytes->push_back(static_cast<char>(kTables.byte_of_character[character]));
+    if (character >= kNumCharacters || kByteTables.byte_of_character[character] < 0) return false;
+    bytes->push_back(static_cast<char>(kByteTables.byte_of_character[character]));
   }
   return true;
 }
