@@ -210,7 +210,7 @@ def check_tokenizers(checks, tool, trireme):
     digits = {"type": "Sequence", "pretokenizers": [{"type": "Digits", "individual_digits": True}, byte_level]}
     variants = [
         ("gpt-2", byte_level, False), ("smollm", digits, False), ("llama-bpe", split(llama3), True), ("dbrx", split(llama3), False),
-        ("qwen2", split(llama3.replace("{1,3}", "")), False),
+        ("stablelm2", split(llama3.replace("{1,3}", "")), False),
     ]
     model = make_model(VOCABULARY, True, False)
     results = set()

@@ -5,10 +5,12 @@
 #include <unordered_set>
 #include <utility>
 
-#include "data/pretokenizer/pretokenizer_patterns.h"
 #include "data/tokenizer/bpe_file.h"
 #include "data/tokenizer/sentencepiece_file.h"
+#include "data/unicode/bpe_bytes.h"
+#include "data/unicode/unicode.h"
 #include "launch/base/json.h"
+#include "models/formats/gguf/gguf_splits.h"
 #include "models/formats/gguf/gguf_token_type.h"
 #include "models/formats/gguf/gguf_tokenizer_scores.h"
 
@@ -16,62 +18,6 @@ namespace trireme {
 namespace {
 
 using nlohmann::json;
-
-void Flatten(const json& step, std::vector<const json*>* steps) {
-  if (JsonMember(step, "type") != "Sequence") {
-    steps->push_back(&step);
-    return;
-  }
-  for (const json& member : JsonMember(step, "pretokenizers")) Flatten(member, steps);
-}
-
-// The name in llama.cpp of the splitting rules, which are well formed: the file has been parsed before.
-absl::StatusOr<std::string> SplitName(const json& root, bool ignore_merges) {
-  std::vector<const json*> steps;
-  Flatten(JsonMember(root, "pre_tokenizer"), &steps);
-  const json& last = *steps.back();
-  if (JsonMember(last, "add_prefix_space") == true)
-    return GgufTokenizerError(
-        "every text begins with a space (add_prefix_space), which llama.cpp cannot be told; export to Hugging "
-        "Face's format instead");
-  const bool gpt2_last = JsonBool(JsonMember(last, "use_regex")).value_or(true);
-  std::string rules;
-  for (const json* step : steps) {
-    if (step == &last) continue;
-    const auto is = [step](const char* key, const json& value) { return JsonMember(*step, key) == value; };
-    if (is("type", "Digits")) {
-      rules += is("individual_digits", true) ? "digit," : "digits,";
-    } else {
-      const bool isolated = is("behavior", "Isolated") && is("invert", false);
-      const bool removed_inverted = is("behavior", "Removed") && is("invert", true);
-      const std::string regex = JsonTextOr(JsonMember(JsonMember(*step, "pattern"), "Regex"), "");
-      // These patterns match every character, so both ways of cutting are the same.
-      if (!isolated && !removed_inverted) {
-        rules += "?,";
-      } else if (regex == kGpt2Pattern) {
-        rules += "gpt2,";
-      } else if (regex == kLlama3Pattern) {
-        rules += "llama3,";
-      } else if (regex == kQwen2Pattern) {
-        rules += "qwen2,";
-      } else {
-        rules += "?,";
-      }
-    }
-  }
-  if (gpt2_last) rules += "gpt2,";
-  const char* name = nullptr;
-  if (rules == "gpt2," && !ignore_merges) name = "gpt-2";
-  if (rules == "digit,gpt2," && !ignore_merges) name = "smollm";
-  if (rules == "qwen2," && !ignore_merges) name = "qwen2";
-  // These rules have two names: "llama-bpe" also takes whole words before merging.
-  if (rules == "llama3,") name = ignore_merges ? "llama-bpe" : "dbrx";
-  if (name != nullptr) return std::string(name);
-  return GgufTokenizerError(
-      "llama.cpp has no name for these splitting rules", ignore_merges ? " with ignore_merges" : "", ": ",
-      DumpJson(JsonMember(root, "pre_tokenizer")).substr(0, 300),
-      "; it knows those of GPT-2, SmolLM, Llama 3 and Qwen 2; export to Hugging Face's format instead");
-}
 
 // A space inside a part, which the "a b" form of a merge cannot hold, is spelled as the converter spells it.
 std::string MergePart(const std::string& part) {
@@ -91,6 +37,54 @@ std::vector<std::string> Merges(const json& list) {
     }
   }
   return merges;
+}
+
+// A token that whole words make of a text and merges do not; "" where none is, so that ignore_merges has no effect.
+absl::StatusOr<std::string> WholeWord(json root) {
+  root["model"]["ignore_merges"] = false;
+  ASSIGN_OR_RETURN(const BpeFile file, ParseBpeFile(DumpJson(root)));
+  std::unordered_set<std::string> added;
+  for (const AddedToken& token : file.added_tokens) added.insert(token.content);
+  std::string bytes;
+  std::vector<int32_t> ids;
+  for (const auto& [token, id] : JsonMember(JsonMember(root, "model"), "vocab").items()) {
+    // No text is cut into what is no text.
+    if (added.count(token) > 0 || !UnspellBytes(token, &bytes) || !IsValidUtf8(bytes)) continue;
+    ids.clear();
+    file.model->Encode(bytes, &ids);
+    if (ids.size() != 1) return token;
+  }
+  return std::string();
+}
+
+// llama.cpp's rules for the file, whose merges are "a b" each. What it does in the same way is preferred: whether whole
+// words come before merging, then whether its published tokenizers compose characters.
+absl::StatusOr<const GgufSplit*> RulesOf(const json& root, bool nfc, const std::vector<std::string>& merges) {
+  const json& pre_tokenizer = JsonMember(root, "pre_tokenizer");
+  const bool ignore_merges = JsonMember(JsonMember(root, "model"), "ignore_merges") == true;
+  ASSIGN_OR_RETURN(const std::vector<std::string> steps, SplitSteps(pre_tokenizer));
+  const GgufSplit* found = nullptr;
+  for (const GgufSplit& rules : GgufSplits()) {
+    if (rules.steps != steps) continue;
+    const auto likeness = [&](const GgufSplit& r) { return 2 * (r.ignore_merges == ignore_merges) + (r.nfc == nfc); };
+    if (found == nullptr || likeness(rules) > likeness(*found)) found = &rules;
+  }
+  std::string word;
+  if (found != nullptr && found->ignore_merges != ignore_merges) {
+    ASSIGN_OR_RETURN(word, WholeWord(root));
+  }
+  if (found == nullptr || !word.empty()) {
+    const std::string with = ignore_merges ? " with ignore_merges" : word.empty() ? "" : " without ignore_merges";
+    const std::string why = word.empty() ? "" : absl::StrCat(" (the token \"", word, "\" is no merge's)");
+    return GgufTokenizerError("llama.cpp has no name for these splitting rules", with, why, ": ",
+                              DumpJson(pre_tokenizer).substr(0, 300),
+                              "; export to Hugging Face's format instead (docs/formats.md lists what has a name)");
+  }
+  if (const std::string token = JoinedNumbers(merges, found->numbers); !token.empty())
+    return GgufTokenizerError("its merges make \"", token,
+                              "\", which its splitting rules never let through and llama.cpp's \"", found->names[0],
+                              "\" do; export to Hugging Face's format instead");
+  return found;
 }
 
 absl::Status CheckOptions(const GgufTokenizerOptions& options) {
@@ -211,9 +205,11 @@ absl::StatusOr<GgufTokenizer> MakeGgufTokenizer(absl::string_view contents, cons
     WarnOfStripping(file.added_tokens, &result.warnings);
     return result;
   }
-  const bool ignore_merges = JsonMember(model, "ignore_merges") == true;
-  ASSIGN_OR_RETURN(const std::string split_name, SplitName(root, ignore_merges));
-
+  std::vector<std::string> merges = Merges(JsonMember(model, "merges"));
+  ASSIGN_OR_RETURN(const GgufSplit* rules, RulesOf(root, file.normalizer.applies_nfc(), merges));
+  if (!rules->differs.empty())
+    result.warnings.push_back(absl::StrCat("llama.cpp's splitting rules \"", rules->names[0], "\" cut ", rules->differs,
+                                           " otherwise than the tokenizer: such text gets other ids"));
   if (file.normalizer.applies_nfc()) {
     result.warnings.push_back(
         "llama.cpp does not apply the tokenizer's NFC normalization: text that is not in that form gets other ids");
@@ -231,10 +227,10 @@ absl::StatusOr<GgufTokenizer> MakeGgufTokenizer(absl::string_view contents, cons
 
   GgufMetadata& out = result.metadata;
   out.emplace_back("tokenizer.ggml.model", std::string("gpt2"));
-  out.emplace_back("tokenizer.ggml.pre", split_name);
+  out.emplace_back("tokenizer.ggml.pre", std::string(rules->names[0]));
   out.emplace_back("tokenizer.ggml.tokens", GgufArray(std::move(tokens)));
   out.emplace_back("tokenizer.ggml.token_type", GgufArray(std::move(types)));
-  out.emplace_back("tokenizer.ggml.merges", GgufArray(Merges(JsonMember(model, "merges"))));
+  out.emplace_back("tokenizer.ggml.merges", GgufArray(std::move(merges)));
   AddOptions(options, &result);
   return result;
 }

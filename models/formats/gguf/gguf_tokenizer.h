@@ -37,8 +37,8 @@ struct GgufTokenizer {
 
 // From the contents of a tokenizer.json or tokenizer.model, which data/tokenizer/tokenizer.h must accept. Errors: kData
 // for the file, kConfig for options that contradict it. llama.cpp knows splitting rules by name only, so a byte-level
-// file with rules that have no name there is refused; named are those of GPT-2, SmolLM (digits apart, then GPT-2),
-// Llama 3 and Qwen 2. In SentencePiece's manner it spells spaces and nothing else.
+// file with rules that have no name there (gguf_splits.h) is refused. In SentencePiece's manner it spells spaces and
+// nothing else.
 absl::StatusOr<GgufTokenizer> MakeGgufTokenizer(absl::string_view contents, const GgufTokenizerOptions& options);
 
 }  // namespace trireme

@@ -1,11 +1,13 @@
 #include "models/formats/gguf/gguf_tokenizer_json.h"
 
+#include <absl/strings/str_join.h>
+
 #include <nlohmann/json.hpp>
 #include <unordered_set>
 #include <utility>
 
 #include "data/pretokenizer/pretokenizer_metaspace.h"
-#include "data/pretokenizer/pretokenizer_patterns.h"
+#include "models/formats/gguf/gguf_splits.h"
 #include "models/formats/gguf/gguf_token_type.h"
 #include "models/formats/gguf/gguf_tokenizer_scores.h"
 
@@ -27,36 +29,16 @@ std::string PreName(const GgufFile& file) {
   return name.ok() ? *name : "default";
 }
 
-Json ByteLevel(bool use_regex) {
-  return {{"type", "ByteLevel"}, {"add_prefix_space", false}, {"trim_offsets", true}, {"use_regex", use_regex}};
-}
-Json Split(const char* pattern) {
-  return {{"type", "Split"}, {"pattern", {{"Regex", pattern}}}, {"behavior", "Isolated"}, {"invert", false}};
-}
-Json Steps(Json steps) { return {{"type", "Sequence"}, {"pretokenizers", std::move(steps)}}; }
+const Json kByteLevel = {
+    {"type", "ByteLevel"}, {"add_prefix_space", false}, {"trim_offsets", true}, {"use_regex", true}};
 
-struct Rules {
-  Json pre_tokenizer;
-  bool nfc = false, ignore_merges = false;
-};
-
-// The names and rules of llama.cpp's llama-vocab.cpp. Its names stand for regular expressions applied one after
-// another, as a Sequence does.
-absl::StatusOr<Rules> RulesNamed(const std::string& name, const std::string& path) {
-  if (name == "gpt-2") return Rules{ByteLevel(true)};
-  if (name == "smollm")
-    return Rules{Steps(Json::array({Json{{"type", "Digits"}, {"individual_digits", true}}, ByteLevel(true)}))};
-  if (name == "llama-bpe" || name == "llama3" || name == "llama-v3")
-    return Rules{Steps(Json::array({Split(kLlama3Pattern), ByteLevel(false)})), false, /*ignore_merges=*/true};
-  if (name == "dbrx") return Rules{Steps(Json::array({Split(kLlama3Pattern), ByteLevel(false)}))};
-  if (name == "qwen2") return Rules{Steps(Json::array({Split(kQwen2Pattern), ByteLevel(false)})), /*nfc=*/true};
-  if (name == "default") {
-    return Rules{Steps(Json::array({Split(R"([\p{P}\$\+<=>\^~\|]+)"), Split(kGpt2Pattern), Split(R"(\p{N}+)"),
-                                    Split("[0-9][0-9][0-9]"), ByteLevel(false)}))};
-  }
+absl::StatusOr<const GgufSplit*> RulesNamed(const std::string& name, const std::string& path) {
+  if (const GgufSplit* rules = FindGgufSplit(name)) return rules;
+  std::vector<const char*> known;
+  for (const GgufSplit& rules : GgufSplits()) known.push_back(rules.names[0]);
   return Error(ExitCode::kData, "gguf ", path, ": tokenizer.ggml.pre \"", name,
-               "\" names splitting rules that are not known here (gpt-2, smollm, llama-bpe, dbrx, qwen2 and default "
-               "are); take tokenizer.json from the model's Hugging Face directory");
+               "\" names splitting rules that are not known here (", absl::StrJoin(known, ", "),
+               " and their synonyms are); take tokenizer.json from the model's Hugging Face directory");
 }
 
 absl::StatusOr<Json> MergesOf(const GgufFile& file, const std::unordered_set<std::string>& tokens) {
@@ -116,7 +98,7 @@ Json PostProcessor(const std::string& bos, int64_t id) {
 
 absl::StatusOr<Json> PostProcessorOf(const GgufFile& file, const std::vector<std::string>& tokens) {
   const bool scored = file.String("tokenizer.ggml.model", "").value_or("") == "llama";
-  if (!Flag(file, "tokenizer.ggml.add_bos_token", /*if_absent=*/scored)) return scored ? Json() : ByteLevel(true);
+  if (!Flag(file, "tokenizer.ggml.add_bos_token", /*if_absent=*/scored)) return scored ? Json() : kByteLevel;
   ASSIGN_OR_RETURN(const int64_t bos, file.Integer("tokenizer.ggml.bos_token_id"));
   if (bos < 0 || bos >= static_cast<int64_t>(tokens.size()))
     return Error(ExitCode::kData, "gguf ", file.path(), ": tokenizer.ggml.bos_token_id ", bos, " is no token");
@@ -187,7 +169,7 @@ absl::StatusOr<std::string> TokenizerJsonOfGguf(const GgufFile& file) {
                "\"; only byte-level BPE (\"gpt2\") and SentencePiece's (\"llama\") can be written as tokenizer.json; "
                "take it from the model's Hugging Face directory");
   }
-  Rules rules;
+  const GgufSplit* rules = nullptr;  // of byte-level BPE
   if (!scored) {
     ASSIGN_OR_RETURN(rules, RulesNamed(PreName(file), file.path()));
   }
@@ -202,10 +184,10 @@ absl::StatusOr<std::string> TokenizerJsonOfGguf(const GgufFile& file) {
                {"truncation", nullptr},
                {"padding", nullptr},
                {"added_tokens", std::move(vocabulary.added)},
-               {"normalizer", rules.nfc ? Json{{"type", "NFC"}} : Json()},
-               {"pre_tokenizer", rules.pre_tokenizer},
+               {"normalizer", !scored && rules->nfc ? Json{{"type", "NFC"}} : Json()},
+               {"pre_tokenizer", scored ? Json() : PreTokenizerOfSteps(rules->steps)},
                {"post_processor", std::move(post_processor)},
-               {"decoder", ByteLevel(true)}};
+               {"decoder", kByteLevel}};
   root["model"] = {{"type", "BPE"},
                    {"dropout", nullptr},
                    {"unk_token", nullptr},
@@ -213,7 +195,7 @@ absl::StatusOr<std::string> TokenizerJsonOfGguf(const GgufFile& file) {
                    {"end_of_word_suffix", nullptr},
                    {"fuse_unk", false},
                    {"byte_fallback", false},
-                   {"ignore_merges", rules.ignore_merges},
+                   {"ignore_merges", !scored && rules->ignore_merges},
                    {"vocab", std::move(vocabulary.ids)},
                    {"merges", std::move(merges)}};
   if (scored) AddSentencePieceRules(file, vocabulary.unknown, &root);

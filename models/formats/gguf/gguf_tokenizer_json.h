@@ -8,9 +8,9 @@
 
 namespace trireme {
 
-// Byte-level BPE only (tokenizer.ggml.model "gpt2"), with the splitting rules that llama.cpp knows by the file's
-// tokenizer.ggml.pre: "gpt-2", "smollm", "llama-bpe", "dbrx", "qwen2", "default" and their synonyms. kData for others,
-// and for what is missing or contradicts itself.
+// Byte-level BPE (tokenizer.ggml.model "gpt2"), with the splitting rules that llama.cpp knows by the file's
+// tokenizer.ggml.pre (gguf_splits.h), and SentencePiece's BPE ("llama"). kData for others, and for what is missing or
+// contradicts itself.
 absl::StatusOr<std::string> TokenizerJsonOfGguf(const GgufFile& file);
 
 // "gpt2/smollm, 49152 tokens, 48900 merges, chat template"; "none" when there is no tokenizer.

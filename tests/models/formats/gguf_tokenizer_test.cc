@@ -11,6 +11,7 @@
 #include "data/tokenizer/bpe_decoder.h"
 #include "data/tokenizer/sentencepiece.pb.h"
 #include "data/unicode/bpe_bytes.h"
+#include "models/formats/gguf/gguf_splits.h"
 #include "models/formats/gguf/gguf_tokenizer_json.h"
 #include "models/formats/gguf/gguf_writer.h"
 
@@ -62,11 +63,15 @@ std::vector<T> List(const GgufTokenizer& tokenizer, const std::string& key) {
   return std::get<std::vector<T>>(std::get<GgufArray>(Find(tokenizer, key).value()));
 }
 
-// The name of the splitting rules, or the error.
-std::string Pre(const json& pre_tokenizer, bool ignore_merges = false) {
+// The name of the splitting rules, or the error. "nothing" is a word that no merges lead to.
+std::string Pre(const json& pre_tokenizer, bool ignore_merges = false, const std::string& normalizer = "",
+                const std::string& word = "nothing") {
   json file = Example();
   file["pre_tokenizer"] = pre_tokenizer;
   file["model"]["ignore_merges"] = ignore_merges;
+  if (!normalizer.empty()) file["normalizer"] = {{"type", normalizer}};
+  if (!word.empty()) file["model"]["vocab"][word] = 257;
+  file["added_tokens"] = json::array();
   const auto tokenizer = MakeGgufTokenizer(file.dump(), Options());
   if (!tokenizer.ok()) return std::string(tokenizer.status().message());
   return std::get<std::string>(Find(*tokenizer, "tokenizer.ggml.pre").value());
@@ -117,7 +122,50 @@ TEST(GgufTokenizer, SplittingRulesWithAName) {
   EXPECT_EQ(Pre(Sequence({digits, kByteLevel})), "smollm");
   EXPECT_EQ(Pre(Sequence({Split(kLlama3Pattern), kBareByteLevel}), /*ignore_merges=*/true), "llama-bpe");
   EXPECT_EQ(Pre(Sequence({Split(kLlama3Pattern), kBareByteLevel}), /*ignore_merges=*/false), "dbrx");
-  EXPECT_EQ(Pre(Sequence({Split(kQwen2Pattern), kBareByteLevel})), "qwen2");
+  EXPECT_EQ(Pre(Sequence({Split(kQwen2Pattern), kBareByteLevel}), false, "NFC"), "qwen2");
+  EXPECT_EQ(Pre(Sequence({Split(kQwen2Pattern), kBareByteLevel})), "stablelm2");
+}
+
+TEST(GgufTokenizer, RulesAreTheSameHoweverTheyAreWritten) {
+  EXPECT_EQ(Pre(Sequence({Split("\\p{N}"), Sequence({Split(kGpt2Pattern), kBareByteLevel})})), "smollm");
+  std::string plain = kLlama3Pattern;  // with line breaks as they are
+  for (const auto& [escape, character] : {std::pair("\\r", "\r"), std::pair("\\n", "\n")}) {
+    for (size_t at; (at = plain.find(escape)) != std::string::npos;) plain.replace(at, 2, character);
+  }
+  json removed = Split(plain);
+  removed["behavior"] = "Removed";
+  removed["invert"] = true;  // The pattern covers all text.
+  EXPECT_EQ(Pre(Sequence({removed, kBareByteLevel})), "dbrx");
+}
+
+TEST(GgufTokenizer, WholeWordsMatterWhereMergesDoNotLeadToThem) {
+  const json llama3 = Sequence({Split(kLlama3Pattern), kBareByteLevel});
+  EXPECT_EQ(Pre(kByteLevel, /*ignore_merges=*/true, "", /*word=*/""), "gpt-2") << "\"ab\" is what merges give, too";
+  const std::string refusal = Pre(kByteLevel, /*ignore_merges=*/true);
+  EXPECT_NE(refusal.find("with ignore_merges (the token \"nothing\" is no merge's)"), std::string::npos) << refusal;
+  EXPECT_EQ(Pre(llama3, true, "", ""), "llama-bpe");
+  EXPECT_EQ(Pre(llama3, false, "", ""), "dbrx");
+}
+
+TEST(GgufTokenizer, NumbersThatMergesJoinAreRefusedWhereLlamaCppDoesNotCut) {
+  const json falcon = Sequence({{{"type", "Punctuation"}, {"behavior", "Contiguous"}},
+                                kByteLevel,
+                                {{"type", "Digits"}, {"individual_digits", false}},
+                                Split("[0-9][0-9][0-9]")});
+  EXPECT_EQ(Pre(falcon), "falcon");
+  json file = Example();
+  file["pre_tokenizer"] = falcon;
+  for (const auto& [left, joined] : {std::pair("1", true), std::pair("\u00BC", true), std::pair("c", false)}) {
+    json changed = file;
+    changed["model"]["vocab"][std::string(left) + "a"] = 257;
+    changed["model"]["merges"].push_back({left, "a"});
+    changed["added_tokens"] = json::array();
+    const auto made = MakeGgufTokenizer(changed.dump(), Options());
+    EXPECT_EQ(made.ok(), !joined) << made.status();
+    if (joined) {
+      EXPECT_NE(made.status().message().find("its merges make \"" + std::string(left) + "a\""), std::string::npos);
+    }
+  }
 }
 
 TEST(GgufTokenizer, SplittingRulesWithoutANameAreRefused) {
@@ -225,7 +273,8 @@ class GgufTokenizerJson : public testing::Test {
 };
 
 TEST_F(GgufTokenizerJson, GivesTheSameMetadataAgain) {
-  for (const char* pre : {"gpt-2", "smollm", "llama-bpe", "dbrx", "qwen2"}) {
+  for (const GgufSplit& rules : GgufSplits()) {
+    const char* pre = rules.names[0];
     const auto made = Made(Metadata(pre));
     ASSERT_TRUE(made.ok()) << made.status();
     const auto again = MakeGgufTokenizer(*made, Options());
@@ -244,10 +293,11 @@ TEST_F(GgufTokenizerJson, ABeginningOfTextIsAddedWhereTheFileSaysSo) {
 }
 
 TEST_F(GgufTokenizerJson, UnknownRulesAndKindsAreRefused) {
-  const auto unknown = Made(Metadata("tekken"));
+  const auto unknown = Made(Metadata("superbpe"));
   ASSERT_FALSE(unknown.ok());
   EXPECT_EQ(ExitCodeOf(unknown.status()), ExitCode::kData);
-  EXPECT_NE(unknown.status().message().find("\"tekken\" names splitting rules that are not known"), std::string::npos);
+  EXPECT_NE(unknown.status().message().find("\"superbpe\" names splitting rules that are not known"),
+            std::string::npos);
   const auto pieces = Made({{"tokenizer.ggml.model", std::string("bert")}});
   ASSERT_FALSE(pieces.ok());
   EXPECT_NE(pieces.status().message().find("of the kind \"bert\""), std::string::npos);
