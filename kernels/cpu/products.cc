@@ -18,11 +18,13 @@ constexpr int kLanes = 8, kTileRows = 6, kTileVectors = 2;  // 12 of 16
 constexpr int kLanes = 4, kTileRows = 4, kTileVectors = 2;  // 8 of 16
 #endif
 constexpr int kTileColumns = kTileVectors * kLanes;
+constexpr int kMostFewRows = kLanes == 16 ? 8 : 4;  // beside a square of vectors
 
 typedef float Vector __attribute__((vector_size(4 * kLanes)));
 typedef float UnalignedVector __attribute__((vector_size(4 * kLanes), aligned(4)));
 typedef int32_t Indices __attribute__((vector_size(4 * kLanes)));
 typedef uint32_t Words __attribute__((vector_size(4 * kLanes)));
+typedef Words UnalignedWords __attribute__((aligned(2), may_alias));
 typedef uint16_t UnalignedHalves __attribute__((vector_size(2 * kLanes), aligned(2)));
 
 inline Vector LoadVector(const float* from) { return *reinterpret_cast<const UnalignedVector*>(from); }
@@ -215,6 +217,97 @@ void Tile(int64_t k, const float* left, const float* right, int64_t rows, int64_
   AnyTile<true>(k, left, 0, right, rows, columns, add, c, ldc);
 }
 
+// sums += row r of A at p times a vector of B, for each row.
+template <int kRows>
+inline __attribute__((always_inline)) void AddRows(const float* left, int64_t lda, Vector line, Vector* sums) {
+#pragma GCC unroll 8
+  for (int r = 0; r < kRows; ++r) sums[r] += Broadcast(left + r * lda) * line;
+}
+
+// A square of columns of B, and of k from p on, times A.
+template <int kRows, typename T>
+inline __attribute__((always_inline)) void AddSquare(int64_t columns, const float* left, int64_t lda, const T* right,
+                                                     int64_t ldb, Vector* sums) {
+  Vector lines[kLanes];
+#pragma GCC unroll 16
+  for (int i = 0; i < kLanes; ++i) lines[i] = i < columns ? LoadVector(right + i * ldb) : Vector{};
+  TransposeSquare(lines);
+#pragma GCC unroll 16
+  for (int i = 0; i < kLanes; ++i) AddRows<kRows>(left + i, lda, lines[i], sums);
+}
+
+// The same for twice as many k of bfloat16: neighbours are transposed as one number of 32 bits, and parted then.
+template <int kRows>
+inline __attribute__((always_inline)) void AddSquareOfPairs(int64_t columns, const float* left, int64_t lda,
+                                                            const Bf16* right, int64_t ldb, Vector* sums) {
+  Vector lines[kLanes];
+#pragma GCC unroll 16
+  for (int i = 0; i < kLanes; ++i) {
+    lines[i] =
+        i < columns ? reinterpret_cast<Vector>(*reinterpret_cast<const UnalignedWords*>(right + i * ldb)) : Vector{};
+  }
+  TransposeSquare(lines);
+#pragma GCC unroll 16
+  for (int i = 0; i < kLanes; ++i) {
+    const Words pair = reinterpret_cast<Words>(lines[i]);
+    AddRows<kRows>(left + 2 * i, lda, reinterpret_cast<Vector>(pair << 16), sums);
+    AddRows<kRows>(left + 2 * i + 1, lda, reinterpret_cast<Vector>(pair & 0xFFFF0000u), sums);
+  }
+}
+
+// kRows rows of A times at most kLanes columns of B.
+template <int kRows, typename T>
+void FewRowsTile(int64_t columns, int64_t k, const float* left, int64_t lda, const T* right, int64_t ldb, bool add,
+                 float* c, int64_t ldc) {
+  Vector sums[kRows];
+#pragma GCC unroll 8
+  for (int r = 0; r < kRows; ++r) sums[r] = Vector{};
+  int64_t p = 0;
+  if constexpr (sizeof(T) == 2) {
+    for (; p + 2 * kLanes <= k; p += 2 * kLanes) AddSquareOfPairs<kRows>(columns, left + p, lda, right + p, ldb, sums);
+  }
+  for (; p + kLanes <= k; p += kLanes) AddSquare<kRows>(columns, left + p, lda, right + p, ldb, sums);
+  for (; p < k; ++p) {
+    Vector line = {};
+    for (int i = 0; i < columns; ++i) line[i] = LoadElement(right[i * ldb + p]);
+    AddRows<kRows>(left + p, lda, line, sums);
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < kRows; ++r) {
+    float* out = c + r * ldc;
+    if (columns == kLanes) {
+      StoreVector(out, add ? LoadVector(out) + sums[r] : sums[r]);
+    } else {
+      for (int64_t i = 0; i < columns; ++i) out[i] = add ? out[i] + sums[r][i] : sums[r][i];
+    }
+  }
+}
+
+// FewRowsTile for each number of rows.
+template <typename T>
+struct FewRowsTiles {
+  void (*of[kMostFewRows])(int64_t columns, int64_t k, const float* left, int64_t lda, const T* right, int64_t ldb,
+                           bool add, float* c, int64_t ldc);
+  FewRowsTiles() { Fill<kMostFewRows>(); }
+
+ private:
+  template <int kRows>
+  void Fill() {
+    of[kRows - 1] = &FewRowsTile<kRows, T>;
+    if constexpr (kRows > 1) Fill<kRows - 1>();
+  }
+};
+
+template <typename T>
+void FewRows(int64_t rows, int64_t n, int64_t k, const float* left, int64_t lda, const T* right, int64_t ldb, bool add,
+             float* c, int64_t ldc) {
+  static const FewRowsTiles<T> tiles;
+  for (int64_t j = 0; j < n; j += kLanes) {
+    const int64_t columns = n - j < kLanes ? n - j : kLanes;
+    tiles.of[rows - 1](columns, k, left, lda, right + j * ldb, ldb, add, c + j, ldc);
+  }
+}
+
 }  // namespace
 
 const CpuProducts& TRIREME_PRODUCTS() {
@@ -225,7 +318,10 @@ const CpuProducts& TRIREME_PRODUCTS() {
                                        &Pack<kTileRows, Bf16>,
                                        &Pack<kTileColumns, Bf16>,
                                        &Tile,
-                                       &AnyTile<false>};
+                                       &AnyTile<false>,
+                                       kMostFewRows,
+                                       &FewRows<float>,
+                                       &FewRows<Bf16>};
   return products;
 }
 

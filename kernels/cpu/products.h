@@ -24,6 +24,13 @@ using PackPanels = void (*)(bool k_contiguous, int64_t lines, int64_t k, const T
 
 constexpr int64_t kPanelSlack = 16;
 
+// For at most most_few_rows rows of A, whose panels of B would be used once: B is read where it lies, transposed in
+// registers. c [rows, n] = A B, or with `add` c + A B, where row r of A is left + r * lda and column j of B right + j *
+// ldb, both with k contiguous. The bits are those of tiles.
+template <typename T>
+using MultiplyFewRows = void (*)(int64_t rows, int64_t n, int64_t k, const float* left, int64_t lda, const T* right,
+                                 int64_t ldb, bool add, float* c, int64_t ldc);
+
 struct CpuProducts {
   int64_t tile_rows, tile_columns;
   PackPanels<float> pack_left, pack_right;
@@ -35,6 +42,9 @@ struct CpuProducts {
   // The same with rows of A as they lie, lda apart.
   void (*tile_of_rows)(int64_t k, const float* left, int64_t lda, const float* right, int64_t rows, int64_t columns,
                        bool add, float* c, int64_t ldc);
+  int64_t most_few_rows;
+  MultiplyFewRows<float> few_rows;
+  MultiplyFewRows<Bf16> few_rows_bf16;
 };
 
 const CpuProducts& Products();

@@ -115,26 +115,59 @@ const T* Block(const T* matrix, int64_t ld, Transpose transpose, int64_t row, in
 
 }  // namespace
 
+namespace {
+
+// Few rows and columns whose k is contiguous: B is read along its lines, each to its end, and no panels are made.
+template <typename B>
+void MultiplyFew(const CpuProducts& p, int64_t m, int64_t n, int64_t k, const float* a, int64_t lda, const B* b,
+                 int64_t ldb, bool add, float* c, int64_t ldc) {
+  constexpr int64_t kColumns = 16;
+  const int64_t depth = BlockDepth(k);
+  for (int64_t j = 0; j < n; j += kColumns) {
+    for (int64_t k0 = 0; k0 < k; k0 += depth) {
+      const int64_t columns = std::min(kColumns, n - j), some = std::min(depth, k - k0);
+      const B* lines = b + j * ldb + k0;
+      if constexpr (std::is_same_v<B, Bf16>) {
+        p.few_rows_bf16(m, columns, some, a + k0, lda, lines, ldb, add || k0 > 0, c + j, ldc);
+      } else {
+        p.few_rows(m, columns, some, a + k0, lda, lines, ldb, add || k0 > 0, c + j, ldc);
+      }
+    }
+  }
+}
+
+}  // namespace
+
 template <typename A, typename B>
 void OwnGemm(const CpuProducts& p, Transpose transpose_a, Transpose transpose_b, int64_t m, int64_t n, int64_t k,
              const A* a, int64_t lda, const B* b, int64_t ldb, bool add, float* c, int64_t ldc) {
   if (k == 0) return ClearUnlessAdded(m, n, add, c, ldc);
+  if (m <= p.most_few_rows && transpose_a == Transpose::kNo && transpose_b == Transpose::kYes) {
+    if constexpr (std::is_same_v<A, float>) {
+      MultiplyFew(p, m, n, k, a, lda, b, ldb, add, c, ldc);
+    } else {
+      float* wide = left_scratch.Take(m * k);
+      for (int64_t i = 0; i < m; ++i) std::transform(a + i * lda, a + i * lda + k, wide + i * k, &ToFloat);
+      MultiplyFew(p, m, n, k, wide, k, b, ldb, add, c, ldc);
+    }
+    return;
+  }
   const int64_t depth = BlockDepth(k);
-  // Few rows are packed once, and each panel of B is used while it is in the first-level cache.
-  const bool few_rows = m <= kLeftRows;
-  const int64_t block_columns = few_rows ? p.tile_columns : RightColumns(p, depth);
+  // Some rows are packed once, and each panel of B is used while it is in the first-level cache.
+  const bool some_rows = m <= kLeftRows;
+  const int64_t block_columns = some_rows ? p.tile_columns : RightColumns(p, depth);
   float* left = left_scratch.Take(PanelElements(std::min(m, kLeftRows), p.tile_rows, depth));
   float* right = right_scratch.Take(PanelElements(std::min(n, block_columns), p.tile_columns, depth));
   for (int64_t k0 = 0; k0 < k; k0 += depth) {
     const int64_t some = std::min(depth, k - k0);
     LeftBlock block = {};
-    if (few_rows) block = TakeLeft(p, transpose_a, m, some, Block(a, lda, transpose_a, 0, k0), lda, left);
+    if (some_rows) block = TakeLeft(p, transpose_a, m, some, Block(a, lda, transpose_a, 0, k0), lda, left);
     for (int64_t j0 = 0; j0 < n; j0 += block_columns) {
       const int64_t columns = std::min(block_columns, n - j0);
       PackRightBlock(p, transpose_b, columns, some, Block(b, ldb, transpose_b, k0, j0), ldb, right);
       for (int64_t i0 = 0; i0 < m; i0 += kLeftRows) {
         const int64_t rows = std::min(kLeftRows, m - i0);
-        if (!few_rows) block = TakeLeft(p, transpose_a, rows, some, Block(a, lda, transpose_a, i0, k0), lda, left);
+        if (!some_rows) block = TakeLeft(p, transpose_a, rows, some, Block(a, lda, transpose_a, i0, k0), lda, left);
         MultiplyBlocks(p, rows, columns, some, block, right, some, add || k0 > 0, c + i0 * ldc + j0, ldc);
       }
     }
