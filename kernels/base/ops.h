@@ -13,8 +13,10 @@
 #include <vector>
 
 #include "kernels/base/element_math.h"
+#include "kernels/base/moment_codes.h"
 #include "kernels/base/philox.h"
 #include "kernels/base/update_decision.h"
+#include "kernels/base/update_elements.h"
 
 namespace trireme {
 
@@ -141,6 +143,50 @@ void AdamWUpdateBf16(const AdamWRule& rule, const at::Tensor& decision, at::Tens
 // velocity and copy may be undefined.
 void SgdUpdate(const SgdRule& rule, const at::Tensor& decision, at::Tensor p, const at::Tensor& g, at::Tensor velocity,
                at::Tensor copy);
+void LionUpdate(const LionRule& rule, const at::Tensor& decision, at::Tensor p, const at::Tensor& g, at::Tensor m,
+                at::Tensor copy);
+// p moves along `direction`; the gradient has been clipped already.
+void DirectionUpdate(const DirectionRule& rule, const at::Tensor& decision, at::Tensor p, const at::Tensor& direction,
+                     at::Tensor copy);
+// mean follows the gradient; out = what Muon orthogonalizes, zeros where nothing is to change.
+void MuonMomentum(const MuonMomentumRule& rule, const at::Tensor& decision, const at::Tensor& g, at::Tensor mean,
+                  at::Tensor out);
+// bfloat16 weights without master, rounded as in AdamWUpdateBf16.
+void LionUpdateBf16(const LionRule& rule, const at::Tensor& decision, at::Tensor p, const at::Tensor& g, at::Tensor m,
+                    RandomKey key, const WholeIndex& index);
+void DirectionUpdateBf16(const DirectionRule& rule, const at::Tensor& decision, at::Tensor p,
+                         const at::Tensor& direction, RandomKey key, const WholeIndex& index);
+
+// ---- AdamW whose moments are kept in 8 bits (adamw8.cc, kernels/base/moment_codes.h) ----
+// The maps on a device.
+struct MomentTables {
+  at::Tensor first, second;              // [256] float32
+  at::Tensor first_codes, second_codes;  // [kMomentBins] uint8
+};
+MomentTables MakeMomentTables(at::Device device);
+
+// Of a part of a parameter that begins with a block. Zeros are the state before the first step.
+struct EightBitMoments {
+  at::Tensor first, second;                // [n] uint8
+  at::Tensor first_absmax, second_absmax;  // [(n + 255) / 256] float32
+};
+
+// p [n] float32 with `copy` (bfloat16 [n] for the rounded weights, or undefined), or bfloat16 without a master, rounded
+// as in AdamWUpdateBf16. States are those of bitsandbytes' AdamW8bit to the bit where gradients are.
+void AdamW8Update(const AdamWRule& rule, const at::Tensor& decision, at::Tensor p, const at::Tensor& g,
+                  const EightBitMoments& moments, const MomentTables& tables, at::Tensor copy, RandomKey key,
+                  const WholeIndex& index);
+
+// ---- Newton-Schulz (newton_schulz.cc; kellerjordan.github.io/posts/muon) ----
+struct NewtonSchulzRule {
+  int steps = 5;
+  double a = 3.4445, b = -4.7750, c = 2.0315;  // X becomes a X + (b A + c A^2) X, with A = X X^T
+  double eps = 1e-7;                           // the least norm that X is divided by at first
+  at::ScalarType type = at::kFloat;            // of the products: float32 or bfloat16
+};
+// x [rows, columns] float32 -> a matrix of the same singular vectors whose singular values are near one, float32.
+// The same bits for any number of threads.
+at::Tensor Orthogonalized(const at::Tensor& x, const NewtonSchulzRule& rule);
 
 // ---- Flat helpers (flat.cc) ----
 // squares [tensors] float64 = each float32 tensor's sum of squares, by partial sums in an order that depends on its

@@ -9,9 +9,11 @@
 #include <cstdint>
 
 #include "kernels/base/element_math.h"
+#include "kernels/base/moment_codes.h"
 #include "kernels/base/nf4_math.h"
 #include "kernels/base/philox.h"
 #include "kernels/base/update_decision.h"
+#include "kernels/base/update_elements.h"
 
 namespace trireme::cuda {
 
@@ -101,6 +103,21 @@ void LaunchAdamWBf16(const AdamWRule& rule, const UpdateDecision* decision, int6
                      float* m, float* v, RandomKey key, const WholeIndex& index, Stream stream);
 void LaunchSgd(const SgdRule& rule, const UpdateDecision* decision, int64_t n, float* p, const float* g,
                float* velocity, Bf16* copy, Stream stream);
+void LaunchLion(const LionRule& rule, const UpdateDecision* decision, int64_t n, float* p, const float* g, float* m,
+                Bf16* copy, Stream stream);
+void LaunchLionBf16(const LionRule& rule, const UpdateDecision* decision, int64_t n, Bf16* p, const float* g, float* m,
+                    RandomKey key, const WholeIndex& index, Stream stream);
+void LaunchDirection(const DirectionRule& rule, const UpdateDecision* decision, int64_t n, float* p,
+                     const float* direction, Bf16* copy, Stream stream);
+void LaunchDirectionBf16(const DirectionRule& rule, const UpdateDecision* decision, int64_t n, Bf16* p,
+                         const float* direction, RandomKey key, const WholeIndex& index, Stream stream);
+void LaunchMuonMomentum(const MuonMomentumRule& rule, const UpdateDecision* decision, int64_t n, const float* g,
+                        float* mean, float* out, Stream stream);
+void LaunchAdamW8(const AdamWRule& rule, const UpdateDecision* decision, int64_t n, float* p, const float* g,
+                  const MomentArrays& moments, const MomentMaps& maps, Bf16* copy, Stream stream);
+void LaunchAdamW8Bf16(const AdamWRule& rule, const UpdateDecision* decision, int64_t n, Bf16* p, const float* g,
+                      const MomentArrays& moments, const MomentMaps& maps, RandomKey key, const WholeIndex& index,
+                      Stream stream);
 int64_t SquaredNormParts(int64_t n);  // Scratch for LaunchSquaredNorm is [parts] float64.
 // *sum = sum of x^2 in an order that depends on n only.
 void LaunchSquaredNorm(int64_t n, const float* x, double* scratch, double* sum, Stream stream);

@@ -47,6 +47,27 @@ void AdamWUpdateBf16(const AdamWRule&, const at::Tensor&, at::Tensor, const at::
 void SgdUpdate(const SgdRule&, const at::Tensor&, at::Tensor, const at::Tensor&, at::Tensor, at::Tensor) {
   Absent("SgdUpdate");
 }
+void LionUpdate(const LionRule&, const at::Tensor&, at::Tensor, const at::Tensor&, at::Tensor, at::Tensor) {
+  Absent("LionUpdate");
+}
+void LionUpdateBf16(const LionRule&, const at::Tensor&, at::Tensor, const at::Tensor&, at::Tensor, RandomKey,
+                    const WholeIndex&) {
+  Absent("LionUpdateBf16");
+}
+void DirectionUpdate(const DirectionRule&, const at::Tensor&, at::Tensor, const at::Tensor&, at::Tensor) {
+  Absent("DirectionUpdate");
+}
+void DirectionUpdateBf16(const DirectionRule&, const at::Tensor&, at::Tensor, const at::Tensor&, RandomKey,
+                         const WholeIndex&) {
+  Absent("DirectionUpdateBf16");
+}
+void MuonMomentum(const MuonMomentumRule&, const at::Tensor&, const at::Tensor&, at::Tensor, at::Tensor) {
+  Absent("MuonMomentum");
+}
+void AdamW8Update(const AdamWRule&, const at::Tensor&, at::Tensor, const at::Tensor&, const EightBitMoments&,
+                  const MomentTables&, at::Tensor, RandomKey, const WholeIndex&) {
+  Absent("AdamW8Update");
+}
 void SquaredNorms(const std::vector<at::Tensor>&, at::Tensor, at::Tensor) { Absent("SquaredNorms"); }
 void AddInto(at::Tensor&, const at::Tensor&) { Absent("AddInto"); }
 void DequantizeNf4(const Nf4Blocks&, at::Tensor&) { Absent("DequantizeNf4"); }

@@ -303,6 +303,52 @@ void SgdUpdate(const SgdRule& rule, const at::Tensor& decision, at::Tensor p, co
   LaunchSgd(rule, DecisionAt(decision), p.numel(), Floats(p), Floats(g), Floats(velocity), Bf16s(copy), target.stream);
 }
 
+void LionUpdate(const LionRule& rule, const at::Tensor& decision, at::Tensor p, const at::Tensor& g, at::Tensor m,
+                at::Tensor copy) {
+  const Target target(p);
+  LaunchLion(rule, DecisionAt(decision), p.numel(), Floats(p), Floats(g), Floats(m), Bf16s(copy), target.stream);
+}
+
+void LionUpdateBf16(const LionRule& rule, const at::Tensor& decision, at::Tensor p, const at::Tensor& g, at::Tensor m,
+                    RandomKey key, const WholeIndex& index) {
+  const Target target(p);
+  LaunchLionBf16(rule, DecisionAt(decision), p.numel(), Bf16s(p), Floats(g), Floats(m), key, index, target.stream);
+}
+
+void DirectionUpdate(const DirectionRule& rule, const at::Tensor& decision, at::Tensor p, const at::Tensor& direction,
+                     at::Tensor copy) {
+  const Target target(p);
+  LaunchDirection(rule, DecisionAt(decision), p.numel(), Floats(p), Floats(direction), Bf16s(copy), target.stream);
+}
+
+void DirectionUpdateBf16(const DirectionRule& rule, const at::Tensor& decision, at::Tensor p,
+                         const at::Tensor& direction, RandomKey key, const WholeIndex& index) {
+  const Target target(p);
+  LaunchDirectionBf16(rule, DecisionAt(decision), p.numel(), Bf16s(p), Floats(direction), key, index, target.stream);
+}
+
+void MuonMomentum(const MuonMomentumRule& rule, const at::Tensor& decision, const at::Tensor& g, at::Tensor mean,
+                  at::Tensor out) {
+  const Target target(g);
+  LaunchMuonMomentum(rule, DecisionAt(decision), g.numel(), Floats(g), Floats(mean), Floats(out), target.stream);
+}
+
+void AdamW8Update(const AdamWRule& rule, const at::Tensor& decision, at::Tensor p, const at::Tensor& g,
+                  const EightBitMoments& moments, const MomentTables& tables, at::Tensor copy, RandomKey key,
+                  const WholeIndex& index) {
+  const Target target(p);
+  const auto bytes = [](const at::Tensor& tensor) { return static_cast<uint8_t*>(tensor.data_ptr()); };
+  const MomentMaps maps = {Floats(tables.first), Floats(tables.second), bytes(tables.first_codes),
+                           bytes(tables.second_codes)};
+  const MomentArrays own = {bytes(moments.first), bytes(moments.second), Floats(moments.first_absmax),
+                            Floats(moments.second_absmax)};
+  if (p.scalar_type() == at::kBFloat16) {
+    LaunchAdamW8Bf16(rule, DecisionAt(decision), p.numel(), Bf16s(p), Floats(g), own, maps, key, index, target.stream);
+  } else {
+    LaunchAdamW8(rule, DecisionAt(decision), p.numel(), Floats(p), Floats(g), own, maps, Bf16s(copy), target.stream);
+  }
+}
+
 void SquaredNorms(const std::vector<at::Tensor>& tensors, at::Tensor squares, at::Tensor total) {
   const Target target(total);
   int64_t parts = 0;

@@ -44,6 +44,19 @@ void AdamWUpdateBf16(const AdamWRule& rule, const at::Tensor& decision, at::Tens
                      at::Tensor v, RandomKey key, const WholeIndex& index);
 void SgdUpdate(const SgdRule& rule, const at::Tensor& decision, at::Tensor p, const at::Tensor& g, at::Tensor velocity,
                at::Tensor copy);
+void LionUpdate(const LionRule& rule, const at::Tensor& decision, at::Tensor p, const at::Tensor& g, at::Tensor m,
+                at::Tensor copy);
+void LionUpdateBf16(const LionRule& rule, const at::Tensor& decision, at::Tensor p, const at::Tensor& g, at::Tensor m,
+                    RandomKey key, const WholeIndex& index);
+void DirectionUpdate(const DirectionRule& rule, const at::Tensor& decision, at::Tensor p, const at::Tensor& direction,
+                     at::Tensor copy);
+void DirectionUpdateBf16(const DirectionRule& rule, const at::Tensor& decision, at::Tensor p,
+                         const at::Tensor& direction, RandomKey key, const WholeIndex& index);
+void MuonMomentum(const MuonMomentumRule& rule, const at::Tensor& decision, const at::Tensor& g, at::Tensor mean,
+                  at::Tensor out);
+void AdamW8Update(const AdamWRule& rule, const at::Tensor& decision, at::Tensor p, const at::Tensor& g,
+                  const EightBitMoments& moments, const MomentTables& tables, at::Tensor copy, RandomKey key,
+                  const WholeIndex& index);
 
 void SquaredNorms(const std::vector<at::Tensor>& tensors, at::Tensor squares, at::Tensor total);
 void AddInto(at::Tensor& a, const at::Tensor& b);

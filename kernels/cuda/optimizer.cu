@@ -110,6 +110,98 @@ __global__ void SgdKernel(SgdRule rule, const UpdateDecision* decision, int64_t 
   });
 }
 
+// p[i] = element(i, p[i]); a rule reads and writes its own arrays in order, one element per thread.
+template <typename Element>
+__global__ void ElementKernel(Element element, const UpdateDecision* decision, int64_t n, float* p, Bf16* copy) {
+  if (decision->apply == 0) return;
+  ForOwnElements<1>(n, [&](int64_t i) {
+    p[i] = element(i, p[i]);
+    if (copy != nullptr) Store(&copy[i], p[i]);
+  });
+}
+
+template <typename Element>
+__global__ void ElementBf16Kernel(Element element, const UpdateDecision* decision, int64_t n, Bf16* p, RandomKey key,
+                                  WholeIndex index) {
+  if (decision->apply == 0) return;
+  ForOwnElements<1>(n, [&](int64_t i) {
+    const int64_t whole = index.Of(i);
+    const Random4 random = Philox(key, static_cast<uint64_t>(whole / kRandomsPerCall), 0);
+    p[i] =
+        StochasticRoundToBf16(element(i, ToFloat(p[i])), RandomBits(random, static_cast<int>(whole % kRandomsPerCall)));
+  });
+}
+
+// Lion's gradient is scaled by the decision, which lies on the device.
+struct ScaledLion {
+  LionElement element;
+  const UpdateDecision* decision;
+  __device__ float operator()(int64_t i, float p) const {
+    LionElement scaled = element;
+    scaled.scale = static_cast<float>(decision->clip_factor);
+    return scaled(i, p);
+  }
+};
+
+__global__ void MuonMomentumKernel(MuonMomentumRule rule, const UpdateDecision* decision, int64_t n, const float* g,
+                                   float* mean, float* out) {
+  const bool apply = decision->apply != 0;
+  const float scale = static_cast<float>(decision->clip_factor);
+  ForOwnElements<1>(n, [&](int64_t i) { out[i] = apply ? MuonMomentumElement(rule, g[i] * scale, &mean[i]) : 0.0f; });
+}
+
+// The largest over the threads of a block, in every thread; `shared`: blockDim.x values.
+__device__ inline float BlockMax(float value, float* shared) {
+  shared[threadIdx.x] = value;
+  __syncthreads();
+  for (unsigned half = blockDim.x / 2; half > 0; half /= 2) {
+    if (threadIdx.x < half) shared[threadIdx.x] = fmaxf(shared[threadIdx.x], shared[threadIdx.x + half]);
+    __syncthreads();
+  }
+  const float largest = shared[0];
+  __syncthreads();
+  return largest;
+}
+
+__device__ inline uint8_t MomentCode(float value, float absmax, const uint8_t* codes) {
+  return absmax == 0 ? 0 : codes[MomentBin(value * (1.0f / absmax))];
+}
+
+// A block of threads updates a block of moments, each an element. T: float, with a copy; or Bf16, rounded at random.
+template <typename T>
+__global__ void AdamW8Kernel(AdamWRule rule, const UpdateDecision* decision, int64_t n, T* p, const float* g,
+                             MomentArrays moments, MomentMaps maps, Bf16* copy, RandomKey key, WholeIndex index) {
+  __shared__ float shared[kMomentBlock];
+  if (decision->apply == 0) return;
+  const AdamWStep s = StepOf(rule, *decision);
+  const int64_t block = blockIdx.x, i = block * kMomentBlock + threadIdx.x;
+  const bool inside = i < n;
+  float first = 0, second = 0;
+  if (inside) {
+    const float gradient = g[i] * s.gradient_scale;
+    first = NextFirstMoment(s, maps.first[moments.first[i]] * moments.first_absmax[block], gradient);
+    second = NextSecondMoment(s, maps.second[moments.second[i]] * moments.second_absmax[block], gradient);
+    const float weight = AdamWWeight(s, rule.keep, Load(p[i]), first, second);
+    if constexpr (sizeof(T) == sizeof(float)) {
+      p[i] = weight;
+      if (copy != nullptr) Store(&copy[i], weight);
+    } else {
+      const int64_t whole = index.Of(i);
+      const Random4 random = Philox(key, static_cast<uint64_t>(whole / kRandomsPerCall), 0);
+      p[i] = StochasticRoundToBf16(weight, RandomBits(random, static_cast<int>(whole % kRandomsPerCall)));
+    }
+  }
+  // Every thread has read the old scales before the first maximum is known.
+  const float first_absmax = BlockMax(fabsf(first), shared), second_absmax = BlockMax(second, shared);
+  if (threadIdx.x == 0) {
+    moments.first_absmax[block] = first_absmax;
+    moments.second_absmax[block] = second_absmax;
+  }
+  if (!inside) return;
+  moments.first[i] = MomentCode(first, first_absmax, maps.first_codes);
+  moments.second[i] = MomentCode(second, second_absmax, maps.second_codes);
+}
+
 template <int kCount>
 __global__ void SquaredNormKernel(int64_t n, const float* x, double* partial) {
   __shared__ double shared[33];
@@ -165,6 +257,63 @@ void LaunchSgd(const SgdRule& rule, const UpdateDecision* decision, int64_t n, f
   if (n == 0) return;
   SgdKernel<<<Blocks(n, 1), kThreads, 0, StreamOf(stream)>>>(rule, decision, n, p, g, velocity, copy);
   CheckLaunch("sgd");
+}
+
+void LaunchLion(const LionRule& rule, const UpdateDecision* decision, int64_t n, float* p, const float* g, float* m,
+                Bf16* copy, Stream stream) {
+  if (n == 0) return;
+  const ScaledLion lion = {{rule, g, m}, decision};
+  ElementKernel<ScaledLion><<<Blocks(n, 1), kThreads, 0, StreamOf(stream)>>>(lion, decision, n, p, copy);
+  CheckLaunch("lion");
+}
+
+void LaunchLionBf16(const LionRule& rule, const UpdateDecision* decision, int64_t n, Bf16* p, const float* g, float* m,
+                    RandomKey key, const WholeIndex& index, Stream stream) {
+  if (n == 0) return;
+  const ScaledLion lion = {{rule, g, m}, decision};
+  ElementBf16Kernel<ScaledLion><<<Blocks(n, 1), kThreads, 0, StreamOf(stream)>>>(lion, decision, n, p, key, index);
+  CheckLaunch("lion_bf16");
+}
+
+void LaunchDirection(const DirectionRule& rule, const UpdateDecision* decision, int64_t n, float* p,
+                     const float* direction, Bf16* copy, Stream stream) {
+  if (n == 0) return;
+  const DirectionElement element = {rule, direction};
+  ElementKernel<DirectionElement><<<Blocks(n, 1), kThreads, 0, StreamOf(stream)>>>(element, decision, n, p, copy);
+  CheckLaunch("direction");
+}
+
+void LaunchDirectionBf16(const DirectionRule& rule, const UpdateDecision* decision, int64_t n, Bf16* p,
+                         const float* direction, RandomKey key, const WholeIndex& index, Stream stream) {
+  if (n == 0) return;
+  const DirectionElement element = {rule, direction};
+  ElementBf16Kernel<DirectionElement>
+      <<<Blocks(n, 1), kThreads, 0, StreamOf(stream)>>>(element, decision, n, p, key, index);
+  CheckLaunch("direction_bf16");
+}
+
+void LaunchMuonMomentum(const MuonMomentumRule& rule, const UpdateDecision* decision, int64_t n, const float* g,
+                        float* mean, float* out, Stream stream) {
+  if (n == 0) return;
+  MuonMomentumKernel<<<Blocks(n, 1), kThreads, 0, StreamOf(stream)>>>(rule, decision, n, g, mean, out);
+  CheckLaunch("muon_momentum");
+}
+
+void LaunchAdamW8(const AdamWRule& rule, const UpdateDecision* decision, int64_t n, float* p, const float* g,
+                  const MomentArrays& moments, const MomentMaps& maps, Bf16* copy, Stream stream) {
+  if (n == 0) return;
+  AdamW8Kernel<float><<<Blocks(n, 1), kMomentBlock, 0, StreamOf(stream)>>>(rule, decision, n, p, g, moments, maps, copy,
+                                                                           RandomKey(), WholeIndex());
+  CheckLaunch("adamw8");
+}
+
+void LaunchAdamW8Bf16(const AdamWRule& rule, const UpdateDecision* decision, int64_t n, Bf16* p, const float* g,
+                      const MomentArrays& moments, const MomentMaps& maps, RandomKey key, const WholeIndex& index,
+                      Stream stream) {
+  if (n == 0) return;
+  AdamW8Kernel<Bf16><<<Blocks(n, 1), kMomentBlock, 0, StreamOf(stream)>>>(rule, decision, n, p, g, moments, maps,
+                                                                          static_cast<Bf16*>(nullptr), key, index);
+  CheckLaunch("adamw8_bf16");
 }
 
 int64_t SquaredNormParts(int64_t n) { return (n + kElementsPerPart - 1) / kElementsPerPart; }

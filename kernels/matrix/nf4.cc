@@ -26,17 +26,18 @@ int Nearest(const std::array<float, 256>& map, float x) {
   return std::abs(x - map[index - 1]) <= std::abs(*right - x) ? index - 1 : index;
 }
 
-std::array<float, 256> MakeSignedDynamicMap() {
+std::array<float, 256> MakeDynamicMap(bool with_signs) {
   std::array<float, 256> map = {};
   int count = 0;
   for (int i = 0; i < 7; ++i) {
-    const at::Tensor ends = at::linspace(0.1, 1, (1 << i) + 1, at::TensorOptions().dtype(at::kFloat));
+    const int values = with_signs ? 1 << i : 2 << i;
+    const at::Tensor ends = at::linspace(0.1, 1, values + 1, at::TensorOptions().dtype(at::kFloat));
     const float* boundaries = ends.const_data_ptr<float>();
     const auto power = static_cast<float>(std::pow(10.0, i - 6));
-    for (int j = 0; j < 1 << i; ++j) {
+    for (int j = 0; j < values; ++j) {
       const float value = power * ((boundaries[j] + boundaries[j + 1]) / 2.0f);
       map[count++] = value;
-      map[count++] = -value;
+      if (with_signs) map[count++] = -value;
     }
   }
   map[count++] = 0;
@@ -60,7 +61,12 @@ bool QuantizeNf4(int64_t n, const float* x, uint8_t* packed, float* absmax) {
 }
 
 const std::array<float, 256>& SignedDynamicMap() {
-  static const std::array<float, 256> map = MakeSignedDynamicMap();
+  static const std::array<float, 256> map = MakeDynamicMap(/*with_signs=*/true);
+  return map;
+}
+
+const std::array<float, 256>& UnsignedDynamicMap() {
+  static const std::array<float, 256> map = MakeDynamicMap(/*with_signs=*/false);
   return map;
 }
 

@@ -19,6 +19,7 @@ bool QuantizeNf4(int64_t n, const float* x, uint8_t* packed, float* absmax);
 
 // The 256 values of the signed dynamic map (arXiv 1511.04561), ascending.
 const std::array<float, 256>& SignedDynamicMap();
+const std::array<float, 256>& UnsignedDynamicMap();  // of numbers that are not negative
 
 // absmax [blocks of the whole matrix] float32 on the CPU.
 NestedScales QuantizeScales(const at::Tensor& absmax);

@@ -392,6 +392,71 @@ TEST_P(CudaOptimizers, AdamWAndSgd) {
   }
 }
 
+TEST_P(CudaOptimizers, LionAndMuonsSteps) {
+  const LionRule lion = {.rate = 0.01F, .keep = 0.99F};
+  const DirectionRule along = {.rate = 0.02F, .keep = 0.98F};
+  const MuonMomentumRule momentum;
+  for (const int64_t n : {1, 255, 10003}) {
+    const at::Tensor p = random_.Normal({n}, at::kFloat), g = random_.Normal({n}, at::kFloat),
+                     m = random_.Normal({n}, at::kFloat), decision = DecisionTo(0.5, 3), on_gpu = OnGpu(decision);
+    at::Tensor p1 = p.clone(), m1 = m.clone(), copy1 = at::zeros({n}, at::kBFloat16), out1 = at::zeros({n}, at::kFloat);
+    at::Tensor p2 = OnGpu(p), m2 = OnGpu(m), copy2 = OnGpu(copy1), out2 = OnGpu(out1);
+    LionUpdate(lion, decision, p1, g, m1, copy1);
+    cuda::LionUpdate(lion, on_gpu, p2, OnGpu(g), m2, copy2);
+    EXPECT_LE(Error(p2, p1), 1e-6);
+    EXPECT_LE(Error(m2, m1), 1e-6);
+    EXPECT_TRUE(at::equal(copy2, p2.to(at::kBFloat16)));
+    MuonMomentum(momentum, decision, g, m1, out1);
+    cuda::MuonMomentum(momentum, on_gpu, OnGpu(g), m2, out2);
+    EXPECT_LE(Error(m2, m1), 1e-6);
+    EXPECT_LE(Error(out2, out1), 1e-6);
+    DirectionUpdate(along, decision, p1, out1, copy1);
+    cuda::DirectionUpdate(along, on_gpu, p2, OnGpu(out1), copy2);
+    EXPECT_LE(Error(p2, p1), 1e-6);
+    // Without a step the rounding shows the random bits alone.
+    const RandomKey key = {3, 4};
+    at::Tensor rounded1 = p.to(at::kBFloat16), rounded2 = OnGpu(rounded1);
+    DirectionUpdateBf16({.rate = 0, .keep = 0.9987F}, decision, rounded1, g, key, From(3));
+    cuda::DirectionUpdateBf16({.rate = 0, .keep = 0.9987F}, on_gpu, rounded2, OnGpu(g), key, From(3));
+    EXPECT_TRUE(at::equal(rounded2.cpu(), rounded1));
+    LionUpdateBf16({.rate = 0, .keep = 0.9987F}, decision, rounded1, g, m1, key, From(3));
+    cuda::LionUpdateBf16({.rate = 0, .keep = 0.9987F}, on_gpu, rounded2, OnGpu(g), m2, key, From(3));
+    EXPECT_TRUE(at::equal(rounded2.cpu(), rounded1));
+  }
+}
+
+TEST_P(CudaOptimizers, EightBitMoments) {
+  const MomentTables tables = MakeMomentTables(at::kCPU);
+  const MomentTables gpu_tables = {OnGpu(tables.first), OnGpu(tables.second), OnGpu(tables.first_codes),
+                                   OnGpu(tables.second_codes)};
+  const RandomKey key = {3, 4};
+  for (const at::ScalarType type : {at::kFloat, at::kBFloat16}) {
+    const int64_t n = 3 * kMomentBlock + 77, blocks = 4;
+    const auto zeros = [](int64_t size, at::ScalarType of) { return at::zeros({size}, of); };
+    EightBitMoments cpu = {zeros(n, at::kByte), zeros(n, at::kByte), zeros(blocks, at::kFloat),
+                           zeros(blocks, at::kFloat)};
+    EightBitMoments gpu = {OnGpu(cpu.first), OnGpu(cpu.second), OnGpu(cpu.first_absmax), OnGpu(cpu.second_absmax)};
+    at::Tensor p1 = random_.Normal({n}, at::kFloat).to(type), p2 = OnGpu(p1);
+    at::Tensor copy1 = type == at::kFloat ? zeros(n, at::kBFloat16) : at::Tensor();
+    at::Tensor copy2 = copy1.defined() ? OnGpu(copy1) : copy1;
+    for (int64_t step = 1; step <= 3; ++step) {
+      at::Tensor g = random_.Normal({n}, at::kFloat);
+      g.narrow(0, 0, kMomentBlock).zero_();
+      const at::Tensor decision = DecisionTo(0.5, step);
+      AdamW8Update(Rule(0.999f), decision, p1, g, cpu, tables, copy1, key, From(256));
+      cuda::AdamW8Update(Rule(0.999f), OnGpu(decision), p2, OnGpu(g), gpu, gpu_tables, copy2, key, From(256));
+    }
+    EXPECT_TRUE(at::equal(gpu.first.cpu(), cpu.first));
+    EXPECT_TRUE(at::equal(gpu.second.cpu(), cpu.second));
+    EXPECT_LE(Error(gpu.first_absmax, cpu.first_absmax), 1e-6);
+    EXPECT_LE(Error(gpu.second_absmax, cpu.second_absmax), 1e-6);
+    EXPECT_LE(Error(p2, p1), type == at::kFloat ? 1e-6 : 8e-3);
+    if (copy2.defined()) {
+      EXPECT_TRUE(at::equal(copy2, p2.to(at::kBFloat16)));
+    }
+  }
+}
+
 // Without gradient and moments an update is one product, so the result shows the random bits: they are the CPU's,
 // wherever the shard begins.
 TEST_P(CudaOptimizers, StochasticRoundingDrawsTheSameBits) {
@@ -455,6 +520,10 @@ TEST_P(CudaOptimizers, SkippedUpdatesChangeNothing) {
   cuda::AdamWUpdate(Rule(0.9f), decision, weights, g, m, v, at::Tensor());
   cuda::SgdUpdate({0.1f, 0.9f, 0.99f}, decision, weights, g, m, at::Tensor());
   cuda::AdamWUpdateBf16(Rule(0.9f), decision, rounded, g, m, v, {1, 2}, From(0));
+  cuda::LionUpdate({.rate = 0.1F}, decision, weights, g, m, at::Tensor());
+  cuda::LionUpdateBf16({.rate = 0.1F}, decision, rounded, g, m, {1, 2}, From(0));
+  cuda::DirectionUpdate({.rate = 0.1F}, decision, weights, g, at::Tensor());
+  cuda::MuonMomentum({}, decision, g, m, v);
   EXPECT_TRUE(at::equal(weights.cpu(), p));
   EXPECT_TRUE(at::equal(rounded.cpu(), p.to(at::kBFloat16)));
   EXPECT_EQ(m.abs().sum().item<float>() + v.abs().sum().item<float>(), 0);

@@ -1,6 +1,9 @@
 // Parameter updates against libtorch's fused AdamW, a plain double computation, and the laws of stochastic rounding.
 #include <ATen/ops/_fused_adamw.h>
 #include <ATen/ops/full.h>
+#include <ATen/ops/index_select.h>
+#include <ATen/ops/isfinite.h>
+#include <ATen/ops/matmul.h>
 #include <ATen/ops/zeros.h>
 #include <ATen/ops/zeros_like.h>
 #include <gtest/gtest.h>
@@ -95,6 +98,49 @@ TEST(Sgd, PlainMomentumAndDecay) {
   }
 }
 
+TEST(Lion, LikeDoubleArithmeticOver20Steps) {
+  TestTensors random(57);
+  const int64_t n = 20001;
+  LionRule rule;
+  rule.rate = 1e-3F;
+  rule.keep = static_cast<float>(1 - 1e-3 * 0.3);
+  at::Tensor p = random.Normal({n}, at::kFloat), m = at::zeros_like(p), copy = at::zeros({n}, at::kBFloat16);
+  at::Tensor expected = p.to(at::kDouble), momentum = at::zeros_like(expected);
+  for (int step = 0; step < 20; ++step) {
+    at::Tensor g = random.Normal({n}, at::kFloat, 0.1);
+    g.narrow(0, 0, 10).zero_();  // no direction, no step
+    LionUpdate(rule, DecisionTo(0.5), p, g, m, copy);
+    const at::Tensor gradient = g.to(at::kDouble) * 0.5;
+    expected = expected * (1 - 1e-3 * 0.3) - (momentum * 0.9 + gradient * 0.1).sign() * 1e-3;
+    momentum = momentum * 0.99 + gradient * 0.01;
+  }
+  EXPECT_LT(RelativeError(p, expected), 1e-6);
+  EXPECT_LT(RelativeError(m, momentum), 1e-6);
+  EXPECT_TRUE(copy.equal(p.to(at::kBFloat16)));
+}
+
+TEST(NewtonSchulz, BringsSingularValuesNearOne) {
+  TestTensors random(58);
+  for (const auto& [rows, columns] : {std::pair<int64_t, int64_t>{24, 70}, {70, 24}, {33, 33}, {1, 9}, {9, 1}}) {
+    const at::Tensor x = random.Normal({rows, columns}, at::kFloat);
+    // The exact arithmetic, by singular values: X = U S V^T becomes U p(S) V^T.
+    const at::Tensor wide = (rows > columns ? x.t() : x).to(at::kDouble);
+    at::Tensor expected = wide / wide.norm();
+    for (int step = 0; step < 5; ++step) {
+      const at::Tensor gram = at::matmul(expected, expected.t());
+      expected = expected * 3.4445 + at::matmul(gram * -4.7750 + at::matmul(gram, gram) * 2.0315, expected);
+    }
+    if (rows > columns) expected = expected.t();
+    const at::Tensor got = Orthogonalized(x, {});
+    EXPECT_LT(RelativeError(got, expected.contiguous()), 1e-5) << rows << " x " << columns;
+    NewtonSchulzRule rounded;
+    rounded.type = at::kBFloat16;
+    // Five steps enlarge what rounding does to small singular values.
+    EXPECT_LT(RelativeError(Orthogonalized(x, rounded), expected.contiguous()), 0.15) << rows << " x " << columns;
+  }
+  EXPECT_EQ(Orthogonalized(at::zeros({4, 5}), {}).abs().sum().item<float>(), 0) << "no gradient, no direction";
+}
+
 // All elements hold `start`, and one AdamW step moves them to `target` in float32 before rounding.
 at::Tensor RoundedCopies(float target, int64_t n, RandomKey key, int64_t first_index = 0) {
   at::Tensor p = at::full({n}, target, at::TensorOptions().dtype(at::kBFloat16));
@@ -181,6 +227,32 @@ TEST(StochasticRounding, ColumnsOfAMatrixDrawTheWholesBits) {
     AdamWUpdateBf16(Rule(), DecisionTo(1), p, cut(g).narrow(0, begin, n), m, v, key, index);
     EXPECT_TRUE(p.equal(cut(whole).narrow(0, begin, n))) << first << ", " << width;
   }
+}
+
+// Against bitsandbytes, byte for byte: tests/oracle/optimizer_oracle.py.
+TEST(EightBitMoments, HoldWhatTheyAreOfAndNothingOfTinyOnes) {
+  TestTensors random(59);
+  const MomentTables tables = MakeMomentTables(at::kCPU);
+  const int64_t n = 2 * kMomentBlock + 10;
+  at::Tensor g = random.Normal({n}, at::kFloat), p = random.Normal({n}, at::kFloat), exact = p.clone();
+  g.narrow(0, 0, kMomentBlock).mul_(1e-30);  // the second moments underflow, the first's scale has no inverse
+  g.narrow(0, 0, 1).fill_(0);
+  const auto zeros = [](int64_t size, at::ScalarType type) { return at::zeros({size}, type); };
+  EightBitMoments moments = {zeros(n, at::kByte), zeros(n, at::kByte), zeros(3, at::kFloat), zeros(3, at::kFloat)};
+  at::Tensor m = at::zeros_like(p), v = at::zeros_like(p);
+  for (int64_t step = 1; step <= 3; ++step) {
+    AdamW8Update(Rule(), DecisionTo(1e-9, step), p, g, moments, tables, at::Tensor(), {}, {});
+    AdamWUpdate(Rule(), DecisionTo(1e-9, step), exact, g, m, v, at::Tensor());
+    EXPECT_TRUE(p.isfinite().all().item<bool>()) << step;
+  }
+  // Of the other blocks a code is its moment to an eighth, or to a part of the block's largest.
+  const at::Tensor scales = moments.first_absmax.narrow(0, 1, 1),
+                   codes = moments.first.narrow(0, kMomentBlock, kMomentBlock);
+  const at::Tensor values = tables.first.index_select(0, codes.to(at::kLong)) * scales;
+  const at::Tensor truth = m.narrow(0, kMomentBlock, kMomentBlock);
+  EXPECT_LT(RelativeError(values, truth), 0.05);
+  // Clipped to nothing, the step is the decay's alone up to eps.
+  EXPECT_LT(RelativeError(p, exact), 1e-2);
 }
 
 TEST(UpdateDecision, SkippedUpdatesChangeNothing) {
