@@ -85,6 +85,29 @@ absl::Status CheckQuantizable(const ParameterSpec& spec, QuantizationFormat form
   return absl::OkStatus();
 }
 
+bool KeepsMomentCodes(const ParameterSpec& spec) {
+  constexpr int64_t kLeast = 4096;  // elements
+  return NumelOf(spec.shape) >= kLeast;
+}
+
+absl::Status CheckBlocks(const ParameterSpec& spec, int64_t block, int ranks, int shards, int64_t* before) {
+  if (!spec.fused_with_previous) *before = 0;
+  const int64_t begin = *before;
+  *before += Place(spec, ranks, 0).room;
+  if (shards > 1 && begin % block != 0)
+    return Error(ExitCode::kConfig, spec.name, " lies ", begin, " elements behind ",
+                 "the first of the matrices that are multiplied with it");
+  for (int rank = 0; rank < ranks; ++rank) {
+    const Rectangle own = Place(spec, ranks, rank).rectangle;
+    const int64_t columns = spec.shape.size() == 2 ? spec.shape[1] : 1;
+    const bool whole_rows = spec.shape.size() < 2 || own.size[1] == columns;
+    const bool fits = whole_rows ? own.offset[0] * columns % block == 0
+                                 : columns % block == 0 && own.offset[1] % block == 0 && own.size[1] % block == 0;
+    if (!fits) return Error(ExitCode::kConfig, spec.name, " is cut to ", own.ToString(), " on a rank");
+  }
+  return absl::OkStatus();
+}
+
 // One parameter, or a fused group seen as one matrix.
 class ParameterBuffer::GroupWeight final : public Weight {
  public:
@@ -98,9 +121,10 @@ class ParameterBuffer::GroupWeight final : public Weight {
         name_(std::move(name)),
         trainable_(trainable) {}
 
-  void AppendRows(int64_t rows) {
+  void Append(int64_t rows, bool trainable) {
     shape_[0] += rows;
     ++members_;
+    trainable_ = trainable_ || trainable;  // One product gives the gradient of all.
   }
 
   Gathered full() const override {
@@ -171,7 +195,7 @@ ParameterBuffer::ParameterBuffer(std::vector<ParameterSpec> specs, BufferOptions
     }
     if (spec.fused_with_previous) {
       TRIREME_CHECK(!weights_.empty(), spec.name, " has nothing to be fused with");
-      weights_.back()->AppendRows(placed.rectangle.size[0]);
+      weights_.back()->Append(placed.rectangle.size[0], spec.trainable);
     } else {
       numel_ = RoundUp(numel_, kUnit);
       weights_.push_back(std::make_unique<GroupWeight>(this, static_cast<int>(rectangles_.size()), numel_,

@@ -34,9 +34,10 @@ struct ParameterSpec {
   std::string name;            // canonical, as in a Llama checkpoint: "model.layers.0.self_attn.q_proj.weight"
   std::vector<int64_t> shape;  // global; one or two dimensions
   Initialization initialization = Initialization::kNormal;
-  double standard_deviation = 0.02;  // kUniform: the values lie between minus and plus this; kConstant: the value
-  double rate = 1;                   // multiplies the learning rate
-  bool decay = true;                 // weight decay applies
+  double standard_deviation = 0.02;    // kUniform: the values lie between minus and plus this; kConstant: the value
+  double rate = 1;                     // multiplies the learning rate
+  bool decay = true;                   // weight decay applies
+  std::optional<double> weight_decay;  // instead of the rule's, also where `decay` says none
   bool trainable = true;
   bool balanced = false;  // a correction of a router's scores, which may follow the loads of its experts; not trainable
   bool added = false;     // by an adapter: no parameter of the model's own files
@@ -46,14 +47,23 @@ struct ParameterSpec {
   int64_t heads = 0;  // kRows: the rows are this many heads; fewer than ranks are held by several ranks each. 0: any
   bool expert =
       false;  // of a mixture's experts, whose heads they are: cut over expert ranks, in a buffer of its own kind
-  int64_t matrices = 1;    // that stand in it one under another, of as many rows each, and are quantized apart
-  bool wide = false;       // float32 whatever the compute type, in a buffer of its own kind
-  double active = 1;       // the share of tokens that multiply with it
-  bool quantized = false;  // a matrix that is held in fewer bits, in a buffer of its own kind; not trainable
+  int64_t matrices = 1;       // that stand in it one under another, of as many rows each, and are quantized apart
+  bool block_matrix = false;  // multiplied inside a block, and no router: what Muon orthogonalizes
+  bool wide = false;          // float32 whatever the compute type, in a buffer of its own kind
+  double active = 1;          // the share of tokens that multiply with it
+  bool quantized = false;     // a matrix that is held in fewer bits, in a buffer of its own kind; not trainable
 };
 
 // Why `spec` cannot be held quantized when `ranks`, of tensor or expert, share it; OK: it can.
 absl::Status CheckQuantizable(const ParameterSpec& spec, QuantizationFormat format, int ranks);
+
+// Whether an optimizer that keeps its state in 8 bits does so for this parameter: it is large enough.
+bool KeepsMomentCodes(const ParameterSpec& spec);
+
+// Why some state of `spec` that has one number for every `block` elements cannot be cut as the parameter is when
+// `ranks` share it, and its buffer is cut over `shards`; `before`: elements of its fused group that lie before it on a
+// rank. OK: it can.
+absl::Status CheckBlocks(const ParameterSpec& spec, int64_t block, int ranks, int shards, int64_t* before);
 
 // Where elements of this rank's part of a buffer belong.
 struct Segment {
