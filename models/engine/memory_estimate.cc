@@ -19,28 +19,44 @@ struct UnitSize {
   int64_t gathered = 0;  // bytes of its weights as products use them; of quantized ones: as they are stored
   int64_t trained = 0;   // elements
   int64_t expert_gathered = 0, expert_trained = 0;
+  double state = 0, expert_state = 0;  // bytes of the optimizer's
+  int64_t matrices = 0;                // elements that the optimizer gathers, experts' included
+  int64_t workspace = 0;               // bytes for the largest matrix of them
 
   UnitSize& operator+=(const UnitSize& other) {
     gathered += other.gathered;
     trained += other.trained;
     expert_gathered += other.expert_gathered;
     expert_trained += other.expert_trained;
+    state += other.state;
+    expert_state += other.expert_state;
+    matrices = std::max(matrices, other.matrices);
+    workspace = std::max(workspace, other.workspace);
     return *this;
   }
   int64_t all_gathered() const { return gathered + expert_gathered; }
   int64_t all_trained() const { return trained + expert_trained; }
 };
 
-UnitSize SizeOf(const EnginePlan& plan, const std::vector<ParameterSpec>& parameters) {
+UnitSize SizeOf(const EnginePlan& plan, const OptimizerMemory& optimizer,
+                const std::vector<ParameterSpec>& parameters) {
   const int64_t tensor = plan.mesh[Axis::kTensor];
   UnitSize size;
+  const auto train = [&](const ParameterSpec& parameter, int64_t n, int64_t* trained, double* state) {
+    if (!parameter.trainable) return;
+    *trained += n;
+    if (optimizer.state_bytes) *state += optimizer.state_bytes(parameter) * static_cast<double>(n);
+    const int64_t workspace = optimizer.workspace_bytes ? optimizer.workspace_bytes(parameter) : 0;
+    size.workspace = std::max(size.workspace, workspace);
+    if (workspace > 0) size.matrices += n;
+  };
   for (const ParameterSpec& parameter : parameters) {
     int64_t n = Numel(parameter);
     if (parameter.expert) {
       n /= plan.mesh.expert;
       size.expert_gathered += parameter.quantized ? QuantizedStorage::StoredBytes(*plan.model.quantization, n)
                                                   : n * ElementSize(plan.storage.compute);
-      if (parameter.trainable) size.expert_trained += n;
+      train(parameter, n, &size.expert_trained, &size.expert_state);
       continue;
     }
     if (parameter.placement != Placement::kReplicated) {
@@ -52,7 +68,7 @@ UnitSize SizeOf(const EnginePlan& plan, const std::vector<ParameterSpec>& parame
     } else {
       size.gathered += n * ElementSize(plan.storage.compute);
     }
-    if (parameter.trainable) size.trained += n;
+    train(parameter, n, &size.trained, &size.state);
   }
   size.gathered = CpuBlockBytes(size.gathered);
   size.trained = CpuBlockBytes(4 * size.trained) / 4;
@@ -63,15 +79,16 @@ UnitSize SizeOf(const EnginePlan& plan, const std::vector<ParameterSpec>& parame
 
 // The sizes of the embedding with positions, of each block, and of the head. A tied matrix counts in the embedding and,
 // where the head is on another rank, there too.
-std::vector<UnitSize> UnitSizes(const EnginePlan& plan) {
+std::vector<UnitSize> UnitSizes(const EnginePlan& plan, const OptimizerMemory& optimizer) {
   const DecoderSpec& model = plan.model;
   std::vector<UnitSize> sizes;
-  for (const std::vector<ParameterSpec>& unit : UnitParameters(model)) sizes.push_back(SizeOf(plan, unit));
+  for (const std::vector<ParameterSpec>& unit : UnitParameters(model)) sizes.push_back(SizeOf(plan, optimizer, unit));
   for (int64_t layer = 0; layer < model.num_layers; ++layer) {
     for (const bool experts : {false, true})
-      sizes[layer + 1] += SizeOf(plan, MakeUnitAdapters(model, BlockParameters(model, layer), experts).parameters);
+      sizes[layer + 1] +=
+          SizeOf(plan, optimizer, MakeUnitAdapters(model, BlockParameters(model, layer), experts).parameters);
   }
-  sizes.back() += SizeOf(plan, MakeUnitAdapters(model, HeadParameters(model)).parameters);
+  sizes.back() += SizeOf(plan, optimizer, MakeUnitAdapters(model, HeadParameters(model)).parameters);
   return sizes;
 }
 
@@ -168,9 +185,10 @@ std::string ToString(const RankMemory& memory) {
                       bytes(memory.activations));
 }
 
-RankMemory EstimateMemory(const EnginePlan& plan, int64_t state_bytes, int pipeline_rank, c10::DeviceType device) {
+RankMemory EstimateMemory(const EnginePlan& plan, const OptimizerMemory& optimizer, int pipeline_rank,
+                          c10::DeviceType device) {
   const DecoderSpec& m = plan.model;
-  const std::vector<UnitSize> sizes = UnitSizes(plan);
+  const std::vector<UnitSize> sizes = UnitSizes(plan, optimizer);
   const int64_t shards = plan.mesh[Axis::kDataShard] * plan.mesh[Axis::kContext];
   const int64_t compute = ElementSize(plan.storage.compute);
   const int64_t master = compute == 2 && plan.storage.master_weights ? 4 : 0;
@@ -196,19 +214,24 @@ RankMemory EstimateMemory(const EnginePlan& plan, int64_t state_bytes, int pipel
     first = end;
   }
   if (has_head && m.tied_embeddings && plan.schedule.rank_of_stage[0] != pipeline_rank)
-    own += SizeOf(plan, EmbeddingParameters(m));
+    own += SizeOf(plan, optimizer, EmbeddingParameters(m));
 
   RankMemory memory;
   const bool whole_gradient = !plan.storage.reduce_every_microbatch;
-  const auto hold = [&](int64_t gathered, int64_t trained, int64_t over) {
+  const auto hold = [&](int64_t gathered, int64_t trained, double state, int64_t over) {
     const int64_t part = level == ShardLevel::kNone ? 1 : over;
     memory.weights += trained / part * master + gathered / (level == ShardLevel::kParameters ? part : 1);
     memory.gradients += trained / part * 4 + (whole_gradient && part > 1 ? trained * 4 : 0);
-    memory.optimizer += trained / part * state_bytes;
+    memory.optimizer += static_cast<int64_t>(state / static_cast<double>(part));
   };
   const int64_t expert_shards = shards * plan.mesh[Axis::kTensor] / plan.mesh.expert;
-  hold(own.gathered, own.trained, shards);
-  hold(own.expert_gathered, own.expert_trained, expert_shards);
+  hold(own.gathered, own.trained, own.state, shards);
+  hold(own.expert_gathered, own.expert_trained, own.expert_state, expert_shards);
+  if (own.workspace > 0) {
+    // What a block's matrices become, of three blocks: one's on the way, one's worked on, one's coming back.
+    const int64_t part = level == ShardLevel::kNone ? 1 : shards;
+    memory.optimizer += 3 * 4 * own.matrices / part + own.workspace;
+  }
   if (level != ShardLevel::kNone && std::max(shards, own.expert_gathered > 0 ? expert_shards : 1) > 1) {
     if (level == ShardLevel::kParameters) memory.weights += largest + second;
     // A unit's gradient and, beside it, what arrives of it from other ranks.

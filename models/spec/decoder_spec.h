@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "configs/run_config.pb.h"
 #include "kernels/matrix/quantized_matrix.h"
 #include "launch/base/status.h"
 #include "models/spec/adapter_spec.h"
@@ -64,6 +65,7 @@ struct DecoderSpec {
 
   // What is trained instead of the parameters, which are frozen then; null: nothing.
   std::shared_ptr<const AdapterSpec> adapter;
+  std::vector<ParameterGroup> groups;              // trained otherwise than the rest (models/spec/parameter_groups.h)
   std::optional<QuantizationFormat> quantization;  // of linear layers in blocks
   bool quantized_layers = true;                    // ... of layers without experts
   bool quantized_experts = false;                  // ... and of experts

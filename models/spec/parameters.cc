@@ -8,6 +8,7 @@
 #include <cmath>
 #include <map>
 
+#include "models/spec/parameter_groups.h"
 #include "models/spec/weight_table.h"
 
 namespace trireme {
@@ -33,13 +34,13 @@ ParameterSpec Vector(const std::string& name, int64_t width, Initialization init
   return spec;
 }
 
-// Under an adapter only what it names is trained.
+// Under an adapter only what it names is trained; groups may freeze more.
 std::vector<ParameterSpec> Frozen(const DecoderSpec& s, std::vector<ParameterSpec> parameters) {
-  if (s.adapter == nullptr) return parameters;
+  if (s.adapter == nullptr) return InGroups(s, std::move(parameters));
   for (ParameterSpec& parameter : parameters) {
     parameter.trainable = parameter.trainable && s.adapter->saved_modules.count(StoredModule(s, parameter.name)) > 0;
   }
-  return parameters;
+  return InGroups(s, std::move(parameters));
 }
 
 int64_t NumElements(const std::vector<ParameterSpec>& parameters, bool trainable_only = false) {
@@ -153,6 +154,7 @@ std::vector<ParameterSpec> BlockParameters(const DecoderSpec& s, int64_t index) 
   norm(names.before_feed_forward);
   add(layer.feed_forward->Parameters(place));
   norm(names.after_feed_forward);
+  for (ParameterSpec& parameter : block) parameter.block_matrix = parameter.shape.size() == 2 && !parameter.wide;
   block = Frozen(s, std::move(block));
   if (!s.quantization.has_value()) return block;
   EachMatrixGroup(block, [&](size_t begin, size_t end) {
@@ -217,8 +219,9 @@ std::string AdaptedName(const AdapterSpec& adapter, const std::vector<ParameterS
   return others > 1 ? ModuleOf(parameter) : module;
 }
 
-// The adapter of experts lies with them.
+// An adapter's factors are matrices where the weight is; that of experts lies with them.
 void OfExperts(const ParameterSpec& weight, ParameterSpec* factor) {
+  factor->block_matrix = weight.block_matrix;
   if (!weight.expert) return;
   factor->expert = true;
   factor->active = weight.active;
@@ -257,6 +260,7 @@ UnitAdapters MakeUnitAdapters(const DecoderSpec& s, const std::vector<ParameterS
                                0, experts ? Placement::kRows : Placement::kReplicated);
       if (base[i].placement == Placement::kColumns) a.placement = Placement::kColumns;
       OfExperts(base[i], &a);
+      if (experts) a.matrices = base[i].heads;
       const bool gaussian = s.adapter->start == AdapterSpec::kGaussian;
       a.initialization = gaussian ? Initialization::kNormal : Initialization::kUniform;
       a.standard_deviation =
@@ -279,6 +283,7 @@ UnitAdapters MakeUnitAdapters(const DecoderSpec& s, const std::vector<ParameterS
       b.heads = rows ? weight.heads : 0;
       b.rate = s.adapter->b_rate;
       OfExperts(weight, &b);
+      b.matrices = weight.matrices;
       member.b = add(std::move(b));
       if (!s.adapter->dora) continue;
       ParameterSpec magnitude =
@@ -302,6 +307,7 @@ UnitAdapters MakeUnitAdapters(const DecoderSpec& s, const std::vector<ParameterS
     }
     if (!group.members.empty()) adapters.groups.push_back(std::move(group));
   });
+  adapters.parameters = InGroups(s, std::move(adapters.parameters));
   return adapters;
 }
 

@@ -76,10 +76,39 @@ absl::StatusOr<std::map<std::string, std::vector<int64_t>>> Offsets(const Safete
   return offsets;
 }
 
+// The rectangles of a tensor with a number for every `block` elements of a segment.
+std::vector<TensorPart> PartsOfBlocks(const ParameterBuffer& buffer, const Segment& segment, int64_t block,
+                                      const at::Tensor& values) {
+  const ParameterSpec& spec = buffer.specs()[segment.parameter];
+  const Rectangle& held = buffer.rectangle(segment.parameter);
+  const int64_t columns = spec.shape.back();
+  TensorPart part;
+  part.name = spec.name;
+  if (spec.shape.size() < 2 || columns % block != 0) {
+    const int64_t numel = spec.shape[0] * (spec.shape.size() == 2 ? columns : 1);
+    part.shape = {(numel + block - 1) / block};
+    part.rectangle = {{buffer.WholeIndexOf(segment).Of(0) / block}, {values.numel()}};
+    part.values = values;
+    return {part};
+  }
+  part.shape = {spec.shape[0], columns / block};
+  std::vector<TensorPart> parts;
+  const int64_t first = segment.parameter_begin / block;
+  for (const FlatPiece& piece :
+       FlatRangeToPieces({held.size[0], held.size[1] / block}, first, first + values.numel())) {
+    part.rectangle = piece.rectangle;
+    part.rectangle.offset[0] += held.offset[0];
+    part.rectangle.offset[1] += held.offset[1] / block;
+    part.values = values.narrow(0, piece.flat_begin - first, piece.rectangle.numel());
+    parts.push_back(part);
+  }
+  return parts;
+}
+
 }  // namespace
 
 const char* SafetensorsName(at::ScalarType dtype) {
-  return dtype == at::kBFloat16 ? "BF16" : dtype == at::kHalf ? "F16" : "F32";
+  return dtype == at::kBFloat16 ? "BF16" : dtype == at::kHalf ? "F16" : dtype == at::kByte ? "U8" : "F32";
 }
 
 std::optional<at::ScalarType> FloatTypeOf(const std::string& safetensors_dtype) {
@@ -118,6 +147,30 @@ std::vector<TensorPart> PartsOf(const ParameterBuffer& buffer, const at::Tensor&
                                             own.narrow(0, segment.own_begin, segment.numel))) {
       if (!suffix.empty()) absl::StrAppend(&part.name, ".", suffix);
       parts.push_back(std::move(part));
+    }
+  }
+  return parts;
+}
+
+std::vector<TensorPart> PartsOfSegments(const ParameterBuffer& buffer, const at::Tensor& values,
+                                        const std::vector<int64_t>& begin, int64_t block, const std::string& suffix,
+                                        bool unique) {
+  std::vector<TensorPart> parts;
+  for (size_t i = 0; i < buffer.segments().size(); ++i) {
+    if (begin[i] < 0) continue;
+    const Segment& held = buffer.segments()[i];
+    for (const Segment& segment : unique ? buffer.unique_segments() : buffer.segments()) {
+      if (segment.parameter != held.parameter) continue;
+      const int64_t at = begin[i] + (segment.own_begin - held.own_begin) / block;
+      const int64_t first = segment.parameter_begin, end = first + segment.numel;
+      const int64_t numel = (segment.numel + block - 1) / block;
+      std::vector<TensorPart> added =
+          block == 1 ? PartsOfElements(buffer, segment.parameter, first, end, values.narrow(0, at, numel))
+                     : PartsOfBlocks(buffer, segment, block, values.narrow(0, at, numel));
+      for (TensorPart& part : added) {
+        absl::StrAppend(&part.name, ".", suffix);
+        parts.push_back(std::move(part));
+      }
     }
   }
   return parts;

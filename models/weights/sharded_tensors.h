@@ -24,7 +24,7 @@ namespace trireme {
 // Loading, saving and comparing give a sign of life to the watchdog after each piece of so many bytes.
 inline constexpr int64_t kPieceBytes = int64_t{16} << 20;
 
-// "F32", "BF16", "F16" as safetensors files name them, and back; nullopt for the other types.
+// "F32", "BF16", "F16", "U8" as safetensors files name them, and floating ones back; nullopt for others.
 const char* SafetensorsName(at::ScalarType dtype);
 std::optional<at::ScalarType> FloatTypeOf(const std::string& safetensors_dtype);
 
@@ -33,7 +33,7 @@ struct TensorPart {
   std::string name;
   std::vector<int64_t> shape;  // of the whole tensor
   Rectangle rectangle;
-  at::Tensor values;  // [rectangle.numel()], float32 or bfloat16
+  at::Tensor values;  // [rectangle.numel()], float32, bfloat16 or bytes
 };
 
 // Elements [begin, end) of the flattened rectangle() of a parameter, which stand in `values` [end - begin].
@@ -45,6 +45,14 @@ std::vector<TensorPart> PartsOfElements(const ParameterBuffer& buffer, int param
 // are.
 std::vector<TensorPart> PartsOf(const ParameterBuffer& buffer, const at::Tensor& own, const std::string& suffix,
                                 bool unique);
+
+// Likewise of a tensor that holds some of the buffer's segments() only: from begin[i] on the elements of segment i; -1:
+// it does not hold that one. With block > 1 it holds a number for every so many elements of the flattened parameter,
+// which no rank's part is cut inside of: their tensor has a column for each block of a row where rows are whole blocks,
+// else it has one dimension.
+std::vector<TensorPart> PartsOfSegments(const ParameterBuffer& buffer, const at::Tensor& values,
+                                        const std::vector<int64_t>& begin, int64_t block, const std::string& suffix,
+                                        bool unique);
 
 // Writes this rank's parts into `folder` (which exists) as shard-RRRRR-K.safetensors. Returns the files, paths relative
 // to folder's parent. Not collective. alive: called after every piece of some 16 MiB; may be empty.

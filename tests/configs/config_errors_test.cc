@@ -20,7 +20,8 @@ TEST_F(FileErrors, UnknownFieldsAreAllReportedWithSuggestions) {
           UnknownField(*RunConfig::descriptor(), "", "wholly_unknwn") +
           "\n"
           "config.textproto:6:1: unknown field \"learning_rate\"; did you mean optimizer.adamw.learning_rate or "
-          "optimizer.sgd.learning_rate?");
+          "optimizer.sgd.learning_rate or optimizer.muon.learning_rate or optimizer.muon.adamw.learning_rate or "
+          "optimizer.lion.learning_rate?");
 }
 
 TEST_F(FileErrors, UnknownFieldIsPlacedWhereItsNameStandsDespiteCommentsAndTabs) {
@@ -104,7 +105,7 @@ TEST_F(OverrideErrors, NameTheUnknownPartOfThePath) {
       "--set 'paralel.tensor=2':1:1: unknown field \"paralel\"; did you mean \"parallel\"?\n"
       "--set 'parallel.tensr=2':1:10: unknown field \"tensr\" in parallel; did you mean \"tensor\"?\n"
       "--set 'optimizer.adamw.lr=3':1:17: unknown field \"lr\" in optimizer.adamw; did you mean \"learning_rate\"?\n"
-      "--set 'optimizer.rule=adamw':1:11: \"rule\" stands for one of adamw, sgd; name that one\n"
+      "--set 'optimizer.rule=adamw':1:11: \"rule\" stands for one of adamw, sgd, muon, lion; name that one\n"
       "--set 'seed.x=1':1:5: seed is a uint64 and has no members\n"
       "--set '=3':1:1: " +
           UnknownField(*RunConfig::descriptor(), "", ""));

@@ -2,12 +2,15 @@
 //   trireme_probe CONFIG... --folder DIR               trains on DIR/batches.safetensors, an update per step in it
 //   trireme_probe CONFIG... --folder DIR --evaluate    the loss of every step's tokens, without training
 //   trireme_probe CONFIG... --folder DIR --save        also saves a checkpoint into the config's run_dir
+//   trireme_probe CONFIG... --folder DIR --gradients   the optimizer alone, on DIR/gradients.safetensors
+//   trireme_probe CONFIG... --folder DIR --plateau     the factor of lr_schedule.plateau after each of DIR/losses.json
 //   trireme_probe CONFIG... --folder DIR --tokens N    writes the tokens that `trireme train` reads in steps 1 to N
 // Reads DIR/weights/model.safetensors (float32, canonical names; absent: initialized from the seed) and
 // DIR/batches.safetensors: for step s and microbatch m (of all data ranks, in order), from 0, I64 [T] "s.m.tokens",
 // "s.m.targets", "s.m.positions" and I32 [segments + 1] "s.m.cu_seqlens".
 // Writes DIR/result.json and DIR/rope.safetensors; when training also DIR/gradients (of the first step) and DIR/updated
 // (weights after the last) in the sharded form of checkpoints. Runs under mpirun too, on any mesh.
+#include <ATen/ops/empty.h>
 #include <absl/strings/str_split.h>
 
 #include <CLI/CLI.hpp>
@@ -31,6 +34,7 @@
 #include "trainer/loop/checkpointer.h"
 #include "trainer/loop/optimizer.h"
 #include "trainer/recipe/corpora.h"
+#include "trainer/recipe/optimization.h"
 
 namespace trireme {
 namespace {
@@ -38,7 +42,7 @@ namespace {
 struct Flags {
   std::vector<std::string> configs, overrides;
   std::string folder;
-  bool evaluate = false, save = false;
+  bool evaluate = false, save = false, plateau = false, gradients = false;
   int64_t tokens = 0;
 };
 
@@ -171,7 +175,7 @@ absl::Status TrainSteps(const Flags& flags, const Recipe& recipe, Mesh& mesh, En
 absl::Status RunModel(const Flags& flags, const Recipe& recipe, Mesh& mesh, const Extensions& extensions) {
   ASSIGN_OR_RETURN(const std::unique_ptr<Engine> model, Engine::Create(recipe.engine, mesh, extensions));
   model->set_decision_rule(recipe.decision_rule());
-  Optimizer optimizer(recipe.config.optimizer(), model->buffers(), recipe.config.seed());
+  Optimizer optimizer(recipe.config.optimizer(), model->buffers(), recipe.config.seed(), &mesh);
   if (SafetensorsFile::Open(flags.folder + "/weights/model.safetensors").ok()) {
     RETURN_IF_ERROR(LoadWeights(flags.folder + "/weights", *model, mesh));
   } else {
@@ -292,6 +296,60 @@ absl::Status WriteInitialWeights(const Flags& flags, const Recipe& recipe, Mesh&
   return WriteFolder(flags.folder + "/initial", mesh, OwnParts(*model, mesh, /*gradients=*/false, /*unique=*/true));
 }
 
+// Steps of the config's optimizer on the gradients that DIR/gradients.safetensors holds: "0", "1", ... of one matrix
+// "weight", all F32. The matrix and the state go to DIR/stepped.safetensors.
+absl::Status StepOnGradients(const Flags& flags, const Recipe& recipe) {
+  ASSIGN_OR_RETURN(const std::unique_ptr<SafetensorsFile> file,
+                   SafetensorsFile::Open(flags.folder + "/gradients.safetensors"));
+  std::map<std::string, at::Tensor> given;
+  for (const SafetensorsEntry& entry : file->entries()) {
+    ASSIGN_OR_RETURN(const std::vector<float> values, Values<float>(*file, entry, "F32"));
+    at::Tensor tensor = at::empty(entry.shape, at::TensorOptions().dtype(at::kFloat));
+    std::memcpy(tensor.data_ptr(), values.data(), tensor.nbytes());
+    given[entry.name] = tensor;
+  }
+  ParameterSpec spec;
+  spec.name = "weight";
+  spec.shape = given.at("weight").sizes().vec();
+  spec.block_matrix = true;
+  BufferOptions options;
+  options.gather_group = options.reduce_group = options.replicate_group = MakeSelfGroup("alone");
+  ParameterBuffer buffer({spec}, options);
+  buffer.Set(0, given.at("weight"));
+  Optimizer optimizer(recipe.config.optimizer(), {&buffer}, recipe.config.seed());
+  UpdateDecision decision;
+  for (int64_t step = 1; given.count(absl::StrCat(step - 1)) > 0; ++step) {
+    buffer.BeginStep();
+    buffer.weight(0).AddGradient([&](at::Tensor& sum, bool) { sum.copy_(given.at(absl::StrCat(step - 1))); });
+    buffer.StartReduce(/*last_microbatch=*/true);
+    buffer.FinishGradients(1);
+    decision = Decide(recipe.decision_rule(), 0, 0, 0, decision);
+    at::Tensor tensor = at::empty({kDecisionNumbers}, at::TensorOptions().dtype(at::kDouble));
+    std::memcpy(tensor.data_ptr(), &decision, sizeof(decision));
+    optimizer.Step(step, recipe.LearningRate(step), tensor);
+  }
+  std::vector<TensorPart> parts = PartsOf(buffer, buffer.own_weights(), "", /*unique=*/true);
+  for (const Optimizer::State& state : optimizer.states()) {
+    for (TensorPart& part : PartsOfSegments(buffer, state.tensor, state.begin, state.block, state.name, true))
+      parts.push_back(std::move(part));
+  }
+  RETURN_IF_ERROR(MakeDirectories(flags.folder + "/stepped"));
+  RETURN_IF_ERROR(WriteParts(flags.folder + "/stepped", 0, parts).status());
+  return WriteFileAtomically(flags.folder + "/result.json", "{}\n");
+}
+
+absl::Status WriteFactors(const Flags& flags, const Recipe& recipe) {
+  ASSIGN_OR_RETURN(const std::string text, ReadFile(flags.folder + "/losses.json"));
+  PlateauProgress progress;
+  nlohmann::json result;
+  for (const nlohmann::json& loss : nlohmann::json::parse(text)) {
+    ObserveEvaluation(recipe.config.lr_schedule().plateau(), recipe.peak_learning_rate(), loss.get<double>(),
+                      &progress);
+    result["factor"].push_back(progress.factor());
+  }
+  return WriteFileAtomically(flags.folder + "/result.json", result.dump(1) + "\n");
+}
+
 absl::Status Run(const Flags& flags, const Extensions& extensions, const Process& process) {
   ASSIGN_OR_RETURN(const RunConfig config, LoadConfig(flags.configs, flags.overrides));
   Corpora corpora;
@@ -302,6 +360,8 @@ absl::Status Run(const Flags& flags, const Extensions& extensions, const Process
   for (const AttentionBackend& backend : extensions.attention_backends) attention.push_back(backend.name);
   ASSIGN_OR_RETURN(const Recipe recipe,
                    MakeRecipe(config, process.size(), extensions.families, attention, corpora.facts));
+  if (flags.plateau) return WriteFactors(flags, recipe);
+  if (flags.gradients) return StepOnGradients(flags, recipe);
   ASSIGN_OR_RETURN(const at::Device device, SetUpDevice(config.launch(), config.kernels(), process));
   ASSIGN_OR_RETURN(const std::unique_ptr<Mesh> mesh, Mesh::Create(process, recipe.engine.mesh, device));
   if (flags.tokens > 0) {
@@ -322,6 +382,8 @@ int main(int argc, char** argv) {
   app.add_option("--folder", flags.folder, "Inputs and outputs")->required();
   app.add_flag("--evaluate", flags.evaluate, "Losses only");
   app.add_flag("--save", flags.save, "Save a checkpoint into run_dir");
+  app.add_flag("--gradients", flags.gradients, "Steps on given gradients only");
+  app.add_flag("--plateau", flags.plateau, "Factors of lr_schedule.plateau only");
   app.add_option("--tokens", flags.tokens, "Write the tokens of so many steps, and the initial weights");
   CLI11_PARSE(app, argc, argv);
   auto process = trireme::Process::Start(/*expected_ranks=*/0, trireme::Process::Signals::kFinishStep);

@@ -63,7 +63,7 @@ def read_sharded(folder):
     tensors = {}
     for key, parts in pieces.items():
         shape = [max(o[d] + t.shape[d] for o, t in parts) for d in range(parts[0][1].dim())]
-        whole = torch.full(shape, float("nan"), dtype=parts[0][1].dtype)
+        whole = torch.full(shape, float("nan") if parts[0][1].is_floating_point() else 0, dtype=parts[0][1].dtype)
         for offset, tensor in parts:
             whole[tuple(slice(o, o + n) for o, n in zip(offset, tensor.shape))] = tensor
         written = sum(tensor.numel() for _, tensor in parts)

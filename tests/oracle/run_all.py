@@ -10,7 +10,7 @@ import traceback
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 SKIPPED = 77
-MODULES = ["causality", "chat", "conversation", "dcp", "generate", "hostile", "llama", "parallel", "schedule"]  # NAME is run() of NAME_oracle.py
+MODULES = ["causality", "chat", "conversation", "dcp", "generate", "hostile", "llama", "optimizer", "parallel", "schedule"]  # NAME is run() of NAME_oracle.py
 
 
 def main():

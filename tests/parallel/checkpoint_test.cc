@@ -32,14 +32,6 @@ std::string Sharded(ShardLevel level, int replicas = 1) {
   return absl::StrCat("shard: ", ShardLevelName(level), " data_replicate: ", replicas);
 }
 
-void ExpectSame(const std::map<std::string, std::string>& got, const std::map<std::string, std::string>& expected) {
-  EXPECT_EQ(got.size(), expected.size());
-  for (const auto& [name, bytes] : expected) {
-    const auto found = got.find(name);
-    EXPECT_TRUE(found != got.end() && found->second == bytes) << name;
-  }
-}
-
 TEST(Checkpoint, ResumingOnTheSameLayoutGivesTheSameBits) {
   OperationLog log;
   const std::shared_ptr<ProcessGroup> world = MakeWorldGroup(&log);
@@ -60,7 +52,7 @@ TEST(Checkpoint, ResumingOnTheSameLayoutGivesTheSameBits) {
       EXPECT_TRUE(found.ok() && *found) << found.status();
       EXPECT_EQ(resumed.step(), 3);
       for (const double loss : expected) EXPECT_EQ(resumed.Step(), loss);
-      ExpectSame(resumed.Bytes(), through.Bytes());
+      ExpectSameBytes(resumed.Bytes(), through.Bytes());
     }
   }
 }
@@ -81,7 +73,7 @@ TEST(Checkpoint, ALayoutMayChangeAtAnyResume) {
       TinyRun loaded(TiedRun(folder.path(), Sharded(level, replicas)));
       const absl::StatusOr<bool> found = loaded.Resume();
       EXPECT_TRUE(found.ok() && *found) << found.status();
-      ExpectSame(loaded.Bytes(), expected);
+      ExpectSameBytes(loaded.Bytes(), expected);
     }
   }
 }
@@ -120,7 +112,7 @@ TEST(Checkpoint, SavedOnAnyMeshLoadsOnAnyOther) {
       TinyRun loaded(TiedRun(folder.path(), to));
       const absl::StatusOr<bool> found = loaded.Resume();
       EXPECT_TRUE(found.ok() && *found) << found.status();
-      ExpectSame(loaded.Bytes(), expected);
+      ExpectSameBytes(loaded.Bytes(), expected);
       // A rank reads what it owns, once.
       const absl::StatusOr<ShardedTensorReader> reader =
           ShardedTensorReader::Open(CheckpointFolder(folder.path(), 2) + "/weights");
@@ -164,7 +156,7 @@ TEST(Checkpoint, ExpertsGoFromAnyMeshToAnyOther) {
       TinyRun loaded(run(folder.path(), to));
       const absl::StatusOr<bool> found = loaded.Resume();
       EXPECT_TRUE(found.ok() && *found) << found.status();
-      ExpectSame(loaded.Bytes(), expected);
+      ExpectSameBytes(loaded.Bytes(), expected);
       EXPECT_NEAR(loaded.Step() / next, 1, from == to ? 0 : 1e-5);
     }
   }
@@ -212,7 +204,7 @@ TEST(Checkpoint, PassesBetweenJobsOfAnySize) {
     for (const auto& entry : std::filesystem::directory_iterator(folder + "/tensors"))
       expected[entry.path().filename().string()] = ReadFile(entry.path().string()).value();
     EXPECT_EQ(expected.size(), 60u);  // 20 parameters with two moments each
-    ExpectSame(run.Bytes(), expected);
+    ExpectSameBytes(run.Bytes(), expected);
     double losses[3];
     const std::string text = ReadFile(folder + "/losses").value();
     EXPECT_EQ(text.size(), sizeof(losses));

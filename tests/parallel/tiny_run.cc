@@ -2,10 +2,13 @@
 
 #include <ATen/ops/zeros.h>
 #include <absl/strings/match.h>
+#include <absl/strings/str_split.h>
+#include <gtest/gtest.h>
 
 #include <cmath>
 
 #include "configs/text_parser.h"
+#include "parallel/comm/agreement.h"
 #include "tests/parallel/multi_rank.h"
 #include "tests/parallel/tiny_model.h"
 
@@ -65,6 +68,15 @@ double RelativeDistance(const at::Tensor& a, const at::Tensor& reference) {
   return std::sqrt(sum) / TensorNorm(reference);
 }
 
+void ExpectSameBytes(const std::map<std::string, std::string>& got,
+                     const std::map<std::string, std::string>& expected) {
+  EXPECT_EQ(got.size(), expected.size());
+  for (const auto& [name, bytes] : expected) {
+    const auto found = got.find(name);
+    EXPECT_TRUE(found != got.end() && found->second == bytes) << name;
+  }
+}
+
 TinyRun::TinyRun(const std::vector<std::string>& fragments, bool alone) {
   RunConfig config;
   std::vector<std::string> problems;
@@ -84,7 +96,8 @@ TinyRun::TinyRun(const std::vector<std::string>& fragments, bool alone) {
   TRIREME_CHECK(model.ok(), model.status().message());
   model_ = *std::move(model);
   model_->set_decision_rule(recipe_.decision_rule());
-  optimizer_ = std::make_unique<Optimizer>(recipe_.config.optimizer(), model_->buffers(), recipe_.config.seed());
+  optimizer_ =
+      std::make_unique<Optimizer>(recipe_.config.optimizer(), model_->buffers(), recipe_.config.seed(), mesh_.get());
   checkpointer_ = std::make_unique<Checkpointer>(recipe_, *mesh_, *model_, *optimizer_, std::vector<std::string>());
 }
 
@@ -151,6 +164,7 @@ Tensors TinyRun::Whole(const std::vector<TensorPart>& parts, const std::string& 
   }
   for (const TensorPart& part : parts) {
     at::Tensor target = whole.at(part.name);
+    if (part.rectangle.size.size() == 1) target = target.flatten();  // also of blocks of a matrix
     for (size_t dim = 0; dim < part.rectangle.size.size(); ++dim)
       target = target.narrow(static_cast<int64_t>(dim), part.rectangle.offset[dim], part.rectangle.size[dim]);
     target.copy_(part.values.view(part.rectangle.size));
@@ -198,10 +212,18 @@ std::map<std::string, std::string> TinyRun::Bytes() {
   };
   add(Weights());
   std::map<std::string, std::vector<TensorPart>> states;  // by suffix
+  // A rank may hold nothing of a kind, but takes part in putting it together.
+  std::string own;
+  for (const Optimizer::State& state : optimizer_->states()) absl::StrAppend(&own, state.name, " ");
+  for (const std::string& names : GatherBytes(mesh_->control(), own)) {
+    for (const absl::string_view name : absl::StrSplit(names, ' ', absl::SkipEmpty())) states[std::string(name)];
+  }
   for (const Optimizer::State& state : optimizer_->states()) {
     std::vector<TensorPart>& parts = states[state.name];
     if (mesh_->coordinate(Axis::kDataReplicate) > 0) continue;
-    for (TensorPart& part : PartsOf(*state.buffer, state.tensor, state.name, /*unique=*/true)) parts.push_back(part);
+    for (TensorPart& part :
+         PartsOfSegments(*state.buffer, state.tensor, state.begin, state.block, state.name, /*unique=*/true))
+      parts.push_back(part);
   }
   for (const auto& [suffix, parts] : states) add(Whole(parts, "." + suffix));
   return bytes;

@@ -22,6 +22,9 @@ using Tensors = std::map<std::string, at::Tensor>;  // by parameter, float32, wh
 double TensorNorm(const at::Tensor& a);
 double RelativeDistance(const at::Tensor& a, const at::Tensor& reference);  // of L2 norms
 
+// Of TinyRun::Bytes().
+void ExpectSameBytes(const std::map<std::string, std::string>& got, const std::map<std::string, std::string>& expected);
+
 class TinyRun {
  public:
   // fragments: textprotos merged over a base of 2 layers, 64 wide, 8 heads (4 for keys and values), ffn 96, vocabulary

@@ -111,12 +111,69 @@ TEST(OptimizerTest, AdamWByTheBook) {
   ASSERT_EQ(optimizer.states().size(), 2u);
   EXPECT_EQ(optimizer.states()[0].name, "exp_avg");
   EXPECT_EQ(optimizer.states()[1].name, "exp_avg_sq");
-  EXPECT_LT(RelativeError(Part(optimizer.states()[1].tensor, buffer, 1), v[1]), 1e-6);
-  EXPECT_EQ(optimizer.MemoryBytes(), 2 * buffer.own_weights().numel() * 4);
+  const Optimizer::State& second = optimizer.states()[1];
+  const at::Tensor of_matrix = second.tensor.narrow(0, second.begin[1], buffer.segments()[1].numel);
+  EXPECT_LT(RelativeError(of_matrix.to(at::kDouble), v[1]), 1e-6);
+  EXPECT_EQ(optimizer.MemoryBytes(), 2 * (320 + 1856) * 4) << "of 300 and 37 x 50 elements, in packs of 64";
+}
+
+OptimizerConfig LionConfig() {
+  OptimizerConfig config;
+  config.mutable_lion()->set_weight_decay(0.1);
+  return config;
+}
+OptimizerConfig MuonConfig() {
+  OptimizerConfig config;
+  config.mutable_muon()->set_weight_decay(0.1);
+  return config;
+}
+
+TEST(OptimizerTest, MuonLeavesAllButMatricesOfBlocksToAdamW) {
+  std::vector<ParameterSpec> specs = Specs();
+  specs.push_back(specs[1]);
+  specs[2].name = "block";
+  specs[2].block_matrix = true;
+  specs[2].matrices = 37;  // of one row each, whose orthogonalized direction is the row over its norm
+  ParameterBuffer buffer(specs, SelfOptions()), by_adamw(specs, SelfOptions());
+  OptimizerConfig config = MuonConfig();
+  config.mutable_muon()->set_momentum(0);
+  config.mutable_muon()->mutable_adamw()->set_learning_rate(2 * config.muon().learning_rate());
+  Optimizer optimizer(config, {&buffer}, 1), adamw(AdamWConfig(), {&by_adamw}, 1);
+  for (ParameterBuffer* each : {&buffer, &by_adamw}) {
+    each->Initialize(1);
+    Backward(*each, 1);
+  }
+  const at::Tensor before = Part(buffer.own_weights(), buffer, 2).view({37, 50});
+  const at::Tensor gradient = Part(buffer.own_gradient(), buffer, 2).view({37, 50});
+  optimizer.Step(1, 0.01, Decision(1, 1));
+  adamw.Step(1, 0.02, Decision(1, 1));
+  for (int i = 0; i < 2; ++i)
+    EXPECT_TRUE(Part(buffer.own_weights(), buffer, i).equal(Part(by_adamw.own_weights(), by_adamw, i))) << i;
+  double size = 1;  // five steps of the polynomial, of the one singular value
+  for (int step = 0; step < 5; ++step) size *= 3.4445 - 4.7750 * size * size + 2.0315 * size * size * size * size;
+  const at::Tensor unit = gradient / gradient.norm(2, {1}, /*keepdim=*/true);
+  const at::Tensor expected = before * (1 - 0.01 * 0.1) - unit * (0.01 * size);
+  EXPECT_LT(RelativeError(Part(buffer.own_weights(), buffer, 2), expected.view({-1})), 1e-6);
+}
+
+TEST(OptimizerTest, GroupsSayRateAndDecay) {
+  std::vector<ParameterSpec> specs = Specs();
+  specs[0].weight_decay = 0.5;
+  specs[1].rate = 3;
+  specs[1].weight_decay = 0;
+  ParameterBuffer buffer(specs, SelfOptions());
+  buffer.Initialize(1);
+  std::vector<at::Tensor> p = {Part(buffer.own_weights(), buffer, 0), Part(buffer.own_weights(), buffer, 1)};
+  Optimizer optimizer(SgdConfig(0), {&buffer}, 1);
+  Backward(buffer, 1);
+  p[0] = p[0] * (1 - 0.01 * 0.5) - Part(buffer.own_gradient(), buffer, 0) * 0.01;
+  p[1] = p[1] - Part(buffer.own_gradient(), buffer, 1) * 0.03;
+  optimizer.Step(1, 0.01, Decision(1, 1));
+  for (int i = 0; i < 2; ++i) EXPECT_LT(RelativeError(Part(buffer.own_weights(), buffer, i), p[i]), 1e-6) << i;
 }
 
 TEST(OptimizerTest, ComputeCopiesFollowTheMaster) {
-  for (const OptimizerConfig& config : {AdamWConfig(), SgdConfig(0)}) {
+  for (const OptimizerConfig& config : {AdamWConfig(), SgdConfig(0), LionConfig(), MuonConfig()}) {
     BufferOptions options = SelfOptions();
     options.compute = at::kBFloat16;
     ParameterBuffer buffer(Specs(), options);
@@ -142,6 +199,7 @@ TEST(OptimizerTest, FrozenParametersStay) {
   const at::Tensor norm = Part(buffer.own_weights(), buffer, 0).clone();
   const at::Tensor matrix = Part(buffer.own_weights(), buffer, 1).clone();
   Optimizer optimizer(AdamWConfig(), {&buffer}, 1);
+  EXPECT_EQ(optimizer.MemoryBytes(), 2 * 320 * 4) << "no state of what stays";
   Backward(buffer, 1);
   optimizer.Step(1, 0.01, Decision(1, 1));
   EXPECT_TRUE(Part(buffer.own_weights(), buffer, 1).equal(matrix)) << "not even decay";
@@ -216,7 +274,8 @@ TEST(OptimizerTest, ShardsGiveTheSameBitsAsTheWhole) {
     bool master;
   };
   for (const Case& c : {Case{"sgd", SgdConfig(0.9), at::kFloat, true}, Case{"adamw", AdamWConfig(), at::kFloat, true},
-                        Case{"adamw, bf16, no master", AdamWConfig(), at::kBFloat16, false}}) {
+                        Case{"adamw, bf16, no master", AdamWConfig(), at::kBFloat16, false},
+                        Case{"lion, bf16, no master", LionConfig(), at::kBFloat16, false}}) {
     for (const int ranks : {2, 3}) {
       SCOPED_TRACE(absl::StrCat(c.name, ", ", ranks, " ranks"));
       BufferOptions options = SelfOptions();

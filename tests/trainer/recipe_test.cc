@@ -9,6 +9,8 @@
 #include <algorithm>
 #include <cmath>
 
+#include "models/spec/parameters.h"
+
 namespace trireme {
 namespace {
 
@@ -329,6 +331,85 @@ TEST(LearningRate, WarmUpStableDecay) {
   EXPECT_LT(recipe.LearningRate(61), 1e-3);
   EXPECT_DOUBLE_EQ(recipe.LearningRate(80), 0.6e-3);
   EXPECT_DOUBLE_EQ(recipe.LearningRate(100), 0.2e-3);
+}
+
+// More in tests/oracle/optimizer_oracle.py, against Transformers and torch.
+TEST(LearningRate, OtherShapes) {
+  const Recipe restarts = MustMake("lr_schedule { cosine { min_ratio: 0.1 cycles: 4 } }");
+  EXPECT_DOUBLE_EQ(restarts.LearningRate(25), 1e-3) << "back at the peak";
+  EXPECT_LT(restarts.LearningRate(24), 0.11e-3);
+  EXPECT_DOUBLE_EQ(restarts.LearningRate(100), 1e-4) << "and down at the end";
+  EXPECT_DOUBLE_EQ(MustMake("lr_schedule { polynomial { power: 2 min_ratio: 0.2 } }").LearningRate(50), 0.4e-3);
+  const Recipe root = MustMake("lr_schedule { warmup_steps: 10 inverse_sqrt {} }");
+  EXPECT_DOUBLE_EQ(root.LearningRate(40), 0.5e-3);
+  EXPECT_DOUBLE_EQ(MustMake("lr_schedule { inverse_sqrt { timescale: 20 } }").LearningRate(60), 0.5e-3);
+}
+
+TEST(LearningRate, ShapesThatCannotWorkAreRefused) {
+  ExpectRefused("lr_schedule { plateau {} }", "lr_schedule.plateau: follows the evaluation loss");
+  ExpectRefused("lr_schedule { plateau { factor: 1 } } evaluation { every_steps: 5 }", "plateau.factor: is 1");
+  ExpectRefused("lr_schedule { cosine { cycles: 0 } }", "lr_schedule.cosine.cycles: is 0");
+  ExpectRefused("lr_schedule { polynomial { power: -1 } }", "lr_schedule.polynomial.power: is -1");
+  ExpectRefused("lr_schedule { inverse_sqrt { timescale: 0 } }", "lr_schedule.inverse_sqrt.timescale: is 0");
+}
+
+TEST(Optimization, RulesThatCannotWorkAreRefused) {
+  ExpectRefused("optimizer { muon { learning_rate: 0 } }", "optimizer.muon.learning_rate: is 0");
+  ExpectRefused("optimizer { muon { newton_schulz_steps: 100 } }", "newton_schulz_steps: is 100; must be in [1, 100)");
+  ExpectRefused("optimizer { muon { newton_schulz_coefficient: 2 } }", "stands 1 time; give three numbers");
+  ExpectRefused("optimizer { muon { adamw { eps: 0 } } }", "optimizer.muon.adamw.eps: is 0");
+  ExpectRefused("optimizer { lion { beta1: 1 } }", "optimizer.lion.beta1: is 1");
+  ExpectRefused("optimizer { groups { frozen: true } }", "optimizer.groups.names: not set");
+  ExpectRefused("optimizer { groups { names: \"*.q_prj.weight\" } }",
+                "\"*.q_prj.weight\" names no parameter that is trained; there are such as model.embed_tokens.weight, ");
+  ExpectRefused("optimizer { groups { names: \"*\" frozen: true } }", "nothing is left to train");
+}
+
+TEST(Optimization, EightBitStates) {
+  const std::string even = "model { intermediate_size: 128 tie_word_embeddings: true vocab_size: 256 } ",
+                    rule = "optimizer { adamw { state: INT8 } } ";
+  const auto bytes = [](const std::string& change) {
+    const Recipe recipe = MustMake(change);
+    return EstimateMemory(recipe.engine, recipe.optimizer_memory(), 0, c10::DeviceType::CPU).optimizer;
+  };
+  int64_t expected = 0;
+  for (const ParameterSpec& spec : DecoderParameters(MustMake(even).engine.model))
+    expected += Numel(spec) < 4096 ? 8 * Numel(spec) : 2 * Numel(spec) + 8 * Numel(spec) / 256;
+  EXPECT_NEAR(static_cast<double>(bytes(even + rule)), static_cast<double>(expected), 8);
+  ExpectRefused(
+      "model { intermediate_size: 128 num_hidden_layers: 1 vocab_size: 256 } parallel { tensor: 2 } " + rule,
+      "state: INT8 has a scale for each 256 elements of a parameter, but model.layers.0.self_attn.o_proj.weight "
+      "is cut to [0:64, 0:32] on a rank",
+      2);
+}
+
+TEST(Optimization, GroupsReachTheParametersThatTheyName) {
+  const Recipe recipe = MustMake(
+      "optimizer { groups { names: \"*.q_proj.weight\" learning_rate_factor: 0.5 } groups { names: \"*.1.*\" frozen: "
+      "true } groups { names: \"*norm.weight\" weight_decay: 0.1 } }");
+  for (const ParameterSpec& spec : DecoderParameters(recipe.engine.model)) {
+    const bool q = spec.name.find("q_proj") != std::string::npos, second = spec.name.find(".1.") != std::string::npos;
+    EXPECT_EQ(spec.rate, q ? 0.5 : 1) << spec.name;
+    EXPECT_EQ(spec.trainable, q || !second) << spec.name << ": the first group that names it counts";
+    EXPECT_EQ(spec.weight_decay.has_value(), !second && spec.name.find("norm") != std::string::npos) << spec.name;
+  }
+}
+
+TEST(Optimization, MuonsMemoryIsHalfOfAdamWsAndRoomForItsMatrices) {
+  const auto bytes = [](const std::string& rule) {
+    const Recipe recipe = MustMake("model { tie_word_embeddings: true } " + rule);
+    return EstimateMemory(recipe.engine, recipe.optimizer_memory(), 0, c10::DeviceType::CPU).optimizer;
+  };
+  int64_t matrices = 0, all = 0;
+  for (const ParameterSpec& spec : DecoderParameters(MustMake("model { tie_word_embeddings: true }").engine.model)) {
+    all += Numel(spec);
+    if (spec.block_matrix) matrices += Numel(spec);
+  }
+  EXPECT_EQ(bytes(""), 8 * all);
+  EXPECT_EQ(bytes("optimizer { lion {} }"), 4 * all);
+  // Beside the state three blocks' directions, and the largest matrix's iteration: gate's.
+  EXPECT_EQ(bytes("optimizer { muon {} }"),
+            8 * all - 4 * matrices + 3 * 4 * matrices / 2 + 4 * (3 * 100 * 64 + 2 * 64 * 64));
 }
 
 TEST(LearningRate, WarmUpAsLongAsTheRun) {

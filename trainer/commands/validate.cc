@@ -99,7 +99,7 @@ absl::Status RunValidate(const ValidateFlags& flags, const Extensions& extension
   int64_t together = 0;
   for (int rank = 0; rank < recipe->engine.schedule.num_ranks(); ++rank) {
     const RankMemory memory =
-        EstimateMemory(recipe->engine, recipe->optimizer_state_bytes(), rank, cuda ? at::kCUDA : at::kCPU);
+        EstimateMemory(recipe->engine, recipe->optimizer_memory(), rank, cuda ? at::kCUDA : at::kCPU);
     together += memory.total() * (flags.ranks / recipe->engine.schedule.num_ranks());
     std::cout << "# memory per rank"
               << (recipe->engine.schedule.num_ranks() > 1 ? absl::StrCat(" of pipeline rank ", rank) : "")

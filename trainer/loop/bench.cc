@@ -61,7 +61,7 @@ absl::Status RunSteps(const BenchOptions& options, const Extensions& extensions,
   const absl::StatusOr<std::unique_ptr<Engine>> model = Engine::Create(recipe.engine, mesh, extensions);
   RETURN_IF_ERROR(Agree(world, model.status()));
   (*model)->set_decision_rule(recipe.decision_rule());
-  Optimizer optimizer(recipe.config.optimizer(), (*model)->buffers(), recipe.config.seed());
+  Optimizer optimizer(recipe.config.optimizer(), (*model)->buffers(), recipe.config.seed(), &mesh);
   (*model)->Initialize();
 
   const at::ScalarType dtype = recipe.engine.storage.compute;

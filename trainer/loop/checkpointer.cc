@@ -83,6 +83,10 @@ absl::Status AgreedError(ExitCode code, const Args&... args) {
 
 }  // namespace
 
+bool IsSaved(const ParameterBuffer& buffer, const DecoderSpec& model) {
+  return model.adapter == nullptr || buffer.trainable() || buffer.specs()[0].added;
+}
+
 Checkpointer::Checkpointer(const Recipe& recipe, Mesh& mesh, Engine& model, Optimizer& optimizer,
                            std::vector<std::string> corpus_digests, std::string base_digest,
                            std::optional<RunText> text)
@@ -135,12 +139,13 @@ absl::Status Checkpointer::Write(const std::string& folder, const TrainProgress&
   std::vector<TensorPart> weights, states;
   if (mesh_.coordinate(Axis::kDataReplicate) == 0) {
     for (ParameterBuffer* buffer : model_.buffers()) {
-      if (!buffer->trainable()) continue;  // stands in the base model's files
+      if (!IsSaved(*buffer, recipe_.engine.model)) continue;
       for (TensorPart& part : PartsOf(*buffer, buffer->own_weights(), "", /*unique=*/true))
         weights.push_back(std::move(part));
     }
     for (const Optimizer::State& state : optimizer_.states()) {
-      for (TensorPart& part : PartsOf(*state.buffer, state.tensor, state.name, /*unique=*/true))
+      for (TensorPart& part :
+           PartsOfSegments(*state.buffer, state.tensor, state.begin, state.block, state.name, /*unique=*/true))
         states.push_back(std::move(part));
     }
   }
@@ -287,7 +292,7 @@ absl::Status Checkpointer::Load(const std::string& folder, const CheckpointManif
                    ", which the model of this config does not have; it would be lost");
   }
   for (ParameterBuffer* buffer : model_.buffers()) {
-    if (!buffer->trainable()) continue;
+    if (!IsSaved(*buffer, recipe_.engine.model)) continue;
     for (const TensorPart& part : PartsOf(*buffer, buffer->own_weights(), "", /*unique=*/false))
       RETURN_IF_ERROR(weights.Read(part));
     mesh_.log().Beat("loading weights");
@@ -297,7 +302,8 @@ absl::Status Checkpointer::Load(const std::string& folder, const CheckpointManif
                      mesh_.log().Beat("loading optimizer");
                    }));
   for (const Optimizer::State& state : optimizer_.states()) {
-    for (const TensorPart& part : PartsOf(*state.buffer, state.tensor, state.name, /*unique=*/false))
+    for (const TensorPart& part :
+         PartsOfSegments(*state.buffer, state.tensor, state.begin, state.block, state.name, /*unique=*/false))
       RETURN_IF_ERROR(states.Read(part));
     mesh_.log().Beat("loading optimizer");
   }

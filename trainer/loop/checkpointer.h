@@ -18,6 +18,10 @@
 
 namespace trireme {
 
+// Whether checkpoints hold the buffer's weights. Under an adapter what is frozen stands in the base model's files; what
+// groups of the optimizer froze stands nowhere else.
+bool IsSaved(const ParameterBuffer& buffer, const DecoderSpec& model);
+
 // run_dir/checkpoints/step-00000100/{weights,optimizer}/*.safetensors and manifest.pb. Written under
 // step-00000100.tmp-ID, every file fsynced, the manifest last; then renamed, the parent fsynced, and LATEST moved once
 // all ranks acknowledged. A crash at any point leaves the older ones. Of a model with an adapter only what is trained

@@ -9,6 +9,7 @@
 #include "models/weights/adapter_source.h"
 #include "models/weights/weight_source.h"
 #include "parallel/comm/agreement.h"
+#include "trainer/loop/checkpointer.h"
 
 namespace trireme {
 namespace {
@@ -32,12 +33,13 @@ absl::Status InitializeWeights(const Recipe& recipe, Mesh& mesh, Engine& model, 
   const bool has_from = recipe.config.model().has_from();
   const auto alive = [&mesh] { mesh.log().Beat("filling in weights"); };
   const auto added = [](const ParameterBuffer& buffer) { return buffer.specs()[0].added; };
-  const auto wanted = [&](const ParameterBuffer& buffer) { return !resumed || !buffer.trainable(); };
+  const auto wanted = [&](const ParameterBuffer& buffer) { return !resumed || !IsSaved(buffer, recipe.engine.model); };
   const auto from_file = [&](const ParameterBuffer& buffer) { return has_from && !added(buffer) && wanted(buffer); };
   const std::vector<ParameterBuffer*>& buffers = model.buffers();
   // Asked of the whole model: pipeline ranks hold different buffers, but all of them read or none.
   const std::vector<ParameterSpec> all = DecoderParameters(recipe.engine.model);
-  const bool frozen = std::any_of(all.begin(), all.end(), [](const ParameterSpec& spec) { return !spec.trainable; });
+  const bool frozen = recipe.engine.model.adapter != nullptr &&
+                      std::any_of(all.begin(), all.end(), [](const ParameterSpec& spec) { return !spec.trainable; });
   if (has_from && (!resumed || frozen)) {
     const double start = MonotonicSeconds();
     const absl::StatusOr<WeightSource> weights = OpenWeights(recipe, mesh.control().rank() == 0, alive);

@@ -38,6 +38,7 @@
 #include "trainer/observe/trace.h"
 #include "trainer/observe/utilization.h"
 #include "trainer/recipe/corpora.h"
+#include "trainer/recipe/optimization.h"
 #include "trainer/recipe/same_everywhere.h"
 
 namespace trireme {
@@ -128,6 +129,10 @@ absl::Status Evaluate(Training& training) {
     training.progress.set_best_eval_loss(loss);
     training.progress.set_best_step(training.progress.step());
   }
+  const LrScheduleConfig& schedule = training.recipe.config.lr_schedule();
+  if (schedule.has_plateau())
+    ObserveEvaluation(schedule.plateau(), training.recipe.peak_learning_rate(), loss,
+                      training.progress.mutable_plateau());
   return training.metrics == nullptr ? absl::OkStatus() : training.metrics->Evaluation(training.progress.step(), loss);
 }
 
@@ -237,7 +242,7 @@ absl::Status Loop(Training& training) {
     if (traced) RETURN_IF_ERROR(training.trace.Finish(step));
     PendingResults results = training.model.Decide(recipe.config.lr_schedule().clip_grad_norm());
     GradientNorms norms = WantsNorms(training) ? training.model.ParameterGradientNorms() : GradientNorms();
-    const double learning_rate = recipe.LearningRate(step);
+    const double learning_rate = recipe.LearningRate(step) * training.progress.plateau().factor();
     training.optimizer.Step(step, learning_rate, training.model.decision(), training.model.loads());
     training.progress.set_samples(training.progress.samples() + recipe.config.global_batch_size());
     training.progress.set_tokens(training.progress.tokens() + recipe.tokens_per_step);
@@ -422,13 +427,13 @@ absl::Status Run(const TrainOptions& options, const Extensions& extensions, cons
     return PeakFlops(mesh.device(), compute);
   };
   double own_peak = measure_peak();
-  const RankMemory estimate = EstimateMemory(recipe.engine, recipe.optimizer_state_bytes(),
-                                             mesh.coordinate(Axis::kPipeline), mesh.device().type());
+  const RankMemory estimate =
+      EstimateMemory(recipe.engine, recipe.optimizer_memory(), mesh.coordinate(Axis::kPipeline), mesh.device().type());
   WarnOfMemory(world, estimate.total() * (mesh.device().is_cuda() ? 1 : process.local_size()), mesh.device());
   absl::StatusOr<std::unique_ptr<Engine>> model = Engine::Create(recipe.engine, mesh, extensions);
   RETURN_IF_ERROR(Agree(world, model.status()));
   (*model)->set_decision_rule(recipe.decision_rule());
-  Optimizer optimizer(config.optimizer(), (*model)->buffers(), config.seed());
+  Optimizer optimizer(config.optimizer(), (*model)->buffers(), config.seed(), &mesh);
   Checkpointer checkpointer(recipe, mesh, **model, optimizer, corpora.digests, base_digest, corpora.text);
   TrainProgress progress;
   ASSIGN_OR_RETURN(const bool resumed, checkpointer.Resume(options.allow_change, &progress));

@@ -98,7 +98,7 @@ absl::StatusOr<RunPlan> MakePlan(const Recipe& recipe, const PlanOptions& option
   plan.timeline = Simulate(recipe.engine.schedule, plan.costs);
   plan.in_flight = MaxInFlight(recipe.engine.schedule);
   for (int rank = 0; rank < recipe.engine.schedule.num_ranks(); ++rank)
-    plan.memory.push_back(EstimateMemory(recipe.engine, recipe.optimizer_state_bytes(), rank, at::kCUDA));
+    plan.memory.push_back(EstimateMemory(recipe.engine, recipe.optimizer_memory(), rank, at::kCUDA));
   return plan;
 }
 

@@ -12,8 +12,10 @@
 #include "models/engine/layout.h"
 #include "models/formats/hf/peft.h"
 #include "models/source/model_config.h"
+#include "models/spec/parameter_groups.h"
 #include "models/spec/parameters.h"
 #include "parallel/layers/kept_results.h"
+#include "trainer/recipe/optimization.h"
 #include "trainer/recipe/plan_of_config.h"
 
 namespace trireme {
@@ -111,54 +113,6 @@ void CheckLayout(const RunConfig& config, int world, const std::string& mismatch
   } else {
     problems->push_back(std::string(units.status().message()));
   }
-}
-
-void CheckOptimizer(const OptimizerConfig& optimizer, const PrecisionConfig& precision, Problems* problems) {
-  const auto in_range = [&](const char* field, double value, double low, double high) {
-    if (!(value >= low && value < high))
-      problems->push_back(absl::StrCat(field, ": is ", value, "; must be in [", low, ", ", high, ")"));
-  };
-  switch (optimizer.rule_case()) {
-    case OptimizerConfig::kAdamw:
-      in_range("optimizer.adamw.beta1", optimizer.adamw().beta1(), 0, 1);
-      in_range("optimizer.adamw.beta2", optimizer.adamw().beta2(), 0, 1);
-      if (!(optimizer.adamw().eps() > 0))
-        problems->push_back(absl::StrCat("optimizer.adamw.eps: is ", optimizer.adamw().eps(), "; must be positive"));
-      in_range("optimizer.adamw.learning_rate", optimizer.adamw().learning_rate(), 0, 1e6);
-      in_range("optimizer.adamw.weight_decay", optimizer.adamw().weight_decay(), 0, 1e6);
-      break;
-    case OptimizerConfig::kSgd:
-      in_range("optimizer.sgd.momentum", optimizer.sgd().momentum(), 0, 1);
-      in_range("optimizer.sgd.learning_rate", optimizer.sgd().learning_rate(), 0, 1e6);
-      in_range("optimizer.sgd.weight_decay", optimizer.sgd().weight_decay(), 0, 1e6);
-      break;
-    case OptimizerConfig::RULE_NOT_SET:
-      problems->push_back("optimizer: no rule; write optimizer { adamw { learning_rate: 3e-4 } }");
-  }
-  if (!precision.master_weights() && precision.compute() != PrecisionConfig::BF16) {
-    problems->push_back(
-        "precision.master_weights: off needs precision.compute: BF16; FP32 weights are their own master");
-  }
-  if (!precision.master_weights() && optimizer.has_sgd()) {
-    problems->push_back("precision.master_weights: off needs optimizer.adamw; sgd has no stochastic rounding");
-  }
-}
-
-void CheckSchedule(const LrScheduleConfig& schedule, Problems* problems) {
-  if (schedule.warmup_steps() < 0)
-    problems->push_back(absl::StrCat("lr_schedule.warmup_steps: is ", schedule.warmup_steps(), "; give 0 or more"));
-  if (!(schedule.clip_grad_norm() >= 0))
-    problems->push_back(
-        absl::StrCat("lr_schedule.clip_grad_norm: is ", schedule.clip_grad_norm(), "; give 0 for no clipping"));
-  const auto ratio = [&](const char* field, double value) {
-    if (!(value >= 0 && value <= 1))
-      problems->push_back(absl::StrCat("lr_schedule.", field, ".min_ratio: is ", value, "; must be in [0, 1]"));
-  };
-  if (schedule.has_cosine()) ratio("cosine", schedule.cosine().min_ratio());
-  if (schedule.has_linear()) ratio("linear", schedule.linear().min_ratio());
-  if (schedule.has_wsd()) ratio("wsd", schedule.wsd().min_ratio());
-  if (schedule.has_wsd() && schedule.wsd().decay_steps() < 1)
-    problems->push_back("lr_schedule.wsd.decay_steps: not set; give the length of the final descent in steps");
 }
 
 // How many steps the run has, which only a corpus may tell.
@@ -320,6 +274,7 @@ absl::StatusOr<Recipe> MakeRecipe(const RunConfig& config, int world_size, const
   if (config.has_adapter()) ResolveAdapterConfig(recipe.config.mutable_adapter(), &problems);
   if (family.ok() && config.has_adapter())
     PutAdapter(recipe.config.adapter(), config.seed(), &recipe.engine.model, &problems);
+  if (family.ok()) PutGroups(config.optimizer(), &recipe.engine.model, &problems);
   if (model->has_quantization() && model->has_from() && !config.has_adapter())
     problems.push_back(
         "model.quantization: quantized weights cannot be trained; set adapter { }, or give the model unquantized");
@@ -333,7 +288,8 @@ absl::StatusOr<Recipe> MakeRecipe(const RunConfig& config, int world_size, const
     problems.push_back(mismatch);
   }
   CheckOptimizer(config.optimizer(), config.precision(), &problems);
-  CheckSchedule(config.lr_schedule(), &problems);
+  if (problems.empty()) CheckMomentBlocks(config.optimizer(), recipe.engine, &problems);
+  CheckSchedule(config.lr_schedule(), config.evaluation(), &problems);
   CheckLength(config, facts, &recipe, &problems);
   CheckRest(config, attention_names, &problems);
   if (problems.empty()) return recipe;
@@ -401,44 +357,17 @@ DecisionRule Recipe::decision_rule() const {
   const NonFiniteConfig& policy = config.non_finite();
   rule.max_consecutive_skips =
       policy.policy() == NonFiniteConfig::SKIP_UPDATE ? static_cast<double>(policy.max_consecutive_skips()) : 0;
-  rule.beta1 = config.optimizer().adamw().beta1();
-  rule.beta2 = config.optimizer().adamw().beta2();
+  rule.beta1 = AdamWOf(config.optimizer()).beta1();
+  rule.beta2 = AdamWOf(config.optimizer()).beta2();
   return rule;
 }
 
-int64_t Recipe::optimizer_state_bytes() const {
-  return config.optimizer().has_adamw() ? 8 : config.optimizer().sgd().momentum() > 0 ? 4 : 0;
-}
+OptimizerMemory Recipe::optimizer_memory() const { return MemoryOf(config.optimizer()); }
 
-double Recipe::peak_learning_rate() const {
-  return config.optimizer().has_adamw() ? config.optimizer().adamw().learning_rate()
-                                        : config.optimizer().sgd().learning_rate();
-}
+double Recipe::peak_learning_rate() const { return PeakLearningRate(config.optimizer()); }
 
 double Recipe::LearningRate(int64_t step) const {
-  const LrScheduleConfig& schedule = config.lr_schedule();
-  const double peak = peak_learning_rate();
-  const int64_t warmup = schedule.warmup_steps();
-  if (step <= warmup) return peak * static_cast<double>(step) / static_cast<double>(warmup);
-  // How much of the way from the end of warm-up to the last step is behind us.
-  const double progress =
-      total_steps > warmup ? static_cast<double>(step - warmup) / static_cast<double>(total_steps - warmup) : 1.0;
-  const auto between = [peak](double min_ratio, double remaining) {
-    return peak * (min_ratio + (1 - min_ratio) * remaining);
-  };
-  switch (schedule.shape_case()) {
-    case LrScheduleConfig::kCosine:
-      return between(schedule.cosine().min_ratio(), 0.5 * (1 + std::cos(M_PI * progress)));
-    case LrScheduleConfig::kLinear:
-      return between(schedule.linear().min_ratio(), 1 - progress);
-    case LrScheduleConfig::kWsd: {
-      const int64_t decay = schedule.wsd().decay_steps(), decay_begin = total_steps - decay;
-      return step <= decay_begin ? peak
-                                 : between(schedule.wsd().min_ratio(), static_cast<double>(total_steps - step) / decay);
-    }
-    default:
-      return peak;
-  }
+  return LearningRateAt(config.lr_schedule(), peak_learning_rate(), step, total_steps);
 }
 
 std::vector<std::string> NumericChanges(const RunConfig& saved, const RunConfig& now) {
@@ -447,7 +376,8 @@ std::vector<std::string> NumericChanges(const RunConfig& saved, const RunConfig&
     // How the work is laid out, watched, saved and reported does not change what is computed (beyond round-off).
     config->clear_parallel();
     config->clear_micro_batch_size();
-    config->clear_evaluation();
+    // Nor does how often it is evaluated, unless learning rates follow.
+    if (!config->lr_schedule().has_plateau()) config->clear_evaluation();
     config->clear_checkpoint();
     config->clear_resume();
     config->clear_run_dir();
@@ -468,8 +398,7 @@ std::vector<std::string> NumericChanges(const RunConfig& saved, const RunConfig&
     for (DataSource& source : *config->mutable_data()->mutable_source()) source.clear_path();
     config->mutable_data()->clear_conversations();  // All of it shows in the digest.
     // Without decay the length of the run is not in the numbers.
-    if (!config->lr_schedule().has_cosine() && !config->lr_schedule().has_linear() && !config->lr_schedule().has_wsd())
-      config->clear_train_for();
+    if (!DependsOnLength(config->lr_schedule())) config->clear_train_for();
   }
   return DiffConfigs(a, b);
 }

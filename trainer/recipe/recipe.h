@@ -12,6 +12,7 @@
 #include "kernels/base/update_decision.h"
 #include "launch/base/status.h"
 #include "models/engine/engine_plan.h"
+#include "models/engine/memory_estimate.h"
 #include "models/spec/family.h"
 
 namespace trireme {
@@ -31,11 +32,10 @@ struct Recipe {
 
   // What the config says about a step's update (the bound of the norm goes with each step).
   DecisionRule decision_rule() const;
-  // Bytes that the optimizer keeps for each element that is trained.
-  int64_t optimizer_state_bytes() const;
+  OptimizerMemory optimizer_memory() const;  // what the optimizer holds
 
   double peak_learning_rate() const;
-  // The learning rate of step `step`, counted from 1.
+  // The learning rate of step `step`, counted from 1; without the factor of lr_schedule.plateau.
   double LearningRate(int64_t step) const;
 };
 
