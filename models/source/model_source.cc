@@ -32,10 +32,10 @@ absl::StatusOr<DecoderSpec> Specify(const std::vector<ModelFamily>& families, Mo
   return spec;
 }
 
-absl::Status CheckWeights(const std::string& folder, const CheckpointManifest& manifest,
+absl::Status CheckWeights(const std::string& folder, const CheckpointManifest& manifest, const std::string& part,
                           const std::function<void()>& alive) {
   int64_t total = 0, done = 0;
-  const auto is_weights = [](const CheckpointFile& file) { return absl::StartsWith(file.path(), "weights/"); };
+  const auto is_weights = [&](const CheckpointFile& file) { return absl::StartsWith(file.path(), part + "/"); };
   for (const CheckpointFile& file : manifest.file()) total += is_weights(file) ? file.bytes() : 0;
   Progress progress(absl::StrCat("checking ", folder), total, "B");
   for (const CheckpointFile& file : manifest.file()) {
@@ -121,14 +121,19 @@ absl::StatusOr<ModelSource> OpenTrained(const RunConfig& config, const std::stri
 }
 
 absl::StatusOr<ModelSource> OpenCheckpoint(const std::string& folder, const std::vector<ModelFamily>& families,
-                                           const std::function<void()>& alive) {
+                                           const std::function<void()>& alive, bool averaged) {
   ASSIGN_OR_RETURN(const CheckpointManifest manifest, ReadCheckpointManifest(folder, /*verify=*/false, 0, 1));
-  RETURN_IF_ERROR(CheckWeights(folder, manifest, alive));
   const RunConfig& config = manifest.config();
-  const std::string description = absl::StrCat("checkpoint ", folder);
+  const std::string part = averaged ? kAveragesPart : kWeightsPart;
+  const std::string description =
+      absl::StrCat(averaged ? "the averaged weights of checkpoint " : "checkpoint ", folder);
+  if (averaged && manifest.progress().ema_updates() == 0)
+    return Error(ExitCode::kConfig, "checkpoint ", folder,
+                 ": holds no averaged weights; train with ema { }, or leave out --ema");
+  RETURN_IF_ERROR(CheckWeights(folder, manifest, part, alive));
   if (config.has_adapter()) {
     ASSIGN_OR_RETURN(ModelSource source, OpenBase(description, config, families, alive));
-    ASSIGN_OR_RETURN(source.adapter, OpenAdapter(folder));
+    ASSIGN_OR_RETURN(source.adapter, OpenAdapter(folder, part));
     RETURN_IF_ERROR(UseRunText(source.adapter->text, &source));
     source.document_mask = config.data().document_mask();
     return source;
@@ -139,7 +144,8 @@ absl::StatusOr<ModelSource> OpenCheckpoint(const std::string& folder, const std:
   ASSIGN_OR_RETURN(const RunText text, RunTextOf(manifest));
   RETURN_IF_ERROR(Annotate(UseRunText(text, &source), description));
   ASSIGN_OR_RETURN(const DecoderSpec spec, SpecifyModel(source.model, families));
-  ASSIGN_OR_RETURN(source.weights, OpenCheckpointWeights(folder, manifest, spec, StoredBy(config)));
+  ASSIGN_OR_RETURN(source.weights,
+                   OpenCheckpointWeights(folder, manifest, spec, averaged ? at::kFloat : StoredBy(config), part));
   return source;
 }
 
@@ -246,9 +252,12 @@ absl::StatusOr<DecoderSpec> SpecifyModel(const ModelConfig& model, const std::ve
 }
 
 absl::StatusOr<ModelSource> OpenModelSource(const std::string& source, const std::vector<ModelFamily>& families,
-                                            const std::function<void()>& alive) {
+                                            const std::function<void()>& alive, bool averaged) {
   ASSIGN_OR_RETURN(const std::string checkpoint, CheckpointOf(source));
-  if (!checkpoint.empty()) return OpenCheckpoint(checkpoint, families, alive);
+  if (!checkpoint.empty()) return OpenCheckpoint(checkpoint, families, alive, averaged);
+  if (averaged)
+    return Error(ExitCode::kConfig, source,
+                 ": is no run and no checkpoint, which alone have averaged weights; leave out --ema");
   if (NamesGguf(source)) return OpenGguf(source, families);
   const absl::StatusOr<std::string> folder = FindHfDirectory(source);
   std::error_code error;

@@ -53,9 +53,10 @@ absl::StatusOr<DecoderSpec> SpecifyModel(const ModelConfig& model, const std::ve
 
 // SOURCE: a run_dir (its newest checkpoint that is whole), a checkpoint's step folder, a Hugging Face directory or
 // ORG/NAME in the local cache, or a GGUF file. A checkpoint's weights are checked against their digests first.
-// alive: called now and then meanwhile; may be empty.
+// alive: called now and then meanwhile; may be empty. averaged: a run's averaged weights (ema) instead of its last
+// ones; kConfig where there are none.
 absl::StatusOr<ModelSource> OpenModelSource(const std::string& source, const std::vector<ModelFamily>& families,
-                                            const std::function<void()>& alive);
+                                            const std::function<void()>& alive, bool averaged = false);
 
 // What OpenModelSource() will make of a checkpoint of a run with this resolved config, before there is one: its
 // weights and its adapter have made-up values. `spec` is the run's decoder, with its adapter.

@@ -137,15 +137,17 @@ std::shared_ptr<const AdapterSource> AdapterOfRun(const std::string& description
   return source;
 }
 
-absl::StatusOr<std::shared_ptr<const AdapterSource>> OpenAdapterCheckpoint(const std::string& folder) {
+absl::StatusOr<std::shared_ptr<const AdapterSource>> OpenAdapterCheckpoint(const std::string& folder,
+                                                                           const std::string& part) {
   ASSIGN_OR_RETURN(const CheckpointManifest manifest, ReadCheckpointManifest(folder, /*verify=*/false, 0, 1));
   if (!manifest.config().has_adapter())
     return Error(ExitCode::kConfig, "checkpoint ", folder, ": is of a run that trained no adapter");
   ASSIGN_OR_RETURN(RunText text, RunTextOf(manifest));
-  ASSIGN_OR_RETURN(ShardedTensorReader opened, ShardedTensorReader::Open(folder, manifest, "weights"));
+  ASSIGN_OR_RETURN(ShardedTensorReader opened, ShardedTensorReader::Open(folder, manifest, part));
   const auto reader = std::make_shared<const ShardedTensorReader>(std::move(opened));
   std::vector<SourceTensor> tensors;
-  for (const auto& [name, shape] : reader->shapes()) tensors.push_back({name, shape, StoredBy(manifest.config())});
+  const at::ScalarType usual = part == kAveragesPart ? at::kFloat : StoredBy(manifest.config());
+  for (const auto& [name, shape] : reader->shapes()) tensors.push_back({name, shape, usual});
   return AdapterOfRun(absl::StrCat("checkpoint ", folder), manifest.config(), std::move(tensors), ReaderOf(reader),
                       std::move(text));
 }
@@ -433,11 +435,11 @@ const SourceTensor* AdapterSource::Find(const std::string& name) const {
   return found == tensors.end() ? nullptr : &*found;
 }
 
-absl::StatusOr<std::shared_ptr<const AdapterSource>> OpenAdapter(const std::string& path) {
+absl::StatusOr<std::shared_ptr<const AdapterSource>> OpenAdapter(const std::string& path, const std::string& part) {
   std::error_code error;
   if (fs::exists(fs::path(path) / kPeftConfigName, error)) return OpenPeft(path);
   ASSIGN_OR_RETURN(const std::string checkpoint, CheckpointOf(path));
-  if (!checkpoint.empty()) return OpenAdapterCheckpoint(checkpoint);
+  if (!checkpoint.empty()) return OpenAdapterCheckpoint(checkpoint, part);
   return Error(ExitCode::kConfig, "adapter ", path, ": is neither a PEFT directory (it has no ", kPeftConfigName,
                ") nor a run_dir or checkpoint");
 }

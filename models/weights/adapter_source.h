@@ -28,7 +28,8 @@ struct AdapterSource {
 };
 
 // PATH: a PEFT directory, a run_dir (its newest whole checkpoint) or a step folder.
-absl::StatusOr<std::shared_ptr<const AdapterSource>> OpenAdapter(const std::string& path);
+absl::StatusOr<std::shared_ptr<const AdapterSource>> OpenAdapter(const std::string& path,
+                                                                 const std::string& part = kWeightsPart);
 
 // What the checkpoints of a run with this resolved config will bring of its adapter, `spec` having it on: the values
 // are made up, another one for each tensor.

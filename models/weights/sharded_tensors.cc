@@ -283,6 +283,11 @@ absl::StatusOr<ShardedTensorReader> ShardedTensorReader::OpenFiles(const std::st
   return reader;
 }
 
+std::optional<at::ScalarType> ShardedTensorReader::StoredType(const std::string& name) const {
+  const auto found = sources_.find(name);
+  return found == sources_.end() ? std::nullopt : FloatTypeOf(found->second.front().entry->dtype);
+}
+
 absl::Status ShardedTensorReader::Read(const TensorPart& part) const {
   const auto bad = [&](const std::string& why) {
     return Error(ExitCode::kCheckpoint, "checkpoint ", folder_, ": \"", part.name, "\" ", why);

@@ -24,6 +24,9 @@ namespace trireme {
 // Loading, saving and comparing give a sign of life to the watchdog after each piece of so many bytes.
 inline constexpr int64_t kPieceBytes = int64_t{16} << 20;
 
+// The folders of a checkpoint that hold a model's weights: those of its step, and their moving average (ema).
+inline constexpr char kWeightsPart[] = "weights", kAveragesPart[] = "averages";
+
 // "F32", "BF16", "F16", "U8" as safetensors files name them, and floating ones back; nullopt for others.
 const char* SafetensorsName(at::ScalarType dtype);
 std::optional<at::ScalarType> FloatTypeOf(const std::string& safetensors_dtype);
@@ -76,6 +79,9 @@ class ShardedTensorReader {
 
   // How many bytes of tensors Read() has read so far.
   int64_t bytes_read() const { return bytes_read_; }
+
+  // How the tensor is stored; nullopt: it is not there, or as no type of ours.
+  std::optional<at::ScalarType> StoredType(const std::string& name) const;
 
   // Global shapes by name: max(offset + size) over the files.
   const std::map<std::string, std::vector<int64_t>>& shapes() const { return shapes_; }

@@ -27,8 +27,9 @@ Rectangle Part(const std::vector<int64_t>& shape, int64_t row, int64_t rows, int
 }  // namespace
 
 absl::StatusOr<WeightSource> OpenCheckpointWeights(const std::string& checkpoint, const CheckpointManifest& manifest,
-                                                   const DecoderSpec& spec, at::ScalarType dtype) {
-  ASSIGN_OR_RETURN(ShardedTensorReader opened, ShardedTensorReader::Open(checkpoint, manifest, "weights"));
+                                                   const DecoderSpec& spec, at::ScalarType dtype,
+                                                   const std::string& part) {
+  ASSIGN_OR_RETURN(ShardedTensorReader opened, ShardedTensorReader::Open(checkpoint, manifest, part));
   const auto reader = std::make_shared<const ShardedTensorReader>(std::move(opened));
   WeightSource source;
   source.description = absl::StrCat("checkpoint ", checkpoint);
@@ -48,7 +49,9 @@ TensorReader ReaderOf(std::shared_ptr<const ShardedTensorReader> shards) {
     part.name = tensor.name;
     part.shape = tensor.shape;
     part.rectangle = rectangle;
-    part.values = at::empty({rectangle.numel()}, at::TensorOptions().dtype(tensor.dtype));
+    // What was frozen may be stored as another type than the rest.
+    const at::ScalarType stored = shards->StoredType(tensor.name).value_or(tensor.dtype);
+    part.values = at::empty({rectangle.numel()}, at::TensorOptions().dtype(stored));
     RETURN_IF_ERROR(shards->Read(part));
     out.copy_(part.values.view(out.sizes()));
     return absl::OkStatus();

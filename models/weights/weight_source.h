@@ -61,9 +61,10 @@ absl::StatusOr<WeightSource> OpenHfWeights(const std::string& folder, const Weig
 absl::StatusOr<WeightSource> OpenGgufWeights(std::shared_ptr<const GgufFile> file, const GgufArchitecture& architecture,
                                              const DecoderSpec& spec);
 
-// The weights of a checkpoint with this manifest, stored as `dtype`.
+// The weights of a checkpoint with this manifest, stored as `dtype`. part: kWeightsPart or kAveragesPart.
 absl::StatusOr<WeightSource> OpenCheckpointWeights(const std::string& checkpoint, const CheckpointManifest& manifest,
-                                                   const DecoderSpec& spec, at::ScalarType dtype);
+                                                   const DecoderSpec& spec, at::ScalarType dtype,
+                                                   const std::string& part);
 
 // How the checkpoints of a run with this config store what it trains.
 at::ScalarType StoredBy(const RunConfig& config);

@@ -10,6 +10,7 @@ import torch
 import reference as ref
 from cases import BASE, recipe
 from checks import worst_of
+from hf_tools import Program, read_tensors, same_bytes, write_tokens
 from llama_oracle import make_steps
 from probe import Request, read_sharded
 from safetensors.torch import save_file
@@ -260,6 +261,53 @@ def check_schedules(checks, probe):
         checks.within(f"{shape} against {name}", max(abs(a - b) for a, b in zip(ours[first:], theirs[first:], strict=True)) / PEAK, 1e-7)
 
 
+def averages_of(run_dir, step):
+    return read_sharded(os.path.join(run_dir, "checkpoints", f"step-{step:08d}", "averages"))
+
+
+def check_average(checks, probe, trireme):
+    """Averages of the weights that the checkpoints of every step hold, through a stop and another mesh; and what is exported."""
+    from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+    total, decay, precision = 8, 0.8, "precision { compute: BF16 }"
+    for name, adapter, more in (("ema", "", ""), ("ema, adapter", "adapter { r: 4 }", precision)):
+        with tempfile.TemporaryDirectory(prefix="trireme_oracle_") as folder:
+            base, corpus, run_dir = (os.path.join(folder, part) for part in ("base", "corpus.bin", "run"))
+            ref.build(dict(BASE), 50).save_pretrained(base)
+            write_tokens(corpus, torch.randint(BASE["vocab_size"], (9000,), generator=torch.Generator().manual_seed(1)).tolist())
+            config = os.path.join(folder, "run.textproto")
+            with open(config, "w") as file:
+                file.write(f"""model {{ from: "{base}" }} data {{ source {{ path: "{corpus}" }} sequence_length: 64 }} global_batch_size: 4
+                    optimizer {{ muon {{ adamw {{ eps: 1e-4 }} }} }} train_for {{ steps: {total} }} ema {{ decay: {decay} every_steps: 2 }}
+                    checkpoint {{ every_steps: 1 keep_last: 0 }} launch {{ device: CPU }} logging {{ tensorboard: false }} run_dir: "{run_dir}" {adapter} {more}""")
+            trireme("train", config, "--stop-at", "5", ranks=2, fails=True)
+            trireme("train", config, "--set", "parallel.tensor=2", ranks=2)
+            step_weights = lambda step: read_sharded(os.path.join(run_dir, "checkpoints", f"step-{step:08d}", "weights"))
+            names = sorted(step_weights(1))
+            model = torch.nn.ParameterDict({key.replace(".", "/"): torch.zeros_like(value) for key, value in step_weights(1).items()})
+            average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay))
+            for step in range(2, total + 1, 2):
+                with torch.no_grad():
+                    for key, value in step_weights(step).items():
+                        model[key.replace(".", "/")].copy_(value)
+                average.update_parameters(model)
+            theirs = {key: average.module[key.replace(".", "/")].detach() for key in names}
+            ours = averages_of(run_dir, total)
+            worst_name, worst = worst_difference(ours, theirs)
+            checks.within(f"{name}: averages after {total} steps ({worst_name})", worst, 1e-7)
+            last = step_weights(total)
+            checks.above(f"{name}: they differ from the weights by", max((ours[key] - last[key]).abs().max().item() for key in names), 1e-4)
+            out = os.path.join(folder, "out")
+            if adapter:
+                trireme("export", run_dir, "--ema", "--format", "peft", "--output", out)
+                exported = read_tensors(out)
+                wrong = [key for key, value in ours.items() if not torch.equal(exported["base_model.model." + key], value)]
+                checks.equal(f"{name}: exported ones that differ", wrong, [])
+            else:
+                trireme("export", run_dir, "--ema", "--output", out)
+                checks.equal(f"{name}: exported ones that differ", same_bytes(read_tensors(out), ours), [])
+
+
 def check_plateau(checks, probe):
     losses = [3.0, 2.9, 2.95, 2.93, 2.8999, 2.92, 2.8, 2.9, 2.9, 2.9, 2.9, 2.9, 2.7, 2.71, 2.72, 2.73, 2.74, 2.75, 2.76, 2.77, 2.78]
     shape = dict(factor=0.3, patience=2, threshold=1e-3, cooldown=1)
@@ -305,3 +353,4 @@ def run(checks, probe):
     check_eight_bits(checks, probe)
     check_schedules(checks, probe)
     check_plateau(checks, probe)
+    check_average(checks, probe, Program(os.path.join(os.path.dirname(probe.binary), "trireme")))

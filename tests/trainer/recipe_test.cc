@@ -383,6 +383,12 @@ TEST(Optimization, EightBitStates) {
       2);
 }
 
+TEST(Optimization, AveragesThatCannotWorkAreRefused) {
+  ExpectRefused("ema { decay: 1 }", "ema.decay: is 1; must be in [0, 1)");
+  ExpectRefused("ema { every_steps: 0 }", "ema.every_steps: is 0");
+  ExpectRefused("evaluation { every_steps: 5 ema: true }", "evaluation.ema: there is no average");
+}
+
 TEST(Optimization, GroupsReachTheParametersThatTheyName) {
   const Recipe recipe = MustMake(
       "optimizer { groups { names: \"*.q_proj.weight\" learning_rate_factor: 0.5 } groups { names: \"*.1.*\" frozen: "

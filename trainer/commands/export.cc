@@ -60,6 +60,8 @@ void AddExportCommand(CLI::App& app, const Extensions& extensions, absl::Status*
           "original, the weights as they are stored")
       ->transform(CLI::IsMember({"trained", "original"}, CLI::ignore_case))
       ->capture_default_str();
+  command->add_flag("--ema", flags->options.averaged,
+                    "Of a run with ema: its averaged weights instead of its last ones");
   command->add_option("--output", flags->options.output, "The folder (hf) or file (gguf) to write; must not exist yet")
       ->required();
   command

@@ -140,7 +140,7 @@ absl::Status Export(const ExportOptions& options, const std::vector<ModelFamily>
   if (IsTaken(output))
     return Error(ExitCode::kConfig, "export: ", output, " exists already; remove it or choose another output");
   RETURN_IF_ERROR(CheckDtype(options.format, options.dtype));
-  ASSIGN_OR_RETURN(ModelSource source, OpenModelSource(options.source, families, options.alive));
+  ASSIGN_OR_RETURN(ModelSource source, OpenModelSource(options.source, families, options.alive, options.averaged));
   if (!options.adapter.empty()) {
     ASSIGN_OR_RETURN(source.adapter, OpenAdapter(options.adapter));
     RETURN_IF_ERROR(UseRunText(source.adapter->text, &source));

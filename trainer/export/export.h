@@ -21,7 +21,8 @@ struct ExportOptions {
   // Where the base was quantized while it was loaded, merges onto the weights as they are stored, instead of those that
   // training saw.
   bool merge_onto_original = false;
-  std::string output;  // must not exist
+  bool averaged = false;  // the run's averaged weights (ema) instead of its last ones
+  std::string output;     // must not exist
   ExportConfig::Format format = ExportConfig::HF;
   ExportConfig::Dtype dtype = ExportConfig::AS_STORED;
   bool quantize_nf4 = false;             // HF: matrices of blocks as bitsandbytes' NF4, with double quantization

@@ -89,14 +89,15 @@ bool IsSaved(const ParameterBuffer& buffer, const DecoderSpec& model) {
 
 Checkpointer::Checkpointer(const Recipe& recipe, Mesh& mesh, Engine& model, Optimizer& optimizer,
                            std::vector<std::string> corpus_digests, std::string base_digest,
-                           std::optional<RunText> text)
+                           std::optional<RunText> text, WeightAverage* average)
     : recipe_(recipe),
       mesh_(mesh),
       model_(model),
       optimizer_(optimizer),
       corpus_digests_(std::move(corpus_digests)),
       base_digest_(std::move(base_digest)),
-      text_(std::move(text)) {}
+      text_(std::move(text)),
+      average_(average) {}
 
 absl::Status Checkpointer::Save(const TrainProgress& progress) {
   ProcessGroup& world = mesh_.control();
@@ -125,24 +126,32 @@ absl::Status Checkpointer::Save(const TrainProgress& progress) {
   return Agree(world, renamed);
 }
 
+std::vector<TensorPart> Checkpointer::WeightParts(bool averaged, bool unique) const {
+  std::vector<TensorPart> parts;
+  for (ParameterBuffer* buffer : model_.buffers()) {
+    if (!IsSaved(*buffer, recipe_.engine.model)) continue;
+    const at::Tensor& own = averaged && buffer->trainable() ? average_->Of(buffer) : buffer->own_weights();
+    for (TensorPart& part : PartsOf(*buffer, own, "", unique)) parts.push_back(std::move(part));
+  }
+  return parts;
+}
+
 absl::Status Checkpointer::Write(const std::string& folder, const TrainProgress& progress) {
   ProcessGroup& world = mesh_.control();
   absl::Status status = absl::OkStatus();
   if (world.rank() == 0) {
-    for (const char* part : {"/weights", "/optimizer"}) {
-      if (status.ok()) status = MakeDirectories(folder + part);
+    for (const char* part : {kWeightsPart, "optimizer", kAveragesPart}) {
+      if (part == std::string(kAveragesPart) && average_ == nullptr) continue;
+      if (status.ok()) status = MakeDirectories(absl::StrCat(folder, "/", part));
     }
   }
   RETURN_IF_ERROR(Agree(world, status));
 
   // One copy of each element: the first replica saves.
-  std::vector<TensorPart> weights, states;
+  std::vector<TensorPart> weights, states, averages;
   if (mesh_.coordinate(Axis::kDataReplicate) == 0) {
-    for (ParameterBuffer* buffer : model_.buffers()) {
-      if (!IsSaved(*buffer, recipe_.engine.model)) continue;
-      for (TensorPart& part : PartsOf(*buffer, buffer->own_weights(), "", /*unique=*/true))
-        weights.push_back(std::move(part));
-    }
+    weights = WeightParts(/*averaged=*/false, /*unique=*/true);
+    if (average_ != nullptr) averages = WeightParts(/*averaged=*/true, /*unique=*/true);
     for (const Optimizer::State& state : optimizer_.states()) {
       for (TensorPart& part :
            PartsOfSegments(*state.buffer, state.tensor, state.begin, state.block, state.name, /*unique=*/true))
@@ -152,12 +161,14 @@ absl::Status Checkpointer::Write(const std::string& folder, const TrainProgress&
   CheckpointManifest own;
   const auto alive = [this, phase = absl::StrCat("saving step ", progress.step())] { mesh_.log().Beat(phase); };
   const auto write = [&](const char* part, const std::vector<TensorPart>& parts) -> absl::Status {
-    ASSIGN_OR_RETURN(std::vector<CheckpointFile> files, WriteParts(folder + part, world.rank(), parts, alive));
+    ASSIGN_OR_RETURN(std::vector<CheckpointFile> files,
+                     WriteParts(absl::StrCat(folder, "/", part), world.rank(), parts, alive));
     for (CheckpointFile& file : files) *own.add_file() = std::move(file);
     return absl::OkStatus();
   };
-  status = write("/weights", weights);
-  if (status.ok()) status = write("/optimizer", states);
+  status = write(kWeightsPart, weights);
+  if (status.ok()) status = write("optimizer", states);
+  if (status.ok() && average_ != nullptr) status = write(kAveragesPart, averages);
   RETURN_IF_ERROR(Agree(world, status));
 
   // The manifest, once every rank's files are durable.
@@ -278,8 +289,23 @@ absl::StatusOr<bool> Checkpointer::Resume(bool allow_change, TrainProgress* prog
   return false;
 }
 
+absl::Status Checkpointer::LoadAverage(const std::string& folder, const CheckpointManifest& manifest) {
+  average_->set_updates(manifest.progress().ema_updates());
+  // A run that went on without one (--allow-change) begins its average now.
+  if (!manifest.progress().has_ema_updates()) return absl::OkStatus();
+  ASSIGN_OR_RETURN(const ShardedTensorReader averages,
+                   ShardedTensorReader::Open(folder, manifest, kAveragesPart,
+                                             [this] { mesh_.log().Beat("loading the averaged weights"); }));
+  for (ParameterBuffer* buffer : model_.buffers()) {
+    if (!buffer->trainable()) continue;
+    for (const TensorPart& part : PartsOf(*buffer, average_->Of(buffer), "", /*unique=*/false))
+      RETURN_IF_ERROR(averages.Read(part));
+  }
+  return absl::OkStatus();
+}
+
 absl::Status Checkpointer::Load(const std::string& folder, const CheckpointManifest& manifest) {
-  ASSIGN_OR_RETURN(const ShardedTensorReader weights, ShardedTensorReader::Open(folder, manifest, "weights", [this] {
+  ASSIGN_OR_RETURN(const ShardedTensorReader weights, ShardedTensorReader::Open(folder, manifest, kWeightsPart, [this] {
                      mesh_.log().Beat("loading weights");
                    }));
   std::set<std::string> known;
@@ -291,12 +317,9 @@ absl::Status Checkpointer::Load(const std::string& folder, const CheckpointManif
       return Error(ExitCode::kCheckpoint, "checkpoint ", folder, ": holds ", name,
                    ", which the model of this config does not have; it would be lost");
   }
-  for (ParameterBuffer* buffer : model_.buffers()) {
-    if (!IsSaved(*buffer, recipe_.engine.model)) continue;
-    for (const TensorPart& part : PartsOf(*buffer, buffer->own_weights(), "", /*unique=*/false))
-      RETURN_IF_ERROR(weights.Read(part));
-    mesh_.log().Beat("loading weights");
-  }
+  for (const TensorPart& part : WeightParts(/*averaged=*/false, /*unique=*/false)) RETURN_IF_ERROR(weights.Read(part));
+  mesh_.log().Beat("loading weights");
+  if (average_ != nullptr) RETURN_IF_ERROR(LoadAverage(folder, manifest));
   if (optimizer_.states().empty()) return absl::OkStatus();
   ASSIGN_OR_RETURN(const ShardedTensorReader states, ShardedTensorReader::Open(folder, manifest, "optimizer", [this] {
                      mesh_.log().Beat("loading optimizer");

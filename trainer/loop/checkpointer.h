@@ -12,8 +12,10 @@
 #include "models/engine/engine.h"
 #include "models/weights/checkpoint.pb.h"
 #include "models/weights/run_text.h"
+#include "models/weights/sharded_tensors.h"
 #include "parallel/comm/mesh.h"
 #include "trainer/loop/optimizer.h"
+#include "trainer/loop/weight_average.h"
 #include "trainer/recipe/recipe.h"
 
 namespace trireme {
@@ -29,10 +31,11 @@ bool IsSaved(const ParameterBuffer& buffer, const DecoderSpec& model);
 class Checkpointer {
  public:
   // All must outlive it. corpus_digests identify the data, base_digest (IdentifyModel) the model that an adapter is
-  // trained on; "": there is none. text: what the data say about the finished model. Not collective.
+  // trained on; "": there is none. text: what the data say about the finished model. average: of the weights, saved
+  // likewise in averages/; null: none. Not collective.
   Checkpointer(const Recipe& recipe, Mesh& mesh, Engine& model, Optimizer& optimizer,
                std::vector<std::string> corpus_digests, std::string base_digest = "",
-               std::optional<RunText> text = std::nullopt);
+               std::optional<RunText> text = std::nullopt, WeightAverage* average = nullptr);
 
   // Collective. Afterwards removes checkpoints beyond keep_last (never the best one when keep_best is set, never the
   // one just saved) and temporaries of dead runs. Errors are agreed: the same on all ranks; nothing half-written is
@@ -44,8 +47,11 @@ class Checkpointer {
   absl::StatusOr<bool> Resume(bool allow_change, TrainProgress* progress);
 
  private:
+  // What stands in weights/ or, of the average, in averages/: both are complete.
+  std::vector<TensorPart> WeightParts(bool averaged, bool unique) const;
   absl::Status Write(const std::string& folder, const TrainProgress& progress);
   absl::StatusOr<CheckpointManifest> Inspect(const std::string& folder, bool verify);
+  absl::Status LoadAverage(const std::string& folder, const CheckpointManifest& manifest);
   absl::Status Load(const std::string& folder, const CheckpointManifest& manifest);
   void Sweep(const TrainProgress& progress, const std::string& saved) const;
 
@@ -56,6 +62,7 @@ class Checkpointer {
   std::vector<std::string> corpus_digests_;
   std::string base_digest_;
   std::optional<RunText> text_;
+  WeightAverage* average_;
 };
 
 }  // namespace trireme

@@ -34,6 +34,7 @@
 #include "trainer/loop/evaluation.h"
 #include "trainer/loop/initialize.h"
 #include "trainer/loop/optimizer.h"
+#include "trainer/loop/weight_average.h"
 #include "trainer/observe/metrics.h"
 #include "trainer/observe/trace.h"
 #include "trainer/observe/utilization.h"
@@ -70,6 +71,7 @@ struct Training {
   Mesh& mesh;
   Engine& model;
   Optimizer& optimizer;
+  WeightAverage* average;  // null: none
   Checkpointer& checkpointer;
   MetricsLog* metrics;  // rank 0's; null elsewhere
   Utilization utilization;
@@ -121,9 +123,12 @@ bool ExchangeControl(Training& training, NextStep* next) {
 
 absl::Status Evaluate(Training& training) {
   if (training.corpora.validation == nullptr) return absl::OkStatus();
+  std::optional<WeightAverage::InPlace> averaged;
+  if (training.recipe.config.evaluation().ema() && !training.average->empty()) averaged.emplace(*training.average);
   ASSIGN_OR_RETURN(const double loss,
                    EvaluateSplit(training.model, training.mesh, *training.corpora.validation, training.recipe,
                                  training.recipe.config.evaluation().max_sequences()));
+  averaged.reset();
   training.progress.set_last_eval_loss(loss);
   if (!training.progress.has_best_eval_loss() || loss < training.progress.best_eval_loss()) {
     training.progress.set_best_eval_loss(loss);
@@ -244,6 +249,10 @@ absl::Status Loop(Training& training) {
     GradientNorms norms = WantsNorms(training) ? training.model.ParameterGradientNorms() : GradientNorms();
     const double learning_rate = recipe.LearningRate(step) * training.progress.plateau().factor();
     training.optimizer.Step(step, learning_rate, training.model.decision(), training.model.loads());
+    if (training.average != nullptr) {
+      training.average->Follow(step);
+      training.progress.set_ema_updates(training.average->updates());
+    }
     training.progress.set_samples(training.progress.samples() + recipe.config.global_batch_size());
     training.progress.set_tokens(training.progress.tokens() + recipe.tokens_per_step);
 
@@ -434,9 +443,13 @@ absl::Status Run(const TrainOptions& options, const Extensions& extensions, cons
   RETURN_IF_ERROR(Agree(world, model.status()));
   (*model)->set_decision_rule(recipe.decision_rule());
   Optimizer optimizer(config.optimizer(), (*model)->buffers(), config.seed(), &mesh);
-  Checkpointer checkpointer(recipe, mesh, **model, optimizer, corpora.digests, base_digest, corpora.text);
+  std::optional<WeightAverage> average;
+  if (config.has_ema()) average.emplace(config.ema(), (*model)->buffers());
+  Checkpointer checkpointer(recipe, mesh, **model, optimizer, corpora.digests, base_digest, corpora.text,
+                            average.has_value() ? &*average : nullptr);
   TrainProgress progress;
   ASSIGN_OR_RETURN(const bool resumed, checkpointer.Resume(options.allow_change, &progress));
+  if (!average.has_value()) progress.clear_ema_updates();
   if (progress.step() >= recipe.total_steps) {
     Info("the run is finished: step ", progress.step(), " of ", recipe.total_steps);
     RETURN_IF_ERROR(SaveAdapter(recipe, progress.step(), mesh, /*if_older=*/true));
@@ -464,6 +477,7 @@ absl::Status Run(const TrainOptions& options, const Extensions& extensions, cons
       mesh,
       **model,
       optimizer,
+      average.has_value() ? &*average : nullptr,
       checkpointer,
       metrics.get(),
       Utilization(peak, own_peak, mesh.device().is_cuda() ? nullptr : std::function<double()>(measure_peak)),

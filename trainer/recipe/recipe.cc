@@ -218,6 +218,14 @@ void CheckRest(const RunConfig& config, const std::vector<std::string>& attentio
   if (config.kernels().loss_chunk_tokens() < 1) problems->push_back("kernels.loss_chunk_tokens: must be positive");
   if (config.data().prefetch_steps() < 1) problems->push_back("data.prefetch_steps: must be positive");
   if (config.logging().every_steps() < 1) problems->push_back("logging.every_steps: must be positive");
+  if (config.has_ema()) {
+    if (!(config.ema().decay() >= 0 && config.ema().decay() < 1))
+      problems->push_back(absl::StrCat("ema.decay: is ", config.ema().decay(), "; must be in [0, 1)"));
+    if (config.ema().every_steps() < 1)
+      problems->push_back(absl::StrCat("ema.every_steps: is ", config.ema().every_steps(), "; give 1 or more steps"));
+  }
+  if (config.evaluation().ema() && !config.has_ema())
+    problems->push_back("evaluation.ema: there is no average; set ema { decay: 0.999 }, or leave it out");
   if (config.checkpoint().keep_best() && config.evaluation().every_steps() == 0) {
     problems->push_back("checkpoint.keep_best: needs evaluation.every_steps, or nothing says which is best");
   }
@@ -331,6 +339,7 @@ std::vector<std::string> SettingsWithoutEffect(const RunConfig& config, const Re
   if (conversations.validation_fraction() > 0 && evaluation.every_steps() == 0)
     add("data.conversations.validation_fraction: these samples are held back, but without evaluation.every_steps "
         "nothing is evaluated on them");
+  idle(evaluation.ema() && evaluation.every_steps() == 0, "evaluation.ema", "without evaluation.every_steps");
   idle(config.data().has_conversations() && config.data().has_document_mask() && !config.data().document_mask(),
        "data.document_mask: false", "beside data.conversations, whose samples never see each other");
   idle(config.non_finite().has_max_consecutive_skips() && config.non_finite().policy() == NonFiniteConfig::STOP,
@@ -362,7 +371,14 @@ DecisionRule Recipe::decision_rule() const {
   return rule;
 }
 
-OptimizerMemory Recipe::optimizer_memory() const { return MemoryOf(config.optimizer()); }
+OptimizerMemory Recipe::optimizer_memory() const {
+  OptimizerMemory memory = MemoryOf(config.optimizer());
+  if (!config.has_ema()) return memory;
+  // The average, and the weights aside while it is evaluated.
+  const double bytes = config.evaluation().ema() ? 8 : 4;
+  memory.state_bytes = [=, own = memory.state_bytes](const ParameterSpec& spec) { return own(spec) + bytes; };
+  return memory;
+}
 
 double Recipe::peak_learning_rate() const { return PeakLearningRate(config.optimizer()); }
 
