@@ -22,7 +22,7 @@ struct GgufSplit {
   bool ignore_merges = false;      // whole words come before merging
   bool nfc = false;                // published tokenizers compose characters first, which llama.cpp does not
   Numbers numbers = Numbers::kAny;
-  std::string differs;  // text that llama.cpp cuts otherwise; "": none
+  std::string differs = {};  // text that llama.cpp cuts otherwise; "": none
 };
 
 const std::vector<GgufSplit>& GgufSplits();

@@ -41,11 +41,11 @@ def write_tokens(path):
     path.write_bytes(struct.pack("<256i", *header) + struct.pack(f"<{len(tokens)}H", *tokens))
 
 
-def numbers(folder, name, fields):
+def numbers(folder, name, fields, threads=1):
     family = "llama" if name == "mistral" else name.split(",")[0]
     write_tokens(folder / "tokens.bin")
     (folder / "recipe.textproto").write_text(f'model {{ family: "{family}" {SIZES} {fields} }} {RUN}')
-    result = job.train(folder, 1, recipe="recipe.textproto")
+    result = job.train(folder, 1, recipe="recipe.textproto", env={"OMP_NUM_THREADS": str(threads)})
     assert result.code == 0, result.output
     records = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
     return [record[key] for record in records if record.get("type") == "train" for key in ("loss", "grad_norm")]
@@ -59,6 +59,15 @@ class RecordedNumbers(job.JobTest):
                 folder.mkdir()
                 for got, recorded in zip(numbers(folder, name, fields), RECORDED[name], strict=True):
                     self.assertLess(abs(got / recorded - 1), TOLERANCE)
+
+    def test_any_number_of_threads(self):
+        alone = None
+        for threads in 1, 2, 3:
+            folder = self.folder / f"threads_{threads}"
+            folder.mkdir()
+            got = numbers(folder, "llama", MODELS["llama"], threads)
+            alone = alone or got
+            self.assertEqual(got, alone, f"{threads} threads")
 
 
 if __name__ == "__main__":
