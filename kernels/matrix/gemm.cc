@@ -99,28 +99,58 @@ void Gemm(Transpose transpose_a, Transpose transpose_b, int64_t m, int64_t n, in
   }
 }
 
+namespace {
+
+// Own products: where C is cut in rows, B is packed once for all of them unless it is too large to be held twice.
+template <typename A, typename B>
+void ParallelOwnGemm(Transpose transpose_a, Transpose transpose_b, int64_t m, int64_t n, int64_t k, const A* a,
+                     int64_t lda, const B* b, int64_t ldb, bool add, float* c, int64_t ldc) {
+  constexpr int64_t kSharedElements = int64_t{1} << 20;
+  static thread_local PackedRight shared;
+  const CpuProducts& p = Products();
+  const ProductPieces piece = CutProduct(p, m, n, k, CpuThreads());
+  const int64_t across = (n + piece.columns - 1) / piece.columns, down = (m + piece.rows - 1) / piece.rows;
+  const bool share = down > 1 && n * k <= kSharedElements && k > 0;
+  PackedRight& packed = shared;  // this thread's, for all
+  if (share) {
+    packed.Resize(p, k, n);
+    ParallelRanges(n, 2 * p.tile_columns,
+                   [&](int64_t first, int64_t end) { PackRight(p, transpose_b, b, ldb, first, end, &packed); });
+  }
+  ParallelTasks(across * down, [&](int64_t task) {
+    const int64_t i = task / across * piece.rows, j = task % across * piece.columns;
+    const int64_t rows = std::min(piece.rows, m - i), columns = std::min(piece.columns, n - j);
+    const A* a_part = a + (transpose_a == Transpose::kNo ? i * lda : i);
+    if (share) return OwnGemm(p, transpose_a, rows, columns, k, a_part, lda, packed, j, add, c + i * ldc + j, ldc);
+    const B* b_part = b + (transpose_b == Transpose::kNo ? j : j * ldb);
+    OwnGemm(p, transpose_a, transpose_b, rows, columns, k, a_part, lda, b_part, ldb, add, c + i * ldc + j, ldc);
+  });
+}
+
+}  // namespace
+
 template <typename A, typename B, typename C>
 void ParallelGemm(Transpose transpose_a, Transpose transpose_b, int64_t m, int64_t n, int64_t k, const A* a,
                   int64_t lda, const B* b, int64_t ldb, bool add, C* c, int64_t ldc) {
   if (m == 0 || n == 0) return;
-  const int64_t threads = CpuThreads();
-  ProductPieces piece = {m, n};
-  if (std::is_same_v<C, double> || chosen != ProductLibrary::kOwn) {
-    // The longer side is cut: each thread then packs only its part of that operand. Pieces are multiples of the widest
-    // register tile.
-    constexpr int64_t kTile = 48;
-    int64_t& length = m >= n ? piece.rows : piece.columns;
-    length = ((length + threads - 1) / threads + kTile - 1) / kTile * kTile;
-  } else {
-    piece = CutProduct(Products(), m, n, k, threads);
+  if constexpr (!std::is_same_v<C, double>) {
+    if (chosen == ProductLibrary::kOwn)
+      return ParallelOwnGemm(transpose_a, transpose_b, m, n, k, a, lda, b, ldb, add, c, ldc);
   }
-  const int64_t across = (n + piece.columns - 1) / piece.columns, down = (m + piece.rows - 1) / piece.rows;
-  ParallelTasks(across * down, [&](int64_t task) {
-    const int64_t i = task / across * piece.rows, j = task % across * piece.columns;
-    const A* a_part = a + (transpose_a == Transpose::kNo ? i * lda : i);
-    const B* b_part = b + (transpose_b == Transpose::kNo ? j : j * ldb);
-    Gemm(transpose_a, transpose_b, std::min(piece.rows, m - i), std::min(piece.columns, n - j), k, a_part, lda, b_part,
-         ldb, add, c + i * ldc + j, ldc);
+  // The longer side is cut: each thread then packs only its part of that operand. Pieces are multiples of the widest
+  // register tile.
+  constexpr int64_t kTile = 48;
+  const bool cut_rows = m >= n;
+  const int64_t length = cut_rows ? m : n, threads = CpuThreads();
+  const int64_t piece = ((length + threads - 1) / threads + kTile - 1) / kTile * kTile;
+  ParallelRanges(length, piece, [&](int64_t begin, int64_t end) {
+    if (cut_rows) {
+      const A* a_part = a + (transpose_a == Transpose::kNo ? begin * lda : begin);
+      Gemm(transpose_a, transpose_b, end - begin, n, k, a_part, lda, b, ldb, add, c + begin * ldc, ldc);
+    } else {
+      const B* b_part = b + (transpose_b == Transpose::kNo ? begin : begin * ldb);
+      Gemm(transpose_a, transpose_b, m, end - begin, k, a, lda, b_part, ldb, add, c + begin, ldc);
+    }
   });
 }
 
@@ -135,7 +165,9 @@ void RightOperand<T>::Set(Transpose transpose, int64_t k, int64_t n, const T* b,
   b_ = b;
   ldb_ = ldb;
   if constexpr (std::is_same_v<T, float>) {
-    if (chosen == ProductLibrary::kOwn) PackRight(Products(), transpose, k, n, b, ldb, packed_.get());
+    if (chosen != ProductLibrary::kOwn) return;
+    packed_->Resize(Products(), k, n);
+    PackRight(Products(), transpose, b, ldb, 0, n, packed_.get());
   }
 }
 
@@ -143,7 +175,8 @@ template <typename T>
 void RightOperand<T>::Multiply(Transpose transpose_a, int64_t m, int64_t n, int64_t k, const T* a, int64_t lda,
                                bool add, T* c, int64_t ldc) const {
   if constexpr (std::is_same_v<T, float>) {
-    if (chosen == ProductLibrary::kOwn) return OwnGemm(Products(), transpose_a, m, n, k, a, lda, *packed_, add, c, ldc);
+    if (chosen == ProductLibrary::kOwn)
+      return OwnGemm(Products(), transpose_a, m, n, k, a, lda, *packed_, 0, add, c, ldc);
   }
   Gemm(transpose_a, transpose_, m, n, k, a, lda, b_, ldb_, add, c, ldc);
 }

@@ -13,8 +13,8 @@
 #include <memory>
 #include <string>
 
-#include "launch/base/status.h"
 #include "kernels/base/element_math.h"
+#include "launch/base/status.h"
 
 namespace trireme {
 

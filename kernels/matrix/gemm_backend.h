@@ -36,12 +36,17 @@ void OwnGemm(const CpuProducts& p, Transpose transpose_a, Transpose transpose_b,
 struct PackedRight {
   int64_t k = 0, n = 0;
   std::vector<float> panels;
+  void Resize(const CpuProducts& p, int64_t new_k, int64_t new_n);
 };
-void PackRight(const CpuProducts& p, Transpose transpose, int64_t k, int64_t n, const float* b, int64_t ldb,
+// Columns [first, end) of op(B), which starts at b; first and end are multiples of tile_columns, or the latter is n.
+template <typename B>
+void PackRight(const CpuProducts& p, Transpose transpose, const B* b, int64_t ldb, int64_t first, int64_t end,
                PackedRight* packed);
-// A product with its first n columns and k rows. packed.k decides the order of sums.
-void OwnGemm(const CpuProducts& p, Transpose transpose_a, int64_t m, int64_t n, int64_t k, const float* a, int64_t lda,
-             const PackedRight& packed, bool add, float* c, int64_t ldc);
+// A product with its columns from `first` on, a multiple of tile_columns, and its first k rows. packed.k decides the
+// order of sums.
+template <typename A>
+void OwnGemm(const CpuProducts& p, Transpose transpose_a, int64_t m, int64_t n, int64_t k, const A* a, int64_t lda,
+             const PackedRight& packed, int64_t first, bool add, float* c, int64_t ldc);
 
 // How C is cut into tasks: pieces of so many rows and columns.
 struct ProductPieces {

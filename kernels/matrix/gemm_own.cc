@@ -86,14 +86,20 @@ LeftBlock TakeLeft(const CpuProducts& p, Transpose transpose, int64_t rows, int6
   return {scratch, 0};
 }
 
-// All tiles of a block of A and one of B, whose panels hold right_k >= k rows.
-void MultiplyBlocks(const CpuProducts& p, int64_t rows, int64_t columns, int64_t k, LeftBlock left, const float* right,
-                    int64_t right_k, bool add, float* c, int64_t ldc) {
+// A block of B: its panels, which hold `k` rows or more than are multiplied.
+struct RightBlock {
+  const float* data;
+  int64_t k;
+};
+
+// All tiles of a block of A and one of B.
+void MultiplyBlocks(const CpuProducts& p, int64_t rows, int64_t columns, int64_t k, LeftBlock left, RightBlock right,
+                    bool add, float* c, int64_t ldc) {
   for (int64_t i = 0; i < rows; i += p.tile_rows) {
     const int64_t some_rows = std::min(p.tile_rows, rows - i);
     for (int64_t j = 0; j < columns; j += p.tile_columns) {
       const int64_t some_columns = std::min(p.tile_columns, columns - j);
-      const float* panel = right + j * right_k;
+      const float* panel = right.data + j * right.k;
       float* out = c + i * ldc + j;
       if (left.lda == 0) {
         p.tile(k, left.data + i * k, panel, some_rows, some_columns, add, out, ldc);
@@ -116,6 +122,30 @@ const T* Block(const T* matrix, int64_t ld, Transpose transpose, int64_t row, in
 }  // namespace
 
 namespace {
+
+// The loops over blocks, of up to `depth` of k and block_columns of n; take_right(k0, j0, depth, columns) makes or
+// finds one of B.
+template <typename A, typename TakeRight>
+void MultiplyByBlocks(const CpuProducts& p, Transpose transpose_a, int64_t m, int64_t n, int64_t k, const A* a,
+                      int64_t lda, int64_t depth, int64_t block_columns, bool add, float* c, int64_t ldc,
+                      TakeRight&& take_right) {
+  float* scratch = left_scratch.Take(PanelElements(std::min(m, kLeftRows), p.tile_rows, depth));
+  const bool left_once = m <= kLeftRows;
+  for (int64_t k0 = 0; k0 < k; k0 += depth) {
+    const int64_t some = std::min(depth, k - k0);
+    LeftBlock left = {};
+    if (left_once) left = TakeLeft(p, transpose_a, m, some, Block(a, lda, transpose_a, 0, k0), lda, scratch);
+    for (int64_t j0 = 0; j0 < n; j0 += block_columns) {
+      const int64_t columns = std::min(block_columns, n - j0);
+      const RightBlock right = take_right(k0, j0, some, columns);
+      for (int64_t i0 = 0; i0 < m; i0 += kLeftRows) {
+        const int64_t rows = std::min(kLeftRows, m - i0);
+        if (!left_once) left = TakeLeft(p, transpose_a, rows, some, Block(a, lda, transpose_a, i0, k0), lda, scratch);
+        MultiplyBlocks(p, rows, columns, some, left, right, add || k0 > 0, c + i0 * ldc + j0, ldc);
+      }
+    }
+  }
+}
 
 // Few rows and columns whose k is contiguous: B is read along its lines, each to its end, and no panels are made.
 template <typename B>
@@ -152,54 +182,43 @@ void OwnGemm(const CpuProducts& p, Transpose transpose_a, Transpose transpose_b,
     }
     return;
   }
-  const int64_t depth = BlockDepth(k);
   // Some rows are packed once, and each panel of B is used while it is in the first-level cache.
-  const bool some_rows = m <= kLeftRows;
-  const int64_t block_columns = some_rows ? p.tile_columns : RightColumns(p, depth);
-  float* left = left_scratch.Take(PanelElements(std::min(m, kLeftRows), p.tile_rows, depth));
+  const int64_t depth = BlockDepth(k), block_columns = m <= kLeftRows ? p.tile_columns : RightColumns(p, depth);
   float* right = right_scratch.Take(PanelElements(std::min(n, block_columns), p.tile_columns, depth));
+  MultiplyByBlocks(p, transpose_a, m, n, k, a, lda, depth, block_columns, add, c, ldc,
+                   [&](int64_t k0, int64_t j0, int64_t some, int64_t columns) {
+                     PackRightBlock(p, transpose_b, columns, some, Block(b, ldb, transpose_b, k0, j0), ldb, right);
+                     return RightBlock{right, some};
+                   });
+}
+
+void PackedRight::Resize(const CpuProducts& p, int64_t new_k, int64_t new_n) {
+  k = new_k;
+  n = new_n;
+  panels.resize(static_cast<size_t>(RoundUp(n, p.tile_columns) * k + kPanelSlack));
+}
+
+template <typename B>
+void PackRight(const CpuProducts& p, Transpose transpose, const B* b, int64_t ldb, int64_t first, int64_t end,
+               PackedRight* packed) {
+  const int64_t k = packed->k, depth = BlockDepth(k), width = RoundUp(packed->n, p.tile_columns);
   for (int64_t k0 = 0; k0 < k; k0 += depth) {
     const int64_t some = std::min(depth, k - k0);
-    LeftBlock block = {};
-    if (some_rows) block = TakeLeft(p, transpose_a, m, some, Block(a, lda, transpose_a, 0, k0), lda, left);
-    for (int64_t j0 = 0; j0 < n; j0 += block_columns) {
-      const int64_t columns = std::min(block_columns, n - j0);
-      PackRightBlock(p, transpose_b, columns, some, Block(b, ldb, transpose_b, k0, j0), ldb, right);
-      for (int64_t i0 = 0; i0 < m; i0 += kLeftRows) {
-        const int64_t rows = std::min(kLeftRows, m - i0);
-        if (!some_rows) block = TakeLeft(p, transpose_a, rows, some, Block(a, lda, transpose_a, i0, k0), lda, left);
-        MultiplyBlocks(p, rows, columns, some, block, right, some, add || k0 > 0, c + i0 * ldc + j0, ldc);
-      }
-    }
+    PackRightBlock(p, transpose, end - first, some, Block(b, ldb, transpose, k0, first), ldb,
+                   packed->panels.data() + k0 * width + first * some);
   }
 }
 
-void PackRight(const CpuProducts& p, Transpose transpose, int64_t k, int64_t n, const float* b, int64_t ldb,
-               PackedRight* packed) {
-  const int64_t depth = BlockDepth(k), width = RoundUp(n, p.tile_columns);
-  packed->k = k;
-  packed->n = n;
-  packed->panels.resize(static_cast<size_t>(width * k + kPanelSlack));
-  for (int64_t k0 = 0; k0 < k; k0 += depth) {
-    PackRightBlock(p, transpose, n, std::min(depth, k - k0), Block(b, ldb, transpose, k0, 0), ldb,
-                   packed->panels.data() + k0 * width);
-  }
-}
-
-void OwnGemm(const CpuProducts& p, Transpose transpose_a, int64_t m, int64_t n, int64_t k, const float* a, int64_t lda,
-             const PackedRight& packed, bool add, float* c, int64_t ldc) {
+template <typename A>
+void OwnGemm(const CpuProducts& p, Transpose transpose_a, int64_t m, int64_t n, int64_t k, const A* a, int64_t lda,
+             const PackedRight& packed, int64_t first, bool add, float* c, int64_t ldc) {
   if (k == 0) return ClearUnlessAdded(m, n, add, c, ldc);
   const int64_t depth = BlockDepth(packed.k), width = RoundUp(packed.n, p.tile_columns);
-  float* left = left_scratch.Take(PanelElements(std::min(m, kLeftRows), p.tile_rows, depth));
-  for (int64_t k0 = 0; k0 < k; k0 += depth) {
-    const int64_t some = std::min(depth, k - k0), right_k = std::min(depth, packed.k - k0);
-    const float* panels = packed.panels.data() + k0 * width;
-    for (int64_t i0 = 0; i0 < m; i0 += kLeftRows) {
-      const int64_t rows = std::min(kLeftRows, m - i0);
-      const LeftBlock block = TakeLeft(p, transpose_a, rows, some, Block(a, lda, transpose_a, i0, k0), lda, left);
-      MultiplyBlocks(p, rows, n, some, block, panels, right_k, add || k0 > 0, c + i0 * ldc, ldc);
-    }
-  }
+  MultiplyByBlocks(p, transpose_a, m, n, k, a, lda, depth, RightColumns(p, depth), add, c, ldc,
+                   [&](int64_t k0, int64_t j0, int64_t, int64_t) {
+                     const int64_t right_k = std::min(depth, packed.k - k0);
+                     return RightBlock{packed.panels.data() + k0 * width + (first + j0) * right_k, right_k};
+                   });
 }
 
 ProductPieces CutProduct(const CpuProducts& p, int64_t m, int64_t n, int64_t k, int64_t threads) {
@@ -229,13 +248,18 @@ ProductPieces CutProduct(const CpuProducts& p, int64_t m, int64_t n, int64_t k, 
   return best;
 }
 
-template void OwnGemm(const CpuProducts&, Transpose, Transpose, int64_t, int64_t, int64_t, const float*, int64_t,
-                      const float*, int64_t, bool, float*, int64_t);
-template void OwnGemm(const CpuProducts&, Transpose, Transpose, int64_t, int64_t, int64_t, const Bf16*, int64_t,
-                      const float*, int64_t, bool, float*, int64_t);
-template void OwnGemm(const CpuProducts&, Transpose, Transpose, int64_t, int64_t, int64_t, const float*, int64_t,
-                      const Bf16*, int64_t, bool, float*, int64_t);
-template void OwnGemm(const CpuProducts&, Transpose, Transpose, int64_t, int64_t, int64_t, const Bf16*, int64_t,
-                      const Bf16*, int64_t, bool, float*, int64_t);
+#define TRIREME_RIGHT(B)                                                                                            \
+  template void PackRight(const CpuProducts&, Transpose, const B*, int64_t, int64_t, int64_t, PackedRight*);        \
+  template void OwnGemm(const CpuProducts&, Transpose, Transpose, int64_t, int64_t, int64_t, const float*, int64_t, \
+                        const B*, int64_t, bool, float*, int64_t);                                                  \
+  template void OwnGemm(const CpuProducts&, Transpose, Transpose, int64_t, int64_t, int64_t, const Bf16*, int64_t,  \
+                        const B*, int64_t, bool, float*, int64_t)
+TRIREME_RIGHT(float);
+TRIREME_RIGHT(Bf16);
+#undef TRIREME_RIGHT
+template void OwnGemm(const CpuProducts&, Transpose, int64_t, int64_t, int64_t, const float*, int64_t,
+                      const PackedRight&, int64_t, bool, float*, int64_t);
+template void OwnGemm(const CpuProducts&, Transpose, int64_t, int64_t, int64_t, const Bf16*, int64_t,
+                      const PackedRight&, int64_t, bool, float*, int64_t);
 
 }  // namespace trireme

@@ -168,8 +168,10 @@ TEST_P(ProductsTest, RowsHaveTheSameBitsInAnyBatch) {
     OwnGemm(*products_, a.transpose, b.transpose, rows, columns, k, a_part, a.ld, b_part, b.ld, /*add=*/false,
             part.data(), columns);
     PackedRight packed;
-    PackRight(*products_, b.transpose, k, columns, b_part, b.ld, &packed);
-    OwnGemm(*products_, a.transpose, rows, columns, k, a_part, a.ld, packed, /*add=*/false, prepared.data(), columns);
+    packed.Resize(*products_, k, columns);
+    PackRight(*products_, b.transpose, b_part, b.ld, 0, columns, &packed);
+    OwnGemm(*products_, a.transpose, rows, columns, k, a_part, a.ld, packed, /*first=*/0, /*add=*/false,
+            prepared.data(), columns);
     for (int64_t i = 0; i < rows; ++i) {
       const size_t bytes = static_cast<size_t>(columns) * sizeof(float);
       ASSERT_EQ(std::memcmp(&part[i * columns], &whole[(row + i) * n + column], bytes), 0)
