@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <type_traits>
+#include <vector>
 
 #include "kernels/base/thread_pool.h"
 #include "kernels/cpu/loops.h"
@@ -105,7 +106,7 @@ namespace {
 template <typename A, typename B>
 void ParallelOwnGemm(Transpose transpose_a, Transpose transpose_b, int64_t m, int64_t n, int64_t k, const A* a,
                      int64_t lda, const B* b, int64_t ldb, bool add, float* c, int64_t ldc) {
-  constexpr int64_t kSharedElements = int64_t{1} << 20;
+  constexpr int64_t kSharedElements = int64_t{1} << 22;  // 16 MiB
   static thread_local PackedRight shared;
   const CpuProducts& p = Products();
   const ProductPieces piece = CutProduct(p, m, n, k, CpuThreads());

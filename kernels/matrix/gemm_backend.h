@@ -4,8 +4,9 @@
 #define TRIREME_KERNELS_MATRIX_GEMM_BACKEND_H_
 
 #include <cstdint>
+#include <memory>
+#include <new>
 #include <string>
-#include <vector>
 
 #include "kernels/cpu/products.h"
 #include "kernels/matrix/gemm.h"
@@ -32,10 +33,30 @@ template <typename A, typename B>
 void OwnGemm(const CpuProducts& p, Transpose transpose_a, Transpose transpose_b, int64_t m, int64_t n, int64_t k,
              const A* a, int64_t lda, const B* b, int64_t ldb, bool add, float* c, int64_t ldc);
 
+// Memory of panels, from a cache line's beginning: vectors of a panel then lie within one. It grows and is kept.
+class PanelMemory {
+ public:
+  float* Take(int64_t elements) {
+    if (elements > size_) {
+      memory_.reset(new (std::align_val_t(64)) float[static_cast<size_t>(elements)]);
+      size_ = elements;
+    }
+    return memory_.get();
+  }
+  float* data() const { return memory_.get(); }
+
+ private:
+  struct Free {
+    void operator()(float* memory) const { ::operator delete[](memory, std::align_val_t(64)); }
+  };
+  std::unique_ptr<float[], Free> memory_;
+  int64_t size_ = 0;
+};
+
 // op(B) [k, n] as panels.
 struct PackedRight {
   int64_t k = 0, n = 0;
-  std::vector<float> panels;
+  PanelMemory panels;
   void Resize(const CpuProducts& p, int64_t new_k, int64_t new_n);
 };
 // Columns [first, end) of op(B), which starts at b; first and end are multiples of tile_columns, or the latter is n.

@@ -24,25 +24,7 @@ int64_t RightColumns(const CpuProducts& p, int64_t depth) {
 
 int64_t RoundUp(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
 
-// A buffer of a thread that grows and is kept.
-class Scratch {
- public:
-  float* Take(int64_t elements) {
-    if (elements > size_) {
-      memory_.reset(new (std::align_val_t(64)) float[static_cast<size_t>(elements)]);
-      size_ = elements;
-    }
-    return memory_.get();
-  }
-
- private:
-  struct Free {
-    void operator()(float* memory) const { ::operator delete[](memory, std::align_val_t(64)); }
-  };
-  std::unique_ptr<float[], Free> memory_;
-  int64_t size_ = 0;
-};
-thread_local Scratch left_scratch, right_scratch;
+thread_local PanelMemory left_scratch, right_scratch;
 
 int64_t PanelElements(int64_t lines, int64_t width, int64_t depth) {
   return RoundUp(lines, width) * depth + kPanelSlack;
@@ -123,30 +105,6 @@ const T* Block(const T* matrix, int64_t ld, Transpose transpose, int64_t row, in
 
 namespace {
 
-// The loops over blocks, of up to `depth` of k and block_columns of n; take_right(k0, j0, depth, columns) makes or
-// finds one of B.
-template <typename A, typename TakeRight>
-void MultiplyByBlocks(const CpuProducts& p, Transpose transpose_a, int64_t m, int64_t n, int64_t k, const A* a,
-                      int64_t lda, int64_t depth, int64_t block_columns, bool add, float* c, int64_t ldc,
-                      TakeRight&& take_right) {
-  float* scratch = left_scratch.Take(PanelElements(std::min(m, kLeftRows), p.tile_rows, depth));
-  const bool left_once = m <= kLeftRows;
-  for (int64_t k0 = 0; k0 < k; k0 += depth) {
-    const int64_t some = std::min(depth, k - k0);
-    LeftBlock left = {};
-    if (left_once) left = TakeLeft(p, transpose_a, m, some, Block(a, lda, transpose_a, 0, k0), lda, scratch);
-    for (int64_t j0 = 0; j0 < n; j0 += block_columns) {
-      const int64_t columns = std::min(block_columns, n - j0);
-      const RightBlock right = take_right(k0, j0, some, columns);
-      for (int64_t i0 = 0; i0 < m; i0 += kLeftRows) {
-        const int64_t rows = std::min(kLeftRows, m - i0);
-        if (!left_once) left = TakeLeft(p, transpose_a, rows, some, Block(a, lda, transpose_a, i0, k0), lda, scratch);
-        MultiplyBlocks(p, rows, columns, some, left, right, add || k0 > 0, c + i0 * ldc + j0, ldc);
-      }
-    }
-  }
-}
-
 // Few rows and columns whose k is contiguous: B is read along its lines, each to its end, and no panels are made.
 template <typename B>
 void MultiplyFew(const CpuProducts& p, int64_t m, int64_t n, int64_t k, const float* a, int64_t lda, const B* b,
@@ -183,19 +141,31 @@ void OwnGemm(const CpuProducts& p, Transpose transpose_a, Transpose transpose_b,
     return;
   }
   // Some rows are packed once, and each panel of B is used while it is in the first-level cache.
-  const int64_t depth = BlockDepth(k), block_columns = m <= kLeftRows ? p.tile_columns : RightColumns(p, depth);
-  float* right = right_scratch.Take(PanelElements(std::min(n, block_columns), p.tile_columns, depth));
-  MultiplyByBlocks(p, transpose_a, m, n, k, a, lda, depth, block_columns, add, c, ldc,
-                   [&](int64_t k0, int64_t j0, int64_t some, int64_t columns) {
-                     PackRightBlock(p, transpose_b, columns, some, Block(b, ldb, transpose_b, k0, j0), ldb, right);
-                     return RightBlock{right, some};
-                   });
+  const bool some_rows = m <= kLeftRows;
+  const int64_t depth = BlockDepth(k), block_columns = some_rows ? p.tile_columns : RightColumns(p, depth);
+  float* left_panels = left_scratch.Take(PanelElements(std::min(m, kLeftRows), p.tile_rows, depth));
+  float* right_panels = right_scratch.Take(PanelElements(std::min(n, block_columns), p.tile_columns, depth));
+  for (int64_t k0 = 0; k0 < k; k0 += depth) {
+    const int64_t some = std::min(depth, k - k0);
+    LeftBlock left = {};
+    if (some_rows) left = TakeLeft(p, transpose_a, m, some, Block(a, lda, transpose_a, 0, k0), lda, left_panels);
+    for (int64_t j0 = 0; j0 < n; j0 += block_columns) {
+      const int64_t columns = std::min(block_columns, n - j0);
+      PackRightBlock(p, transpose_b, columns, some, Block(b, ldb, transpose_b, k0, j0), ldb, right_panels);
+      for (int64_t i0 = 0; i0 < m; i0 += kLeftRows) {
+        const int64_t rows = std::min(kLeftRows, m - i0);
+        if (!some_rows)
+          left = TakeLeft(p, transpose_a, rows, some, Block(a, lda, transpose_a, i0, k0), lda, left_panels);
+        MultiplyBlocks(p, rows, columns, some, left, {right_panels, some}, add || k0 > 0, c + i0 * ldc + j0, ldc);
+      }
+    }
+  }
 }
 
 void PackedRight::Resize(const CpuProducts& p, int64_t new_k, int64_t new_n) {
   k = new_k;
   n = new_n;
-  panels.resize(static_cast<size_t>(RoundUp(n, p.tile_columns) * k + kPanelSlack));
+  panels.Take(RoundUp(n, p.tile_columns) * k + kPanelSlack);
 }
 
 template <typename B>
@@ -214,11 +184,21 @@ void OwnGemm(const CpuProducts& p, Transpose transpose_a, int64_t m, int64_t n, 
              const PackedRight& packed, int64_t first, bool add, float* c, int64_t ldc) {
   if (k == 0) return ClearUnlessAdded(m, n, add, c, ldc);
   const int64_t depth = BlockDepth(packed.k), width = RoundUp(packed.n, p.tile_columns);
-  MultiplyByBlocks(p, transpose_a, m, n, k, a, lda, depth, RightColumns(p, depth), add, c, ldc,
-                   [&](int64_t k0, int64_t j0, int64_t, int64_t) {
-                     const int64_t right_k = std::min(depth, packed.k - k0);
-                     return RightBlock{packed.panels.data() + k0 * width + (first + j0) * right_k, right_k};
-                   });
+  const int64_t block_columns = RightColumns(p, depth);
+  float* left_panels = left_scratch.Take(PanelElements(std::min(m, kLeftRows), p.tile_rows, depth));
+  // A block of C stays in the second-level cache while all of k is added to it.
+  for (int64_t j0 = 0; j0 < n; j0 += block_columns) {
+    for (int64_t i0 = 0; i0 < m; i0 += kLeftRows) {
+      const int64_t rows = std::min(kLeftRows, m - i0), columns = std::min(block_columns, n - j0);
+      for (int64_t k0 = 0; k0 < k; k0 += depth) {
+        const int64_t some = std::min(depth, k - k0), right_k = std::min(depth, packed.k - k0);
+        const RightBlock right = {packed.panels.data() + k0 * width + (first + j0) * right_k, right_k};
+        const LeftBlock left =
+            TakeLeft(p, transpose_a, rows, some, Block(a, lda, transpose_a, i0, k0), lda, left_panels);
+        MultiplyBlocks(p, rows, columns, some, left, right, add || k0 > 0, c + i0 * ldc + j0, ldc);
+      }
+    }
+  }
 }
 
 ProductPieces CutProduct(const CpuProducts& p, int64_t m, int64_t n, int64_t k, int64_t threads) {

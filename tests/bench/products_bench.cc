@@ -111,6 +111,7 @@ class Bench {
   // Every thread multiplies blocks of its own that stay in its caches.
   double Peak() {
     constexpr int64_t kRows = 96, kColumns = 384, kInner = 257;
+    constexpr int kTimes = 400;
     const int64_t threads = CpuThreads();
     double best = 1e9;
     for (int round = 0; round < rounds_; ++round) {
@@ -119,14 +120,14 @@ class Bench {
                           const int64_t at = t << 20;
                           RightOperand<float> right;
                           right.Set(Transpose::kNo, kInner, kColumns, b_.data() + at, kColumns);
-                          for (int i = 0; i < 50; ++i) {
+                          for (int i = 0; i < kTimes; ++i) {
                             right.Multiply(Transpose::kNo, kRows, kColumns, kInner, a_.data() + at, kInner,
                                            /*add=*/false, c_.data() + at, kColumns);
                           }
                         });
                       }));
     }
-    return static_cast<double>(threads) * 50 * 2 * kRows * kColumns * kInner / best / 1e9;
+    return static_cast<double>(threads) * kTimes * 2 * kRows * kColumns * kInner / best / 1e9;
   }
 
   // Weights of 256 MiB in float32, in pieces that no cache holds from one use to the next.
