@@ -26,6 +26,7 @@ at::ScalarType ArithmeticType(at::ScalarType dtype);
 // ---- Matrix products (matmul.cc) ----
 // x [T, K], w [N, K] -> x w^T [T, N]; residual [T, N], if defined, is added.
 at::Tensor MatmulTransposed(const at::Tensor& x, const at::Tensor& w, const at::Tensor& residual = {});
+at::Tensor Gram(const at::Tensor& x);  // x x^T [T, T]; on the CPU, float32
 // dy [T, N], w [N, K] -> dy w [T, K].
 at::Tensor Matmul(const at::Tensor& dy, const at::Tensor& w);
 // y [T, N] += x w^T and dx [T, K] += dy w. All but w may be columns of wider matrices.

@@ -21,11 +21,11 @@ constexpr int kTileColumns = kTileVectors * kLanes;
 constexpr int kMostFewRows = kLanes == 16 ? 8 : 4;  // beside a square of vectors
 
 typedef float Vector __attribute__((vector_size(4 * kLanes)));
-typedef float UnalignedVector __attribute__((vector_size(4 * kLanes), aligned(4)));
+typedef float UnalignedVector __attribute__((vector_size(4 * kLanes), aligned(4), may_alias));
 typedef int32_t Indices __attribute__((vector_size(4 * kLanes)));
 typedef uint32_t Words __attribute__((vector_size(4 * kLanes)));
 typedef Words UnalignedWords __attribute__((aligned(2), may_alias));
-typedef uint16_t UnalignedHalves __attribute__((vector_size(2 * kLanes), aligned(2)));
+typedef uint16_t UnalignedHalves __attribute__((vector_size(2 * kLanes), aligned(2), may_alias));
 
 inline Vector LoadVector(const float* from) { return *reinterpret_cast<const UnalignedVector*>(from); }
 inline Vector LoadVector(const Bf16* from) {

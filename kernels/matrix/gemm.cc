@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <type_traits>
+#include <utility>
 #include <vector>
 
 #include "kernels/base/thread_pool.h"
@@ -151,6 +152,34 @@ void ParallelGemm(Transpose transpose_a, Transpose transpose_b, int64_t m, int64
     } else {
       const B* b_part = b + (transpose_b == Transpose::kNo ? begin : begin * ldb);
       Gemm(transpose_a, transpose_b, m, end - begin, k, a, lda, b_part, ldb, add, c + begin, ldc);
+    }
+  });
+}
+
+void ParallelGram(int64_t m, int64_t k, const float* a, int64_t lda, float* c, int64_t ldc) {
+  // A multiple of all tiles.
+  constexpr int64_t kPiece = 96;
+  if (chosen != ProductLibrary::kOwn || k == 0)
+    return ParallelGemm(Transpose::kNo, Transpose::kYes, m, m, k, a, lda, a, lda, /*add=*/false, c, ldc);
+  const CpuProducts& p = Products();
+  PackedRight packed;
+  packed.Resize(p, k, m);
+  ParallelRanges(m, kPiece,
+                 [&](int64_t first, int64_t end) { PackRight(p, Transpose::kYes, a, lda, first, end, &packed); });
+  // Pieces on and below the diagonal, row by row.
+  const int64_t pieces = (m + kPiece - 1) / kPiece;
+  std::vector<std::pair<int64_t, int64_t>> lower;
+  for (int64_t i = 0; i < pieces; ++i) {
+    for (int64_t j = 0; j <= i; ++j) lower.emplace_back(i * kPiece, j * kPiece);
+  }
+  ParallelTasks(static_cast<int64_t>(lower.size()), [&](int64_t task) {
+    const auto [row, column] = lower[static_cast<size_t>(task)];
+    const int64_t rows = std::min(kPiece, m - row), columns = std::min(kPiece, m - column);
+    OwnGemm(p, Transpose::kNo, rows, columns, k, a + row * lda, lda, packed, column, /*add=*/false,
+            c + row * ldc + column, ldc);
+    if (row == column) return;
+    for (int64_t i = row; i < row + rows; ++i) {
+      for (int64_t j = column; j < column + columns; ++j) c[j * ldc + i] = c[i * ldc + j];
     }
   });
 }

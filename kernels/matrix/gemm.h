@@ -40,6 +40,10 @@ template <typename A, typename B, typename C>
 void ParallelGemm(Transpose transpose_a, Transpose transpose_b, int64_t m, int64_t n, int64_t k, const A* a,
                   int64_t lda, const B* b, int64_t ldb, bool add, C* c, int64_t ldc);
 
+// C [m, m] = A A^T with A [m, k] in single precision: symmetric, so about half of the work, and the bits of the
+// product.
+void ParallelGram(int64_t m, int64_t k, const float* a, int64_t lda, float* c, int64_t ldc);
+
 // op(B) of several products, prepared once. T: float, double.
 template <typename T>
 class RightOperand {

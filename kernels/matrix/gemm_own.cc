@@ -184,12 +184,12 @@ void OwnGemm(const CpuProducts& p, Transpose transpose_a, int64_t m, int64_t n, 
              const PackedRight& packed, int64_t first, bool add, float* c, int64_t ldc) {
   if (k == 0) return ClearUnlessAdded(m, n, add, c, ldc);
   const int64_t depth = BlockDepth(packed.k), width = RoundUp(packed.n, p.tile_columns);
-  const int64_t block_columns = RightColumns(p, depth);
   float* left_panels = left_scratch.Take(PanelElements(std::min(m, kLeftRows), p.tile_rows, depth));
-  // A block of C stays in the second-level cache while all of k is added to it.
-  for (int64_t j0 = 0; j0 < n; j0 += block_columns) {
+  // A block of C stays in the second-level cache while all of k is added to it; B comes from the next level.
+  constexpr int64_t kColumns = 1024;
+  for (int64_t j0 = 0; j0 < n; j0 += kColumns) {
     for (int64_t i0 = 0; i0 < m; i0 += kLeftRows) {
-      const int64_t rows = std::min(kLeftRows, m - i0), columns = std::min(block_columns, n - j0);
+      const int64_t rows = std::min(kLeftRows, m - i0), columns = std::min(kColumns, n - j0);
       for (int64_t k0 = 0; k0 < k; k0 += depth) {
         const int64_t some = std::min(depth, k - k0), right_k = std::min(depth, packed.k - k0);
         const RightBlock right = {packed.panels.data() + k0 * width + (first + j0) * right_k, right_k};

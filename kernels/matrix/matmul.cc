@@ -43,6 +43,12 @@ at::Tensor MatmulTransposed(const at::Tensor& x, const at::Tensor& w, const at::
   return Narrowed(y, x.scalar_type());
 }
 
+at::Tensor Gram(const at::Tensor& x) {
+  at::Tensor gram = at::empty({x.size(0), x.size(0)}, x.options());
+  ParallelGram(x.size(0), x.size(1), Data<float>(x), x.stride(0), Data<float>(gram), gram.stride(0));
+  return gram;
+}
+
 void SetMatmulTransposed(at::Tensor y, const at::Tensor& x, const at::Tensor& w) {
   CheckSizes("y = x w^T", x.size(1), w.size(1));
   CpuGemm(Transpose::kNo, Transpose::kYes, x, w, /*add=*/false, y);

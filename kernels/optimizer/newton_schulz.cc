@@ -44,10 +44,10 @@ at::Tensor IterateOnCpu(at::Tensor x, const NewtonSchulzRule& rule) {
   });
   RoundTo(rule.type, x);
   for (int step = 0; step < rule.steps; ++step) {
-    at::Tensor gram = MatmulTransposed(x, x);
+    at::Tensor gram = Gram(x);
     RoundTo(rule.type, gram);
-    // gram is symmetric.
-    const at::Tensor polynomial = Combined(rule.b, gram, rule.c, Matmul(gram, gram), rule.type);
+    // gram is symmetric, so its square is its own gram.
+    const at::Tensor polynomial = Combined(rule.b, gram, rule.c, Gram(gram), rule.type);
     x = Combined(rule.a, x, 1, Matmul(polynomial, x), rule.type);
   }
   return x;

@@ -103,6 +103,14 @@ TEST(GemmTest, WithoutAddItIgnoresWhatWasThere) {
   EXPECT_EQ(c.item<float>(), 12);
 }
 
+TEST(GramTest, TheSameBitsAsTheProduct) {
+  TestTensors random(94);
+  for (const auto& [rows, columns] : {std::pair<int64_t, int64_t>{1, 3}, {96, 50}, {97, 400}, {300, 31}, {250, 700}}) {
+    const at::Tensor x = random.Normal({rows, columns}, at::kFloat);
+    EXPECT_TRUE(Gram(x).equal(MatmulTransposed(x, x))) << rows << " x " << columns;
+  }
+}
+
 TEST(MatmulDeathTest, InnerSizesMustAgree) {
   TestTensors random(93);
   const at::Tensor x = random.Normal({2, 3}, at::kFloat), w = random.Normal({2, 4}, at::kFloat);

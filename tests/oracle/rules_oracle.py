@@ -151,7 +151,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trireme", default="build/bin/trireme")
     parser.add_argument("--encode-main", default="build/bin/encode_main", help="the binary of tests/data/encode_main.cc")
-    parser.add_argument("--texts", type=int, default=300, help="number of random texts")
+    parser.add_argument("--texts", type=int, default=600, help="number of random texts")
     parser.add_argument("--only", nargs="+", default=list(PUBLISHED), help="names of rules")
     args = parser.parse_args()
     try:

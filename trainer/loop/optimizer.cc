@@ -9,6 +9,7 @@
 #include <cstddef>
 
 #include "kernels/base/ops.h"
+#include "launch/base/log.h"
 #include "parallel/comm/mpi_group.h"
 #include "trainer/recipe/optimization.h"
 
@@ -91,6 +92,7 @@ struct Optimizer::Update {
     const double decay = spec->weight_decay.value_or(spec->decay ? rule_decay : 0);
     return decay == 0 ? 1.0F : static_cast<float>(1 - rate * decay);
   }
+  const at::Tensor& StateOf(const char* name) const { return state.find(name)->second; }
   bool bf16() const { return weights.scalar_type() == at::kBFloat16; }
 };
 
@@ -203,12 +205,12 @@ void Optimizer::StepAdamW(const Update& update, const at::Tensor& decision, cons
   rule.one_minus_beta2 = static_cast<float>(1 - c.beta2());
   rule.eps = static_cast<float>(c.eps());
   if (InEightBits(c, *update.spec)) {
-    const EightBitMoments moments = {update.state.at("exp_avg_codes"), update.state.at("exp_avg_sq_codes"),
-                                     update.state.at("exp_avg_absmax"), update.state.at("exp_avg_sq_absmax")};
+    const EightBitMoments moments = {update.StateOf("exp_avg_codes"), update.StateOf("exp_avg_sq_codes"),
+                                     update.StateOf("exp_avg_absmax"), update.StateOf("exp_avg_sq_absmax")};
     return AdamW8Update(rule, decision, update.weights, update.gradient, moments, tables_, update.copy, update.key,
                         update.index);
   }
-  const at::Tensor &m = update.state.at("exp_avg"), &v = update.state.at("exp_avg_sq");
+  const at::Tensor &m = update.StateOf("exp_avg"), &v = update.StateOf("exp_avg_sq");
   if (update.bf16()) {
     AdamWUpdateBf16(rule, decision, update.weights, update.gradient, m, v, update.key, update.index);
   } else {
@@ -225,7 +227,7 @@ void Optimizer::StepLion(const Update& update, const at::Tensor& decision) const
   rule.beta2 = static_cast<float>(c.beta2());
   rule.one_minus_beta1 = static_cast<float>(1 - c.beta1());
   rule.one_minus_beta2 = static_cast<float>(1 - c.beta2());
-  const at::Tensor& m = update.state.at("exp_avg");
+  const at::Tensor& m = update.StateOf("exp_avg");
   if (update.bf16()) {
     LionUpdateBf16(rule, decision, update.weights, update.gradient, m, update.key, update.index);
   } else {
@@ -261,7 +263,7 @@ void Optimizer::StepMuon(int64_t step, double learning_rate, const at::Tensor& d
     ParameterBuffer* buffer = matrices_->buffers()[round];
     directions[round] = at::empty(buffer->own_gradient().sizes(), buffer->own_gradient().options());
     EachUpdate(buffer, step, learning_rate, /*muon=*/true, [&](const Update& update) {
-      MuonMomentum(momentum, decision, update.gradient, update.state.at("momentum_buffer"),
+      MuonMomentum(momentum, decision, update.gradient, update.StateOf("momentum_buffer"),
                    part_of(directions[round], update));
     });
     matrices_->StartGather(round, directions[round]);
@@ -287,7 +289,12 @@ void Optimizer::StepMuon(int64_t step, double learning_rate, const at::Tensor& d
   for (int round = 0; round < rounds; ++round) {
     if (round == 0) begin(0);
     if (round + 1 < rounds) begin(round + 1);
-    matrices_->Change(round, [this](const at::Tensor& matrix) { return Orthogonalized(matrix, newton_schulz_); });
+    matrices_->Change(round, [this](const at::Tensor& matrix) {
+      const double start = MonotonicSeconds();
+      at::Tensor direction = Orthogonalized(matrix, newton_schulz_);
+      if (matrix.is_cpu()) newton_schulz_seconds_ += MonotonicSeconds() - start;
+      return direction;
+    });
     if (round > 0) finish(round - 1);
   }
   if (rounds > 0) finish(rounds - 1);

@@ -45,6 +45,8 @@ class Optimizer {
   };
   const std::vector<State>& states() const { return states_; }
   int64_t MemoryBytes() const;
+  // What Newton-Schulz took on this rank so far, all steps together; 0 on a GPU, which nobody waits for.
+  double newton_schulz_seconds() const { return newton_schulz_seconds_; }
 
  private:
   struct Update;  // of one segment, in one step
@@ -67,6 +69,7 @@ class Optimizer {
   std::map<std::pair<const ParameterBuffer*, std::string>, size_t> found_;  // of states_
   std::unique_ptr<WholeMatrices> matrices_;                                 // Muon's; null: there are none
   NewtonSchulzRule newton_schulz_;
+  double newton_schulz_seconds_ = 0;
   MomentTables tables_;  // of AdamW in 8 bits
 };
 

@@ -80,6 +80,7 @@ struct Training {
   TrainProgress progress;  // updates and consecutive_skips are those of the last step whose results are known
   std::deque<IssuedStep> issued = {};
   double begin = 0, settled = 0;  // MonotonicSeconds() of the first step and of the last results or what came after
+  double step_seconds = 0;        // of all steps whose results are known
   int64_t first_step = 0;         // done when the job began
 };
 
@@ -209,6 +210,7 @@ absl::Status Settle(Training& training, int64_t ahead) {
     training.issued.pop_front();
     const StepResults results = issued.results.Wait();
     const double seconds = MonotonicSeconds() - std::exchange(training.settled, MonotonicSeconds());
+    training.step_seconds += seconds;
     RETURN_IF_ERROR(ApplyNonFinitePolicy(training, issued.step, results));
     RETURN_IF_ERROR(Record(training, issued, results, seconds));
     RETURN_IF_ERROR(RecordOrCompareNorms(training, issued.step, results.loss, issued.norms));
@@ -406,6 +408,10 @@ absl::Status Finish(Training& training, const Extensions& extensions, const Rank
   const auto held = static_cast<double>(PeakTensorBytes(training.mesh.device()));
   Info(absl::StrFormat("memory: at most %s of tensors on this rank, %+.1f%% of the estimate", HumanBytes(held),
                        100 * (held / static_cast<double>(estimate.total()) - 1)));
+  if (training.optimizer.newton_schulz_seconds() > 0) {
+    Info(absl::StrFormat("Newton-Schulz: %.1f%% of the steps' time on this rank",
+                         100 * training.optimizer.newton_schulz_seconds() / training.step_seconds));
+  }
   if (training.metrics != nullptr) RETURN_IF_ERROR(training.metrics->Flush());
   if (status.ok() || ExitCodeOf(status) == ExitCode::kPreempted)
     RETURN_IF_ERROR(SaveAdapter(recipe, progress.step(), training.mesh));
