@@ -3,9 +3,9 @@
 //     ninja -C build products_bench && build/bin/products_bench [--threads 2] [--rounds 15]
 //
 // For each shape: gigaflops of the fastest round of each contender, Trireme's factor against the faster library, and
-// its share of the peak (a product whose operands stay in the caches). Rows of decoding read a weight that is in no
-// cache: gigabytes of weights per second, and the share of a plain read's. Two runs differ by what else the machine
-// does.
+// its share of the peak (a tile whose operands stay in the first-level cache). Rows of decoding read a weight that is
+// in no cache: gigabytes of weights per second, and the share of a plain read's. Two runs differ by what else the
+// machine does.
 #include <absl/strings/numbers.h>
 
 #include <algorithm>
@@ -20,6 +20,7 @@
 
 #include "kernels/base/thread_pool.h"
 #include "kernels/cpu/loops.h"
+#include "kernels/cpu/products.h"
 #include "kernels/matrix/gemm.h"
 
 namespace trireme {
@@ -108,26 +109,24 @@ class Bench {
     return factor;
   }
 
-  // Every thread multiplies blocks of its own that stay in its caches.
+  // Every thread repeats a tile whose operands stay in its first-level cache.
   double Peak() {
-    constexpr int64_t kRows = 96, kColumns = 384, kInner = 257;
-    constexpr int kTimes = 400;
+    constexpr int64_t kInner = 128, kTimes = 20000;
+    const CpuProducts& p = Products();
     const int64_t threads = CpuThreads();
     double best = 1e9;
     for (int round = 0; round < rounds_; ++round) {
       best = std::min(best, Seconds([&] {
                         ParallelTasks(threads, [&](int64_t t) {
-                          const int64_t at = t << 20;
-                          RightOperand<float> right;
-                          right.Set(Transpose::kNo, kInner, kColumns, b_.data() + at, kColumns);
-                          for (int i = 0; i < kTimes; ++i) {
-                            right.Multiply(Transpose::kNo, kRows, kColumns, kInner, a_.data() + at, kInner,
-                                           /*add=*/false, c_.data() + at, kColumns);
+                          const int64_t at = t << 16;
+                          for (int64_t i = 0; i < kTimes; ++i) {
+                            p.tile(kInner, a_.data() + at, b_.data() + at, p.tile_rows, p.tile_columns, /*add=*/false,
+                                   c_.data() + at, p.tile_columns);
                           }
                         });
                       }));
     }
-    return static_cast<double>(threads) * kTimes * 2 * kRows * kColumns * kInner / best / 1e9;
+    return 2.0 * static_cast<double>(threads * kTimes * p.tile_rows * p.tile_columns * kInner) / best / 1e9;
   }
 
   // Weights of 256 MiB in float32, in pieces that no cache holds from one use to the next.
