@@ -47,6 +47,18 @@ inline Vector Broadcast(const float* from) {
 inline float LoadElement(float value) { return value; }
 inline float LoadElement(Bf16 value) { return ToFloat(value); }
 
+// Lanes of a, then of b, by their numbers.
+inline Vector Shuffled(Vector a, Vector b, Indices lanes) {
+#if defined(__clang__)  // which lacks GCC's operation
+  Vector result = {};
+  for (int lane = 0; lane < kLanes; ++lane)
+    result[lane] = lanes[lane] < kLanes ? a[lanes[lane]] : b[lanes[lane] - kLanes];
+  return result;
+#else
+  return __builtin_shuffle(a, b, lanes);
+#endif
+}
+
 // One step of transposing rows: swaps, for each pair of rows `kDistance` apart, the lanes whose index has that bit in
 // the upper row with those that do not in the lower.
 template <int kDistance>
@@ -60,8 +72,8 @@ inline __attribute__((always_inline)) void Exchange(Vector* rows) {
   for (int i = 0; i < kLanes; ++i) {
     if ((i & kDistance) != 0) continue;
     const Vector upper = rows[i], lower = rows[i + kDistance];
-    rows[i] = __builtin_shuffle(upper, lower, low);
-    rows[i + kDistance] = __builtin_shuffle(upper, lower, high);
+    rows[i] = Shuffled(upper, lower, low);
+    rows[i + kDistance] = Shuffled(upper, lower, high);
   }
 }
 

@@ -219,7 +219,8 @@ ProductPieces CutProduct(const CpuProducts& p, int64_t m, int64_t n, int64_t k, 
       const int64_t times_left = (columns + block_columns - 1) / block_columns;
       const auto r = static_cast<double>(std::min(rows, m)), c = static_cast<double>(std::min(columns, n));
       const double task = r * c + kPacking * (r * static_cast<double>(times_left) + c);
-      const double time = task * (static_cast<double>((tasks + threads - 1) / threads) + kJitter);
+      const int64_t of_a_thread = (tasks + threads - 1) / threads;
+      const double time = task * (static_cast<double>(of_a_thread) + kJitter);
       if (best_time >= 0 && time >= best_time) continue;
       best_time = time;
       best = {rows, columns};
