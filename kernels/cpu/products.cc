@@ -320,20 +320,14 @@ void FewRows(int64_t rows, int64_t n, int64_t k, const float* left, int64_t lda,
   }
 }
 
+template <typename T>
+constexpr TypedProducts<T> kTyped = {&Pack<kTileRows, T>, &Pack<kTileColumns, T>, &FewRows<T>};
+
 }  // namespace
 
 const CpuProducts& TRIREME_PRODUCTS() {
-  static const CpuProducts products = {kTileRows,
-                                       kTileColumns,
-                                       &Pack<kTileRows, float>,
-                                       &Pack<kTileColumns, float>,
-                                       &Pack<kTileRows, Bf16>,
-                                       &Pack<kTileColumns, Bf16>,
-                                       &Tile,
-                                       &AnyTile<false>,
-                                       kMostFewRows,
-                                       &FewRows<float>,
-                                       &FewRows<Bf16>};
+  static const CpuProducts products = {kTileRows,    kTileColumns, kMostFewRows,   kTyped<float>,
+                                       kTyped<Bf16>, &Tile,        &AnyTile<false>};
   return products;
 }
 

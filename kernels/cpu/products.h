@@ -31,10 +31,17 @@ template <typename T>
 using MultiplyFewRows = void (*)(int64_t rows, int64_t n, int64_t k, const float* left, int64_t lda, const T* right,
                                  int64_t ldb, bool add, float* c, int64_t ldc);
 
+// What reads operands stored as T.
+template <typename T>
+struct TypedProducts {
+  PackPanels<T> pack_left, pack_right;
+  MultiplyFewRows<T> few_rows;
+};
+
 struct CpuProducts {
-  int64_t tile_rows, tile_columns;
-  PackPanels<float> pack_left, pack_right;
-  PackPanels<Bf16> pack_left_bf16, pack_right_bf16;
+  int64_t tile_rows, tile_columns, most_few_rows;
+  TypedProducts<float> f32;
+  TypedProducts<Bf16> bf16;
   // c [rows, columns] = left right, or with `add` c + left right; rows <= tile_rows, columns <= tile_columns. left is a
   // panel.
   void (*tile)(int64_t k, const float* left, const float* right, int64_t rows, int64_t columns, bool add, float* c,
@@ -42,9 +49,9 @@ struct CpuProducts {
   // The same with rows of A as they lie, lda apart.
   void (*tile_of_rows)(int64_t k, const float* left, int64_t lda, const float* right, int64_t rows, int64_t columns,
                        bool add, float* c, int64_t ldc);
-  int64_t most_few_rows;
-  MultiplyFewRows<float> few_rows;
-  MultiplyFewRows<Bf16> few_rows_bf16;
+
+  const TypedProducts<float>& Of(float) const { return f32; }
+  const TypedProducts<Bf16>& Of(Bf16) const { return bf16; }
 };
 
 const CpuProducts& Products();

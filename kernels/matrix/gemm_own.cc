@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <memory>
 
+#include "kernels/cpu/loops.h"
 #include "kernels/matrix/gemm_backend.h"
 
 namespace trireme {
@@ -30,26 +31,6 @@ int64_t PanelElements(int64_t lines, int64_t width, int64_t depth) {
   return RoundUp(lines, width) * depth + kPanelSlack;
 }
 
-template <typename T>
-void PackLeftBlock(const CpuProducts& p, Transpose transpose, int64_t rows, int64_t k, const T* a, int64_t lda,
-                   float* to) {
-  if constexpr (std::is_same_v<T, Bf16>) {
-    p.pack_left_bf16(transpose == Transpose::kNo, rows, k, a, lda, to);
-  } else {
-    p.pack_left(transpose == Transpose::kNo, rows, k, a, lda, to);
-  }
-}
-
-template <typename T>
-void PackRightBlock(const CpuProducts& p, Transpose transpose, int64_t columns, int64_t k, const T* b, int64_t ldb,
-                    float* to) {
-  if constexpr (std::is_same_v<T, Bf16>) {
-    p.pack_right_bf16(transpose == Transpose::kYes, columns, k, b, ldb, to);
-  } else {
-    p.pack_right(transpose == Transpose::kYes, columns, k, b, ldb, to);
-  }
-}
-
 // A block of A for tiles: its rows where they lie, or panels.
 struct LeftBlock {
   const float* data;
@@ -64,7 +45,7 @@ LeftBlock TakeLeft(const CpuProducts& p, Transpose transpose, int64_t rows, int6
   if constexpr (std::is_same_v<T, float>) {
     if (transpose == Transpose::kNo && lda % kCacheWay != 0) return {a, lda};
   }
-  PackLeftBlock(p, transpose, rows, k, a, lda, scratch);
+  p.Of(T()).pack_left(transpose == Transpose::kNo, rows, k, a, lda, scratch);
   return {scratch, 0};
 }
 
@@ -101,10 +82,6 @@ const T* Block(const T* matrix, int64_t ld, Transpose transpose, int64_t row, in
   return transpose == Transpose::kNo ? matrix + row * ld + column : matrix + column * ld + row;
 }
 
-}  // namespace
-
-namespace {
-
 // Few rows and columns whose k is contiguous: B is read along its lines, each to its end, and no panels are made.
 template <typename B>
 void MultiplyFew(const CpuProducts& p, int64_t m, int64_t n, int64_t k, const float* a, int64_t lda, const B* b,
@@ -114,12 +91,7 @@ void MultiplyFew(const CpuProducts& p, int64_t m, int64_t n, int64_t k, const fl
   for (int64_t j = 0; j < n; j += kColumns) {
     for (int64_t k0 = 0; k0 < k; k0 += depth) {
       const int64_t columns = std::min(kColumns, n - j), some = std::min(depth, k - k0);
-      const B* lines = b + j * ldb + k0;
-      if constexpr (std::is_same_v<B, Bf16>) {
-        p.few_rows_bf16(m, columns, some, a + k0, lda, lines, ldb, add || k0 > 0, c + j, ldc);
-      } else {
-        p.few_rows(m, columns, some, a + k0, lda, lines, ldb, add || k0 > 0, c + j, ldc);
-      }
+      p.Of(B()).few_rows(m, columns, some, a + k0, lda, b + j * ldb + k0, ldb, add || k0 > 0, c + j, ldc);
     }
   }
 }
@@ -135,7 +107,7 @@ void OwnGemm(const CpuProducts& p, Transpose transpose_a, Transpose transpose_b,
       MultiplyFew(p, m, n, k, a, lda, b, ldb, add, c, ldc);
     } else {
       float* wide = left_scratch.Take(m * k);
-      for (int64_t i = 0; i < m; ++i) std::transform(a + i * lda, a + i * lda + k, wide + i * k, &ToFloat);
+      for (int64_t i = 0; i < m; ++i) Loops().bf16.widen(k, a + i * lda, wide + i * k);
       MultiplyFew(p, m, n, k, wide, k, b, ldb, add, c, ldc);
     }
     return;
@@ -151,7 +123,8 @@ void OwnGemm(const CpuProducts& p, Transpose transpose_a, Transpose transpose_b,
     if (some_rows) left = TakeLeft(p, transpose_a, m, some, Block(a, lda, transpose_a, 0, k0), lda, left_panels);
     for (int64_t j0 = 0; j0 < n; j0 += block_columns) {
       const int64_t columns = std::min(block_columns, n - j0);
-      PackRightBlock(p, transpose_b, columns, some, Block(b, ldb, transpose_b, k0, j0), ldb, right_panels);
+      p.Of(B()).pack_right(transpose_b == Transpose::kYes, columns, some, Block(b, ldb, transpose_b, k0, j0), ldb,
+                           right_panels);
       for (int64_t i0 = 0; i0 < m; i0 += kLeftRows) {
         const int64_t rows = std::min(kLeftRows, m - i0);
         if (!some_rows)
@@ -174,8 +147,8 @@ void PackRight(const CpuProducts& p, Transpose transpose, const B* b, int64_t ld
   const int64_t k = packed->k, depth = BlockDepth(k), width = RoundUp(packed->n, p.tile_columns);
   for (int64_t k0 = 0; k0 < k; k0 += depth) {
     const int64_t some = std::min(depth, k - k0);
-    PackRightBlock(p, transpose, end - first, some, Block(b, ldb, transpose, k0, first), ldb,
-                   packed->panels.data() + k0 * width + first * some);
+    p.Of(B()).pack_right(transpose == Transpose::kYes, end - first, some, Block(b, ldb, transpose, k0, first), ldb,
+                         packed->panels.data() + k0 * width + first * some);
   }
 }
 
