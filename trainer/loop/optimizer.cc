@@ -20,10 +20,6 @@ at::Tensor Part(const at::Tensor& tensor, int64_t begin, int64_t numel) {
   return tensor.defined() ? tensor.narrow(0, begin, numel) : tensor;
 }
 
-bool ByMuon(const OptimizerConfig& config, const ParameterSpec& spec) {
-  return config.has_muon() && spec.trainable && spec.block_matrix;
-}
-
 // The work of one of Muon's steps: two products with the smaller side squared, one of it alone.
 double MuonCost(int64_t rows, int64_t columns) {
   const auto small = static_cast<double>(std::min(rows, columns)), large = static_cast<double>(std::max(rows, columns));
@@ -44,34 +40,9 @@ NewtonSchulzRule NewtonSchulzOf(const Muon& muon, at::Device device) {
   return rule;
 }
 
-// bitsandbytes leaves small parameters as they are, too (min_8bit_size).
-bool InEightBits(const AdamW& config, const ParameterSpec& spec) {
-  return config.state() == AdamW::INT8 && KeepsMomentCodes(spec);
-}
-
 double MuonScale(const Muon& muon, int64_t rows, int64_t columns) {
   const auto r = static_cast<double>(rows), c = static_cast<double>(columns);
   return muon.scaling() == Muon::MATCH_RMS_ADAMW ? 0.2 * std::sqrt(std::max(r, c)) : std::sqrt(std::max(1.0, r / c));
-}
-
-struct StateKind {
-  const char* name;
-  at::ScalarType type = at::kFloat;
-  int64_t block = 1;
-};
-
-// What the rule keeps of a parameter.
-std::vector<StateKind> StatesOf(const OptimizerConfig& config, const ParameterSpec& spec) {
-  if (!spec.trainable) return {};
-  if (ByMuon(config, spec)) return {{"momentum_buffer"}};
-  if (config.has_lion()) return {{"exp_avg"}};
-  if (config.has_sgd())
-    return config.sgd().momentum() > 0 ? std::vector<StateKind>{{"velocity"}} : std::vector<StateKind>();
-  if (!InEightBits(AdamWOf(config), spec)) return {{"exp_avg"}, {"exp_avg_sq"}};
-  return {{"exp_avg_codes", at::kByte},
-          {"exp_avg_sq_codes", at::kByte},
-          {"exp_avg_absmax", at::kFloat, kMomentBlock},
-          {"exp_avg_sq_absmax", at::kFloat, kMomentBlock}};
 }
 
 int64_t Entries(int64_t numel, int64_t block) { return (numel + block - 1) / block; }

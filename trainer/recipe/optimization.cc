@@ -245,17 +245,36 @@ void ObserveEvaluation(const PlateauShape& shape, double peak, double loss, Plat
   progress->set_bad_evaluations(0);
 }
 
+bool ByMuon(const OptimizerConfig& config, const ParameterSpec& spec) {
+  return config.has_muon() && spec.trainable && spec.block_matrix;
+}
+
+bool InEightBits(const AdamW& config, const ParameterSpec& spec) {
+  return config.state() == AdamW::INT8 && KeepsMomentCodes(spec);
+}
+
+std::vector<StateKind> StatesOf(const OptimizerConfig& config, const ParameterSpec& spec) {
+  if (!spec.trainable) return {};
+  if (ByMuon(config, spec)) return {{"momentum_buffer"}};
+  if (config.has_lion()) return {{"exp_avg"}};
+  if (config.has_sgd())
+    return config.sgd().momentum() > 0 ? std::vector<StateKind>{{"velocity"}} : std::vector<StateKind>();
+  if (!InEightBits(AdamWOf(config), spec)) return {{"exp_avg"}, {"exp_avg_sq"}};
+  return {{"exp_avg_codes", at::kByte},
+          {"exp_avg_sq_codes", at::kByte},
+          {"exp_avg_absmax", at::kFloat, kMomentBlock},
+          {"exp_avg_sq_absmax", at::kFloat, kMomentBlock}};
+}
+
 OptimizerMemory MemoryOf(const OptimizerConfig& optimizer) {
   OptimizerMemory memory;
-  const bool muon = optimizer.has_muon(), in_bytes = AdamWOf(optimizer).state() == AdamW::INT8;
-  const bool one_moment = optimizer.has_lion() || optimizer.sgd().momentum() > 0;
-  const bool two_moments = optimizer.has_adamw() || muon;
-  memory.state_bytes = [=](const ParameterSpec& spec) {
-    if (muon && spec.block_matrix) return 4.0;
-    if (two_moments && in_bytes && KeepsMomentCodes(spec)) return 2 * (1 + 4.0 / kMomentBlock);
-    return two_moments ? 8.0 : one_moment ? 4.0 : 0.0;
+  memory.state_bytes = [optimizer](const ParameterSpec& spec) {
+    double bytes = 0;
+    for (const StateKind& kind : StatesOf(optimizer, spec))
+      bytes += static_cast<double>(c10::elementSize(kind.type)) / static_cast<double>(kind.block);
+    return bytes;
   };
-  if (!muon) return memory;
+  if (!optimizer.has_muon()) return memory;
   memory.workspace_bytes = [](const ParameterSpec& spec) {
     if (!spec.block_matrix) return int64_t{0};
     const int64_t rows = spec.shape[0] / spec.matrices, columns = spec.shape[1], small = std::min(rows, columns);
@@ -275,8 +294,7 @@ void CheckMomentBlocks(const OptimizerConfig& optimizer, const EnginePlan& plan,
       const int over = spec.expert ? shards * tensor / plan.mesh.expert : shards;
       const absl::Status fits =
           CheckBlocks(spec, kMomentBlock, spec.expert ? plan.mesh.expert : tensor, cut ? over : 1, &before);
-      if (fits.ok() || !spec.trainable || !KeepsMomentCodes(spec)) continue;
-      if (optimizer.has_muon() && spec.block_matrix) continue;
+      if (fits.ok() || !spec.trainable || ByMuon(optimizer, spec) || !InEightBits(AdamWOf(optimizer), spec)) continue;
       problems->push_back(absl::StrCat("optimizer: state: INT8 has a scale for each ", kMomentBlock,
                                        " elements of a parameter, but ", fits.message(),
                                        ", so that ranks would share one; use state: FP32, or other numbers of ranks"));

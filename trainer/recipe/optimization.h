@@ -3,6 +3,8 @@
 #ifndef TRIREME_TRAINER_RECIPE_OPTIMIZATION_H_
 #define TRIREME_TRAINER_RECIPE_OPTIMIZATION_H_
 
+#include <c10/core/ScalarType.h>
+
 #include <cstdint>
 #include <string>
 #include <vector>
@@ -33,6 +35,19 @@ bool DependsOnLength(const LrScheduleConfig& schedule);
 
 // What an evaluation's loss changes about the steps that follow: PlateauProgress::factor multiplies their rates.
 void ObserveEvaluation(const PlateauShape& shape, double peak, double loss, PlateauProgress* progress);
+
+// Whether Muon updates the parameter, and whether an AdamW that does keeps its moments in 8 bits; bitsandbytes leaves
+// small parameters as they are, too (min_8bit_size).
+bool ByMuon(const OptimizerConfig& optimizer, const ParameterSpec& spec);
+bool InEightBits(const AdamW& adamw, const ParameterSpec& spec);
+
+// What the rule keeps of a parameter: a number of `type` for every `block` elements.
+struct StateKind {
+  const char* name;
+  at::ScalarType type = at::kFloat;
+  int64_t block = 1;
+};
+std::vector<StateKind> StatesOf(const OptimizerConfig& optimizer, const ParameterSpec& spec);
 
 // What the optimizer holds, for EstimateMemory().
 OptimizerMemory MemoryOf(const OptimizerConfig& optimizer);
